@@ -1,0 +1,5 @@
+"""A stage's curvature as a linear operator."""
+
+from stagetrace.curvature.choices import GaussNewton as GaussNewton
+from stagetrace.curvature.choices import Hessian as Hessian
+from stagetrace.curvature.choices import Identity as Identity

@@ -1,0 +1,132 @@
+"""Which curvature stands for a stage's second derivative: what the user chooses from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+
+from stagetrace.curvature.mean import MeanCurvature
+from stagetrace.curvature.operator import DiagonalOperator, IdentityOperator, LinearOperator
+from stagetrace.curvature.plan import Matrix
+from stagetrace.errors import refuse
+from stagetrace.objectives.objective import splits
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.stage import check_count
+
+GIB = 2**30
+
+
+class Curvature(Protocol):
+    """A choice of curvature; `operator` builds it for a stage at its place in a chain."""
+
+    def operator(self, problem: Problem) -> LinearOperator:
+        """The curvature in the stage's own parameters, `[own.size, own.size]`, penalties included."""
+        ...
+
+    def indices(self, problem: Problem) -> Sequence[int]:
+        """The stage's examples it averages over."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Hessian:
+    """The exact Hessian of what the stage minimised: mean loss, weight decay and proximal pull.
+
+    `H = (1/n) sum_i d2 loss_i + weight_decay I + 2 alpha P_W`. It may be indefinite away from a minimum.
+
+    Args:
+        examples: how many of the stage's examples to average over; None takes all. A subset is drawn without
+            replacement by `seed` and used for the coupling between stages too.
+        seed: of the draw.
+        memory: bytes that intermediates may take per process; beyond it products are computed anew, chunk by chunk.
+
+    Source: Chen et al. (2020), eq. 9-15; Pearlmutter (1994) for the products.
+    """
+
+    examples: int | None = None
+    seed: int = 0
+    memory: int = 2 * GIB
+
+    def __post_init__(self) -> None:
+        _check_subset("Hessian", self.examples, self.seed, self.memory)
+
+    def operator(self, problem: Problem) -> LinearOperator:
+        return _mean_and_penalty(problem, "Hessian", self.indices(problem), self.memory)
+
+    def indices(self, problem: Problem) -> Sequence[int]:
+        return seeded_subset(len(problem.stage.examples), self.examples, self.seed)
+
+
+@final
+@dataclass(frozen=True)
+class GaussNewton:
+    """The Gauss-Newton part of the Hessian: `(1/n) sum_i J_i' (d2 loss_i / d outputs2) J_i` and the penalties.
+
+    Positive semi-definite for the usual losses, so it can be inverted where the Hessian is indefinite; equal to the
+    Hessian for linear models and where the loss's slopes vanish. Needs an objective split into outputs and losses.
+
+    Args:
+        examples, seed, memory: as for `Hessian`.
+
+    Source: Schraudolph (2002); Martens (2020), section 8.
+    """
+
+    examples: int | None = None
+    seed: int = 0
+    memory: int = 2 * GIB
+
+    def __post_init__(self) -> None:
+        _check_subset("GaussNewton", self.examples, self.seed, self.memory)
+
+    def operator(self, problem: Problem) -> LinearOperator:
+        if not splits(problem.stage.loss):
+            refuse(
+                f"{problem.stage.where}: GaussNewton needs to know the model's outputs, but the objective is a plain loss "
+                "function; give an objective with outputs(model, batch) and losses(outputs, batch), or use Hessian()"
+            )
+        return _mean_and_penalty(problem, "GaussNewton", self.indices(problem), self.memory)
+
+    def indices(self, problem: Problem) -> Sequence[int]:
+        return seeded_subset(len(problem.stage.examples), self.examples, self.seed)
+
+
+@final
+@dataclass(frozen=True)
+class Identity:
+    """The identity in place of the curvature, penalties left out: the gradient dot product.
+
+    The coupling between stages stays exact. Source: the ablation of Chen et al. (2020), figure 3.
+    """
+
+    def operator(self, problem: Problem) -> LinearOperator:
+        return IdentityOperator(problem.own.size, problem.own.dtype, problem.own.device)
+
+    def indices(self, problem: Problem) -> Sequence[int]:
+        return range(len(problem.stage.examples))
+
+
+def seeded_subset(total: int, examples: int | None, seed: int) -> Sequence[int]:
+    """`examples` of `total` indices, ascending, the same on every machine for the same seed.
+
+    Example:
+        >>> list(seeded_subset(4, None, seed=0)), len(seeded_subset(100, 10, seed=0))
+        ([0, 1, 2, 3], 10)
+    """
+    if examples is None or examples >= total:
+        return range(total)
+    generator = torch.Generator().manual_seed(seed)
+    return sorted(torch.randperm(total, generator=generator)[:examples].tolist())
+
+
+def _mean_and_penalty(problem: Problem, matrix: Matrix, indices: Sequence[int], memory: int) -> LinearOperator:
+    return MeanCurvature.planned(problem.risk, matrix, indices, memory) + DiagonalOperator(problem.penalty)
+
+
+def _check_subset(what: str, examples: int | None, seed: int, memory: int) -> None:
+    if examples is not None:
+        check_count(examples, f"{what}(examples=...)")
+    check_count(memory, f"{what}(memory=...), in bytes,")
+    if not isinstance(seed, int):
+        refuse(f"{what}(seed=...) must be a whole number, got {seed!r}")

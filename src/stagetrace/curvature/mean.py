@@ -1,0 +1,75 @@
+"""The mean over examples of a second derivative, as a linear operator: the one data loop of all curvature."""
+
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.chunk import Product
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.errors import SolveError
+from stagetrace.parallel import world
+from stagetrace.stages.data import Batch
+from stagetrace.stages.gradient import explain_not_finite
+from stagetrace.stages.risk import Risk
+
+
+@final
+class MeanCurvature(LinearOperator):
+    """`(1/n) sum_i d2 loss_i` (or its Gauss-Newton part) over some examples, in a stage's own parameters.
+
+    Examples are sharded over processes, vectors are not. Chunks are kept between products where the plan says so.
+
+    Args:
+        risk: the losses and the point they are differentiated at.
+        indices: the examples averaged over.
+        plan: how products are computed; see `make_plan`.
+    """
+
+    def __init__(self, risk: Risk, indices: Sequence[int], plan: Plan) -> None:
+        self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
+        self.risk, self.indices, self.plan = risk, indices, plan
+        self._mine = world().shard(indices)
+        self._kept: list[Product] | None = None
+
+    @staticmethod
+    def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
+        """Probe the model, decide how to multiply within `memory` bytes per process, and build the operator."""
+        mine = len(world().shard(indices))
+        return MeanCurvature(risk, indices, make_plan(risk, matrix, indices, max(1, mine), memory))
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        for product in self._products():
+            total += product(vectors)
+        total = world().sum(total) / len(self.indices)
+        if not bool(torch.isfinite(total.sum())):
+            self._explain()
+        return total
+
+    def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
+        """The same curvature over `examples` of its examples, drawn without replacement and computed anew."""
+        drawn = torch.randperm(len(self.indices), generator=generator)[:examples].tolist()
+        return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.anew())
+
+    def _products(self) -> Iterator[Product]:
+        if self._kept is None and self.plan.keeps:
+            self._kept = [self.plan.chunk(self.risk, batch) for batch in self._batches()]
+        if self._kept is not None:
+            yield from self._kept
+        else:
+            for batch in self._batches():
+                yield self.plan.chunk(self.risk, batch)
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples))
+
+    def _explain(self) -> None:
+        for batch in self.risk.read(self.risk.examples.plan(self._mine)):
+            explain_not_finite(self.risk, batch)
+        raise SolveError(
+            f"{self.risk.where}: a product with the {self.plan.matrix} is not finite although losses and gradients are; "
+            "the loss has no second derivative somewhere (a norm at zero, a square root): smooth it"
+        )

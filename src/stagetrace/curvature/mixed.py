@@ -1,0 +1,74 @@
+"""The coupling between a stage and the parameters it inherited: the mixed second derivative, times vectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+from stagetrace.curvature.plan import first_line
+from stagetrace.errors import DifferentiationError, StagetraceError
+from stagetrace.parallel import world
+from stagetrace.progress import Progress, Silent
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk
+from stagetrace.stages.space import Params
+
+
+def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress: Progress | None = None) -> Tensor:
+    """`(d2F / dW dTheta) v` for each column v: own parameters Theta in, inherited parameters W out.
+
+    F is the mean loss over `indices`; penalties do not couple the two. Computed as the derivative, along v, of the
+    gradient in W (forward mode), or of `<dF/dTheta, v>` in W where an operation has no forward mode.
+
+    Args:
+        adjoints: `[own.size, k]`.
+
+    Returns:
+        `[inherited.size, k]`.
+    """
+    total = risk.inherited.zeros(adjoints.shape[1])
+    live = [column for column in range(adjoints.shape[1]) if bool(adjoints[:, column].any())]
+    if risk.inherited.size == 0 or not live:
+        return total
+    mine = world().shard(indices)
+    with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
+        for batch in risk.read(risk.examples.plan(mine)):
+            for column in live:
+                product = _one_product(risk, batch, risk.own.unflatten(adjoints[:, column]))
+                total[:, column] += risk.inherited.flatten(product)
+            advance(len(batch))
+    return world().sum(total) / len(indices)
+
+
+def _one_product(risk: Risk, batch: Batch, vector: Params) -> Params:
+    try:
+        return _forward(risk, batch, vector)
+    except StagetraceError:
+        raise
+    except (RuntimeError, NotImplementedError):
+        return _reverse(risk, batch, vector)
+
+
+def _forward(risk: Risk, batch: Batch, vector: Params) -> Params:
+    def slope(own: Params) -> Params:
+        return grad(lambda inherited: risk.losses(own, inherited, batch).sum())(risk.inherited_values)
+
+    return jvp(slope, (risk.own_values,), (vector,))[1]
+
+
+def _reverse(risk: Risk, batch: Batch, vector: Params) -> Params:
+    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
+    inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
+    try:
+        with torch.enable_grad():
+            total = risk.losses(own, inherited, batch).sum()
+            slopes = torch.autograd.grad(total, tuple(own.values()), create_graph=True, materialize_grads=True)
+            along = torch.stack([(s * vector[name]).sum() for name, s in zip(own, slopes, strict=True)]).sum()
+        rows = torch.autograd.grad(along, tuple(inherited.values()), materialize_grads=True)
+    except (RuntimeError, NotImplementedError) as cause:
+        raise DifferentiationError(
+            f"{risk.where}: the coupling to the previous stage needs second derivatives, which an operation lacks "
+            f"({first_line(cause)}); replace that operation"
+        ) from cause
+    return dict(zip(inherited, rows, strict=True))

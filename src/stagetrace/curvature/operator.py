@@ -1,0 +1,141 @@
+"""Linear operators: all that a solver knows of a stage.
+
+An operator multiplies one vector `[dim]` or several at once `[dim, k]`. Operators add up, so damping and
+penalties are terms of a sum and never a change to an operator that already exists.
+"""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import DescriptionError
+
+
+class LinearOperator(ABC):
+    """A symmetric linear map on vectors of one length, dtype and device.
+
+    Subclasses give `size`, `dtype`, `device` and `apply`; callers write `operator @ vectors`.
+    """
+
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def apply(self, vectors: Tensor) -> Tensor:
+        """The product with each column of `vectors` `[dim, k]`; returns `[dim, k]`."""
+
+    @final
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product with one vector `[dim]` or with several `[dim, k]`, in the same shape."""
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
+            raise DescriptionError(
+                f"{type(self).__name__} multiplies vectors of shape [{self.size}] or [{self.size}, k], "
+                f"got {list(vectors.shape)}"
+            )
+        if vectors.ndim == 1:
+            return self.apply(vectors.unsqueeze(1)).squeeze(1)
+        return self.apply(vectors)
+
+    @final
+    def __add__(self, other: "LinearOperator") -> "LinearOperator":
+        return SumOperator(self, other)
+
+    def subsample(self, examples: int, generator: torch.Generator) -> "LinearOperator":
+        """The same curvature over a random draw of `examples` examples, for stochastic solvers.
+
+        An operator that is no average over examples is its own subsample.
+        """
+        del examples, generator
+        return self
+
+    @final
+    def to_dense(self, columns: int = 64) -> Tensor:
+        """The matrix `[dim, dim]`, built from `dim` products, `columns` at a time."""
+        eye = torch.eye(self.size, dtype=self.dtype, device=self.device)
+        return torch.cat([self.apply(block) for block in eye.split(columns, dim=1)], dim=1)
+
+
+@final
+class IdentityOperator(LinearOperator):
+    """`x -> x`: what stands in for a curvature when there should be none.
+
+    Example:
+        >>> import torch
+        >>> IdentityOperator(2, torch.float64) @ torch.tensor([3.0, 4.0], dtype=torch.float64)
+        tensor([3., 4.], dtype=torch.float64)
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.size, self.dtype, self.device = size, dtype, torch.device(device)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return vectors.clone()
+
+
+@final
+class DiagonalOperator(LinearOperator):
+    """`x -> d * x`: the curvature of a quadratic penalty.
+
+    Example:
+        >>> import torch
+        >>> DiagonalOperator(torch.tensor([1.0, 2.0])) @ torch.tensor([3.0, 4.0])
+        tensor([3., 8.])
+    """
+
+    def __init__(self, diagonal: Tensor) -> None:
+        self.diagonal = diagonal
+        self.size, self.dtype, self.device = diagonal.numel(), diagonal.dtype, diagonal.device
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return self.diagonal.unsqueeze(1) * vectors
+
+
+@final
+class DenseOperator(LinearOperator):
+    """`x -> A x` for a symmetric matrix held in memory: for tests, and for curvature one already has.
+
+    Example:
+        >>> import torch
+        >>> DenseOperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]])) @ torch.tensor([1.0, 1.0])
+        tensor([3., 4.])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise DescriptionError(f"DenseOperator needs a square matrix, got shape {list(matrix.shape)}")
+        self.matrix = matrix
+        self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return self.matrix @ vectors
+
+
+@final
+class SumOperator(LinearOperator):
+    """`x -> A x + B x`; the neighbours are checked when the sum is built.
+
+    Example:
+        >>> import torch
+        >>> total = DenseOperator(torch.eye(2)) + DiagonalOperator(torch.tensor([1.0, 2.0]))
+        >>> total @ torch.tensor([1.0, 1.0])
+        tensor([2., 3.])
+    """
+
+    def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
+        for what in ("size", "dtype", "device"):
+            ours, theirs = getattr(left, what), getattr(right, what)
+            if ours != theirs:
+                raise DescriptionError(
+                    f"cannot add {type(left).__name__} and {type(right).__name__}: their {what}s differ ({ours} and {theirs})"
+                )
+        self.left, self.right = left, right
+        self.size, self.dtype, self.device = left.size, left.dtype, left.device
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return self.left.apply(vectors) + self.right.apply(vectors)
+
+    def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
+        return SumOperator(self.left.subsample(examples, generator), self.right.subsample(examples, generator))

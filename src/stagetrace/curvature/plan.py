@@ -1,0 +1,150 @@
+"""Which way to multiply: decided once per stage from a probe, by counted bytes.
+
+The probe differentiates a few examples twice. It tells whether the model has forward-mode derivatives, and how many bytes
+an example's intermediates take; with the memory budget that decides between keeping them (a product then costs 1.3 to 2
+gradients) and computing them anew (3 to 4). Bytes, not seconds, decide: the same run always takes the same way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.chunk import (
+    Product,
+    gauss_newton_anew,
+    gauss_newton_graph,
+    gauss_newton_linearised,
+    hessian_anew,
+    hessian_graph,
+    hessian_linearised,
+)
+from stagetrace.errors import DifferentiationError, StagetraceError
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk
+
+Matrix = Literal["Hessian", "GaussNewton"]
+Way = Literal["linearised", "graph kept", "forward anew", "reverse anew"]
+
+LINEARISED = {"Hessian": hessian_linearised, "GaussNewton": gauss_newton_linearised}
+ANEW = {"Hessian": hessian_anew, "GaussNewton": gauss_newton_anew}
+GRAPH = {"Hessian": hessian_graph, "GaussNewton": gauss_newton_graph}
+
+COST = {"linearised": 1.3, "graph kept": 2.2, "forward anew": 3.1, "reverse anew": 4.0}
+"""Seconds of a product over seconds of a gradient, for one vector; `benchmarks/products.py` measures them."""
+
+CHUNK_EXAMPLES = 1024
+"""Most examples in a chunk: larger ones leave the caches and are slower per example."""
+
+PROBE_EXAMPLES = 8
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """How a stage's curvature products are computed.
+
+    way: what each chunk does; chunk_examples: examples per chunk; keeps: whether chunks are kept between products.
+    bytes_per_example: measured intermediates; kept_bytes: what all chunks of this process hold together.
+    missing: why there is no forward mode, in PyTorch's words; None where there is.
+    """
+
+    matrix: Matrix
+    way: Way
+    chunk_examples: int
+    bytes_per_example: int
+    kept_bytes: int
+    missing: str | None
+
+    @property
+    def keeps(self) -> bool:
+        return self.way in ("linearised", "graph kept")
+
+    def anew(self) -> "Plan":
+        """The same without keeping anything: for examples that are multiplied once."""
+        return replace(self, way="forward anew" if self.missing is None else "reverse anew", kept_bytes=0)
+
+    @property
+    def gradients_per_product(self) -> float:
+        """Expected cost of one product in gradients over the same examples."""
+        return COST[self.way]
+
+    def chunk(self, risk: Risk, batch: Batch) -> Product:
+        """The product of one chunk."""
+        if self.way == "linearised":
+            return LINEARISED[self.matrix](risk, batch)
+        if self.way == "forward anew":
+            return ANEW[self.matrix](risk, batch)
+        return GRAPH[self.matrix](risk, batch)
+
+
+def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, memory: int) -> Plan:
+    """Decide how `share` of the examples are multiplied within `memory` bytes, from a probe of a few of them.
+
+    Raises:
+        DifferentiationError: the model has no second derivatives in either mode; names what PyTorch says.
+    """
+    one, few = risk.read([indices[:1], indices[:PROBE_EXAMPLES]])
+    per_example, per_chunk = _bytes_saved(risk, matrix, one, few)
+    missing = _probe_forward_mode(risk, matrix, one)
+    chunk_examples = max(1, min(CHUNK_EXAMPLES, share, (memory - per_chunk) // per_example))
+    kept_bytes = per_example * share + per_chunk * -(-share // chunk_examples)
+    keeps = kept_bytes <= memory
+    ways: dict[tuple[bool, bool], Way] = {
+        (True, True): "linearised",
+        (True, False): "forward anew",
+        (False, True): "graph kept",
+        (False, False): "reverse anew",
+    }
+    way = ways[missing is None, keeps]
+    return Plan(matrix, way, chunk_examples, per_example, kept_bytes if keeps else 0, missing)
+
+
+def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[int, int]:
+    """What autograd saves for a second derivative: bytes per example, and bytes per chunk whatever its size."""
+    small, large = _bytes_of(risk, matrix, one), _bytes_of(risk, matrix, few)
+    per_example = max(1, (large - small) // (len(few) - 1) if len(few) > 1 else small)
+    return per_example, max(0, small - per_example)
+
+
+def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
+    parameters = {p.untyped_storage().data_ptr() for p in (*risk.own_values.values(), *risk.inherited_values.values())}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            product = GRAPH[matrix](risk, batch)
+        product(risk.own.zeros(1))
+    except StagetraceError:
+        raise
+    except (RuntimeError, NotImplementedError) as cause:
+        raise DifferentiationError(
+            f"{risk.where}: the {matrix} needs second derivatives, which an operation of the model or loss lacks "
+            f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
+        ) from cause
+    return sum(saved.values())
+
+
+def _probe_forward_mode(risk: Risk, matrix: Matrix, probe: Batch) -> str | None:
+    """None if forward mode works on the probe, otherwise what is missing."""
+    try:
+        LINEARISED[matrix](risk, probe)(risk.own.zeros(1))
+    except StagetraceError:
+        raise
+    except (RuntimeError, NotImplementedError) as cause:
+        return first_line(cause)
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence of an error's message, without PyTorch's advice after it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else line[:197] + "..."

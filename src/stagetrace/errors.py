@@ -1,0 +1,58 @@
+"""Every error and warning that stagetrace raises on purpose.
+
+    StagetraceError
+    ├── DescriptionError (ValueError)   a stage, link, chain, query or setting that does not fit together
+    ├── DataError (ValueError)          an empty or changing data set, a loss of the wrong shape, a NaN loss
+    ├── DifferentiationError            an operation of the model has no derivative of the kind needed
+    ├── SolveError                      a solve that has no usable answer (diverged, too large, not finite)
+    └── ResultsError                    a results folder that is foreign, unfinished or of another run
+
+    StagetraceWarning (UserWarning)
+    ├── ConvergenceWarning              a solve stopped before it reached its tolerance
+    └── CurvatureWarning                the curvature has negative eigenvalues: the stage is not at a minimum
+
+Each message says where, what was wrong, what we got and what to type instead.
+"""
+
+from typing import NoReturn
+
+
+class StagetraceError(Exception):
+    """The root: catch this to catch everything the library raises on purpose."""
+
+
+class DescriptionError(StagetraceError, ValueError):
+    """What the user described does not fit together."""
+
+
+class DataError(StagetraceError, ValueError):
+    """The data set, or the loss on it, cannot be used."""
+
+
+class DifferentiationError(StagetraceError):
+    """The model or the loss cannot be differentiated as needed."""
+
+
+class SolveError(StagetraceError):
+    """A linear solve has no usable answer."""
+
+
+class ResultsError(StagetraceError):
+    """A results folder cannot be read or written."""
+
+
+class StagetraceWarning(UserWarning):
+    """The root of the warnings: the numbers stand, but read them with this in mind."""
+
+
+class ConvergenceWarning(StagetraceWarning):
+    """A solve stopped before its residual reached the tolerance."""
+
+
+class CurvatureWarning(StagetraceWarning):
+    """The curvature is indefinite where a minimum was assumed."""
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise a `DescriptionError`: the one-line form for checks at birth."""
+    raise DescriptionError(message)

@@ -1,0 +1,95 @@
+"""What a loss is: outputs of the model, then one loss per example, never reduced.
+
+The split into `outputs` and `losses` is where the Gauss-Newton matrix splits (`J' H_outputs J`); the library
+owns the mean over examples, the weights and the penalties.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, final, runtime_checkable
+
+from torch import Tensor, nn
+
+from stagetrace.errors import DescriptionError, refuse
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A training loss, split where the mathematics splits. Any object with these two methods is one.
+
+    Example:
+        >>> import torch
+        >>> class AbsoluteError:
+        ...     def outputs(self, model, batch):
+        ...         return model(batch[0])
+        ...     def losses(self, outputs, batch):
+        ...         return (outputs - batch[1]).abs().sum(dim=1)
+        >>> isinstance(AbsoluteError(), Objective)
+        True
+    """
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """What the loss is computed from: `[batch, ...]`, e.g. logits. Depends on the parameters."""
+        ...
+
+    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """One loss per example `[batch]`, not reduced. Depends on the parameters through `outputs` only."""
+        ...
+
+
+PlainLoss = Callable[[nn.Module, Any], Tensor]
+"""`losses(model, batch) -> Tensor[batch]`: enough for everything but the Gauss-Newton matrix."""
+
+
+@final
+class Plain:
+    """A plain loss function as an objective whose outputs are the losses themselves.
+
+    It has no outputs of its own, so there is no Gauss-Newton matrix for it: `splits` is False.
+    """
+
+    def __init__(self, function: PlainLoss) -> None:
+        self.function = function
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        return self.function(model, batch)
+
+    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        del batch
+        return outputs
+
+
+def as_objective(objective: Objective | PlainLoss, where: str) -> Objective:
+    """An `Objective` as it is, a plain function wrapped, anything else refused.
+
+    Raises:
+        DescriptionError: neither an objective nor a function.
+    """
+    if isinstance(objective, type):
+        refuse(f"{where}: objective is the class {objective.__name__}; write {objective.__name__}() with parentheses")
+    if isinstance(objective, nn.Module):
+        refuse(
+            f"{where}: objective is the module {type(objective).__name__}, which does not say what it is computed from; "
+            "use stagetrace.objectives, or a function losses(model, batch) that returns one loss per example"
+        )
+    if isinstance(objective, Objective):
+        return objective
+    if callable(objective):
+        return Plain(objective)
+    raise DescriptionError(
+        f"{where}: objective must have outputs(model, batch) and losses(outputs, batch), or be a function "
+        f"losses(model, batch) -> Tensor[batch]; got {type(objective).__name__}"
+    )
+
+
+def splits(objective: Objective) -> bool:
+    """Whether the objective has outputs between the parameters and the losses (a Gauss-Newton matrix exists)."""
+    return not isinstance(objective, Plain)
+
+
+def name_of(objective: Objective) -> str:
+    """The objective in a word, for fingerprints and messages."""
+    if isinstance(objective, Plain):
+        function = objective.function
+        return getattr(function, "__qualname__", type(function).__qualname__)
+    text = repr(objective)
+    return type(objective).__qualname__ if " object at 0x" in text else text

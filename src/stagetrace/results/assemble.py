@@ -1,0 +1,61 @@
+"""A stage's scores from the parts in its folder: all there, each whole, and alike."""
+
+from pathlib import Path
+
+from stagetrace.errors import ResultsError
+from stagetrace.results.layout import adjoint_path, part_numbers, part_path
+from stagetrace.results.manifest import Manifest
+from stagetrace.results.parquet import read_part
+from stagetrace.results.part import Part, join, part_size
+from stagetrace.results.scores import Scores
+
+
+def read_parts(folder: Path, stage: str) -> dict[int, Part]:
+    """The parts that are there, by number.
+
+    Raises:
+        ResultsError: a file is damaged; the message names it.
+    """
+    return {
+        number: read_part(part_path(folder, stage, number), stage, number) for number in part_numbers(folder, stage)
+    }
+
+
+def read_scores(folder: Path, stage: str) -> Scores:
+    """The scores that the parts make up; at least one part must be there.
+
+    Raises:
+        ResultsError: a part is missing, one too many, damaged or unlike the others; the message names it.
+    """
+    parts = read_parts(folder, stage)
+    first = next(iter(parts.values()))
+    for number in sorted(set(range(_count(first.n_examples, first.n_queries))).symmetric_difference(parts)):
+        path = part_path(folder, stage, number)
+        if number in parts:
+            raise ResultsError(f"{path} lies beyond the last of {first.n_examples} examples; delete this file")
+        raise ResultsError(f"{path} is missing; run the same command again to compute it")
+    for number, part in parts.items():
+        if _kind(part) != _kind(first):
+            raise ResultsError(
+                f"{part_path(folder, stage, number)} holds {_kind(part)}, the first part {_kind(first)}; "
+                f"delete the folder of this stage's parts and run the same command again"
+            )
+    return join(stage, list(parts.values()))
+
+
+def missing_files(folder: Path, manifest: Manifest) -> list[Path]:
+    """The files of a complete run that are not there, relative to its folder."""
+    files = [adjoint_path(folder, stage) for stage in manifest.solutions]
+    for stage in manifest.scores:
+        files += [part_path(folder, stage, number) for number in range(_count(*manifest.shape(stage)))]
+    return [path.relative_to(folder) for path in files if not path.exists()]
+
+
+def _count(n_examples: int, n_queries: int | None) -> int:
+    """How many parts that many examples make."""
+    return -(-n_examples // part_size(n_queries))
+
+
+def _kind(part: Part) -> str:
+    queries = "" if part.n_queries is None else f" for {part.n_queries} queries"
+    return f"scores of {part.n_examples} examples{queries} {'without' if part.via_shared is None else 'with'} parts"

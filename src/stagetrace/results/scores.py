@@ -1,0 +1,199 @@
+"""What a trace says of one stage's examples."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import DataError, refuse
+from stagetrace.results.frame import frame
+from stagetrace.results.sign import UNIT
+from stagetrace.results.top import Row, Top
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """The influence of every example of one stage on the query loss.
+
+    `values[i]` is d(query loss)/d(epsilon) for the stage objective `mean loss + epsilon * loss(example i)`.
+    Sign: positive = harmful (more weight on the example raises the query loss). Unit: query loss.
+
+    stage: the stage's name.
+    values: float64 on the CPU, `[n_examples]`, or `[n_queries, n_examples]` for a query that was not reduced.
+    via_shared, via_head: the paper's two parts, in the same shape: the influence that reached the query through
+        the shared parameters directly, and through the later stages' heads; they sum to `values`.
+        None if not asked for.
+
+    Raises:
+        DescriptionError: a tensor of another dtype, device or shape.
+        DataError: a score that is not finite.
+
+    Example:
+        >>> scores = Scores("pretrain", torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64))
+        >>> scores
+        Scores('pretrain': 3 examples, unit query loss, + harmful: 67% of them, largest +1.000e+00, smallest -2.000e+00)
+        >>> scores.top(2).indices, scores.top(1, harmful=False).indices
+        ((2, 0), (1,))
+    """
+
+    stage: str
+    values: Tensor
+    via_shared: Tensor | None = None
+    via_head: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        where = f"Scores({self.stage!r})"
+        check_values(where, self.values, self.via_shared, self.via_head)
+        for name in ("values", "via_shared", "via_head"):
+            check_finite(f"{where}, {name}", getattr(self, name))
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples the stage has."""
+        return self.values.shape[-1]
+
+    @property
+    def n_queries(self) -> int | None:
+        """How many queries the matrix has; None where the query was reduced to one number."""
+        return self.values.shape[0] if self.values.ndim == 2 else None
+
+    @property
+    def removal_effect(self) -> Tensor:
+        """The predicted change of the query loss if each example were removed, in the shape of `values`.
+
+        `-values / n_examples`. Sign: negative = removing it helps. Unit: query loss.
+        """
+        return -self.values / self.n_examples
+
+    @property
+    def per_example(self) -> Tensor:
+        """One score an example, `[n_examples]`: the values, or for a matrix their mean over the queries."""
+        return self.values if self.values.ndim == 1 else self.values.mean(dim=0)
+
+    @property
+    def share_harmful(self) -> float:
+        """The share of examples whose score (for a matrix: mean over queries) is above zero, from 0 to 1."""
+        return (self.per_example > 0).double().mean().item()
+
+    @property
+    def total(self) -> float:
+        """The sum of the scores (for a matrix: of their means over queries); positive = harmful; unit: query loss."""
+        return self.per_example.sum().item()
+
+    def rank(self, index: int, query: int | None = None) -> int:
+        """The place of example `index`, from 1 (the most harmful) to `n_examples`; ties go to the smaller index.
+
+        Raises:
+            DescriptionError: no such example or query.
+        """
+        if not 0 <= index < self.n_examples:
+            refuse(f"Scores({self.stage!r}).rank: example {index} does not exist; type 0 to {self.n_examples - 1}")
+        ranked, _ = self._ranked(query)
+        before = (ranked > ranked[index]).sum() + (ranked[:index] == ranked[index]).sum()
+        return int(before.item()) + 1
+
+    def top(self, k: int = 10, *, harmful: bool = True, query: int | None = None) -> Top:
+        """The `k` examples with the largest scores (the most harmful), or with the smallest (the most helpful).
+
+        k: how many; all examples if there are fewer. Ties go to the smaller index.
+        harmful: True for the largest scores first, False for the most negative first.
+        query: of a matrix, the query to rank by; None ranks by the mean over queries, and the title says so.
+
+        Raises:
+            DescriptionError: `k` below 1, or no such query.
+        """
+        if k < 1:
+            refuse(f"Scores({self.stage!r}).top: k must be at least 1, got {k}")
+        ranked, what = self._ranked(query)
+        order = torch.sort(ranked, descending=harmful, stable=True).indices[:k]
+        scores = ranked[order]
+        removal = -scores / self.n_examples
+        rows = zip(map(int, _numbers(order)), _numbers(scores), _numbers(removal), strict=True)
+        which = "most harmful (largest scores)" if harmful else "most helpful (most negative scores)"
+        title = f"{self.stage}: {len(order)} {which} of {self.n_examples:,} examples{what}"
+        return Top(title, tuple(Row(*row) for row in rows))
+
+    def to_pandas(self) -> "DataFrame":
+        """A frame with a row an example: score, removal_effect and the parts; for a matrix, a column a query.
+
+        Raises:
+            DescriptionError: pandas is not installed.
+        """
+        named = {
+            "score": self.values,
+            "removal_effect": self.removal_effect,
+            "via_shared": self.via_shared,
+            "via_head": self.via_head,
+        }
+        columns: dict[str, list[float]] = {}
+        for name, tensor in named.items():
+            if tensor is not None and tensor.ndim == 1:
+                columns[name] = _numbers(tensor)
+            elif tensor is not None:
+                columns |= {f"{name}_{query}": _numbers(row) for query, row in enumerate(tensor)}
+        return frame({"index": range(self.n_examples), **columns})
+
+    def __repr__(self) -> str:
+        n = f"{self.n_examples:,} examples"
+        size = n if self.n_queries is None else f"{self.n_queries:,} queries x {n}, mean over queries"
+        ranked = self.per_example
+        return (
+            f"Scores({self.stage!r}: {size}, unit {UNIT}, + harmful: {self.share_harmful:.0%} of them, "
+            f"largest {ranked.max().item():+.3e}, smallest {ranked.min().item():+.3e})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.top().sheet().html() + self.top(harmful=False).sheet().html()
+
+    def _ranked(self, query: int | None) -> tuple[Tensor, str]:
+        """The vector to rank by, and what it is, in words."""
+        if query is None:
+            n = self.n_queries
+            return self.per_example, "" if n is None else f" (mean over {n:,} queries)"
+        if self.n_queries is None:
+            refuse(
+                f"Scores({self.stage!r}): query={query} needs one row a query, but the query was reduced to one "
+                f'number; leave query out, or trace with Query(..., reduction="none")'
+            )
+        if not 0 <= query < self.n_queries:
+            refuse(f"Scores({self.stage!r}): query {query} does not exist; type 0 to {self.n_queries - 1}")
+        return self.values[query], f" (query {query})"
+
+
+def check_values(where: str, values: Tensor, via_shared: Tensor | None, via_head: Tensor | None) -> None:
+    """Refuse tensors that are not float64 `[n]` or `[n_queries, n]` on the CPU, both parts alike or both None."""
+    if (via_shared is None) != (via_head is None):
+        refuse(f"{where}: via_shared and via_head come together, got one of them; give both or neither")
+    for name, tensor in (("values", values), ("via_shared", via_shared), ("via_head", via_head)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float64 or tensor.device.type != "cpu":
+            refuse(
+                f"{where}: {name} must be float64 on the CPU, got {tensor.dtype} on {tensor.device}; "
+                f"type .double().cpu()"
+            )
+        if tensor.shape != values.shape or tensor.ndim not in (1, 2) or tensor.numel() == 0:
+            refuse(
+                f"{where}: {name} must be [n_examples] or [n_queries, n_examples], at least one of each and all alike, "
+                f"got {list(tensor.shape)}"
+            )
+
+
+def check_finite(where: str, tensor: Tensor | None, first: int = 0) -> None:
+    """Refuse a score that is not finite, by the index of its example; `first` is that of the tensor's first one."""
+    if tensor is None or bool(torch.isfinite(tensor).all()):
+        return
+    place = torch.nonzero(~torch.isfinite(tensor))[0]
+    raise DataError(
+        f"{where}: example {first + int(place[-1])} has the score {tensor[tuple(place)].item()}; "
+        f"look at its loss, or raise the solver's damping"
+    )
+
+
+def _numbers(vector: Tensor) -> list[float]:
+    return cast("list[float]", vector.tolist())  # pyright: ignore[reportUnknownMemberType]

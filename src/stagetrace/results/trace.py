@@ -1,0 +1,177 @@
+"""What a trace gives: the scores of every stage, how well each stage was solved, and what was asked."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+from rich.table import Table
+
+from stagetrace.errors import DescriptionError, refuse
+from stagetrace.results.json_value import JSON
+from stagetrace.results.scores import Scores
+from stagetrace.results.sheet import Sheet
+from stagetrace.results.sign import SIGN
+from stagetrace.results.versions import versions
+from stagetrace.solvers.base import Solution
+
+_WORDS = frozenset({"stage", "system", "status"})
+_HEADINGS = (
+    *("stage", "examples", "system", "products", "relative residual", "status"),
+    *("smallest score (- helpful)", "largest score (+ harmful)", "share harmful"),
+)
+
+
+@final
+class UnknownStageError(DescriptionError, KeyError):
+    """No stage of that name has scores."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace:
+    """The result of `stagetrace.trace`, and what a run folder holds: `trace["pretrain"]` gives that stage's `Scores`.
+
+    Sign: a positive score is harmful; a negative removal effect means that removing the example helps.
+    Unit: query loss.
+
+    scores: by stage name, in chain order; iterating, `len` and `in` go over these.
+    solutions: how each stage was solved, by stage name, in chain order.
+    description: fingerprints and settings: what makes this run this run.
+    statistics: timings, work counts, findings.
+    versions: of stagetrace, torch, python and pyarrow.
+
+    Raises:
+        DescriptionError: scores under the name of another stage.
+
+    Example:
+        >>> import torch
+        >>> trace = Trace({"pretrain": Scores("pretrain", torch.tensor([0.5, -1.0]).double())})
+        >>> list(trace), trace["pretrain"].top(1).indices
+        (['pretrain'], (0,))
+    """
+
+    scores: Mapping[str, Scores]
+    solutions: Mapping[str, Solution] = field(default_factory=dict[str, Solution])
+    description: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    statistics: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def __post_init__(self) -> None:
+        for name, scores in self.scores.items():
+            if scores.stage != name:
+                refuse(f"Trace: the scores under {name!r} are those of stage {scores.stage!r}; give each its own name")
+        for name in ("scores", "solutions", "description", "statistics", "versions"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __getitem__(self, stage: str) -> Scores:
+        """The scores of one stage.
+
+        Raises:
+            DescriptionError: no such stage (also a KeyError).
+        """
+        if stage not in self.scores:
+            known = ", ".join(repr(name) for name in self.scores) or "none"
+            raise UnknownStageError(f"trace[{stage!r}]: no stage of that name has scores; type one of: {known}")
+        return self.scores[stage]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __contains__(self, stage: object) -> bool:
+        return stage in self.scores
+
+    def save(self, path: str | Path) -> None:
+        """Write a run folder: run.json, scores as Parquet, solutions as safetensors; no other format, no code.
+
+        A folder of the same description is replaced: its files one by one, each whole, run.json last. The matrix
+        of an unreduced query is stored as float32.
+
+        Raises:
+            ResultsError: the folder holds something else or another run (nothing is written then), or the file
+                system refused (what stood there before stays).
+            DescriptionError: a description or statistics that JSON cannot hold.
+            DataError: a score too large for float32.
+        """
+        # the folder builds a Trace, so it is imported here
+        from stagetrace.results.save import save
+
+        save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> "Trace":
+        """Read a run folder. The matrix of an unreduced query comes back as float64 of the float32 stored.
+
+        Raises:
+            ResultsError: it is no run folder, the run is unfinished, or a file is missing or damaged.
+        """
+        from stagetrace.results.folder import RunFolder
+
+        return RunFolder.read(path)
+
+    def summary(self) -> str:
+        """A table in plain text: a line a stage, with how it was solved and the range of its scores."""
+        return self.sheet().text()
+
+    def sheet(self) -> Sheet:
+        """What the summary says, ready to be drawn."""
+        stages = self._stages()
+        failed = {place for place, stage in enumerate(stages) if not self._converged(stage)}
+        rows = tuple((stage, *_solving(self.solutions.get(stage)), *_range(self.scores.get(stage))) for stage in stages)
+        # examples stand second, before how the stage was solved
+        rows = tuple((row[0], row[5], *row[1:5], *row[6:]) for row in rows)
+        warning = "NOT CONVERGED: a solve stopped early, read its scores with caution. " if failed else ""
+        return Sheet("trace", _HEADINGS, rows, f"{warning}{SIGN}", _WORDS, frozenset(failed))
+
+    def __repr__(self) -> str:
+        failed = [stage for stage in self.solutions if not self._converged(stage)]
+        warning = f"; NOT CONVERGED: {', '.join(failed)}" if failed else ""
+        return f"Trace({', '.join(map(repr, self.scores.values()))}{warning})"
+
+    def __rich__(self) -> Table:
+        return self.sheet().rich()
+
+    def _repr_html_(self) -> str:
+        return self.sheet().html()
+
+    def _converged(self, stage: str) -> bool:
+        solution = self.solutions.get(stage)
+        return solution is None or solution.converged
+
+    def _stages(self) -> list[str]:
+        """Every stage with scores or a solution, in chain order."""
+        first, second = self.solutions, self.scores
+        if not set(second) <= set(first):
+            first, second = second, first
+        return list(dict.fromkeys([*first, *second]))
+
+
+def _solving(solution: Solution | None) -> tuple[str, str, str, str]:
+    """System, products, relative residual, status."""
+    if solution is None:
+        return "-", "-", "-", "not recorded"
+    residual = f"{solution.relative_residual:.1e}"
+    if solution.converged:
+        return solution.system, f"{solution.products:,}", residual, "converged"
+    return (
+        solution.system,
+        f"{solution.products:,}",
+        f"{residual} (asked for {solution.tolerance:.1e})",
+        f"NOT CONVERGED: {solution.status.value}",
+    )
+
+
+def _range(scores: Scores | None) -> tuple[str, str, str, str]:
+    """Examples, smallest score, largest score, share harmful."""
+    if scores is None:
+        return "-", "-", "-", "not scored"
+    ranked = scores.per_example
+    share = f"{scores.share_harmful:.0%}"
+    return f"{scores.n_examples:,}", f"{ranked.min().item():+.3e}", f"{ranked.max().item():+.3e}", share

@@ -1,0 +1,64 @@
+"""The kept Lanczos basis: every vector remembered, so that the run stays orthogonal to rounding."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.solvers.shifted_qr import Column, ShiftedQR
+
+# The basis grows by blocks of this many vectors: nothing is copied on growth and little allocated in vain.
+BLOCK = 32
+
+
+@final
+class Basis:
+    """Orthonormal vectors `[dim]`, at most `limit`, kept as the rows of a few matrices.
+
+    Example:
+        >>> basis = Basis(torch.zeros(2, dtype=torch.float64), limit=2)
+        >>> basis.keep(torch.tensor([0.6, 0.8], dtype=torch.float64))
+        >>> basis.orthogonalise(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        tensor([ 0.6400, -0.4800], dtype=torch.float64)
+    """
+
+    def __init__(self, like: Tensor, limit: int) -> None:
+        self._like, self._limit = like, limit
+        self._blocks: list[Tensor] = []
+        self._size = 0
+
+    def keep(self, q: Tensor) -> None:
+        if self._size % BLOCK == 0:
+            rows = min(BLOCK, self._limit - self._size)
+            self._blocks.append(self._like.new_empty(rows, self._like.numel()))
+        self._blocks[-1][self._size % BLOCK] = q
+        self._size += 1
+
+    def orthogonalise(self, w: Tensor) -> Tensor:
+        # Twice is enough (Parlett 1998, after Kahan): once leaves what cancellation in the first pass amplified.
+        for _ in range(2):
+            for rows in self._filled():
+                w = w - rows.T @ (rows @ w)
+        return w
+
+    def follow(self, j: int, q: Tensor, column: Column) -> None:
+        """The answers are put together at the end, from the whole basis."""
+        del j, q, column
+
+    def answer(self, j: int, system: ShiftedQR) -> Tensor:
+        """`Q Re y`."""
+        del j
+        return self.combine(system.coordinates())
+
+    def combine(self, coordinates: Sequence[float]) -> Tensor:
+        """The sum of the first vectors, each times its coordinate."""
+        weights = torch.tensor(coordinates, dtype=self._like.dtype, device=self._like.device)
+        total = torch.zeros_like(self._like)
+        for rows, weight in zip(self._blocks, weights.split(BLOCK), strict=False):
+            total += rows[: len(weight)].T @ weight
+        return total
+
+    def _filled(self) -> list[Tensor]:
+        last = self._size - BLOCK * (len(self._blocks) - 1)
+        return [*self._blocks[:-1], self._blocks[-1][:last]]

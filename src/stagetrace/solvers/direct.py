@@ -1,0 +1,130 @@
+"""Dense eigendecomposition: exact, for operators small enough to be written down."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.errors import SolveError
+from stagetrace.solvers.base import Report, Solution, Spectrum, Status, silent
+from stagetrace.solvers.filters import Filter, Tikhonov, gains_are_finite
+from stagetrace.solvers.numerics import as_columns, require_finite
+from stagetrace.solvers.settings import check_count, check_damping, compact
+
+
+@final
+@dataclass(frozen=True)
+class Direct:
+    """`f(H) b` by the eigendecomposition of the dense `H` in float64; damping 0 is the plain inverse.
+
+    `prepare` pays `dim` products and O(dim^3) operations; the first `solve` afterwards carries these products
+    in its count, later ones cost none. Directions along which the system cannot be divided (eigenvalues at rounding
+    level, without damping) are left out of the answer, and then the status is `Status.SINGULAR` and a note says
+    how many they are.
+
+    filter: `Tikhonov` for `(H^2 + damping I) x = H b`, `Shift` for `(H + damping I) x = b`.
+
+    Raises:
+        DescriptionError: a setting out of range.
+        SolveError: (from `prepare`) more than `max_size` parameters, or a matrix that is not symmetric.
+
+    Example:
+        >>> from stagetrace.curvature.operator import DiagonalOperator
+        >>> H = DiagonalOperator(torch.tensor([2.0, -4.0], dtype=torch.float64))
+        >>> solution = Direct().prepare(H).solve(torch.tensor([2.0, 2.0], dtype=torch.float64))
+        >>> solution.value, solution.spectrum.ritz
+        (tensor([ 1.0000, -0.5000], dtype=torch.float64), (-4.0, 2.0))
+    """
+
+    damping: float = 0.0
+    filter: Callable[[float], Filter] = Tikhonov
+    max_size: int = 8192
+
+    def __post_init__(self) -> None:
+        check_damping("Direct", self.damping)
+        check_count("Direct", "max_size", self.max_size, 8192)
+
+    def __str__(self) -> str:
+        return compact(self)
+
+    def prepare(self, operator: LinearOperator) -> "DirectInverse":
+        if operator.size > self.max_size:
+            # The matrix as multiplied, its float64 copy, the eigenvectors, and the decomposition's own work space.
+            needed = operator.size**2 * (4 * 8)
+            raise SolveError(
+                f"Direct would write down a {operator.size:,} x {operator.size:,} matrix, about {needed / 1e9:,.1f} GB "
+                f"of work space; the limit is {self.max_size:,} parameters. Use Lanczos(damping=...), which needs only "
+                f"products, or allow it: Direct(max_size={operator.size})"
+            )
+        matrix = operator.to_dense().double()
+        require_finite(matrix, f"{type(operator).__name__} written as a matrix")
+        _require_symmetric(matrix, operator)
+        eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        return DirectInverse(self, operator, eigenvalues, eigenvectors)
+
+
+@final
+class DirectInverse:
+    """The eigenvalues `[dim]` and eigenvectors `[dim, dim]` of an operator."""
+
+    def __init__(self, solver: Direct, operator: LinearOperator, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
+        self.solver, self.operator = solver, operator
+        self.eigenvalues, self.eigenvectors = eigenvalues, eigenvectors
+        self._unbilled = operator.size
+
+    def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
+        columns = as_columns(self.operator, rhs)
+        filter = self.solver.filter(self.solver.damping)
+        usable, tolerance = self._usable(filter), torch.finfo(rhs.dtype).eps ** 0.5
+        gains = torch.where(usable, filter(self.eigenvalues), 0.0)
+        coordinates = self.eigenvectors.T @ columns.double()
+        value = (self.eigenvectors @ (gains.unsqueeze(1) * coordinates)).to(rhs.dtype)
+        measured = filter.measure(self.operator, columns, value)
+        report(1, max(measured.residuals, default=0.0))
+        products, self._unbilled = self._unbilled, 0
+        return Solution(
+            value=value.reshape(rhs.shape),
+            system=filter.system,
+            relative_residuals=measured.residuals,
+            products=products,
+            checks=measured.checks,
+            steps=1,
+            statuses=tuple(self._status(residual, tolerance, bool(usable.all())) for residual in measured.residuals),
+            tolerance=tolerance,
+            spectrum=Spectrum(tuple(self.eigenvalues.tolist())),
+            notes=self._notes(usable),
+        )
+
+    def _usable(self, filter: Filter) -> Tensor:
+        level = self.operator.size * torch.finfo(self.operator.dtype).eps
+        return gains_are_finite(filter, self.eigenvalues, level)
+
+    @staticmethod
+    def _status(residual: float, tolerance: float, regular: bool) -> Status:
+        if not regular:
+            return Status.SINGULAR
+        return Status.CONVERGED if residual <= tolerance else Status.STAGNATED
+
+    @staticmethod
+    def _notes(usable: Tensor) -> tuple[str, ...]:
+        dropped = int((~usable).sum())
+        if not dropped:
+            return ()
+        return (
+            f"{dropped} of {usable.numel()} eigenvalues of the system are at rounding level: the answer leaves their "
+            f"directions out (a least-squares answer, not an inverse); add damping for a well-posed system",
+        )
+
+
+def _require_symmetric(matrix: Tensor, operator: LinearOperator) -> None:
+    # Products are rounded in the operator's dtype, sums over many examples included: half the digits is generous.
+    asymmetry, scale = float((matrix - matrix.T).abs().max()), float(matrix.abs().max())
+    if asymmetry > torch.finfo(operator.dtype).eps ** 0.5 * scale:
+        raise SolveError(
+            f"{type(operator).__name__} is not symmetric: entries differ from their mirror by up to {asymmetry:.1e} "
+            f"(largest entry {scale:.1e}). A curvature must give the same product every time: put the model in eval "
+            f"mode and fix the order of the data"
+        )

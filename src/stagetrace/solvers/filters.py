@@ -1,0 +1,163 @@
+"""Which function of the curvature is applied to a vector; kept apart from which engine applies it.
+
+Both filters are the real part of one shifted inverse, `f(h) = Re 1 / (h + s)`:
+
+    Shift       s = lambda             f(h) = 1 / (h + lambda)
+    Tikhonov    s = i sqrt(lambda)     f(h) = h / (h^2 + lambda)
+
+since `1 / (h + i sqrt(lambda)) = (h - i sqrt(lambda)) / (h^2 + lambda)`. An engine that solves
+`(H + s I) z = b` and returns `Re z` therefore serves both. With `lambda = 0` both are the plain inverse.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.solvers.numerics import norm, norm_of_sum, relative
+from stagetrace.solvers.settings import check_damping
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """True relative residuals, one per column, and the operator-vector products that measuring them took."""
+
+    residuals: tuple[float, ...]
+    checks: int
+
+
+class Filter(ABC):
+    """A spectral filter `f(h) = Re 1 / (h + s)`, as the linear system whose solution is `f(H) b`."""
+
+    damping: float
+
+    @property
+    @abstractmethod
+    def shift(self) -> complex:
+        """The `s` of `f(h) = Re 1 / (h + s)`: real or purely imaginary."""
+
+    @property
+    @abstractmethod
+    def system(self) -> str:
+        """The linear system in words."""
+
+    @abstractmethod
+    def measure(
+        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
+    ) -> Measured:
+        """The relative residuals of `value` `[dim, k]` for the columns of `rhs` `[dim, k]`, by true products.
+
+        A zero column of `rhs` costs no product and has residual 0. `targets` are the norms of the system's own
+        right-hand side, where the caller knows them from a product already made. Norms are taken in float64.
+        """
+
+    @final
+    def __call__(self, eigenvalues: Tensor) -> Tensor:
+        """`f(h)` for each real eigenvalue; infinite where `h + s` is zero."""
+        h = eigenvalues.double()
+        real, imaginary = h + self.shift.real, self.shift.imag
+        return real / (real**2 + imaginary**2) if imaginary else 1 / real
+
+
+@final
+@dataclass(frozen=True)
+class Shift(Filter):
+    """`1 / (h + lambda)`: the solution of `(H + lambda I) x = b`.
+
+    The residual is `|b - (H + lambda I) x| / |b|`, one product per column.
+
+    Example:
+        >>> Shift(0.5).system
+        '(H + 0.5 I) x = b'
+        >>> Shift(1.0)(torch.tensor([1.0, 3.0], dtype=torch.float64))
+        tensor([0.5000, 0.2500], dtype=torch.float64)
+    """
+
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping("Shift", self.damping)
+
+    @property
+    def shift(self) -> complex:
+        return complex(self.damping)
+
+    @property
+    def system(self) -> str:
+        return f"(H + {self.damping:g} I) x = b" if self.damping else "H x = b"
+
+    def measure(
+        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
+    ) -> Measured:
+        del targets
+        live = _nonzero(rhs)
+        images = operator @ value[:, live] if live else value[:, :0]
+        residuals = [0.0] * rhs.shape[1]
+        for image, j in zip(images.unbind(1), live, strict=True):
+            size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
+            residuals[j] = relative(size, norm(rhs[:, j]))
+        return Measured(tuple(residuals), len(live))
+
+
+@final
+@dataclass(frozen=True)
+class Tikhonov(Filter):
+    """`h / (h^2 + lambda)`: the solution of `(H^2 + lambda I) x = H b`, well posed for indefinite `H` too.
+
+    The residual is `|H (b - H x) - lambda x| / |H b|`: two products per column, a third for `H b` where its norm
+    is not yet known. Without damping the system is `H x = b`, with one product.
+
+    Source: the paper's eq. (16), damped.
+
+    Example:
+        >>> Tikhonov(0.01).system
+        '(H^2 + 0.01 I) x = H b'
+        >>> Tikhonov(1.0)(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
+        tensor([-0.5000,  0.0000,  0.5000], dtype=torch.float64)
+    """
+
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping("Tikhonov", self.damping)
+
+    @property
+    def shift(self) -> complex:
+        return complex(0.0, self.damping**0.5)
+
+    @property
+    def system(self) -> str:
+        return f"(H^2 + {self.damping:g} I) x = H b" if self.damping else "H x = b"
+
+    def measure(
+        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
+    ) -> Measured:
+        live = _nonzero(rhs)
+        if self.damping == 0 or not live:
+            return Shift().measure(operator, rhs, value)
+        b, x = rhs[:, live], value[:, live]
+        images = operator @ (b - operator @ x)
+        if targets is None:
+            known, checks = [norm(image) for image in (operator @ b).unbind(1)], 3 * len(live)
+        else:
+            known, checks = [targets[j] for j in live], 2 * len(live)
+        residuals = [0.0] * rhs.shape[1]
+        for i, j in enumerate(live):
+            size = norm_of_sum((1.0, images[:, i]), (-self.damping, x[:, i]))
+            residuals[j] = relative(size, known[i])
+        return Measured(tuple(residuals), checks)
+
+
+def _nonzero(rhs: Tensor) -> list[int]:
+    return [j for j, nonzero in enumerate((rhs != 0).any(dim=0).tolist()) if nonzero]
+
+
+def gains_are_finite(filter: Filter, eigenvalues: Tensor, level: float) -> Tensor:
+    """Which eigenvalues `h` the filter can divide by: `|h + s|` above `level` times the largest `|h|`."""
+    distance = torch.hypot(eigenvalues + filter.shift.real, torch.full_like(eigenvalues, filter.shift.imag))
+    return distance > level * eigenvalues.abs().max()

@@ -1,0 +1,88 @@
+"""The Lanczos recurrence: `H Q = Q T + beta q e'`, one product a step, whatever happens to the vectors."""
+
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.solvers.numerics import dot, norm
+
+# A next beta below this many roundings of |T| is rounding noise: the Krylov space has no further direction.
+ROUNDINGS = 32
+
+
+class Vectors(Protocol):
+    """What a Lanczos run remembers of its vectors: all of them, or only what the answers need."""
+
+    def keep(self, q: Tensor) -> None:
+        """Take note of the next basis vector `[dim]`."""
+        ...
+
+    def orthogonalise(self, w: Tensor) -> Tensor:
+        """`w` `[dim]` without its components along the vectors remembered."""
+        ...
+
+
+@final
+class Tridiagonal:
+    """The projected operator `T = Q' H Q`, in float64: `alphas` on its diagonal, `betas` beside it."""
+
+    def __init__(self) -> None:
+        self.alphas: list[float] = []
+        self.betas: list[float] = []
+        self.norm = 0.0
+
+    def extend(self, alpha: float, beta: float) -> None:
+        previous = self.betas[-1] if self.betas else 0.0
+        self.alphas.append(alpha)
+        self.betas.append(beta)
+        self.norm = max(self.norm, abs(alpha) + previous + beta)
+
+    def ritz(self) -> tuple[float, ...]:
+        """The eigenvalues of `T`, ascending."""
+        if not self.alphas:
+            return ()
+        beside = torch.tensor(self.betas[:-1], dtype=torch.float64)
+        T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
+        T += torch.diag(beside, 1) + torch.diag(beside, -1)
+        return tuple(torch.linalg.eigvalsh(T).tolist())
+
+
+@final
+class Recurrence:
+    """One run from the start vector `b` `[dim]`: send it `H q`, and it has the next `q`.
+
+    q: the unit vector to be multiplied next. T: the projected operator so far. length: `|b|`, not zero.
+    exhausted: the products have left the Krylov space no new direction; the last beta was set to zero.
+    level: what counts as zero among numbers of the size of T.
+
+    Source: Lanczos (1950); Paige (1972) for the order of the operations.
+    """
+
+    def __init__(self, b: Tensor, length: float, vectors: Vectors) -> None:
+        self.T = Tridiagonal()
+        self.q = b / length
+        self.exhausted = False
+        self._before = torch.zeros_like(b)
+        self._vectors = vectors
+        self._rounding = ROUNDINGS * torch.finfo(b.dtype).eps
+
+    @property
+    def level(self) -> float:
+        return self._rounding * self.T.norm
+
+    def advance(self, product: Tensor) -> tuple[float, float]:
+        """Take `H q`; returns the new `(alpha, beta)` of T."""
+        self._vectors.keep(self.q)
+        beta_before = self.T.betas[-1] if self.T.betas else 0.0
+        w = torch.sub(product, self._before, alpha=beta_before)
+        alpha = dot(self.q, w)
+        w = self._vectors.orthogonalise(torch.sub(w, self.q, alpha=alpha))
+        beta = norm(w)
+        self.T.extend(alpha, beta)
+        self.exhausted = beta <= self.level or len(self.T.alphas) == w.numel()
+        if self.exhausted:
+            self.T.betas[-1] = beta = 0.0
+        else:
+            self._before, self.q = self.q, w / beta
+        return alpha, beta

@@ -1,0 +1,36 @@
+"""The hyper-parameters that solvers share: checked at birth, and shown in one short line."""
+
+from dataclasses import fields
+from math import isfinite
+from typing import Any
+
+from stagetrace.errors import refuse
+
+
+def check_damping(who: str, damping: float) -> None:
+    """Refuse a damping that is negative or not finite."""
+    if not (isfinite(damping) and damping >= 0):
+        refuse(f"{who}(damping=...) must be finite and not negative, got {damping!r}; type {who}(damping=0.01) instead")
+
+
+def check_rtol(who: str, rtol: float) -> None:
+    """Refuse a relative tolerance outside (0, 1): the zero vector already has relative residual 1."""
+    if not 0 < rtol < 1:
+        refuse(f"{who}(rtol=...) must lie between 0 and 1, got {rtol!r}; type {who}(rtol=1e-4) instead")
+
+
+def check_count(who: str, name: str, count: Any, example: int) -> None:
+    """Refuse a count that is not a whole number of at least one."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        refuse(f"{who}({name}=...) must be a whole number above 0, got {count!r}; type {who}({name}={example}) instead")
+
+
+def compact(solver: Any) -> str:
+    """The solver in one line: its damping and tolerance, and whatever else differs from its default."""
+    shown = [
+        f"{field.name}={getattr(value, '__name__', value)}"
+        for field in fields(solver)
+        for value in [getattr(solver, field.name)]
+        if field.name in ("damping", "rtol") or value != field.default
+    ]
+    return f"{type(solver).__name__}({', '.join(shown)})"

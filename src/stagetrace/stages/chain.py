@@ -1,0 +1,72 @@
+"""Stages in the order they were trained."""
+
+from collections.abc import Iterator
+from typing import final
+
+from stagetrace.errors import refuse
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.stage import Stage
+
+
+@final
+class Chain:
+    """Training stages, first to last; each later stage says by its link how it started from the one before.
+
+    Checked at birth: names are unique, links are where they belong, shared names and shapes agree, and parameters that
+    a link says were kept still have the values the previous stage left.
+
+    Args:
+        stages: two or more; with one stage the trace is the ordinary, single-stage influence function.
+
+    Raises:
+        DescriptionError: the stages do not fit together; the message names stage and parameter.
+    """
+
+    def __init__(self, *stages: Stage) -> None:
+        if not stages:
+            refuse("a chain needs stages: Chain(pretrain, finetune)")
+        for position, stage in enumerate(stages):
+            if not isinstance(stage, Stage):
+                refuse(f"argument {position + 1} of Chain is {type(stage).__name__}; pass stages: Chain(pretrain, finetune)")
+        names = [stage.name for stage in stages]
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            refuse(f"two stages are called '{repeated[0]}'; results are stored by name, so give each its own")
+        self.stages = stages
+        self.problems = tuple(Problem.of(stage, before) for stage, before in zip(stages, (None, *stages), strict=False))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stages' names, in training order."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def last(self) -> Problem:
+        """The stage whose model answers queries."""
+        return self.problems[-1]
+
+    def __getitem__(self, name: str) -> Problem:
+        self.check_names([name], "chain")
+        return self.problems[self.names.index(name)]
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.problems)
+
+    def __reversed__(self) -> Iterator[Problem]:
+        return reversed(self.problems)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def check_names(self, names: object, what: str) -> None:
+        """Refuse a name that is no stage's.
+
+        Raises:
+            DescriptionError: with the names there are.
+        """
+        for name in names:  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
+            if name not in self.names:
+                refuse(f"{what}: there is no stage {name!r} in this chain; its stages are {', '.join(map(repr, self.names))}")
+
+    def __repr__(self) -> str:
+        return f"Chain({' -> '.join(self.names)})"

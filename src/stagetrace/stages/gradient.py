@@ -1,0 +1,91 @@
+"""Mean gradients over a data set, and the block that couples a stage to the one before it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from stagetrace.errors import DataError
+from stagetrace.parallel import world
+from stagetrace.progress import Progress, Silent
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk, check_finite
+
+
+@final
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient at one stage: in the parameters it trained and in those it kept, one column per right-hand side.
+
+    own: `[own.size, k]`; inherited: `[inherited.size, k]`.
+    """
+
+    own: Tensor
+    inherited: Tensor
+
+    def __add__(self, other: "Gradient") -> "Gradient":
+        return Gradient(self.own + other.own, self.inherited + other.inherited)
+
+
+def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
+    """The gradient of the sum of a batch's losses, one column.
+
+    Raises:
+        DataError: a loss is NaN or infinite (the example is named), or a gradient is.
+    """
+    (own, inherited), total = grad_and_value(
+        lambda own, inherited: risk.losses(own, inherited, batch).sum(), argnums=(0, 1)
+    )(risk.own_values, risk.inherited_values)
+    gradient = Gradient(risk.own.flatten(own).unsqueeze(1), risk.inherited.flatten(inherited).unsqueeze(1))
+    if not bool(torch.isfinite(total + gradient.own.sum() + gradient.inherited.sum())):
+        explain_not_finite(risk, batch)
+    return gradient
+
+
+def explain_not_finite(risk: Risk, batch: Batch) -> None:
+    """Find what is not finite in a batch, and raise; nothing if it was only a sum that overflowed."""
+    with torch.no_grad():
+        check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch, risk.where)
+    for position, index in enumerate(batch.indices):
+        single = next(iter(risk.read([[index]])))
+        grads = torch.func.grad(lambda own: risk.losses(own, risk.inherited_values, single).sum())(risk.own_values)  # noqa: B023
+        for name, g in grads.items():
+            if not bool(torch.isfinite(g).all()):
+                raise DataError(
+                    f"{risk.where}: the loss of example {index} (number {position} of its batch) is finite, but its gradient "
+                    f"in '{name}' is not; the loss is not differentiable there"
+                )
+
+
+def mean_gradient(
+    risk: Risk, indices: Sequence[int] | None = None, *, reduction: str = "mean", progress: Progress | None = None
+) -> Gradient:
+    """The gradient of the mean (or sum) of the losses, one column; the examples are sharded over processes."""
+    examples = len(risk.examples) if indices is None else len(indices)
+    plan = world().shard(risk.examples.plan(indices))
+    own, inherited = risk.own.zeros(1), risk.inherited.zeros(1)
+    with (progress or Silent()).task(f"gradient of {risk.where}", sum(map(len, plan)), "examples") as advance:
+        for batch in risk.read(plan):
+            gradient = batch_gradient(risk, batch)
+            own += gradient.own
+            inherited += gradient.inherited
+            advance(len(batch))
+    scale = 1 / examples if reduction == "mean" else 1.0
+    return Gradient(world().sum(own) * scale, world().sum(inherited) * scale)
+
+
+def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
+    """The gradient of every example's loss, one column per example; sharded over processes."""
+    columns = len(risk.examples)
+    own, inherited = risk.own.zeros(columns), risk.inherited.zeros(columns)
+    plan = world().shard(risk.examples.plan(size=1))
+    with (progress or Silent()).task(f"gradients of {risk.where}", len(plan), "examples") as advance:
+        for batch in risk.read(plan):
+            gradient = batch_gradient(risk, batch)
+            column = batch.indices[0]
+            own[:, column], inherited[:, column] = gradient.own[:, 0], gradient.inherited[:, 0]
+            advance(1)
+    return Gradient(world().sum(own), world().sum(inherited))

@@ -1,0 +1,114 @@
+"""Quick checks of a data set and its loss before anything long starts."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from stagetrace.errors import DataError
+from stagetrace.stages.data import Batch
+from stagetrace.stages.fingerprint import digest
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.stages.stage import Stage
+
+PROBED = 32
+"""Examples looked at on each end of a data set."""
+
+MODE_DEPENDENT = (
+    nn.modules.dropout._DropoutNd,  # pyright: ignore[reportPrivateUsage]
+    nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]
+)
+
+
+def guard(risk: Risk) -> None:
+    """Refuse data and losses on which every number would be wrong.
+
+    Raises:
+        DataError: an example differs between two reads; the losses are not one per example; one is NaN or infinite;
+            an example's loss depends on what else is in its batch.
+    """
+    total = len(risk.examples)
+    head, tail = list(range(min(PROBED, total))), list(range(max(0, total - PROBED), total))
+    for indices in (head, tail):
+        _same_twice(risk, indices)
+    batch = next(iter(risk.read([head])))
+    losses = _losses(risk, batch)
+    check_finite(losses, batch, risk.where)
+    _alone_or_together(risk, batch, losses)
+
+
+def notices(stage: Stage) -> list[str]:
+    """What was handled for the user and should be known: layers that behave otherwise in training mode."""
+    found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
+    if not found:
+        return []
+    return [f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode"]
+
+
+@final
+@dataclass(frozen=True)
+class Coverage:
+    """How many of a stage's parameters its scores account for, and the names of those they do not."""
+
+    trained: int
+    kept: int
+    constant: int
+    constant_names: tuple[str, ...]
+    buffers: tuple[str, ...]
+
+    @staticmethod
+    def of(problem: Problem) -> "Coverage":
+        sizes = {name: p.numel() for name, p in problem.stage.model.named_parameters()}
+        buffers = tuple(name for name, b in problem.stage.model.named_buffers() if b.is_floating_point())
+        constant = sum(sizes[name] for name in problem.constant_names)
+        return Coverage(problem.own.size, problem.inherited.size, constant, problem.constant_names, buffers)
+
+    def __str__(self) -> str:
+        total = self.trained + self.kept + self.constant
+        text = f"{self.trained:,} of {total:,} parameters trained here"
+        text += f", {self.kept:,} kept from the previous stage" if self.kept else ""
+        if self.constant:
+            some = ", ".join(self.constant_names[:3]) + (", ..." if len(self.constant_names) > 3 else "")
+            text += f", {self.constant:,} constant ({some})"
+        return text
+
+
+def _losses(risk: Risk, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return risk.losses(risk.own_values, risk.inherited_values, batch)
+
+
+def _same_twice(risk: Risk, indices: list[int]) -> None:
+    first, second = (next(iter(risk.examples.read([indices]))) for _ in range(2))
+    if digest(first.content) == digest(second.content):
+        return
+    for index in indices:
+        one, other = (next(iter(risk.examples.read([[index]]))) for _ in range(2))
+        if digest(one.content) != digest(other.content):
+            break
+    else:
+        index = indices[0]
+    raise DataError(
+        f"{risk.where}: example {index} differs between two reads of the data set (random augmentation, or masking drawn "
+        "anew?); return the same item for the same index, e.g. transform without randomness or draw with a seed per index"
+    )
+
+
+def _alone_or_together(risk: Risk, batch: Batch, losses: Tensor) -> None:
+    """The losses of half a batch must not depend on the other half."""
+    half = list(batch.indices[: len(batch) // 2])
+    if not half:
+        return
+    alone = _losses(risk, next(iter(risk.read([half]))))
+    together = losses[: len(half)]
+    gap = (alone - together).abs()
+    allowed = 1e-3 * together.abs().clamp_min(float(losses.abs().mean()))
+    if bool((gap > allowed).any()):
+        worst = int((gap - allowed).argmax())
+        raise DataError(
+            f"{risk.where}: the loss of example {half[worst]} depends on what else is in its batch "
+            f"({float(together[worst]):.6g} with {len(batch)} examples, {float(alone[worst]):.6g} with {len(half)}); it must be "
+            "the example's own: mask padding, and do not normalise by the batch"
+        )

@@ -1,0 +1,43 @@
+"""Kernels that have every derivative we need.
+
+Fused attention, the fused recurrent kernels and the fast path of `nn.TransformerEncoderLayer` have no forward-mode
+derivative or no second one; the plain kernels behind the same layers have both. One context chooses the plain ones
+while a model is evaluated for a derivative, and restores what was set.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether the model has layers with fused recurrent kernels."""
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
+
+
+@contextmanager
+def differentiable_kernels(*, recurrent: bool) -> Iterator[None]:
+    """Evaluate with kernels that allow forward mode and double backward.
+
+    The recurrent switch also covers convolutions on the CPU, which are slower without it: set it only where needed.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(_encoder_fast_path_off())
+        yield
+
+
+@contextmanager
+def _encoder_fast_path_off() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,194 @@
+"""A stage at its place in a chain: which parameters it solved for, which it kept, and what pulled on them."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import DescriptionError, refuse
+from stagetrace.objectives.objective import Objective
+from stagetrace.stages.data import Examples
+from stagetrace.stages.gradient import mean_gradient
+from stagetrace.stages.links import Proximal, shared_names
+from stagetrace.stages.risk import Evaluation, Risk
+from stagetrace.stages.space import ParameterSpace, Params
+from stagetrace.stages.stage import Stage
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """`argmin over own of  mean loss(own, inherited) + penalty(own)`: what the stage solved, given the one before.
+
+    A parameter of the model is one of three:
+        own: trained here (it requires a gradient and the link did not keep it);
+        inherited: kept at the value the previous stage gave it (`Frozen`, or shared with `requires_grad=False`);
+        constant: neither trained nor shared; no stage's examples move it.
+
+    kept: `{inherited parameter: previous stage's}`; moved: `{own parameter: previous stage's it is pulled towards}`.
+    alpha: the pull of a `Proximal` link on `moved`, once known.
+    """
+
+    stage: Stage
+    previous: Stage | None
+    kept: dict[str, str]
+    moved: dict[str, str]
+
+    @staticmethod
+    def of(stage: Stage, previous: Stage | None) -> "Problem":
+        """Bind a stage to the one before it.
+
+        Raises:
+            DescriptionError: the link is missing or misplaced, names or shapes do not map, kept values differ.
+        """
+        where = stage.where
+        if previous is None:
+            if stage.link is not None:
+                refuse(f"{where} is the first of the chain, so nothing came before it; remove its link=")
+            return _checked(Problem(stage, None, {}, {}))
+        if stage.link is None:
+            refuse(
+                f"{where} comes after '{previous.name}' but does not say how it started from it; give link=Frozen(...) "
+                "if the shared parameters were kept, link=Proximal(...) if they were trained further"
+            )
+        pairs = shared_names(stage.link, stage.model, previous.model, where)
+        ours, theirs = dict(stage.model.named_parameters()), dict(previous.model.named_parameters())
+        for name, other in pairs.items():
+            if ours[name].shape != theirs[other].shape:
+                refuse(
+                    f"{where}: parameter '{name}' has shape {list(ours[name].shape)}, but '{other}' of stage "
+                    f"'{previous.name}' has {list(theirs[other].shape)}; share only what the stages have in common"
+                )
+        updates = isinstance(stage.link, Proximal)
+        moved = {name: other for name, other in pairs.items() if updates and ours[name].requires_grad}
+        kept = {name: other for name, other in pairs.items() if name not in moved}
+        for name, other in kept.items():
+            _check_kept(name, ours[name], other, theirs[other], stage, previous)
+        return _checked(Problem(stage, previous, kept, moved))
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @cached_property
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.stage.model.named_parameters()}
+
+    @cached_property
+    def constant_names(self) -> tuple[str, ...]:
+        """Parameters that are neither trained here nor shared."""
+        trainable = {name for name, p in self.stage.model.named_parameters() if p.requires_grad}
+        return tuple(name for name in self._parameters if name not in trainable and name not in self.kept)
+
+    @cached_property
+    def own_values(self) -> Params:
+        constant = set(self.constant_names)
+        return {name: p for name, p in self._parameters.items() if name not in self.kept and name not in constant}
+
+    @cached_property
+    def inherited_values(self) -> Params:
+        return {name: p for name, p in self._parameters.items() if name in self.kept}
+
+    @cached_property
+    def own(self) -> ParameterSpace:
+        return ParameterSpace.of(self.own_values)
+
+    @cached_property
+    def inherited(self) -> ParameterSpace:
+        return ParameterSpace.of(self.inherited_values, like=next(iter(self.own_values.values())))
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        return Evaluation(self.stage.evaluated)
+
+    def risk_of(self, where: str, objective: Objective, examples: Examples) -> Risk:
+        """The losses of any examples at this stage's parameters."""
+        return Risk(
+            where, self.evaluation, objective, examples, self.own, self.inherited, self.own_values, self.inherited_values
+        )
+
+    @cached_property
+    def risk(self) -> Risk:
+        """The losses of the stage's own examples."""
+        return self.risk_of(self.stage.where, self.stage.loss, self.stage.examples)
+
+    @cached_property
+    def alpha(self) -> float:
+        """The strength of the proximal pull: as given, or estimated where the link says "auto"; 0 without one.
+
+        Stationarity of eq. 12 in W gives `dF/dW = -2 alpha (W - W_previous)`; its projection on the displacement is
+        `alpha = -<dF/dW, W - W_previous> / (2 |W - W_previous|^2)`, with the weight decay part of F.
+
+        Raises:
+            DescriptionError: the estimate is not positive, or the parameters did not move.
+        """
+        link = self.stage.link
+        if not isinstance(link, Proximal):
+            return 0.0
+        return self._estimated_alpha() if link.alpha == "auto" else float(link.alpha)
+
+    def _estimated_alpha(self) -> float:
+        mask, displacement = self.own.mask(self.moved), self.displacement.double()
+        gradient = self.stationarity.double() * mask
+        moved = float(displacement.square().sum())
+        alpha = -float(gradient @ displacement) / (2 * moved) if moved else 0.0
+        if alpha <= 0:
+            raise DescriptionError(
+                f"{self.stage.where}: alpha='auto' estimates {alpha:.3g}, which is no pull: the shared parameters "
+                f"{'did not move' if not moved else 'do not pull back towards the previous stage'} "
+                "(the stage was trained to a minimum of its own loss); give a number, alpha=0.01 is the paper's"
+            )
+        return alpha
+
+    @cached_property
+    def displacement(self) -> Tensor:
+        """`W - W_previous` on the moved parameters, 0 elsewhere: `[own.size]`."""
+        if self.previous is None:
+            return torch.zeros_like(self.own.flatten(self.own_values))
+        theirs = dict(self.previous.model.named_parameters())
+        away = {
+            name: value - theirs[self.moved[name]].detach().to(value) if name in self.moved else torch.zeros_like(value)
+            for name, value in self.own_values.items()
+        }
+        return self.own.flatten(away)
+
+    @cached_property
+    def stationarity(self) -> Tensor:
+        """The gradient of mean loss + weight decay in the own parameters, without the proximal pull: `[own.size]`."""
+        values = self.own.flatten(self.own_values)
+        return mean_gradient(self.risk).own.squeeze(1) + self.stage.weight_decay * values
+
+    @cached_property
+    def penalty(self) -> Tensor:
+        """The diagonal of the penalty's second derivative: weight decay on every own parameter, `2 alpha` on moved ones."""
+        diagonal = torch.full((self.own.size,), self.stage.weight_decay, dtype=self.own.dtype, device=self.own.device)
+        return diagonal + 2 * self.alpha * self.own.mask(self.moved)
+
+    def with_stage(self, **changes: object) -> "Problem":
+        """The same place in the chain with another description of the stage (for what-if runs)."""
+        return Problem.of(replace(self.stage, **changes), self.previous)
+
+
+def _checked(problem: Problem) -> Problem:
+    if not problem.own_values:
+        frozen = sum(1 for p in problem.stage.model.parameters() if not p.requires_grad)
+        refuse(
+            f"{problem.stage.where} trained nothing: of its parameters {len(problem.kept)} are kept from the previous stage and "
+            f"{frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
+        )
+    problem.own, problem.inherited  # noqa: B018  (dtype and device are checked at birth)
+    return problem
+
+
+def _check_kept(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
+    """Kept parameters must still be what the previous stage left."""
+    after, start = value.detach(), before.detach().to(value)
+    if torch.equal(after, start):
+        return
+    gap = float((after.double() - start.double()).abs().max())
+    refuse(
+        f"{stage.where}: parameter '{name}' should be kept from '{other}' of stage '{previous.name}', but differs from it "
+        f"by up to {gap:.3g}; use link=Proximal(...) if it was trained further, or load the checkpoint it started from"
+    )

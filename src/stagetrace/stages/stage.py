@@ -1,0 +1,109 @@
+"""One training stage as the user describes it."""
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+from torch import nn
+
+from stagetrace.errors import DescriptionError, refuse
+from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
+from stagetrace.stages.data import Examples
+from stagetrace.stages.links import Link
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A training stage: the model as it left it, what it minimised, and on which examples.
+
+    The stage minimised `mean_i loss_i + weight_decay / 2 * |parameters|^2` over the parameters that require a gradient
+    (and that its link did not keep), plus the pull of a `Proximal` link.
+
+    Args:
+        name: how results refer to the stage; letters, digits, `.`, `_` and `-`.
+        model: the module as this stage left it. Never mutated, moved or left in another mode; it is evaluated in
+            eval mode. Parameters with `requires_grad=False` are constants.
+        objective: an `Objective` (`stagetrace.objectives`), or a function `losses(model, batch) -> Tensor[batch]`.
+        data: a map-style data set (PyTorch, Hugging Face, a list); an example's id is its index.
+        link: how the stage started from the one before it; None for the first stage of a chain.
+        weight_decay: the L2 coefficient in the training loss. It belongs to the curvature, not to an example.
+        batch_size: examples evaluated at once when scoring; affects speed and memory, not the scores.
+        collate: list of examples -> batch; PyTorch's default otherwise.
+        workers: processes that load data; 0 loads in this one.
+
+    Raises:
+        DescriptionError: an argument is of the wrong kind; the message says what to give instead.
+        DataError: the data set is empty.
+
+    Example:
+        >>> import torch
+        >>> from stagetrace.objectives import Regression
+        >>> data = torch.utils.data.TensorDataset(torch.ones(4, 2), torch.zeros(4, 1))
+        >>> Stage("fit", model=torch.nn.Linear(2, 1), objective=Regression(), data=data)
+        Stage('fit': Linear, 3 parameters, 4 examples)
+    """
+
+    name: str
+    model: nn.Module = field(kw_only=True)
+    objective: Objective | PlainLoss = field(kw_only=True)
+    data: Any = field(kw_only=True)
+    link: Link | None = field(kw_only=True, default=None)
+    weight_decay: float = field(kw_only=True, default=0.0)
+    batch_size: int = field(kw_only=True, default=256)
+    collate: Callable[[list[Any]], Any] | None = field(kw_only=True, default=None)
+    workers: int = field(kw_only=True, default=0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
+            refuse(f"a stage's name must be letters, digits, '.', '_' or '-' (it names a folder), got {self.name!r}")
+        if not isinstance(self.model, nn.Module):
+            refuse(f"{self.where}: model must be a torch.nn.Module, got {type(self.model).__name__}")
+        if self.link is not None and not isinstance(self.link, Link):
+            refuse(f"{self.where}: link must be Frozen(...) or Proximal(...), got {type(self.link).__name__}")
+        if not (isinstance(self.weight_decay, (int, float)) and 0 <= self.weight_decay < math.inf):
+            refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")
+        check_count(self.batch_size, f"{self.where}: batch_size")
+        self.loss  # noqa: B018  (checked at birth)
+        self.examples  # noqa: B018
+
+    @property
+    def where(self) -> str:
+        """How messages name the stage."""
+        return f"stage '{self.name}'"
+
+    @cached_property
+    def loss(self) -> Objective:
+        """The objective, a plain function wrapped."""
+        return as_objective(self.objective, self.where)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The data set, read in the library's order."""
+        return Examples(self.data, self.batch_size, self.collate, self.workers, self.where)
+
+    @cached_property
+    def evaluated(self) -> nn.Module:
+        """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
+        shared = {id(parameter): parameter for parameter in self.model.parameters()}
+        try:
+            return copy.deepcopy(self.model, dict(shared)).eval()
+        except Exception as cause:
+            raise DescriptionError(
+                f"{self.where}: the model cannot be copied ({type(cause).__name__}: {cause}); the library evaluates a copy "
+                "in eval mode, so remove tensors with a gradient history and other uncopyable attributes from it"
+            ) from cause
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"Stage({self.name!r}: {type(self.model).__name__}, {parameters:,} parameters, {len(self.examples):,} examples)"
+
+
+def check_count(value: object, what: str) -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        refuse(f"{what} must be a whole number of at least 1, got {value!r}")

@@ -1,0 +1,74 @@
+"""What makes a run this run: its settings by stage, and the fingerprints of everything it reads."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from stagetrace.curvature.choices import Curvature
+from stagetrace.errors import refuse
+from stagetrace.progress import Progress
+from stagetrace.results import JSON
+from stagetrace.solvers.base import Solver
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.tracing.query import Query
+
+T = TypeVar("T")
+
+
+def by_stage(chain: Chain, given: T | Mapping[str, T] | None, default: T, what: str) -> dict[str, T]:
+    """One setting per stage, from one for all or a mapping by name.
+
+    Raises:
+        DescriptionError: a name is no stage's, or a class was given where an instance is wanted.
+    """
+    named = dict(given) if isinstance(given, Mapping) else {}
+    chain.check_names(named, what)
+    everywhere = default if given is None or isinstance(given, Mapping) else given
+    settings = {name: named.get(name, everywhere) for name in chain.names}
+    for name, setting in settings.items():
+        method = "operator" if what == "curvature" else "prepare"
+        if isinstance(setting, type) or not callable(getattr(setting, method, None)):
+            refuse(f"{what} of stage '{name}' must be an instance such as {default!r}, got {setting!r}")
+    return settings
+
+
+def scored_stages(chain: Chain, of: Iterable[str] | str | None) -> set[str]:
+    """The stages whose examples are scored.
+
+    Raises:
+        DescriptionError: a name is no stage's, or there is none.
+    """
+    if of is None:
+        return set(chain.names)
+    names = {of} if isinstance(of, str) else set(of)
+    chain.check_names(names, "of")
+    if not names:
+        refuse("of: no stage to score; name at least one, or leave it out to score every stage")
+    return names
+
+
+def describe(
+    chain: Chain,
+    query: Query,
+    curvature: Mapping[str, Curvature],
+    solver: Mapping[str, Solver],
+    scored: Iterable[str],
+    *,
+    parts: bool,
+    progress: Progress,
+) -> dict[str, JSON]:
+    """Fingerprints and settings: a run is resumed only if all of these are equal."""
+    risk = query.risk(chain.last)
+    return {
+        "stages": {problem.name: fingerprint_problem(problem, progress) for problem in chain},
+        "order": list(chain.names),
+        "query": {
+            "data": fingerprint_examples(risk.examples, progress),
+            "objective": fingerprint_objective(risk.objective),
+            "reduction": query.reduction,
+        },
+        "curvature": {name: repr(choice) for name, choice in curvature.items()},
+        "solver": {name: repr(choice) for name, choice in solver.items()},
+        "of": sorted(scored, key=chain.names.index),
+        "parts": parts,
+    }

@@ -1,0 +1,77 @@
+"""What is being traced: a loss of the last stage's model on some examples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+from stagetrace.errors import refuse
+from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
+from stagetrace.progress import Progress
+from stagetrace.stages.data import Examples
+from stagetrace.stages.gradient import Gradient, each_gradient, mean_gradient
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.risk import Risk
+from stagetrace.stages.stage import check_count
+
+WHERE = "the query"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Query:
+    """The loss whose causes are traced: the last stage's model on these examples.
+
+    Args:
+        data: a map-style data set of query examples.
+        objective: the query loss; None takes the last stage's objective.
+        reduction: "mean" or "sum" over the query examples give one score per training example; "none" gives one row of
+            scores per query example, `[n_queries, n_examples]`, and one linear solve per query and stage.
+        batch_size: query examples evaluated at once.
+        collate: list of examples -> batch; None takes the last stage's.
+        workers: processes that load data; 0 loads in this one.
+
+    Raises:
+        DescriptionError: an argument is of the wrong kind.
+        DataError: the data set is empty.
+
+    Example:
+        >>> Query([(1.0, 0.0)], reduction="sum").reduction
+        'sum'
+    """
+
+    data: Any
+    objective: Objective | PlainLoss | None = field(kw_only=True, default=None)
+    reduction: Literal["mean", "sum", "none"] = field(kw_only=True, default="mean")
+    batch_size: int = field(kw_only=True, default=256)
+    collate: Callable[[list[Any]], Any] | None = field(kw_only=True, default=None)
+    workers: int = field(kw_only=True, default=0)
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("mean", "sum", "none"):
+            refuse(f"{WHERE}: reduction must be 'mean', 'sum' or 'none', got {self.reduction!r}")
+        check_count(self.batch_size, f"{WHERE}: batch_size")
+        Examples(self.data, self.batch_size, self.collate, self.workers, WHERE)
+        if self.objective is not None:
+            as_objective(self.objective, WHERE)
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of scores: None for one score per training example, else the number of query examples."""
+        return len(self.data) if self.reduction == "none" else None
+
+    def risk(self, last: Problem) -> Risk:
+        """The query's losses at the last stage's parameters."""
+        objective = last.stage.loss if self.objective is None else as_objective(self.objective, WHERE)
+        examples = Examples(self.data, self.batch_size, self.collate or last.stage.collate, self.workers, WHERE)
+        return last.risk_of(WHERE, objective, examples)
+
+    def gradient(self, last: Problem, progress: Progress | None = None) -> Gradient:
+        """d(query loss) at the last stage, own and inherited part: one column, or one per query with "none".
+
+        Raises:
+            DataError: a query loss is NaN or infinite, or not one per example.
+        """
+        risk = self.risk(last)
+        if self.reduction == "none":
+            return each_gradient(risk, progress)
+        return mean_gradient(risk, reduction=self.reduction, progress=progress)

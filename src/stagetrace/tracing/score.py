@@ -1,0 +1,78 @@
+"""Scores of a stage's examples from its adjoints, part by part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.parallel import world
+from stagetrace.progress import Progress
+from stagetrace.results.part import Part, part_size
+from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.tracing.contract import Way, choose, contract
+
+
+@final
+@dataclass(frozen=True)
+class Scorer:
+    """Scores of one stage: `-(d loss_i / d own) . adjoint`; positive = harmful; unit: query loss.
+
+    adjoints: `[own.size, k]`; k is 1 or the number of queries, twice that when the paper's parts are kept apart (the
+        columns that reached the query through shared parameters first, then those through the head).
+    rows: the number of queries, or None for one score per example.
+    """
+
+    risk: Risk
+    adjoints: Tensor
+    parts: bool
+    rows: int | None
+    way: Way
+    why: str
+
+    @staticmethod
+    def of(risk: Risk, adjoints: Tensor, *, parts: bool, rows: int | None) -> "Scorer":
+        """Probe the model on two examples and decide how to contract."""
+        probe = next(iter(risk.read([risk.examples.plan(size=2)[0]])))
+        return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
+
+    def run(self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress) -> list[Part]:
+        """Every part of the stage, in order: kept ones as they were, the others computed and kept.
+
+        Raises:
+            DataError: an example's loss is NaN or infinite.
+        """
+        total, size = len(self.risk.examples), part_size(self.rows)
+        parts: list[Part] = []
+        with progress.task(f"scoring {self.risk.where}", total, "examples") as advance:
+            for number, start in enumerate(range(0, total, size)):
+                part = kept(number)
+                if part is None:
+                    part = self._part(range(start, min(total, start + size)), advance)
+                    keep(number, part)
+                else:
+                    advance(part.stop - part.start, note="kept")
+                parts.append(part)
+        return parts
+
+    def _part(self, indices: range, advance: Callable[..., None]) -> Part:
+        """Score some consecutive examples, their batches shared out over processes."""
+        mine = world().shard(self.risk.examples.plan(indices))
+        blocks = [self.adjoints.new_zeros(0, self.adjoints.shape[1])]
+        for batch in self.risk.read(mine):
+            losses, dots = contract(self.way, self.risk, batch, self.adjoints)
+            check_finite(losses + dots.sum(dim=1), batch, self.risk.where)
+            blocks.append(-dots)
+            advance(len(batch) * world().size)
+        scores = torch.cat(world().gather(torch.cat(blocks).double().cpu())).mT  # [k, examples of the part]
+        return self._as_part(indices.start, scores)
+
+    def _as_part(self, start: int, scores: Tensor) -> Part:
+        """`[k, n]` scores as a part: one row or many, the paper's two terms apart where asked for."""
+        examples = len(self.risk.examples)
+        halves = [half if self.rows is not None else half[0] for half in scores.chunk(2 if self.parts else 1)]
+        if not self.parts:
+            return Part(start, halves[0].contiguous(), examples)
+        shared, head = (half.contiguous() for half in halves)
+        return Part(start, shared + head, examples, shared, head)

@@ -1,0 +1,71 @@
+"""What a run has done so far, how long each task took, and what it all makes in the end."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import final
+
+import torch
+
+from stagetrace.parallel import world
+from stagetrace.progress import Advance, Progress
+from stagetrace.results import JSON, Scores, Trace
+from stagetrace.solvers.base import Solution
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.guards import Coverage, notices
+from stagetrace.tracing.score import Scorer
+
+
+@final
+class Tally:
+    """Collects scores, solutions and seconds; passes tasks on to the progress it wraps, timing them."""
+
+    def __init__(self, chain: Chain, progress: Progress) -> None:
+        self.scores: dict[str, Scores] = {}
+        self._solutions: dict[str, Solution] = {}
+        self._scoring: dict[str, JSON] = {}
+        self._seconds: dict[str, float] = {}
+        self._chain, self._progress = chain, progress
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def task(self, what: str, total: int | None, unit: str) -> Iterator[Advance]:
+        """A task of the wrapped progress, timed."""
+        started = time.perf_counter()
+        with self._progress.task(what, total, unit) as advance:
+            yield advance
+        self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - started
+
+    def scored(self, stage: str, scorer: Scorer, scores: Scores) -> None:
+        self.scores[stage] = scores
+        self._scoring[stage] = {"way": scorer.way, "because": scorer.why}
+
+    def solved(self, stage: str, solution: Solution) -> None:
+        self._solutions[stage] = solution
+
+    def statistics(self) -> dict[str, JSON]:
+        """Timings, work and findings, as plain values."""
+        return {
+            "seconds": {"in all": time.perf_counter() - self._started, **self._seconds},
+            "processes": world().size,
+            "threads": torch.get_num_threads(),
+            "device": str(self._chain.last.own.device),
+            "coverage": {problem.name: _plain(asdict(Coverage.of(problem))) for problem in self._chain},
+            "scoring": self._scoring,
+            "alpha": {problem.name: problem.alpha for problem in self._chain if problem.moved},
+            "notices": [notice for problem in self._chain for notice in notices(problem.stage)],
+        }
+
+    def trace(self, description: Mapping[str, JSON]) -> Trace:
+        """The result, stages in chain order."""
+        return Trace(
+            {name: self.scores[name] for name in self._chain.names if name in self.scores},
+            {name: self._solutions[name] for name in self._chain.names if name in self._solutions},
+            description,
+            self.statistics(),
+        )
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, JSON]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}  # pyright: ignore[reportReturnType,reportUnknownVariableType,reportUnknownArgumentType]

@@ -1,0 +1,127 @@
+"""`trace`: from a chain and a query to the scores of every stage's examples."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from stagetrace.curvature.choices import Curvature, Hessian
+from stagetrace.errors import StagetraceWarning
+from stagetrace.parallel import world
+from stagetrace.progress import Bars, Progress, Silent
+from stagetrace.results import Trace
+from stagetrace.results.part import join
+from stagetrace.solvers.base import Solver
+from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.guards import guard, notices
+from stagetrace.tracing.describe import by_stage, describe, scored_stages
+from stagetrace.tracing.keeper import Keeper
+from stagetrace.tracing.query import Query
+from stagetrace.tracing.score import Scorer
+from stagetrace.tracing.tally import Tally
+from stagetrace.tracing.walk import Walk
+
+
+def trace(
+    chain: Chain,
+    query: Query,
+    *,
+    curvature: Curvature | Mapping[str, Curvature] | None = None,
+    solver: Solver | Mapping[str, Solver] | None = None,
+    of: Iterable[str] | str | None = None,
+    parts: bool = False,
+    out: str | Path | None = None,
+    progress: Progress | bool = False,
+) -> Trace:
+    """Trace a query's loss back through every stage of a chain, to the examples that caused it.
+
+    Args:
+        chain: the stages, in training order.
+        query: the loss to explain.
+        curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it does
+            not name take the default, `Hessian()`).
+        solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`.
+        of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
+        parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
+            (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
+        out: a folder to keep the run in as it goes; the same call after a kill continues there.
+        progress: True draws progress bars on standard error.
+
+    Returns:
+        A `Trace`: `Scores` by stage name. Score i is d(query loss)/d(epsilon) where the stage minimised
+        `mean loss + epsilon * loss_i` and every later stage was trained anew: **positive = harmful**. Unit: query loss.
+
+    Raises:
+        DescriptionError: a setting does not fit the chain.
+        DataError: data or a loss cannot be used; the example is named.
+        SolveError: a solve has no usable answer. One that is merely unconverged warns (`ConvergenceWarning`), and its
+            residual stands in `Trace.solutions`.
+        ResultsError: `out` holds another run; the message lists what differs.
+
+    Source: Chen et al. (2020), algorithm 1, for any number of stages.
+
+    Example:
+        Two ridge regressions, one weight each: the first fits w, the second keeps w and fits a bias.
+
+        >>> import torch
+        >>> from stagetrace import Chain, Direct, Frozen, Query, Stage, trace
+        >>> from stagetrace.objectives import Regression
+        >>> class Line(torch.nn.Module):
+        ...     def __init__(self, w, b, learns_b):
+        ...         super().__init__()
+        ...         self.w = torch.nn.Parameter(torch.tensor(w))
+        ...         self.b = torch.nn.Parameter(torch.tensor(b), requires_grad=learns_b)
+        ...     def forward(self, x):
+        ...         return self.w * x + self.b
+        >>> first = Stage("first", model=Line(2.0, 0.0, False), objective=Regression(), data=[(1.0, 1.0), (1.0, 3.0)])
+        >>> second = Stage("second", model=Line(2.0, 1.0, True), objective=Regression(), data=[(1.0, 3.0)], link=Frozen("w"))
+        >>> result = trace(Chain(first, second), Query([(3.0, 8.0)]), solver=Direct())
+        >>> result["first"].values  # d(7 - 8)^2 = 2 (-1) dq, and q = 3 w + b moves by 3 dw - dw, dw = -dloss_i / 2
+        tensor([ 4., -4.], dtype=torch.float64)
+    """
+    bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
+    curvatures = by_stage(chain, curvature, Hessian(), "curvature")
+    solvers = by_stage(chain, solver, Lanczos(), "solver")
+    scored = scored_stages(chain, of)
+    _guard(chain, query)
+
+    keeper = Keeper.open(out, describe(chain, query, curvatures, solvers, scored, parts=parts, progress=bars))
+    if keeper.complete:
+        return keeper.read()
+    tally = Tally(chain, bars)
+    walk = Walk(chain, curvatures, solvers, tally)
+    gradient = _columns(query.gradient(chain.last, tally), chain, parts=parts)
+    for problem, solution in walk.back(gradient, keeper.solution):
+        keeper.keep_solution(problem.name, solution)
+        if problem.name in scored:
+            scorer = Scorer.of(problem.risk, solution.value, parts=parts, rows=query.rows)
+            done = scorer.run(keeper.parts(problem.name), keeper.keep_parts(problem.name), tally)
+            tally.scored(problem.name, scorer, join(problem.name, done))
+        tally.solved(problem.name, solution)
+        if scored <= set(tally.scores):
+            break
+    keeper.finish(tally.statistics())
+    return tally.trace(keeper.description)
+
+
+def _guard(chain: Chain, query: Query) -> None:
+    """Refuse what cannot give right numbers, and say what was handled."""
+    for problem in chain:
+        for notice in notices(problem.stage):
+            warnings.warn(notice, StagetraceWarning, stacklevel=3)
+        guard(problem.risk)
+    guard(query.risk(chain.last))
+
+
+def _columns(gradient: Gradient, chain: Chain, *, parts: bool) -> Gradient:
+    """The query's gradient, or its two parts side by side: what went through shared parameters, and the rest."""
+    if not parts:
+        return gradient
+    shared = chain.last.own.mask(chain.last.moved).unsqueeze(1)
+    return Gradient(
+        torch.cat([gradient.own * shared, gradient.own * (1 - shared)], dim=1),
+        torch.cat([gradient.inherited, torch.zeros_like(gradient.inherited)], dim=1),
+    )

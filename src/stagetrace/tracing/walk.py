@@ -1,0 +1,95 @@
+"""The walk back: a query's gradient, one inverse-curvature product per stage, one step through each link."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+from stagetrace.curvature.choices import Curvature
+from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceError
+from stagetrace.progress import Progress
+from stagetrace.solvers.base import Solution, Solver, Status
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.pull_back import pull_back
+
+Kept = Callable[[str], Solution | None]
+"""A stage's solution from an earlier, interrupted run, if there is one."""
+
+
+@final
+@dataclass(frozen=True)
+class Walk:
+    """How to walk: the curvature and the solver of each stage, by its name."""
+
+    chain: Chain
+    curvature: Mapping[str, Curvature]
+    solver: Mapping[str, Solver]
+    progress: Progress
+
+    def back(self, gradient: Gradient, kept: Kept) -> Iterator[tuple[Problem, Solution]]:
+        """Yield each stage with its adjoint, last stage first.
+
+        The adjoint `lambda` solves `curvature lambda = gradient` in the stage's own parameters; an example's score there
+        is `-(gradient of its loss) . lambda`, whichever stage it is (Chen et al. 2020, eq. 11 and 15).
+        """
+        for problem in reversed(self.chain):
+            solution = kept(problem.name) or self._solve(problem, gradient)
+            adjoint = solution.value.to(problem.own.device)
+            yield problem, replace(solution, value=adjoint)
+            if problem.previous is not None:
+                previous = self.chain[problem.previous.name]
+                indices = self.curvature[problem.name].indices(problem)
+                gradient = pull_back(problem, previous, adjoint, gradient, indices, self.progress)
+
+    def _solve(self, problem: Problem, gradient: Gradient) -> Solution:
+        solver = self.solver[problem.name]
+        try:
+            operator = self.curvature[problem.name].operator(problem)
+            with self.progress.task(f"solving stage '{problem.name}'", None, "steps") as advance:
+                done = 0
+
+                def report(step: int, residual: float, /) -> None:
+                    nonlocal done
+                    advance(step - done, note=f"residual {residual:.1e}")
+                    done = step
+
+                solution = solver.prepare(operator).solve(gradient.own, report)
+        except SolveError as cause:
+            raise SolveError(
+                f"while solving {problem.stage.where} ({problem.own.size:,} parameters, {solver}): {cause}"
+            ) from cause
+        except StagetraceError:
+            raise
+        _say(problem, solution)
+        return solution
+
+
+def _say(problem: Problem, solution: Solution) -> None:
+    """Say loudly what is not as it should be.
+
+    Raises:
+        SolveError: the solve diverged, so there is no answer to go on with.
+    """
+    where = problem.stage.where
+    notes = "; ".join(solution.notes)
+    if solution.status is Status.DIVERGED:
+        raise SolveError(f"{where}: {solution.system} diverged after {solution.products} products; {notes}")
+    if not solution.converged:
+        warnings.warn(
+            f"{where}: {solution.system} {solution.status.value}: relative residual {solution.relative_residual:.1e}, asked "
+            f"for {solution.tolerance:.1e}, after {solution.products} products; raise max_steps or damping, or loosen rtol"
+            + (f" ({notes})" if notes else ""),
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    spectrum = solution.spectrum
+    if spectrum is not None and spectrum.smallest < -1e-5 * max(abs(spectrum.largest), abs(spectrum.smallest)):
+        warnings.warn(
+            f"{where}: the curvature has negative eigenvalues (down to {spectrum.smallest:.2e}, largest "
+            f"{spectrum.largest:.2e}), so the stage is not at a minimum; train it further, or use GaussNewton() or more "
+            "damping, and read its scores with care",
+            CurvatureWarning,
+            stacklevel=4,
+        )

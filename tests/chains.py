@@ -1,0 +1,420 @@
+"""The chains that scores are tested on: a declarative record each, for the oracle to solve and the library to trace.
+
+`CASES` is the table. A record says how the models are made, what the data are, and how a stage started from the one
+before it; `oracles.solved` finds the parameters, and `build` turns record and parameters into a `Chain` and a `Query`.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from stagetrace import Chain, Frozen, Proximal, Query, Stage
+from stagetrace.objectives import Classification, Regression
+
+Points = tuple[dict[str, Tensor], ...]
+"""The solved parameters of each stage, by name."""
+
+OBJECTIVES = {"squared": Regression(), "cross-entropy": Classification()}
+
+# Records
+
+
+@dataclass(frozen=True)
+class LinkCase:
+    """A link: `kind` is "frozen" or "proximal"; `shared` maps names or prefixes to the previous stage's."""
+
+    kind: str
+    shared: dict[str, str]
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class StageCase:
+    """A stage: `make()` gives the module with its starting values, always the same; `constant` are prefixes.
+
+    `loss` is "squared" (the mean over the outputs) or "cross-entropy".
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    x: Tensor
+    y: Tensor
+    loss: str
+    weight_decay: float = 0.0
+    link: LinkCase | None = None
+    constant: tuple[str, ...] = ()
+    batch_size: int = 5
+
+    @lru_cache  # noqa: B019 - a handful of records, alive as long as the tests
+    def model(self) -> nn.Module:
+        """The module, with `requires_grad` as the record says."""
+        model = self.make()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(name == p or name.startswith(p + ".") for p in self.constant))
+        return model
+
+    @lru_cache  # noqa: B019
+    def initial(self) -> dict[str, Tensor]:
+        """The starting values of all parameters; a tied one under its first name."""
+        return {name: parameter.detach().clone() for name, parameter in self.model().named_parameters()}
+
+    def trains(self, name: str) -> bool:
+        return dict(self.model().named_parameters())[name].requires_grad
+
+
+@dataclass(frozen=True, eq=False)
+class ChainCase:
+    """A chain and its query. `tolerance` is what a score may miss the re-solved truth by, relatively."""
+
+    name: str
+    stages: tuple[StageCase, ...]
+    query_x: Tensor
+    query_y: Tensor
+    tolerance: float = field(default=1e-5)
+
+    @property
+    def links(self) -> set[str]:
+        return {stage.link.kind for stage in self.stages[1:]}
+
+
+# Models, float64
+
+
+def drawn(model: nn.Module, seed: int, scale: float = 0.5) -> nn.Module:
+    """The model in float64 with its parameters drawn anew."""
+    generator = torch.Generator().manual_seed(seed)
+    model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def attach(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Hang a layer into the model under a dotted name."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        if parent not in dict(model.named_children()):
+            model.add_module(parent, nn.Module())
+        model = model.get_submodule(parent)
+    model.add_module(leaf, layer)
+
+
+class Additive(nn.Module):
+    """`x -> sum_l layer_l(x[:, first_l:last_l])`: outputs linear in all parameters, so convex losses stay convex.
+
+    Only the last layer has a bias, if any.
+    """
+
+    def __init__(self, outputs: int, columns: dict[str, tuple[int, int]], bias: bool = True) -> None:
+        super().__init__()
+        self.columns, self.width, self.outputs = columns, max(last for _, last in columns.values()), outputs
+        for name, (first, last) in columns.items():
+            attach(self, name, nn.Linear(last - first, outputs, bias=bias and name == list(columns)[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(self.get_submodule(name)(x[:, slice(*ends)]) for name, ends in self.columns.items())
+
+
+class Stack(nn.Module):
+    """Linear layers with a tanh between each two; `tied` gives a layer the very weight of another."""
+
+    def __init__(self, layers: dict[str, tuple[int, int]], tied: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.order = list(layers)
+        self.width, self.outputs = layers[self.order[0]][0], layers[self.order[-1]][1]
+        for name, (inputs, outputs) in layers.items():
+            attach(self, name, nn.Linear(inputs, outputs))
+        for name, other in (tied or {}).items():
+            self.get_submodule(name).weight = self.get_submodule(other).weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.order[:-1]:
+            x = torch.tanh(self.get_submodule(name)(x))
+        return self.get_submodule(self.order[-1])(x)
+
+
+# Data, float64
+
+
+def inputs(n: int, columns: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return torch.randn(n, columns, generator=generator, dtype=torch.float64)
+
+
+def targets(x: Tensor, outputs: int, seed: int) -> Tensor:
+    """A noisy and not quite linear function of the inputs, `[n, outputs]`."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    teacher = torch.randn(x.shape[1], outputs, generator=generator, dtype=torch.float64)
+    noise = torch.randn(len(x), outputs, generator=generator, dtype=torch.float64)
+    return torch.sin(x @ teacher) + 0.5 * x @ teacher + 0.5 * noise
+
+
+def stage(
+    name: str,
+    model: Additive | Stack,
+    loss: str,
+    *,
+    n: int,
+    seed: int,
+    weight_decay: float = 0.0,
+    link: LinkCase | None = None,
+    constant: tuple[str, ...] = (),
+    batch_size: int = 5,
+) -> StageCase:
+    """A stage on drawn data; the labels of a classification are the largest of the drawn targets."""
+    x = inputs(n, model.width, seed)
+    y = targets(x, model.outputs, seed)
+    y = y if loss == "squared" else y.argmax(dim=1)
+    return StageCase(name, lambda: drawn(deepcopy(model), seed), x, y, loss, weight_decay, link, constant, batch_size)
+
+
+def chain(name: str, *stages: StageCase, tolerance: float = 1e-5, queries: int = 7) -> ChainCase:
+    """The chain, with a query drawn like the last stage's data."""
+    last = stages[-1]
+    x = inputs(queries, last.model().width, 77)
+    y = targets(x, last.model().outputs, 77)
+    return ChainCase(name, stages, x, y if last.loss == "squared" else y.argmax(dim=1), tolerance)
+
+
+# The table
+
+
+def frozen(*names: str, **renamed: str) -> LinkCase:
+    return LinkCase("frozen", {name: name for name in names} | renamed)
+
+
+def proximal(alpha: float, *names: str, **renamed: str) -> LinkCase:
+    return LinkCase("proximal", {name: name for name in names} | renamed, alpha)
+
+
+UNTIED = {"embedding": "embedding", "again.weight": "embedding.weight"}
+TWO = {"embedding": (0, 3), "head": (3, 5)}
+THREE = {"embedding": (0, 3), "middle": (3, 5), "head": (5, 7)}
+
+
+def ridge(name: str, link: LinkCase, decays: tuple[float, float] = (0.1, 0.0)) -> ChainCase:
+    """Two ridge regressions with two outputs, without biases."""
+    return chain(
+        name,
+        stage("pretrain", Additive(2, TWO, bias=False), "squared", n=23, seed=1, weight_decay=decays[0]),
+        stage("finetune", Additive(2, TWO, bias=False), "squared", n=19, seed=2, weight_decay=decays[1], link=link),
+    )
+
+
+def logistic(name: str, link: LinkCase) -> ChainCase:
+    """Two softmax regressions with three classes; the two stages' batches do not fit their data."""
+    return chain(
+        name,
+        stage("pretrain", Additive(3, TWO), "cross-entropy", n=23, seed=3, weight_decay=0.05),
+        stage(
+            "finetune",
+            Additive(3, TWO),
+            "cross-entropy",
+            n=19,
+            seed=4,
+            weight_decay=0.02,
+            link=link,
+            batch_size=7,
+        ),
+    )
+
+
+def three(name: str, second: LinkCase, third: LinkCase) -> ChainCase:
+    """Ridge, then softmax, then softmax, of three outputs; the second stage adds a layer "middle" of its own."""
+    return chain(
+        name,
+        stage("first", Additive(3, TWO), "squared", n=23, seed=5, weight_decay=0.05),
+        stage(
+            "second",
+            Additive(3, THREE),
+            "cross-entropy",
+            n=19,
+            seed=6,
+            weight_decay=0.05,
+            link=second,
+            batch_size=7,
+        ),
+        stage(
+            "third",
+            Additive(3, THREE),
+            "cross-entropy",
+            n=17,
+            seed=7,
+            weight_decay=0.1,
+            link=third,
+            batch_size=64,
+        ),
+    )
+
+
+def renamed(name: str, link: LinkCase) -> ChainCase:
+    """The embedding is called `encoder.features` in the first model."""
+    first = Additive(2, {"encoder.features": (0, 3), "encoder.out": (3, 5)})
+    return chain(
+        name,
+        stage("pretrain", first, "squared", n=23, seed=8, weight_decay=0.1),
+        stage("finetune", Additive(2, TWO), "squared", n=19, seed=9, link=link),
+    )
+
+
+def partly_constant(name: str, link: LinkCase, constant: tuple[str, ...], before: tuple[str, ...] = ()) -> ChainCase:
+    """Three layers in both stages, of which some never train: `constant` in the second stage, `before` in the first."""
+    return chain(
+        name,
+        stage(
+            "pretrain",
+            Additive(3, THREE),
+            "squared",
+            n=23,
+            seed=10,
+            weight_decay=0.1,
+            constant=before,
+        ),
+        stage(
+            "finetune",
+            Additive(3, THREE),
+            "cross-entropy",
+            n=19,
+            seed=11,
+            weight_decay=0.05,
+            link=link,
+            constant=constant,
+        ),
+    )
+
+
+def tanh(name: str, link: LinkCase, constant: tuple[str, ...] = ()) -> ChainCase:
+    """Two small tanh networks at strict local minima."""
+    layers = {"embedding": (4, 3), "head": (3, 2)}
+    return chain(
+        name,
+        stage("pretrain", Stack(layers), "cross-entropy", n=23, seed=12, weight_decay=0.03),
+        stage(
+            "finetune",
+            Stack(layers),
+            "squared",
+            n=19,
+            seed=13,
+            weight_decay=0.05,
+            link=link,
+            constant=constant,
+        ),
+        tolerance=1e-4,
+    )
+
+
+def tanh_three(name: str, second: LinkCase, third: LinkCase) -> ChainCase:
+    """Three tanh networks; the second puts an adapter between embedding and head."""
+    short, long = {"embedding": (4, 3), "head": (3, 2)}, {"embedding": (4, 3), "adapter": (3, 3), "head": (3, 2)}
+    return chain(
+        name,
+        stage("first", Stack(short), "squared", n=23, seed=14, weight_decay=0.03),
+        stage("second", Stack(long), "squared", n=19, seed=15, weight_decay=0.04, link=second),
+        stage("third", Stack(long), "cross-entropy", n=17, seed=16, weight_decay=0.03, link=third),
+        tolerance=1e-4,
+    )
+
+
+def tied(name: str, link: LinkCase, still: bool = True) -> ChainCase:
+    """Tanh networks whose second layer has the very weight of the first; unless `still`, untied in the second stage."""
+    layers, same = {"embedding": (3, 3), "again": (3, 3), "head": (3, 2)}, {"again": "embedding"}
+    return chain(
+        name,
+        stage("pretrain", Stack(layers, same), "squared", n=23, seed=17, weight_decay=0.05),
+        stage(
+            "finetune", Stack(layers, same if still else None), "squared", n=19, seed=18, weight_decay=0.06, link=link
+        ),
+        tolerance=1e-4,
+    )
+
+
+FROZEN_RIDGE = ridge("ridge, frozen", frozen("embedding"))
+WEAK_RIDGE = ridge("ridge, proximal 0.01", proximal(0.01, "embedding"))
+STRONG_RIDGE = ridge("ridge, proximal 0.5", proximal(0.5, "embedding"), decays=(0.0, 0.2))
+FROZEN_LOGISTIC = logistic("logistic, frozen", frozen("embedding"))
+WEAK_LOGISTIC = logistic("logistic, proximal 0.01", proximal(0.01, "embedding"))
+STRONG_LOGISTIC = logistic("logistic, proximal 0.5", proximal(0.5, "embedding"))
+FROZEN_TANH = tanh("tanh, frozen", frozen("embedding"))
+STRONG_TANH = tanh("tanh, proximal 0.5", proximal(0.5, "embedding"))
+RIDGES = (FROZEN_RIDGE, WEAK_RIDGE, STRONG_RIDGE)
+
+CASES = (
+    *RIDGES,
+    FROZEN_LOGISTIC,
+    WEAK_LOGISTIC,
+    STRONG_LOGISTIC,
+    three("three, frozen then frozen", frozen("embedding"), frozen("embedding", "middle")),
+    three("three, frozen then frozen, middle only", frozen("embedding"), frozen("middle")),
+    three("three, frozen then proximal", frozen("embedding"), proximal(0.01, "embedding", "middle")),
+    three("three, proximal then frozen", proximal(0.5, "embedding"), frozen("embedding", "middle")),
+    three("three, proximal then proximal", proximal(0.5, "embedding"), proximal(0.1, "embedding")),
+    three("three, proximal with head, then frozen", proximal(0.5, "embedding", "head"), frozen("embedding")),
+    logistic("logistic, all shared, proximal 0.5", proximal(0.5, "embedding", "head")),
+    renamed("renamed by prefix, frozen", frozen(embedding="encoder.features")),
+    renamed("renamed in full, frozen", LinkCase("frozen", {"embedding.weight": "encoder.features.weight"})),
+    renamed("renamed by prefix, proximal 0.5", proximal(0.5, embedding="encoder.features")),
+    partly_constant("constant middle, frozen", frozen("embedding"), ("middle",)),
+    partly_constant("constant middle, proximal 0.5", proximal(0.5, "embedding"), ("middle",)),
+    partly_constant("frozen and not trainable", frozen("embedding"), ("embedding",)),
+    partly_constant("kept within proximal 0.5", proximal(0.5, "embedding", "middle"), ("middle",)),
+    partly_constant("constant before, frozen", frozen("embedding", "middle"), (), ("middle",)),
+    partly_constant("constant before, proximal 0.5", proximal(0.5, "embedding", "middle"), (), ("middle",)),
+    FROZEN_TANH,
+    tanh("tanh, proximal 0.01", proximal(0.01, "embedding")),
+    STRONG_TANH,
+    tanh("tanh, kept within proximal 0.5", proximal(0.5, "embedding", "head"), ("embedding",)),
+    tanh_three("tanh three, frozen then frozen", frozen("embedding"), frozen("embedding", "adapter")),
+    tanh_three("tanh three, frozen then proximal", frozen("embedding"), proximal(0.1, "embedding", "adapter")),
+    tanh_three("tanh three, proximal then frozen", proximal(0.5, "embedding"), frozen("embedding", "adapter")),
+    tied("tied, frozen", frozen("embedding")),
+    tied("tied, proximal 0.5", proximal(0.5, "embedding")),
+    tied("untied, frozen", LinkCase("frozen", UNTIED), still=False),
+    tied("untied, proximal 0.5", LinkCase("proximal", UNTIED, 0.5), still=False),
+)
+
+
+# From a record to the library's objects
+
+
+def solved_model(case: StageCase, point: dict[str, Tensor]) -> nn.Module:
+    """A fresh module with the given parameters, `requires_grad` as the record says."""
+    model = case.make()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(point[name]).requires_grad_(case.trains(name))
+    return model
+
+
+def link_of(case: LinkCase | None) -> Frozen | Proximal | None:
+    if case is None:
+        return None
+    return Frozen(case.shared) if case.kind == "frozen" else Proximal(case.shared, alpha=case.alpha)
+
+
+def stage_of(case: StageCase, point: dict[str, Tensor], **changes: Any) -> Stage:
+    """The record as a `Stage` with solved parameters; `changes` override arguments of `Stage`."""
+    described: dict[str, Any] = {
+        "model": solved_model(case, point),
+        "objective": OBJECTIVES[case.loss],
+        "data": TensorDataset(case.x, case.y),
+        "link": link_of(case.link),
+        "weight_decay": case.weight_decay,
+        "batch_size": case.batch_size,
+    }
+    return Stage(case.name, **(described | changes))
+
+
+def chain_of(case: ChainCase, points: Points, **changes: dict[str, Any]) -> Chain:
+    """The record as a `Chain`; `changes` are arguments of `Stage` by the stage's name."""
+    return Chain(*(stage_of(s, point, **changes.get(s.name, {})) for s, point in zip(case.stages, points, strict=True)))
+
+
+def query_of(case: ChainCase, **settings: Any) -> Query:
+    return Query(TensorDataset(case.query_x, case.query_y), **settings)
