@@ -213,16 +213,7 @@ def logistic(name: str, link: LinkCase) -> ChainCase:
     return chain(
         name,
         stage("pretrain", Additive(3, TWO), "cross-entropy", n=23, seed=3, weight_decay=0.05),
-        stage(
-            "finetune",
-            Additive(3, TWO),
-            "cross-entropy",
-            n=19,
-            seed=4,
-            weight_decay=0.02,
-            link=link,
-            batch_size=7,
-        ),
+        stage("finetune", Additive(3, TWO), "cross-entropy", n=19, seed=4, weight_decay=0.02, link=link, batch_size=7),
     )
 
 
@@ -232,25 +223,9 @@ def three(name: str, second: LinkCase, third: LinkCase) -> ChainCase:
         name,
         stage("first", Additive(3, TWO), "squared", n=23, seed=5, weight_decay=0.05),
         stage(
-            "second",
-            Additive(3, THREE),
-            "cross-entropy",
-            n=19,
-            seed=6,
-            weight_decay=0.05,
-            link=second,
-            batch_size=7,
+            "second", Additive(3, THREE), "cross-entropy", n=19, seed=6, weight_decay=0.05, link=second, batch_size=7
         ),
-        stage(
-            "third",
-            Additive(3, THREE),
-            "cross-entropy",
-            n=17,
-            seed=7,
-            weight_decay=0.1,
-            link=third,
-            batch_size=64,
-        ),
+        stage("third", Additive(3, THREE), "cross-entropy", n=17, seed=7, weight_decay=0.1, link=third, batch_size=64),
     )
 
 
@@ -268,15 +243,7 @@ def partly_constant(name: str, link: LinkCase, constant: tuple[str, ...], before
     """Three layers in both stages, of which some never train: `constant` in the second stage, `before` in the first."""
     return chain(
         name,
-        stage(
-            "pretrain",
-            Additive(3, THREE),
-            "squared",
-            n=23,
-            seed=10,
-            weight_decay=0.1,
-            constant=before,
-        ),
+        stage("pretrain", Additive(3, THREE), "squared", n=23, seed=10, weight_decay=0.1, constant=before),
         stage(
             "finetune",
             Additive(3, THREE),
@@ -296,16 +263,7 @@ def tanh(name: str, link: LinkCase, constant: tuple[str, ...] = ()) -> ChainCase
     return chain(
         name,
         stage("pretrain", Stack(layers), "cross-entropy", n=23, seed=12, weight_decay=0.03),
-        stage(
-            "finetune",
-            Stack(layers),
-            "squared",
-            n=19,
-            seed=13,
-            weight_decay=0.05,
-            link=link,
-            constant=constant,
-        ),
+        stage("finetune", Stack(layers), "squared", n=19, seed=13, weight_decay=0.05, link=link, constant=constant),
         tolerance=1e-4,
     )
 
@@ -343,6 +301,7 @@ WEAK_LOGISTIC = logistic("logistic, proximal 0.01", proximal(0.01, "embedding"))
 STRONG_LOGISTIC = logistic("logistic, proximal 0.5", proximal(0.5, "embedding"))
 FROZEN_TANH = tanh("tanh, frozen", frozen("embedding"))
 STRONG_TANH = tanh("tanh, proximal 0.5", proximal(0.5, "embedding"))
+THREE_FROZEN = three("three, frozen then frozen", frozen("embedding"), frozen("embedding", "middle"))
 RIDGES = (FROZEN_RIDGE, WEAK_RIDGE, STRONG_RIDGE)
 
 CASES = (
@@ -350,24 +309,22 @@ CASES = (
     FROZEN_LOGISTIC,
     WEAK_LOGISTIC,
     STRONG_LOGISTIC,
-    three("three, frozen then frozen", frozen("embedding"), frozen("embedding", "middle")),
+    THREE_FROZEN,
     three("three, frozen then frozen, middle only", frozen("embedding"), frozen("middle")),
     three("three, frozen then proximal", frozen("embedding"), proximal(0.01, "embedding", "middle")),
     three("three, proximal then frozen", proximal(0.5, "embedding"), frozen("embedding", "middle")),
     three("three, proximal then proximal", proximal(0.5, "embedding"), proximal(0.1, "embedding")),
-    three("three, proximal with head, then frozen", proximal(0.5, "embedding", "head"), frozen("embedding")),
     logistic("logistic, all shared, proximal 0.5", proximal(0.5, "embedding", "head")),
     renamed("renamed by prefix, frozen", frozen(embedding="encoder.features")),
-    renamed("renamed in full, frozen", LinkCase("frozen", {"embedding.weight": "encoder.features.weight"})),
-    renamed("renamed by prefix, proximal 0.5", proximal(0.5, embedding="encoder.features")),
+    renamed(
+        "renamed in full, proximal 0.5", LinkCase("proximal", {"embedding.weight": "encoder.features.weight"}, 0.5)
+    ),
     partly_constant("constant middle, frozen", frozen("embedding"), ("middle",)),
-    partly_constant("constant middle, proximal 0.5", proximal(0.5, "embedding"), ("middle",)),
     partly_constant("frozen and not trainable", frozen("embedding"), ("embedding",)),
     partly_constant("kept within proximal 0.5", proximal(0.5, "embedding", "middle"), ("middle",)),
     partly_constant("constant before, frozen", frozen("embedding", "middle"), (), ("middle",)),
     partly_constant("constant before, proximal 0.5", proximal(0.5, "embedding", "middle"), (), ("middle",)),
     FROZEN_TANH,
-    tanh("tanh, proximal 0.01", proximal(0.01, "embedding")),
     STRONG_TANH,
     tanh("tanh, kept within proximal 0.5", proximal(0.5, "embedding", "head"), ("embedding",)),
     tanh_three("tanh three, frozen then frozen", frozen("embedding"), frozen("embedding", "adapter")),

@@ -12,7 +12,8 @@ takes the layer from p instead of from v. The score of example i of stage k is d
 last stage's parameters, and with stage k and all later stages solved again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -191,25 +192,41 @@ def query_losses(case: "ChainCase", point: Point) -> Tensor:
     return losses(case.stages[-1], point, case.query_x, case.query_y)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny operations: handing each to several threads takes several times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def solved_again(case: "ChainCase", position: int, weights: Tensor, steps: int = 5) -> Tensor:
+    """The query losses `[..., q]` after stage `position` and all later ones are solved with weights `[..., n]`."""
+    solved(case)  # not for the first time within vmap
+
+    def query_after(weights: Tensor) -> tuple[Tensor, Tensor]:
+        point, gradient = solve_again(case, position, weights, steps)
+        return query_losses(case, point), gradient
+
+    with one_thread():
+        queries, gradients = vmap(query_after)(weights.reshape(-1, weights.shape[-1]))
+    assert gradients.max() <= 1e-13
+    return queries.reshape(*weights.shape[:-1], -1)
+
+
 @lru_cache
 def truth(case: "ChainCase", position: int, h: float = 5e-5) -> Tensor:
     """dq/d(epsilon) `[q, n]` for each example of a stage, every query example a row; by solving the stages again.
 
     The central difference of fourth order, `(8 (q(h) - q(-h)) - (q(2h) - q(-2h))) / 12h`.
     """
-    solved(case)  # not for the first time within vmap
-    stage = case.stages[position]
-    n = len(stage.x)
+    equal = mean_weights(case.stages[position])
     shifts = h * torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.float64)
-    weights = mean_weights(stage) + shifts.view(4, 1, 1) * torch.eye(n, dtype=torch.float64)  # [4, n (perturbed), n]
-
-    def query_after(weights: Tensor) -> tuple[Tensor, Tensor]:
-        point, gradient = solve_again(case, position, weights)
-        return query_losses(case, point), gradient
-
-    queries, gradients = vmap(vmap(query_after))(weights)  # [4, n, q], [4, n]
-    assert gradients.max() <= 1e-13
-    plus, minus, plus_two, minus_two = queries
+    weights = equal + shifts.view(4, 1, 1) * torch.eye(len(equal), dtype=torch.float64)  # [4, n (shifted), n]
+    plus, minus, plus_two, minus_two = solved_again(case, position, weights)  # [n, q] each
     return ((8 * (plus - minus) - (plus_two - minus_two)) / (12 * h)).T
 
 
@@ -227,6 +244,10 @@ class Slip:
     joint: bool = True  # whether [.]_W is taken after the inverse over all own parameters (else W's block is inverted)
 
 
+RIGHT = Slip()
+
+
+@lru_cache
 def example_gradients(case: "ChainCase", position: int) -> Tensor:
     """The gradient of each example's loss in the stage's own parameters, `[own, n]`, without penalties."""
     stage = case.stages[position]
@@ -234,16 +255,16 @@ def example_gradients(case: "ChainCase", position: int) -> Tensor:
     return jacrev(lambda own: losses(stage, complete(stage, own, previous), stage.x, stage.y))(own).T
 
 
-def stage_hessian(case: "ChainCase", position: int, slip: Slip = Slip()) -> Tensor:
+@lru_cache
+def stage_hessian(case: "ChainCase", position: int, decay: float = 1.0, pull: float = 1.0) -> Tensor:
     """`d2F/dv2`, `[own, own]`, penalties included."""
     stage = case.stages[position]
     own, previous = own_solution(case, position)
-    return hessian(lambda own: objective(stage, own, previous, mean_weights(stage), decay=slip.decay, pull=slip.pull))(
-        own
-    )
+    return hessian(lambda own: objective(stage, own, previous, mean_weights(stage), decay=decay, pull=pull))(own)
 
 
-def mixed_derivative(case: "ChainCase", position: int, slip: Slip = Slip()) -> Tensor:
+@lru_cache
+def mixed_derivative(case: "ChainCase", position: int, pull: float = 1.0) -> Tensor:
     """`d2F/dv dp`, `[own, previous]`: the mixed term of a frozen link, `-2 alpha` on the diagonal of a proximal one."""
     stage = case.stages[position]
     own, previous = own_solution(case, position)
@@ -251,11 +272,12 @@ def mixed_derivative(case: "ChainCase", position: int, slip: Slip = Slip()) -> T
 
     def gradient(flat: Tensor) -> Tensor:
         point = unflatten(flat, previous, names)
-        return grad(lambda own: objective(stage, own, point, mean_weights(stage), pull=slip.pull))(own)
+        return grad(lambda own: objective(stage, own, point, mean_weights(stage), pull=pull))(own)
 
-    return slip.mixed * jacrev(gradient)(flatten(previous, names))
+    return jacrev(gradient)(flatten(previous, names))
 
 
+@lru_cache
 def completion(case: "ChainCase", position: int) -> tuple[Tensor, Tensor]:
     """How the stage's full parameters follow its own and the previous stage's: two matrices of zeros and ones."""
     stage = case.stages[position]
@@ -271,7 +293,7 @@ def completion(case: "ChainCase", position: int) -> tuple[Tensor, Tensor]:
 
 def first_response(case: "ChainCase", position: int, slip: Slip) -> Tensor:
     """`dv/d(epsilon_i) = - H^-1 grad loss_i`, `[own, n]`; the paper's (10) and (14) are its W rows."""
-    curvature, gradients = stage_hessian(case, position, slip), example_gradients(case, position)
+    curvature, gradients = stage_hessian(case, position, slip.decay, slip.pull), example_gradients(case, position)
     if slip.joint or position + 1 == len(case.stages):
         return -torch.linalg.solve(curvature, gradients)
     shared = mask(case, position, set(previous_names(case.stages[position + 1]).values()))
@@ -286,7 +308,7 @@ def mask(case: "ChainCase", position: int, names: set[str]) -> Tensor:
     return torch.cat([torch.full((stage.initial()[name].numel(),), name in names) for name in own_names(stage)])
 
 
-def influences(case: "ChainCase", position: int, slip: Slip = Slip()) -> Tensor:
+def influences(case: "ChainCase", position: int, slip: Slip = RIGHT) -> Tensor:
     """The derivative of the last stage's full parameters by each example's weight, `[parameters, n]`.
 
     Forwards through the stages, where the paper's Algorithm 1 goes backwards: (10) or (14) at the example's own
@@ -296,30 +318,37 @@ def influences(case: "ChainCase", position: int, slip: Slip = Slip()) -> Tensor:
     response = completion(case, position)[0] @ first_response(case, position, slip)
     for later in range(position + 1, len(case.stages)):
         through_own, through_kept = completion(case, later)
-        own = -torch.linalg.solve(stage_hessian(case, later, slip), mixed_derivative(case, later, slip) @ response)
+        mixed = slip.mixed * mixed_derivative(case, later, slip.pull)
+        own = -torch.linalg.solve(stage_hessian(case, later, slip.decay, slip.pull), mixed @ response)
         response = through_own @ own + slip.direct * (through_kept @ response)
     return response
 
 
-def dense_parts(case: "ChainCase", position: int, slip: Slip = Slip()) -> tuple[Tensor, Tensor]:
+def dense_parts(case: "ChainCase", position: int, slip: Slip = RIGHT) -> tuple[Tensor, Tensor]:
     """The two terms of (11) and (13), `[q, n]` each: through the last stage's shared parameters, and the rest."""
-    last, point = case.stages[-1], solved(case)[-1]
+    last = case.stages[-1]
     response = influences(case, position, slip)
-    gradients = jacrev(lambda point: query_losses(case, point))(point)
-    shared, rest = 0.0, 0.0
-    start = 0
-    for name in last.initial():
-        rows = gradients[name].flatten(start_dim=1)  # [q, parameters of this name]
-        term = rows @ response[start : start + rows.shape[1]]
-        start += rows.shape[1]
-        if name in previous_names(last):
-            shared = shared + term
-        else:
-            rest = rest + term
+    by_name = unflatten_rows(response, last)
+    terms = {name: gradient.flatten(start_dim=1) @ by_name[name] for name, gradient in query_gradients(case).items()}
+    nothing = torch.zeros(len(case.query_x), response.shape[1], dtype=torch.float64)
+    shared = sum((terms[name] for name in terms if name in previous_names(last)), nothing)
+    rest = sum((terms[name] for name in terms if name not in previous_names(last)), nothing)
     return shared, rest
 
 
-def dense_scores(case: "ChainCase", position: int, slip: Slip = Slip()) -> Tensor:
+@lru_cache
+def query_gradients(case: "ChainCase") -> Point:
+    """The gradient of each query loss by the last stage's parameters, `[q, *shape]` by name."""
+    return jacrev(lambda point: query_losses(case, point))(solved(case)[-1])
+
+
+def unflatten_rows(matrix: Tensor, stage: "StageCase") -> dict[str, Tensor]:
+    """The rows of a matrix `[parameters, n]` that belong to each parameter of the stage."""
+    sizes = [value.numel() for value in stage.initial().values()]
+    return dict(zip(stage.initial(), matrix.split(sizes), strict=True))
+
+
+def dense_scores(case: "ChainCase", position: int, slip: Slip = RIGHT) -> Tensor:
     """dq/d(epsilon), `[q, n]`: the sum of the two parts."""
     shared, rest = dense_parts(case, position, slip)
     return shared + rest

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "src"
 PACKAGE = "stagetrace"
 
 # Each module may import from its own layer and from those before it. The package itself, `from stagetrace import ...`,
-# is the public contract: it stands before `cli`, which needs nothing else.
+# is the public contract: only `demo` and `cli`, which use the library as a user does, stand after it.
 LAYERS = [
     {"errors", "parallel", "progress"},
     {"objectives"},
@@ -20,7 +20,9 @@ LAYERS = [
     {"results"},
     {"tracing"},
     {"preflight"},
+    {"validation"},
     {PACKAGE},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]

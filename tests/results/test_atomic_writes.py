@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import stagetrace.results.adjoint as adjoint_module
-import stagetrace.results.atomic as atomic_module
 import stagetrace.results.parquet as parquet_module
 from stagetrace.errors import ResultsError
 from stagetrace.results import RunFolder, Trace
 from stagetrace.results.atomic import atomic
+from stagetrace.results.part import split
 
 MakeTrace = Callable[..., Trace]
 
@@ -44,9 +44,14 @@ def fail_at(call: int, real: Callable[..., object], error: BaseException) -> Cal
 
 def test_the_old_file_stays_if_the_writer_fails_half_way(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    with pytest.raises(Killed), atomic(tmp_path / "a") as temporary:
-        temporary.write_text("hal")
-        raise Killed
+
+    def half_way() -> None:
+        with atomic(tmp_path / "a") as temporary:
+            temporary.write_text("hal")
+            raise Killed
+
+    with pytest.raises(Killed):
+        half_way()
     assert contents(tmp_path) == {"a": b"old"}
 
 
@@ -64,8 +69,17 @@ def test_the_old_file_stays_if_the_rename_fails(tmp_path: Path, monkeypatch: pyt
 def test_the_bytes_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     real_sync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), real_sync(fd)))  # pyright: ignore
-    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), real_replace(a, b)))  # pyright: ignore
+
+    def sync(descriptor: int) -> None:
+        events.append("sync")
+        real_sync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        events.append("replace")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
     with atomic(tmp_path / "a") as temporary:
         assert temporary.parent == tmp_path
         temporary.write_text("new")
@@ -114,7 +128,7 @@ def test_a_full_disk_costs_nothing_that_was_there(
     before = contents(tmp_path / "run")
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(module, writer, fail_at(1, getattr(module, writer), full))
-    with pytest.raises(ResultsError, match="No space left on device; free or allow the space"):
+    with pytest.raises(ResultsError, match="No space left on device; make room"):
         trace(n=8).save(tmp_path / "run")
     assert contents(tmp_path / "run") == before
     with pytest.raises(ResultsError, match="No space left"):
@@ -125,8 +139,6 @@ def test_a_full_disk_costs_nothing_that_was_there(
 def test_a_part_killed_half_way_is_not_a_part(
     trace: MakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stagetrace.results.part import split
-
     run = RunFolder.open(tmp_path, {})
     part = next(split(trace(n=8)["pretrain"]))
     # a kill leaves no time to clean up
@@ -143,13 +155,9 @@ def test_a_part_killed_half_way_is_not_a_part(
     assert list(again.parts("pretrain")) == [0]
 
 
-def test_a_folder_that_cannot_be_written_is_a_results_error(
-    trace: MakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_is_a_results_error(trace: MakeTrace, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResultsError, match="cannot write"):
         RunFolder.open(tmp_path / "file" / "run", {})
     with pytest.raises(ResultsError, match="cannot write"):
         trace().save(tmp_path / "file" / "run")
-    del monkeypatch
-    assert atomic_module.STAGING == ".saving"

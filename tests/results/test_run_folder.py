@@ -1,5 +1,9 @@
 """A run on disk: resumed with the same bytes, refused when it is another, finished only when whole."""
 
+# pyarrow and pandas have no type information.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +86,7 @@ def test_what_was_kept_is_given_back(trace: MakeTrace, tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ResultsError, match="not a stagetrace run folder.*choose an empty or new folder"):
+    with pytest.raises(ResultsError, match=r"not a stagetrace run folder.*choose an empty or new folder"):
         RunFolder.open(tmp_path, {})
     assert list(contents(tmp_path)) == ["thesis.tex"]
     with pytest.raises(ResultsError, match="is a file"):
@@ -309,11 +313,16 @@ def test_a_complete_run_stays_as_it_is(trace: MakeTrace, tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
-def test_a_stage_name_cannot_leave_the_folder(tmp_path: Path, scores: MakeScores) -> None:
-    hostile = Trace({"../../evil": scores("../../evil")}, description={"a": 1})
+@pytest.mark.parametrize("name", ["../../evil", "..", ".", ".hidden", "a/b", "naïve: 1"])
+def test_a_stage_name_cannot_leave_the_folder(tmp_path: Path, scores: MakeScores, name: str) -> None:
+    hostile = Trace({name: scores(name)}, description={"a": 1})
     hostile.save(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert list(Trace.load(tmp_path / "run")) == ["../../evil"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.json", "scores"]
+    (inside,) = (tmp_path / "run" / "scores").iterdir()
+    assert inside.is_dir()
+    assert not inside.name.startswith(".")
+    assert list(Trace.load(tmp_path / "run")) == [name]
     with pytest.raises(DescriptionError, match="needs a name"):
         RunFolder.open(tmp_path / "run", {"a": 1}).part("", 0)
 

@@ -1,8 +1,13 @@
 """Scores and the tables made of them: order, sign, refusals."""
 
+# pyarrow and pandas have no type information.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
+
 import re
 import sys
 from collections.abc import Callable
+from io import StringIO
 from itertools import pairwise
 
 import pytest
@@ -63,6 +68,8 @@ def test_removal_effect_is_the_change_of_the_query_loss_without_the_example() ->
 def test_a_matrix_is_ranked_by_its_mean_or_by_one_query() -> None:
     scores = of([[3.0, 0.0, 1.0], [-3.0, 0.5, 1.0]])
     assert scores.top(3).indices == (2, 1, 0)
+    assert scores.top(3).scores == (1.0, 0.25, 0.0)
+    assert of([[-1.0], [-2.0]]).top().scores == (-1.5,)
     assert "mean over 2 queries" in scores.top(3).title
     assert scores.top(3, query=0).indices == (0, 2, 1)
     assert "query 0" in scores.top(3, query=0).title
@@ -81,10 +88,9 @@ def test_summaries() -> None:
 
 def test_every_view_says_sign_and_unit() -> None:
     top = of([1.0, -3.0]).top()
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = Console(width=140, record=True, file=StringIO())
     console.print(top)
-    console.file.close()
-    for view in (str(top), console.export_text(), top._repr_html_()):  # pyright: ignore[reportPrivateUsage]
+    for view in (str(top), console.export_text(), top._repr_html_()):
         assert "score (+ harmful, query loss)" in view
         assert "effect of removal (query loss; - helps)" in view
         assert "+1.000e+00" in view
@@ -94,7 +100,7 @@ def test_every_view_says_sign_and_unit() -> None:
 
 
 def test_html_escapes_the_stage_name() -> None:
-    page = Scores("<b>", torch.ones(1, dtype=torch.float64))._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    page = Scores("<b>", torch.ones(1, dtype=torch.float64))._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
 

@@ -25,20 +25,20 @@ def read_scores(folder: Path, stage: str) -> Scores:
     """The scores that the parts make up; at least one part must be there.
 
     Raises:
-        ResultsError: a part is missing, one too many, damaged or unlike the others; the message names it.
+        ResultsError: a part is missing, damaged or unlike the others; the message names it.
     """
     parts = read_parts(folder, stage)
     first = next(iter(parts.values()))
-    for number in sorted(set(range(_count(first.n_examples, first.n_queries))).symmetric_difference(parts)):
-        path = part_path(folder, stage, number)
-        if number in parts:
-            raise ResultsError(f"{path} lies beyond the last of {first.n_examples} examples; delete this file")
-        raise ResultsError(f"{path} is missing; run the same command again to compute it")
     for number, part in parts.items():
         if _kind(part) != _kind(first):
             raise ResultsError(
                 f"{part_path(folder, stage, number)} holds {_kind(part)}, the first part {_kind(first)}; "
                 f"delete the folder of this stage's parts and run the same command again"
+            )
+    for number in range(_count(first.n_examples, first.n_queries)):
+        if number not in parts:
+            raise ResultsError(
+                f"{part_path(folder, stage, number)} is missing; run the same command again to compute it"
             )
     return join(stage, list(parts.values()))
 

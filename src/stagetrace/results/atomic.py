@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stagetrace.errors import ResultsError
@@ -38,7 +38,8 @@ def atomic(path: Path) -> Generator[Path, None, None]:
     except OSError as cause:
         raise cannot_write(path, cause) from cause
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def move(source: Path, target: Path) -> None:
@@ -51,7 +52,9 @@ def move(source: Path, target: Path) -> None:
 
 def cannot_write(path: Path, cause: OSError) -> ResultsError:
     """The error for a file system that refused."""
-    return ResultsError(f"cannot write {path}: {cause.strerror or cause}; free or allow the space, then run again")
+    return ResultsError(
+        f"cannot write {path}: {cause.strerror or cause}; make room or allow it, then run the same command again"
+    )
 
 
 def is_litter(path: Path) -> bool:

@@ -51,8 +51,8 @@ def read_part(path: Path, stage: str, number: int) -> Part:
         ResultsError: the file is damaged, of another stage, sign or format, or holds other examples.
     """
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        part = _part(path, stage, table)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            part = _part(stage, file.read())
         check_place(f"stage {stage!r}", number, part)
     except (pa.ArrowException, OSError, StagetraceError, LookupError, TypeError, ValueError) as cause:
         raise ResultsError(
@@ -95,7 +95,7 @@ def _lists(matrix: Tensor) -> Any:
     )
 
 
-def _part(path: Path, stage: str, table: Any) -> Part:
+def _part(stage: str, table: Any) -> Part:
     found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     wanted = {"format": str(FORMAT), "stage": stage, "sign": SIGN, "units": UNIT}
     for key, value in wanted.items():

@@ -12,7 +12,7 @@ from stagetrace.errors import DescriptionError, refuse
 from stagetrace.results.json_value import JSON
 from stagetrace.results.scores import Scores
 from stagetrace.results.sheet import Sheet
-from stagetrace.results.sign import SIGN
+from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.versions import versions
 from stagetrace.solvers.base import Solution
 
@@ -128,12 +128,15 @@ class Trace:
         # examples stand second, before how the stage was solved
         rows = tuple((row[0], row[5], *row[1:5], *row[6:]) for row in rows)
         warning = "NOT CONVERGED: a solve stopped early, read its scores with caution. " if failed else ""
-        return Sheet("trace", _HEADINGS, rows, f"{warning}{SIGN}", _WORDS, frozenset(failed))
+        return Sheet(f"trace (scores in {UNIT})", _HEADINGS, rows, f"{warning}{SIGN}", _WORDS, frozenset(failed))
 
     def __repr__(self) -> str:
         failed = [stage for stage in self.solutions if not self._converged(stage)]
         warning = f"; NOT CONVERGED: {', '.join(failed)}" if failed else ""
         return f"Trace({', '.join(map(repr, self.scores.values()))}{warning})"
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def __rich__(self) -> Table:
         return self.sheet().rich()

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.solvers.numerics import CHUNK
 from stagetrace.solvers.shifted_qr import Column, ShiftedQR
 
 # The basis grows by blocks of this many vectors: nothing is copied on growth and little allocated in vain.
@@ -27,6 +28,10 @@ class Basis:
         self._like, self._limit = like, limit
         self._blocks: list[Tensor] = []
         self._size = 0
+
+    @property
+    def full(self) -> bool:
+        return self._size == self._like.numel()
 
     def keep(self, q: Tensor) -> None:
         if self._size % BLOCK == 0:
@@ -52,11 +57,17 @@ class Basis:
         return self.combine(system.coordinates())
 
     def combine(self, coordinates: Sequence[float]) -> Tensor:
-        """The sum of the first vectors, each times its coordinate."""
-        weights = torch.tensor(coordinates, dtype=self._like.dtype, device=self._like.device)
+        """The sum of the first vectors, each times its coordinate, added up in float64.
+
+        Rounding here would be multiplied by `|H|^2` in the residual; in float32 this halves what is left of it.
+        """
+        weights = torch.tensor(coordinates, dtype=torch.float64, device=self._like.device).split(BLOCK)
         total = torch.zeros_like(self._like)
-        for rows, weight in zip(self._blocks, weights.split(BLOCK), strict=False):
-            total += rows[: len(weight)].T @ weight
+        width = CHUNK // BLOCK
+        for first in range(0, total.numel(), width):
+            piece = slice(first, first + width)
+            parts = [w @ rows[: len(w), piece].double() for rows, w in zip(self._blocks, weights, strict=False)]
+            total[piece] = torch.stack(parts).sum(dim=0)
         return total
 
     def _filled(self) -> list[Tensor]:

@@ -68,7 +68,9 @@ class CGInverse:
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         columns = as_columns(self.operator, rhs)
-        run = lockstep(self.operator, [_solve(column, self.solver) for column in columns.unbind(1)], report)
+        run = lockstep(
+            self.operator, [conjugate_gradients(column, self.solver) for column in columns.unbind(1)], report
+        )
         return Solution(
             value=stacked([end.value for end in run.outcomes], rhs),
             system=Shift(self.solver.damping).system,
@@ -94,7 +96,7 @@ class _Iterate:
     notes: tuple[str, ...] = ()
 
 
-def _solve(rhs: Tensor, solver: CG) -> Process[_Iterate]:
+def conjugate_gradients(rhs: Tensor, solver: CG) -> Process[_Iterate]:
     """Descend, measure, and descend again from the measured residual while that helps."""
     best = _Iterate(torch.zeros_like(rhs), 1.0, 0, Status.MAX_STEPS)
     size = norm(rhs)

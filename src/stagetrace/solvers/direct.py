@@ -23,7 +23,7 @@ class Direct:
     `prepare` pays `dim` products and O(dim^3) operations; the first `solve` afterwards carries these products
     in its count, later ones cost none. Directions along which the system cannot be divided (eigenvalues at rounding
     level, without damping) are left out of the answer, and then the status is `Status.SINGULAR` and a note says
-    how many they are.
+    how many they are. The tolerance it holds itself to is the square root of the dtype's rounding.
 
     filter: `Tikhonov` for `(H^2 + damping I) x = H b`, `Shift` for `(H + damping I) x = b`.
 

@@ -7,6 +7,7 @@ projected problem (`shifted_qr.py`), so a sweep over dampings costs no further p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from torch import Tensor
@@ -87,12 +88,15 @@ class Lanczos:
         filters = [self.filter(damping) for damping in dampings]
         memory = Memory.plan(columns, len(filters), self.max_steps, self.memory)
         runs: list[Krylov] = []
-        products = 0
+        products = done = 0
         for group in columns.split(memory.group, dim=1):
             processes = [run_lanczos(b, filters, memory, self.rtol, self.max_steps) for b in group.unbind(1)]
-            finished = lockstep(operator, processes, report)
+            finished = lockstep(operator, processes, partial(_later, report, done))
             runs.extend(finished.outcomes)
-            products += finished.products
+            products, done = (
+                products + finished.products,
+                done + max((run.steps for run in finished.outcomes), default=0),
+            )
         return tuple(self._solution(operator, rhs, filters[j], runs, j, products) for j in range(len(filters)))
 
     def _solution(
@@ -128,3 +132,8 @@ class LanczosInverse:
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         return self.solver.sweep(self.operator, rhs, (self.solver.damping,), report)[0]
+
+
+def _later(report: Report, done: int, step: int, residual: float) -> None:
+    """Report a step of a group of columns that comes after `done` steps of others."""
+    report(done + step, residual)

@@ -4,6 +4,19 @@ A Krylov method is written for one right-hand side, as in a textbook, as a Pytho
 it wants multiplied and is sent the product. `lockstep` runs one such process per column. In each step it
 multiplies the vectors of all processes that still run as one matrix `[dim, k]`, so that several right-hand sides
 cost one pass over the data and no line of code; a process that has returned drops out of the batch.
+
+Example:
+    >>> from types import SimpleNamespace
+    >>> from stagetrace.curvature.operator import DiagonalOperator
+    >>> from stagetrace.solvers.base import silent
+    >>> def power(vector, times):
+    ...     for _ in range(times):
+    ...         vector = yield Ask(vector, 1.0)
+    ...     return SimpleNamespace(vector=vector.tolist(), residual=0.0)
+    >>> doubling = DiagonalOperator(torch.tensor([2.0, 2.0]))
+    >>> run = lockstep(doubling, [power(torch.ones(2), 1), power(torch.ones(2), 3)], silent)
+    >>> [outcome.vector for outcome in run.outcomes], run.products
+    ([[2.0, 2.0], [8.0, 8.0]], 4)
 """
 
 from collections.abc import Generator, Sequence
@@ -57,19 +70,6 @@ def lockstep(operator: LinearOperator, processes: "Sequence[Process[T]]", report
 
     Raises:
         SolveError: a product is not finite.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> from stagetrace.curvature.operator import DiagonalOperator
-        >>> from stagetrace.solvers.base import silent
-        >>> def power(vector, times):
-        ...     for _ in range(times):
-        ...         vector = yield Ask(vector, 1.0)
-        ...     return SimpleNamespace(vector=vector.tolist(), residual=0.0)
-        >>> doubling = DiagonalOperator(torch.tensor([2.0, 2.0]))
-        >>> run = lockstep(doubling, [power(torch.ones(2), 1), power(torch.ones(2), 3)], silent)
-        >>> [outcome.vector for outcome in run.outcomes], run.products
-        ([[2.0, 2.0], [8.0, 8.0]], 4)
     """
     outcomes: dict[int, T] = {}
     asks: dict[int, Ask] = {}

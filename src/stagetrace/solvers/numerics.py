@@ -67,7 +67,7 @@ def as_columns(operator: LinearOperator, rhs: Tensor) -> Tensor:
         refuse(f"solve needs a right-hand side [{operator.size}] or [{operator.size}, k], got {list(rhs.shape)}")
     if rhs.dtype != operator.dtype:
         refuse(f"the right-hand side is {rhs.dtype}, the operator {operator.dtype}: pass rhs.to({operator.dtype})")
-    columns = rhs.detach().reshape(operator.size, -1 if rhs.numel() else rhs.shape[-1])
+    columns = rhs.detach() if rhs.ndim == 2 else rhs.detach().unsqueeze(1)
     require_finite(columns, "the right-hand side")
     return columns
 
@@ -76,7 +76,8 @@ def require_finite(columns: Tensor, what: str) -> None:
     """Raise a `SolveError` that names `what` and its columns with NaN or infinity."""
     bad = (~torch.isfinite(columns)).any(dim=0).nonzero().flatten().tolist()
     if bad:
-        raise SolveError(f"{what} is not finite in column {', '.join(map(str, bad))}: it has NaN or infinity")
+        others = f" and {len(bad) - 1} more" if bad[1:] else ""
+        raise SolveError(f"{what} is not finite in column {bad[0]}{others}: it has NaN or infinity")
 
 
 def stacked(vectors: Sequence[Tensor], like: Tensor) -> Tensor:

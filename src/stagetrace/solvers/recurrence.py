@@ -14,6 +14,11 @@ ROUNDINGS = 32
 class Vectors(Protocol):
     """What a Lanczos run remembers of its vectors: all of them, or only what the answers need."""
 
+    @property
+    def full(self) -> bool:
+        """Whether the vectors span the whole space, so that no further direction can be orthogonal to them."""
+        ...
+
     def keep(self, q: Tensor) -> None:
         """Take note of the next basis vector `[dim]`."""
         ...
@@ -43,9 +48,9 @@ class Tridiagonal:
         if not self.alphas:
             return ()
         beside = torch.tensor(self.betas[:-1], dtype=torch.float64)
-        T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
-        T += torch.diag(beside, 1) + torch.diag(beside, -1)
-        return tuple(torch.linalg.eigvalsh(T).tolist())
+        diagonal = torch.tensor(self.alphas, dtype=torch.float64)
+        matrix = torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
+        return tuple(torch.linalg.eigvalsh(matrix).tolist())
 
 
 @final
@@ -80,7 +85,7 @@ class Recurrence:
         w = self._vectors.orthogonalise(torch.sub(w, self.q, alpha=alpha))
         beta = norm(w)
         self.T.extend(alpha, beta)
-        self.exhausted = beta <= self.level or len(self.T.alphas) == w.numel()
+        self.exhausted = beta <= self.level or self._vectors.full
         if self.exhausted:
             self.T.betas[-1] = beta = 0.0
         else:

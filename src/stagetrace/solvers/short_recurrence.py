@@ -35,6 +35,11 @@ class Directions:
         self._answers = [torch.zeros_like(like) for _ in range(shifts)]
         self._last = [(zero, zero)] * shifts
 
+    @property
+    def full(self) -> bool:
+        """Never: without orthogonality a run may need more steps than there are dimensions."""
+        return False
+
     def keep(self, q: Tensor) -> None:
         """Nothing is kept."""
         del q

@@ -1,0 +1,17 @@
+"""Experiments with stagetrace on real data, outside the package: `python -m experiments NAME --data DIR --out DIR`.
+
+A module per experiment (`mnist_frozen.py`), a word for it in `__main__.py`, and what they share beside them:
+
+images.py       images and labels from a folder in the Hugging Face layout
+tasks.py        which classes the first stage saw, which the second, which the query asks about
+networks.py     the models
+training.py     how a stage was trained, and how well
+checkpoints.py  trained stages on disk, trained anew only if their settings are new
+tracing.py      what a trace says of itself: its work, its warnings, the ends of its ranking
+figures.py      pictures of the examples and of their scores
+result.py       result.json
+settings.py     what the command line asked for
+results/        result.json and figures of the runs that are reported
+
+Needs the extra `stagetrace[experiments]`.
+"""

@@ -1,0 +1,77 @@
+"""`python -m experiments NAME --data DIR --out DIR`: one experiment, from the data set's folder to `DIR/result.json`.
+
+Exit codes: 0 done, 1 refused or failed (one message says why), 2 wrong usage, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from experiments import mnist_frozen
+from experiments.settings import Settings
+from stagetrace.errors import StagetraceError
+from stagetrace.progress import Bars, Progress
+
+EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
+    mnist_frozen.NAME: mnist_frozen.run,
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(EXPERIMENTS)}.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="DIR", exists=True, file_okay=False, help="Folder of the data sets' folders."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Where results go; resumed if there.")
+    ],
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights, the batches and every draw.")] = 0,
+    examples: Annotated[
+        int | None, typer.Option("--examples", metavar="N", min=1, help="At most N training examples a stage.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where the models live: cpu, cuda, cuda:1, mps.")] = "cpu",
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="FOLDER", help="Another data set of the same layout, in DIR or a path."),
+    ] = None,
+) -> None:
+    """Run one experiment and write its numbers, settings and figures."""
+    if name not in EXPERIMENTS:
+        raise typer.BadParameter(
+            f"there is no experiment '{name}'; there are: {', '.join(EXPERIMENTS)}", param_hint="NAME"
+        )
+    settings = Settings(data, out, seed, examples, _device(device), dataset)
+    EXPERIMENTS[name](settings, Bars())
+    typer.echo(f"written: {out / 'result.json'}")
+
+
+def _device(word: str) -> torch.device:
+    """The device, tried with a single number."""
+    try:
+        return torch.zeros(1, device=word).device
+    except (RuntimeError, AssertionError) as cause:
+        line = (str(cause).strip().splitlines() or [""])[0]
+        raise typer.BadParameter(f"no device '{word}' here ({line})", param_hint="--device") from cause
+
+
+def main() -> None:
+    try:
+        app(prog_name="python -m experiments")
+    except StagetraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept: the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What the command line asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import torch
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """One call of an experiment.
+
+    data: the folder that holds the data sets' folders.
+    out: the folder of everything the experiment writes; the same call resumes there.
+    seed: of the weights, the order of the batches and every draw.
+    examples: at most so many training examples a stage, drawn by the seed; None takes the experiment's own numbers.
+    device: where the models live.
+    dataset: a folder that stands in for the experiment's own data set: inside `data`, or a path.
+    """
+
+    data: Path
+    out: Path
+    seed: int = 0
+    examples: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dataset: str | None = None
+
+    def folder(self, own: str) -> Path:
+        """The data set to read: `--dataset` if given, or the experiment's own."""
+        inside = self.data / (self.dataset or own)
+        return Path(self.dataset) if self.dataset and not inside.is_dir() else inside

@@ -1,0 +1,73 @@
+"""Two tasks from one data set: the first stage learns some classes, the second the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+
+from experiments.images import Images, read_images
+from experiments.settings import Settings
+from stagetrace.errors import DataError
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """One stage's classes, by their labels in the data set; in `train` and `test` they are numbered from 0."""
+
+    classes: tuple[int, ...]
+    train: Images
+    test: Images
+
+    def drawn(self, count: int | None, seed: int) -> "Task":
+        """At most `count` training examples, drawn without replacement, in the data set's order; the test set stays."""
+        total = len(self.train)
+        if count is None or count >= total:
+            return self
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        return Task(self.classes, self.train[order[:count].sort().values], self.test)
+
+    def to(self, device: torch.device) -> "Task":
+        return Task(self.classes, self.train.to(device), self.test.to(device))
+
+
+def two_tasks(folder: Path, first_classes: Sequence[int]) -> tuple[Task, Task]:
+    """The given classes, and all others; a data set without ten classes gives its first two fifths to the first task.
+
+    Raises:
+        DataError: fewer than four classes, or a task without test examples.
+    """
+    train, test = read_images(folder, "train"), read_images(folder, "test")
+    classes: list[int] = sorted(set(train.labels.tolist()))
+    if len(classes) < 4:
+        raise DataError(f"{folder} has {len(classes)} classes; two stages need at least 4, two for each")
+    first = tuple(first_classes) if len(classes) == 10 else tuple(classes[: max(2, 2 * len(classes) // 5)])
+    second = tuple(label for label in classes if label not in first)
+    return _task(first, train, test, folder), _task(second, train, test, folder)
+
+
+def tasks_of(settings: Settings, own: str, first_classes: Sequence[int], finetune_examples: int) -> tuple[Task, Task]:
+    """Both tasks as the command line asked for them: the data set, the draws and the device."""
+    first, second = two_tasks(settings.folder(own), first_classes)
+    few = settings.examples
+    first = first.drawn(few, settings.seed)
+    second = second.drawn(min(few or finetune_examples, finetune_examples), settings.seed)
+    return first.to(settings.device), second.to(settings.device)
+
+
+def _task(classes: tuple[int, ...], train: Images, test: Images, folder: Path) -> Task:
+    parts = [_renumbered(images, classes) for images in (train, test)]
+    for part, split in zip(parts, ("train", "test"), strict=True):
+        if len(part) == 0:
+            raise DataError(
+                f"{folder}: the split '{split}' has no example of the classes {', '.join(map(str, classes))}"
+            )
+    return Task(classes, *parts)
+
+
+def _renumbered(images: Images, classes: tuple[int, ...]) -> Images:
+    """The images of these classes, labels counted from 0."""
+    chosen = images[torch.isin(images.labels, torch.tensor(classes)).nonzero()[:, 0]]
+    return Images(chosen.pixels, torch.searchsorted(torch.tensor(sorted(classes)), chosen.labels), chosen.rows)

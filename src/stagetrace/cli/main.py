@@ -1,0 +1,166 @@
+"""stagetrace: trace a fine-tuned model's loss back through every training stage.
+
+    stagetrace demo                                      the whole job on bundled real digits
+    stagetrace check examples/mnist.py:job               what would be wrong, and what it would cost
+    stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
+
+Several processes, one machine:      torchrun --nproc-per-node 2 -m stagetrace score TARGET --out DIR
+Several machines, on each of them:   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \\
+                                       --rdzv-endpoint HOST:PORT -m stagetrace score TARGET --out DIR
+
+Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 interrupted.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import stagetrace
+from stagetrace import parallel
+from stagetrace.cli import settings, show
+from stagetrace.cli.target import load
+from stagetrace.errors import StagetraceError, StagetraceWarning
+from stagetrace.preflight import inspect
+from stagetrace.progress import Bars, Silent
+from stagetrace.tracing.trace import trace
+
+app = typer.Typer(
+    name="stagetrace",
+    help="Trace a fine-tuned model's loss back through every training stage to the examples that caused it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(settings.SOLVERS)}.")]
+Damping = Annotated[list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve; lanczos damps H^2.")]
+MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
+Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
+CurvatureOption = Annotated[
+    list[str], typer.Option("--curvature", metavar="[STAGE=]NAME", help=f"{', '.join(settings.CURVATURES)}.")
+]
+HessianExamples = Annotated[
+    list[str], typer.Option("--hessian-examples", metavar="[STAGE=]N", help="Average the curvature over N examples.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw of --hessian-examples.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Trace a fine-tuned model's loss back through every training stage to the examples that caused it."""
+    del debug
+    if version:
+        typer.echo(f"stagetrace {stagetrace.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def score(
+    target: TargetArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; the same command resumes it.")],
+    solver: Solver = [],  # noqa: B006
+    damping: Damping = [],  # noqa: B006
+    max_steps: MaxSteps = [],  # noqa: B006
+    rtol: Rtol = [],  # noqa: B006
+    curvature: CurvatureOption = [],  # noqa: B006
+    hessian_examples: HessianExamples = [],  # noqa: B006
+    seed: Seed = None,
+    of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
+    parts: Annotated[bool, typer.Option("--parts", help="Keep the paper's two parts of each score apart.")] = False,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Rows of the most harmful and helpful.")] = 5,
+    debug: Debug = False,
+) -> None:
+    """Score every stage's examples against the query loss, and keep the run in a folder."""
+    del debug
+    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
+    with parallel.started() as world:
+        job = load(target)
+        result = trace(
+            job.chain,
+            job.query,
+            curvature=settings.curvatures(job.chain, words, job.options.get("curvature")),
+            solver=settings.solvers(job.chain, words, job.options.get("solver")),
+            of=of or job.options.get("of"),
+            parts=parts or job.options.get("parts", False),
+            out=out,
+            progress=Bars() if world.is_first else Silent(),
+        )
+        if world.is_first:
+            show.result(result, top, Console(), out)
+
+
+@app.command()
+def check(
+    target: TargetArgument,
+    solver: Solver = [],  # noqa: B006
+    damping: Damping = [],  # noqa: B006
+    max_steps: MaxSteps = [],  # noqa: B006
+    rtol: Rtol = [],  # noqa: B006
+    curvature: CurvatureOption = [],  # noqa: B006
+    hessian_examples: HessianExamples = [],  # noqa: B006
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Look before you run: mapping, coverage, stationarity, curvature, differentiability, memory and time."""
+    del debug
+    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
+    job = load(target)
+    findings = inspect(
+        job.chain,
+        job.query,
+        settings.curvatures(job.chain, words, job.options.get("curvature")),
+        settings.solvers(job.chain, words, job.options.get("solver")),
+        Bars(),
+    )
+    show.findings(job.chain, findings, Console())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the run in this folder.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""
+    del debug
+    from stagetrace.demo import run  # scikit-learn is needed here only
+
+    run(out=out, progress=Bars(), console=Console())
+
+
+def main() -> None:
+    """The entry point: library errors are one line on standard error, tracebacks only with --debug."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    warnings.showwarning = _show_warning(errors)
+    try:
+        app()
+    except StagetraceError as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted; what was finished is kept: the same command continues", markup=False)
+        sys.exit(130)
+
+
+def _show_warning(errors: Console):  # noqa: ANN202
+    """Our own warnings as one line each; others as Python shows them."""
+    usual = warnings.showwarning
+
+    def show_one(message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+        if issubclass(category, StagetraceWarning):
+            errors.print(f"warning: {message}", style="yellow", markup=False)
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    return show_one

@@ -1,0 +1,39 @@
+"""What the commands print."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stagetrace.preflight import Finding, Level
+from stagetrace.results import SIGN, Trace
+from stagetrace.stages.chain import Chain
+
+STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow"}
+
+
+def result(trace: Trace, top: int, console: Console, out: Path) -> None:
+    """The summary table, the most harmful and most helpful examples of each stage, and where it all is."""
+    console.print(trace)
+    if top:
+        for scores in trace.scores.values():
+            console.print(scores.top(top, harmful=True))
+            console.print(scores.top(top, harmful=False))
+    console.print(SIGN, markup=False)
+    console.print(f"kept in {out}", markup=False)
+
+
+def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
+    """A line per finding as it is made, and a verdict."""
+    console.print(f"{chain}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "what", "level", "found"):
+        table.add_column(heading, overflow="fold")
+    warned = 0
+    for finding in found:
+        warned += finding.level is Level.WARNING
+        table.add_row(finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text))
+    console.print(table)
+    console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False)

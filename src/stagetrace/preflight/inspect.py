@@ -1,0 +1,67 @@
+"""The preflight of a chain and a query: one finding after the other, cheap ones first."""
+
+from collections.abc import Iterator, Mapping
+
+from stagetrace.curvature.choices import Curvature
+from stagetrace.preflight.finding import Finding, Level
+from stagetrace.preflight.plan import plan_scoring, plan_solve
+from stagetrace.preflight.stationary import curvature_findings, displacement, stationarity
+from stagetrace.progress import Progress
+from stagetrace.solvers.base import Solver
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.guards import Coverage, guard, notices
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.query import Query
+
+
+def inspect(
+    chain: Chain,
+    query: Query,
+    curvature: Mapping[str, Curvature],
+    solver: Mapping[str, Solver],
+    progress: Progress,
+) -> Iterator[Finding]:
+    """Look at everything a trace depends on: data, mapping, coverage, stationarity, curvature, cost.
+
+    Raises:
+        StagetraceError: the trace would be refused; the message is the one the trace would give.
+    """
+    for problem in chain:
+        guard(problem.risk)
+        yield Finding(problem.name, "data", Level.OK, _read(problem))
+        yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))
+        yield Finding(problem.name, "coverage", *_coverage(problem))
+        if problem.previous is not None:
+            yield Finding(problem.name, "mapping", Level.OK, _mapping(problem))
+            yield from displacement(problem)
+        yield stationarity(problem, progress)
+        operator = curvature[problem.name].operator(problem)
+        yield from curvature_findings(problem, operator, solver[problem.name], progress)
+        yield plan_solve(problem, operator, solver[problem.name])
+        yield plan_scoring(problem, query)
+    risk = query.risk(chain.last)
+    guard(risk)
+    text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
+    yield Finding("query", "data", Level.OK, text)
+
+
+def _read(problem: Problem) -> str:
+    return (
+        f"{len(problem.stage.examples):,} examples; the same twice, finite, one loss per example, "
+        "independent of the rest of the batch (looked at both ends)"
+    )
+
+
+def _coverage(problem: Problem) -> tuple[Level, str]:
+    coverage = Coverage.of(problem)
+    text = str(coverage)
+    if coverage.buffers:
+        text += f"; buffers are constants ({', '.join(coverage.buffers[:3])}{', ...' if len(coverage.buffers) > 3 else ''})"
+    return (Level.NOTE if coverage.constant or coverage.buffers else Level.OK), text
+
+
+def _mapping(problem: Problem) -> str:
+    pairs = {**problem.kept, **problem.moved}
+    some = ", ".join(f"{ours} <- {theirs}" for ours, theirs in list(pairs.items())[:4])
+    more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
+    return f"{len(problem.kept)} parameters kept, {len(problem.moved)} moved: {some}{more}"

@@ -1,0 +1,98 @@
+"""Where to go from a point: conjugate gradients on the Newton equations, safe where the curvature is not positive."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Direction:
+    """A direction of descent, how many products it took, and what it learned of the Hessian.
+
+    ritz: the Krylov space's smallest eigenvalue estimate, which the true one does not exceed.
+    """
+
+    step: Tensor
+    products: int
+    ritz: float
+
+
+def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int, longest: float) -> Direction:
+    """`p` with `|H p + g| <= rtol |g|`, or as far as conjugate gradients came.
+
+    Where a search direction d has curvature `c = d'Hd <= 0`, the model has no minimum along it: the step goes on by
+    `|r|^2 / |c|`, what a curvature of the other sign would give, but no further than `longest`. Both parts descend,
+    since `g'p < 0` and `g'd = -|r|^2` (d is conjugate to all that came before).
+
+    Source: Steihaug (1983); Nocedal & Wright (2006), algorithm 7.1, with their step `p` continued along `d`.
+    """
+    p, r = torch.zeros_like(gradient), -gradient
+    d, rr = r, float(r @ r)
+    enough, lengths, ratios = rtol * rtol * rr, [], []
+    for done in range(1, most + 1):
+        Hd = product(d)
+        curvature, dd = float(d @ Hd), float(d @ d)
+        if curvature <= 1e-14 * dd:  # at rounding level it says nothing of a minimum either
+            reach = rr / abs(curvature) if curvature else float("inf")
+            step = p + min(reach, longest / dd**0.5) * d
+            return Direction(step, done, min(curvature / dd, _smallest_ritz(lengths, ratios)))
+        length = rr / curvature
+        p, r = p + length * d, r - length * Hd
+        rr, before = float(r @ r), rr
+        lengths.append(length)
+        ratios.append(rr / before)
+        if rr <= enough:
+            break
+        d = r + ratios[-1] * d
+    return Direction(p, len(lengths), _smallest_ritz(lengths, ratios))
+
+
+def _smallest_ritz(lengths: list[float], ratios: list[float]) -> float:
+    """Conjugate gradients are Lanczos: their step lengths a and ratios b make its tridiagonal matrix,
+
+    `T[j, j] = 1 / a[j] + b[j-1] / a[j-1]`, `T[j, j+1] = sqrt(b[j]) / a[j]`. (Golub & Van Loan, section 11.3)
+    """
+    if not lengths:
+        return float("inf")
+    a, b = torch.tensor(lengths, dtype=torch.float64), torch.tensor(ratios, dtype=torch.float64)
+    diagonal = 1 / a
+    diagonal[1:] += b[:-1] / a[:-1]
+    beside = b[:-1].sqrt() / a[:-1]
+    return float(torch.linalg.eigvalsh(torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1))[0])
+
+
+@final
+@dataclass(frozen=True)
+class Lowest:
+    """The smallest Ritz pair of a Hessian: value, unit vector, and the largest Ritz value beside it."""
+
+    value: float
+    vector: Tensor
+    largest: float
+    products: int
+
+
+def lowest_curvature(product: Product, like: Tensor, steps: int, seed: int = 0) -> Lowest:
+    """A Lanczos run from a random vector, every vector orthogonalised against all before it."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
+    basis, images = [q / q.norm()], []
+    for _ in range(min(steps, like.numel())):
+        images.append(product(basis[-1]))
+        rest = images[-1]
+        for _ in range(2):
+            for vector in basis:
+                rest = rest - (vector @ rest) * vector
+        if float(rest.norm()) <= 1e-10 * float(images[-1].norm()):
+            break
+        basis.append(rest / rest.norm())
+    Q, HQ = torch.stack(basis[: len(images)], dim=1), torch.stack(images, dim=1)
+    small = Q.mT @ HQ
+    values, vectors = torch.linalg.eigh((small + small.mT) / 2)
+    return Lowest(float(values[0]), Q @ vectors[:, 0], float(values[-1]), len(images))
