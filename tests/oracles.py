@@ -75,6 +75,11 @@ def held_names(stage: "StageCase") -> dict[str, str]:
     return {here: there for here, there in previous_names(stage).items() if here in own_names(stage)}
 
 
+def shares_all(case: "ChainCase") -> bool:
+    """Whether the second stage shares every parameter that the first one trained."""
+    return set(own_names(case.stages[0])) <= set(previous_names(case.stages[1]).values())
+
+
 def flatten(point: Point, names: list[str]) -> Tensor:
     return torch.cat([point[name].reshape(-1) for name in names])
 

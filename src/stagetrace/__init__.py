@@ -4,16 +4,15 @@ This is the whole public contract; everything else may move.
 """
 
 # describe
-from stagetrace.stages import Chain as Chain
-from stagetrace.stages import Frozen as Frozen
-from stagetrace.stages import Proximal as Proximal
-from stagetrace.stages import Stage as Stage
-from stagetrace.objectives import Objective as Objective
-
 # curvature
 from stagetrace.curvature import GaussNewton as GaussNewton
 from stagetrace.curvature import Hessian as Hessian
 from stagetrace.curvature import Identity as Identity
+from stagetrace.objectives import Objective as Objective
+
+# trace
+from stagetrace.results import Scores as Scores
+from stagetrace.results import Trace as Trace
 
 # solve
 from stagetrace.solvers import CG as CG
@@ -22,14 +21,13 @@ from stagetrace.solvers import Lanczos as Lanczos
 from stagetrace.solvers import LiSSA as LiSSA
 from stagetrace.solvers import Normal as Normal
 from stagetrace.solvers import Solution as Solution
-
-# trace
-from stagetrace.results import Scores as Scores
-from stagetrace.results import Trace as Trace
+from stagetrace.stages import Chain as Chain
+from stagetrace.stages import Frozen as Frozen
+from stagetrace.stages import Proximal as Proximal
+from stagetrace.stages import Stage as Stage
 from stagetrace.tracing import Query as Query
 from stagetrace.tracing import trace as trace
-
-__version__ = "0.1.0"
+from stagetrace.version import __version__ as __version__
 
 __all__ = [
     "CG",

@@ -6,7 +6,7 @@ disk. With one process each of these does nothing. Launch: `torchrun --nproc-per
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
@@ -67,7 +67,7 @@ def world() -> World:
 
 
 @contextmanager
-def started() -> Iterator[World]:
+def started() -> Generator[World]:
     """Join the process group that `torchrun` describes in the environment; without one, do nothing.
 
     NCCL with one GPU per local rank where CUDA is there, gloo otherwise.

@@ -4,14 +4,22 @@ The library calls `Progress`; what is drawn is the caller's choice. `Silent` dra
 `Bars` draws a rich progress bar with rate and time left.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
-from rich.progress import ProgressColumn, Task
+from rich.table import Column
 from rich.text import Text
 
 Advance = Callable[..., None]
@@ -31,7 +39,7 @@ class Silent:
     """Draws nothing."""
 
     @contextmanager
-    def task(self, what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    def task(self, what: str, total: int | None, unit: str) -> Generator[Advance]:
         del what, total, unit
         yield lambda n=1, note="": None
 
@@ -39,9 +47,14 @@ class Silent:
 class _Rate(ProgressColumn):
     """Units per second."""
 
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="cyan")
+        if speed is None:
+            return Text("")
+        return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:,.2g}/s", style="cyan")
 
 
 @final
@@ -52,10 +65,11 @@ class Bars:
         self.console = console or Console(stderr=True)
 
     @contextmanager
-    def task(self, what: str, total: int | None, unit: str) -> Iterator[Advance]:
-        columns = (
+    def task(self, what: str, total: int | None, unit: str) -> Generator[Advance]:
+        columns: tuple[ProgressColumn, ...] = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.fields[unit]}", style="dim"),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             _Rate(),
             TimeElapsedColumn(),

@@ -56,7 +56,8 @@ def test_a_killed_and_resumed_run_ends_with_the_files_of_save(
     keep(first, made, "finetune")
     keep(first, made, "pretrain", range(1, 2))
     (tmp_path / "run" / "scores" / "pretrain" / ".part-00002.parquet.77.tmp").write_bytes(b"half")
-    (tmp_path / "run" / ".saving" / "scores").mkdir(parents=True)
+    (tmp_path / "run" / ".saving").mkdir()
+    (tmp_path / "run" / ".saving" / "run.json").write_bytes(b"half")
     again = finished(tmp_path / "run", made)
     assert again.complete
     assert contents(tmp_path / "run") == contents(tmp_path / "saved")

@@ -1,6 +1,7 @@
 """What must hold of scores whatever the truth is: linearity, invariances, what each argument may and may not change."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -54,6 +55,12 @@ def traced(
     return trace(chain_of(case, solved(case), **(stages or {})), query or query_of(case), **(EXACT | settings))
 
 
+@lru_cache
+def baseline(case: ChainCase) -> Trace:
+    """The trace without changes, made once."""
+    return traced(case)
+
+
 def assert_same_scores(one: Trace, other: Trace, tolerance: float = 1e-10) -> None:
     """Every stage's scores agree, relatively to the stage's largest."""
     assert list(one) == list(other)
@@ -76,7 +83,7 @@ def own_part(case: ChainCase, by_name: dict[str, Tensor]) -> Tensor:
 
 
 def test_scores_are_linear_in_the_query():
-    case = FROZEN_LOGISTIC
+    case = STRONG_RIDGE
     sets = [TensorDataset(case.query_x[rows], case.query_y[rows]) for rows in (slice(0, 3), slice(3, None))]
     first, second, both = (traced(case, Query(data, reduction="sum")) for data in (*sets, ConcatDataset(sets)))
     for name in both:
@@ -84,7 +91,7 @@ def test_scores_are_linear_in_the_query():
 
 
 def test_the_query_s_batch_size_changes_nothing():
-    case = STRONG_LOGISTIC
+    case = STRONG_RIDGE
     assert_same_scores(traced(case, query_of(case, batch_size=3)), traced(case, query_of(case)))
 
 
@@ -93,14 +100,14 @@ def test_the_query_s_batch_size_changes_nothing():
 
 @named((FROZEN_LOGISTIC, STRONG_TANH))
 def test_the_batch_size_changes_nothing(case: ChainCase):
-    expected = traced(case)
-    for size in (1, 4, 1000):
+    expected = baseline(case)
+    for size in (1, 1000):
         stages = {stage.name: {"batch_size": size} for stage in case.stages}
         assert_same_scores(traced(case, stages=stages), expected)
 
 
 def test_scores_follow_a_permutation_of_the_data():
-    case, expected = FROZEN_LOGISTIC, traced(FROZEN_LOGISTIC)
+    case, expected = FROZEN_RIDGE, baseline(FROZEN_RIDGE)
     orders = {stage.name: torch.randperm(len(stage.x)) for stage in case.stages}
     stages = {s.name: {"data": TensorDataset(s.x[orders[s.name]], s.y[orders[s.name]])} for s in case.stages}
     permuted = traced(case, stages=stages)
@@ -109,7 +116,7 @@ def test_scores_follow_a_permutation_of_the_data():
 
 
 def test_a_repeated_example_has_the_same_score_twice():
-    case = FROZEN_LOGISTIC
+    case = FROZEN_RIDGE
     first = case.stages[0]
     twice = TensorDataset(torch.cat([first.x, first.x[:4]]), torch.cat([first.y, first.y[:4]]))
     values = traced(case, stages={first.name: {"data": twice}})[first.name].values
@@ -143,14 +150,16 @@ class Rows(Dataset):
 def test_dict_batches_equal_tuple_batches(case: ChainCase, label: str):
     stages = {s.name: {"data": Rows(s.x, s.y, label)} for s in case.stages}
     query = Query(Rows(case.query_x, case.query_y, label))
-    assert_same_scores(traced(case, query, stages), traced(case), tolerance=1e-12)
+    quick = {"curvature": Identity()}
+    assert_same_scores(traced(case, query, stages, **quick), traced(case, **quick), tolerance=1e-12)
 
 
 def test_a_list_of_pairs_equals_a_tensor_data_set():
     case = FROZEN_LOGISTIC
     stages = {s.name: {"data": list(zip(s.x, s.y, strict=True))} for s in case.stages}
     query = Query([(x, int(y)) for x, y in zip(case.query_x, case.query_y, strict=True)])
-    assert_same_scores(traced(case, query, stages), traced(case), tolerance=1e-12)
+    quick = {"curvature": Identity()}
+    assert_same_scores(traced(case, query, stages, **quick), traced(case, **quick), tolerance=1e-12)
 
 
 @named((FROZEN_RIDGE, FROZEN_LOGISTIC))
@@ -216,8 +225,8 @@ def test_gradients_that_were_there_stay():
 def test_tracing_works_without_gradients_switched_on():
     case = FROZEN_RIDGE
     with torch.no_grad():
-        quiet = traced(case)
-    assert_same_scores(quiet, traced(case), tolerance=0.0)
+        quiet = baseline(case)
+    assert_same_scores(quiet, baseline(case), tolerance=0.0)
 
 
 def test_float32_models_give_float64_scores_close_to_those_in_float64():
@@ -225,7 +234,7 @@ def test_float32_models_give_float64_scores_close_to_those_in_float64():
     models = {stage.name: {"model": stage.model.float()} for stage in chain_of(case, solved(case)).stages}
     single = traced(case, stages=models)
     assert all(single[name].values.dtype == torch.float64 for name in single)
-    assert_same_scores(single, traced(case), tolerance=1e-4)
+    assert_same_scores(single, baseline(case), tolerance=1e-4)
 
 
 # The curvature
@@ -233,7 +242,7 @@ def test_float32_models_give_float64_scores_close_to_those_in_float64():
 
 @named(RIDGES)
 def test_gauss_newton_equals_the_hessian_of_a_linear_model(case: ChainCase):
-    assert_same_scores(traced(case, curvature=GaussNewton()), traced(case))
+    assert_same_scores(traced(case, curvature=GaussNewton()), baseline(case))
 
 
 def test_gauss_newton_differs_from_the_hessian_of_a_curved_model():
@@ -280,7 +289,7 @@ def test_the_papers_damped_inverse(case: ChainCase, solver: Any):
 
 
 def test_conjugate_gradients_at_a_minimum_equal_the_dense_inverse():
-    assert_same_scores(traced(STRONG_TANH, solver=CG(rtol=1e-12)), traced(STRONG_TANH), tolerance=1e-8)
+    assert_same_scores(traced(STRONG_TANH, solver=CG(rtol=1e-12)), baseline(STRONG_TANH), tolerance=1e-8)
 
 
 def test_weight_decay_is_in_the_curvature():
@@ -303,7 +312,7 @@ def test_weight_decay_is_not_in_an_example_s_gradient():
 def test_scores_of_a_stage_without_penalties_sum_to_zero():
     """The sum is `- n (mean gradient) . v`, and at the minimum of the mean loss its gradient vanishes."""
     for case, position in ((FROZEN_RIDGE, 1), (STRONG_RIDGE, 0)):
-        scores = traced(case)[case.stages[position].name]
+        scores = baseline(case)[case.stages[position].name]
         assert case.stages[position].weight_decay == 0.0
         assert abs(scores.values.sum()) < 1e-10 * scores.values.abs().sum()
 
@@ -317,21 +326,21 @@ def test_alpha_estimated_at_a_stationary_stage_is_the_alpha_it_was_solved_with(c
     last = case.stages[1]
     auto = {last.name: {"link": Proximal(last.link.shared, alpha="auto")}}
     assert chain_of(case, solved(case), **auto).last.alpha == pytest.approx(0.5, rel=1e-10)
-    assert_same_scores(traced(case, stages=auto), traced(case), tolerance=1e-9)
+    assert_same_scores(traced(case, stages=auto), baseline(case), tolerance=1e-9)
 
 
 @pytest.mark.parametrize("shared", ["embedding", ["embedding"], {"embedding": "embedding"}], ids=repr)
 def test_shared_names_can_be_written_in_three_ways(shared: Any):
     stages = {FROZEN_RIDGE.stages[1].name: {"link": Frozen(shared)}}
-    assert_same_scores(traced(FROZEN_RIDGE, stages=stages), traced(FROZEN_RIDGE), tolerance=0.0)
+    assert_same_scores(traced(FROZEN_RIDGE, stages=stages), baseline(FROZEN_RIDGE), tolerance=0.0)
 
 
 # What is scored, and by what
 
 
 def test_of_limits_the_stages_that_are_scored():
-    whole = traced(THREE_FROZEN)
-    for chosen in (["first"], ["second"], ["third", "first"]):
+    whole = baseline(THREE_FROZEN)
+    for chosen in (["second"], ["third", "first"]):
         some = traced(THREE_FROZEN, of=chosen)
         assert set(some) == set(chosen)
         for name in chosen:
@@ -353,10 +362,10 @@ def test_unknown_stage_names_are_refused(settings: dict[str, Any]):
 
 
 def test_a_mapping_by_stage_equals_one_setting_for_all():
-    case = FROZEN_LOGISTIC
+    case = FROZEN_RIDGE
     names = [stage.name for stage in case.stages]
     mapped = traced(case, curvature=dict.fromkeys(names, Hessian()), solver=dict.fromkeys(names, Direct()))
-    assert_same_scores(mapped, traced(case), tolerance=0.0)
+    assert_same_scores(mapped, baseline(case), tolerance=0.0)
 
 
 def test_gauss_newton_of_a_plain_loss_function_is_refused():

@@ -1,11 +1,11 @@
-"""stagetrace: trace a fine-tuned model's loss back through every training stage.
+r"""stagetrace: trace a fine-tuned model's loss back through every training stage.
 
     stagetrace demo                                      the whole job on bundled real digits
     stagetrace check examples/mnist.py:job               what would be wrong, and what it would cost
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
 
 Several processes, one machine:      torchrun --nproc-per-node 2 -m stagetrace score TARGET --out DIR
-Several machines, on each of them:   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \\
+Several machines, on each of them:   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
                                        --rdzv-endpoint HOST:PORT -m stagetrace score TARGET --out DIR
 
 Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 interrupted.
@@ -13,8 +13,9 @@ Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,10 +38,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-TargetArgument = Annotated[str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(settings.SOLVERS)}.")]
-Damping = Annotated[list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve; lanczos damps H^2.")]
+Damping = Annotated[
+    list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve; lanczos damps H^2.")
+]
 MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
 Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
 CurvatureOption = Annotated[
@@ -140,7 +145,7 @@ def demo(
 def main() -> None:
     """The entry point: library errors are one line on standard error, tracebacks only with --debug."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    warnings.showwarning = _show_warning(errors)
+    warnings.showwarning = _one_line(errors)
     try:
         app()
     except StagetraceError as error:
@@ -153,14 +158,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _show_warning(errors: Console):  # noqa: ANN202
-    """Our own warnings as one line each; others as Python shows them."""
+def _one_line(errors: Console) -> Callable[..., None]:
+    """Shows our own warnings as one line each, others as Python does."""
     usual = warnings.showwarning
 
-    def show_one(message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+    def show_one(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if issubclass(category, StagetraceWarning):
             errors.print(f"warning: {message}", style="yellow", markup=False)
         else:
-            usual(message, category, filename, lineno, file, line)
+            usual(message, category, *where)
 
     return show_one

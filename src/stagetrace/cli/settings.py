@@ -40,7 +40,11 @@ def solvers(chain: Chain, words: Words, given: Any) -> dict[str, Solver]:
     chosen = by_stage(chain, given, Lanczos(), "solver")
     for name, word in _per_stage(chain, words.solver, "--solver").items():
         chosen[name] = _named(word, SOLVERS, "--solver")
-    for option, field, kind in (("--damping", "damping", float), ("--max-steps", "max_steps", int), ("--rtol", "rtol", float)):
+    for option, field, kind in (
+        ("--damping", "damping", float),
+        ("--max-steps", "max_steps", int),
+        ("--rtol", "rtol", float),
+    ):
         for name, word in _per_stage(chain, getattr(words, field), option).items():
             chosen[name] = _with(chosen[name], field, _number(word, kind, option), option)
     return chosen

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagetrace.preflight import Finding, Level
-from stagetrace.results import SIGN, Trace
+from stagetrace.results import Trace
 from stagetrace.stages.chain import Chain
 
 STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow"}
@@ -21,7 +21,6 @@ def result(trace: Trace, top: int, console: Console, out: Path) -> None:
         for scores in trace.scores.values():
             console.print(scores.top(top, harmful=True))
             console.print(scores.top(top, harmful=False))
-    console.print(SIGN, markup=False)
     console.print(f"kept in {out}", markup=False)
 
 
@@ -34,6 +33,10 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
     warned = 0
     for finding in found:
         warned += finding.level is Level.WARNING
-        table.add_row(finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text))
+        table.add_row(
+            finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
+        )
     console.print(table)
-    console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False)
+    console.print(
+        f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
+    )

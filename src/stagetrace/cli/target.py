@@ -43,7 +43,7 @@ def load(target: str) -> Target:
     module = _import(place, target)
     function = getattr(module, name, None)
     if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        known = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         refuse(f"'{place}' has no function '{name}'; it has {', '.join(known) or 'none'}")
     return _checked(_call(function, target), target)
 
@@ -60,7 +60,8 @@ def _import(place: str, target: str) -> ModuleType:
         if not is_file:
             return importlib.import_module(place)
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # workers and pickled functions look it up
         spec.loader.exec_module(module)
@@ -96,5 +97,9 @@ def _checked(returned: Any, target: str) -> Target:
             if unknown:
                 refuse(f"{target} returned the option '{unknown[0]}'; options for trace are {', '.join(OPTIONS)}")
             return Target(chain, query, options)
-    kind = f"({', '.join(type(part).__name__ for part in returned)})" if isinstance(returned, tuple) else type(returned).__name__
+    kind = (
+        f"({', '.join(type(part).__name__ for part in returned)})"
+        if isinstance(returned, tuple)
+        else type(returned).__name__
+    )
     refuse(f"{target} must return (chain, query), or (chain, query, options); got {kind}")

@@ -83,7 +83,7 @@ class GaussNewton:
     def operator(self, problem: Problem) -> LinearOperator:
         if not splits(problem.stage.loss):
             refuse(
-                f"{problem.stage.where}: GaussNewton needs to know the model's outputs, but the objective is a plain loss "
+                f"{problem.stage.where}: GaussNewton needs the model's outputs, but the objective is a plain loss "
                 "function; give an objective with outputs(model, batch) and losses(outputs, batch), or use Hessian()"
             )
         return _mean_and_penalty(problem, "GaussNewton", self.indices(problem), self.memory)

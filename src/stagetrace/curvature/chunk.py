@@ -65,8 +65,8 @@ def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` with the tangent map J traced once and the graph for J' kept."""
     function = _outputs(risk, batch)
     outputs, tangent = _traced(function, risk.own_values)
-    _, transposed = vjp(function, risk.own_values)
-    return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v)))[0])
+    _, transposed = _pulled(function, risk.own_values)
+    return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
 
 
 def gauss_newton_anew(risk: Risk, batch: Batch) -> Product:
@@ -74,8 +74,9 @@ def gauss_newton_anew(risk: Risk, batch: Batch) -> Product:
     function = _outputs(risk, batch)
 
     def product(vector: Params) -> Params:
-        outputs, tangent = jvp(function, (risk.own_values,), (vector,))
-        return vjp(function, risk.own_values)[1](_output_curvature(risk, batch, outputs, tangent))[0]
+        outputs, transposed = _pulled(function, risk.own_values)
+        tangent = jvp(function, (risk.own_values,), (vector,))[1]
+        return transposed(_output_curvature(risk, batch, outputs, tangent))
 
     return _by_columns(risk, product)
 
@@ -105,6 +106,12 @@ def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[P
     with warnings.catch_warnings():  # the tracer warns of its own bookkeeping
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
         return linearize(function, at)
+
+
+def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Callable[[Tensor], Params]]:
+    """The value of a function and its transposed derivative at a point, the graph kept."""
+    value, transposed, *_ = vjp(function, at)
+    return value, lambda cotangent: transposed(cotangent)[0]
 
 
 def _gradient(risk: Risk, batch: Batch) -> Linear:

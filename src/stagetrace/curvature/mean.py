@@ -70,6 +70,6 @@ class MeanCurvature(LinearOperator):
         for batch in self.risk.read(self.risk.examples.plan(self._mine)):
             explain_not_finite(self.risk, batch)
         raise SolveError(
-            f"{self.risk.where}: a product with the {self.plan.matrix} is not finite although losses and gradients are; "
+            f"{self.risk.where}: a product with the {self.plan.matrix} is not finite, though losses and gradients are; "
             "the loss has no second derivative somewhere (a norm at zero, a square root): smooth it"
         )

@@ -129,7 +129,7 @@ class SumOperator(LinearOperator):
             ours, theirs = getattr(left, what), getattr(right, what)
             if ours != theirs:
                 raise DescriptionError(
-                    f"cannot add {type(left).__name__} and {type(right).__name__}: their {what}s differ ({ours} and {theirs})"
+                    f"cannot add {type(left).__name__} and {type(right).__name__}: {what} {ours} is not {theirs}"
                 )
         self.left, self.right = left, right
         self.size, self.dtype, self.device = left.size, left.dtype, left.device

@@ -1,8 +1,9 @@
 """Which way to multiply: decided once per stage from a probe, by counted bytes.
 
-The probe differentiates a few examples twice. It tells whether the model has forward-mode derivatives, and how many bytes
-an example's intermediates take; with the memory budget that decides between keeping them (a product then costs 1.3 to 2
-gradients) and computing them anew (3 to 4). Bytes, not seconds, decide: the same run always takes the same way.
+The probe differentiates a few examples twice. It tells whether the model has forward-mode derivatives, and how many
+bytes an example's intermediates take; with the memory budget that decides between keeping them (a product then costs
+1.3 to 2 gradients) and computing them anew (3 to 4). Bytes, not seconds, decide: the same run always goes the same
+way.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ def as_objective(objective: Objective | PlainLoss, where: str) -> Objective:
         refuse(f"{where}: objective is the class {objective.__name__}; write {objective.__name__}() with parentheses")
     if isinstance(objective, nn.Module):
         refuse(
-            f"{where}: objective is the module {type(objective).__name__}, which does not say what it is computed from; "
+            f"{where}: objective is the module {type(objective).__name__}, which does not say what it takes; "
             "use stagetrace.objectives, or a function losses(model, batch) that returns one loss per example"
         )
     if isinstance(objective, Objective):

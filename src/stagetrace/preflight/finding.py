@@ -1,12 +1,12 @@
 """One thing that a preflight check found."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import final
 
 
 @final
-class Level(str, Enum):
+class Level(StrEnum):
     """How much it matters."""
 
     OK = "ok"

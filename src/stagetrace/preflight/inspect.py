@@ -56,7 +56,9 @@ def _coverage(problem: Problem) -> tuple[Level, str]:
     coverage = Coverage.of(problem)
     text = str(coverage)
     if coverage.buffers:
-        text += f"; buffers are constants ({', '.join(coverage.buffers[:3])}{', ...' if len(coverage.buffers) > 3 else ''})"
+        text += (
+            f"; buffers are constants ({', '.join(coverage.buffers[:3])}{', ...' if len(coverage.buffers) > 3 else ''})"
+        )
     return (Level.NOTE if coverage.constant or coverage.buffers else Level.OK), text
 
 

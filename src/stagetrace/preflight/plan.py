@@ -14,10 +14,10 @@ from stagetrace.tracing.score import Scorer
 
 def plan_solve(problem: Problem, operator: LinearOperator, solver: Solver) -> Finding:
     """How products are computed, what they keep in memory, and how long the solve can take."""
-    rhs = operator.size and problem.own.zeros(1)
-    operator @ rhs  # set-up is paid here
+    rhs = problem.own.zeros(1)
+    operator.apply(rhs)  # set-up is paid here
     started = time.perf_counter()
-    operator @ rhs
+    operator.apply(rhs)
     seconds = time.perf_counter() - started
     mean = operator.left if isinstance(operator, SumOperator) else operator
     text = f"{solver}: {seconds:.3g} s a product"

@@ -33,7 +33,10 @@ def stationarity(problem: Problem, progress: Progress) -> Finding:
     text = f"|gradient| {norm:.2e}, {share:.1%} of a single example's ({typical:.2e})"
     if share > 0.1:
         return Finding(
-            problem.name, "stationarity", Level.WARNING, text + "; not at a minimum: train further, or read scores with care"
+            problem.name,
+            "stationarity",
+            Level.WARNING,
+            text + "; not at a minimum: train further, or read scores with care",
         )
     return Finding(problem.name, "stationarity", Level.OK, text)
 
@@ -43,7 +46,9 @@ def displacement(problem: Problem) -> Iterator[Finding]:
     if not problem.moved:
         return
     norm = float(torch.linalg.vector_norm(problem.displacement.double()))
-    start = float(torch.linalg.vector_norm((problem.own.flatten(problem.own_values) * problem.own.mask(problem.moved)).double()))
+    start = float(
+        torch.linalg.vector_norm((problem.own.flatten(problem.own_values) * problem.own.mask(problem.moved)).double())
+    )
     relative = norm / start if start else 0.0
     try:
         text = f"shared parameters moved by {norm:.3g} ({relative:.1%} of their norm); alpha {problem.alpha:.3g}"

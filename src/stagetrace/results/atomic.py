@@ -33,6 +33,7 @@ def atomic(path: Path) -> Generator[Path, None, None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         _force_to_disk(temporary)
         move(temporary, path)
     except OSError as cause:
@@ -67,6 +68,13 @@ def sweep(folder: Path) -> None:
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for path in sorted(folder.rglob(".*.tmp")):
         path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The permissions that this process takes away from new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _force_to_disk(path: Path) -> None:

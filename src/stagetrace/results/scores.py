@@ -147,7 +147,7 @@ class Scores:
             f"largest {ranked.max().item():+.3e}, smallest {ranked.min().item():+.3e})"
         )
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
         return self.top().sheet().html() + self.top(harmful=False).sheet().html()
 
     def _ranked(self, query: int | None) -> tuple[Tensor, str]:

@@ -87,5 +87,5 @@ class Top:
     def __rich__(self) -> Table:
         return self.sheet().rich()
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
         return self.sheet().html()

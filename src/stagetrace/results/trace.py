@@ -16,11 +16,8 @@ from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.versions import versions
 from stagetrace.solvers.base import Solution
 
-_WORDS = frozenset({"stage", "system", "status"})
-_HEADINGS = (
-    *("stage", "examples", "system", "products", "relative residual", "status"),
-    *("smallest score (- helpful)", "largest score (+ harmful)", "share harmful"),
-)
+_WORDS = frozenset({"stage", "status"})
+_HEADINGS = ("stage", "examples", "smallest", "largest", "harmful", "residual", "status")
 
 
 @final
@@ -124,11 +121,13 @@ class Trace:
         """What the summary says, ready to be drawn."""
         stages = self._stages()
         failed = {place for place, stage in enumerate(stages) if not self._converged(stage)}
-        rows = tuple((stage, *_solving(self.solutions.get(stage)), *_range(self.scores.get(stage))) for stage in stages)
-        # examples stand second, before how the stage was solved
-        rows = tuple((row[0], row[5], *row[1:5], *row[6:]) for row in rows)
-        warning = "NOT CONVERGED: a solve stopped early, read its scores with caution. " if failed else ""
-        return Sheet(f"trace (scores in {UNIT})", _HEADINGS, rows, f"{warning}{SIGN}", _WORDS, frozenset(failed))
+        rows = tuple((stage, *_range(self.scores.get(stage)), *_solving(self.solutions.get(stage))) for stage in stages)
+        warning = "NOT CONVERGED: a solve stopped early, read its scores with caution.\n" if failed else ""
+        solved = [
+            f"{stage}: {solution.system}, {solution.products:,} products" for stage, solution in self.solutions.items()
+        ]
+        caption = f"{warning}solved {'; '.join(solved)}\n{SIGN}" if solved else f"{warning}{SIGN}"
+        return Sheet(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
 
     def __repr__(self) -> str:
         failed = [stage for stage in self.solutions if not self._converged(stage)]
@@ -141,7 +140,7 @@ class Trace:
     def __rich__(self) -> Table:
         return self.sheet().rich()
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
         return self.sheet().html()
 
     def _converged(self, stage: str) -> bool:
@@ -156,19 +155,14 @@ class Trace:
         return list(dict.fromkeys([*first, *second]))
 
 
-def _solving(solution: Solution | None) -> tuple[str, str, str, str]:
-    """System, products, relative residual, status."""
+def _solving(solution: Solution | None) -> tuple[str, str]:
+    """Relative residual and status."""
     if solution is None:
-        return "-", "-", "-", "not recorded"
+        return "-", "not recorded"
     residual = f"{solution.relative_residual:.1e}"
     if solution.converged:
-        return solution.system, f"{solution.products:,}", residual, "converged"
-    return (
-        solution.system,
-        f"{solution.products:,}",
-        f"{residual} (asked for {solution.tolerance:.1e})",
-        f"NOT CONVERGED: {solution.status.value}",
-    )
+        return residual, "converged"
+    return residual, f"NOT CONVERGED: {solution.status.value}, asked for {solution.tolerance:.1e}"
 
 
 def _range(scores: Scores | None) -> tuple[str, str, str, str]:
@@ -177,4 +171,4 @@ def _range(scores: Scores | None) -> tuple[str, str, str, str]:
         return "-", "-", "-", "not scored"
     ranked = scores.per_example
     share = f"{scores.share_harmful:.0%}"
-    return f"{scores.n_examples:,}", f"{ranked.min().item():+.3e}", f"{ranked.max().item():+.3e}", share
+    return f"{scores.n_examples:,}", f"{ranked.min().item():+.2e}", f"{ranked.max().item():+.2e}", share

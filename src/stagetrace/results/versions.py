@@ -2,13 +2,15 @@
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+
+from stagetrace.version import __version__
 
 
 def versions() -> dict[str, str]:
     """The versions of stagetrace, torch, python and pyarrow that are running."""
-    packages = {name: _version(name) for name in ("stagetrace", "torch", "pyarrow")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: version(name) for name in ("torch", "pyarrow")}
+    return {"python": platform.python_version(), "stagetrace": __version__, **packages}
 
 
 def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
@@ -23,10 +25,3 @@ def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
         known = before.get(name, "").split(", ") if name in before else []
         both[name] = ", ".join(known if value in known else [*known, value])
     return both
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

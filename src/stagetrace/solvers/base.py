@@ -6,7 +6,7 @@ whose residual is measured by extra products with the operator and not taken fro
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol, final
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from stagetrace.errors import SolveError
 
 
 @final
-class Status(str, Enum):
+class Status(StrEnum):
     """How a solve ended, from best to worst."""
 
     CONVERGED = "converged"

@@ -27,7 +27,7 @@ class Chain:
             refuse("a chain needs stages: Chain(pretrain, finetune)")
         for position, stage in enumerate(stages):
             if not isinstance(stage, Stage):
-                refuse(f"argument {position + 1} of Chain is {type(stage).__name__}; pass stages: Chain(pretrain, finetune)")
+                refuse(f"argument {position + 1} of Chain is {type(stage).__name__}; write Chain(pretrain, finetune)")
         names = [stage.name for stage in stages]
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
@@ -66,7 +66,9 @@ class Chain:
         """
         for name in names:  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType]
             if name not in self.names:
-                refuse(f"{what}: there is no stage {name!r} in this chain; its stages are {', '.join(map(repr, self.names))}")
+                refuse(
+                    f"{what}: no stage is called {name!r}; the chain's stages are {', '.join(map(repr, self.names))}"
+                )
 
     def __repr__(self) -> str:
         return f"Chain({' -> '.join(self.names)})"

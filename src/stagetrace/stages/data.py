@@ -44,12 +44,14 @@ class Examples:
     ) -> None:
         if isinstance(data, DataLoader):
             refuse(
-                f"{where}: data is a DataLoader, whose order is its own; pass the data set itself (data=loader.dataset, "
+                f"{where}: data is a DataLoader, with an order of its own; pass the data set (data=loader.dataset, "
                 "collate=loader.collate_fn), so that an example's id is its index"
             )
-        if isinstance(data, IterableDataset) or not (hasattr(type(data), "__len__") and hasattr(type(data), "__getitem__")):
+        if isinstance(data, IterableDataset) or not (
+            hasattr(type(data), "__len__") and hasattr(type(data), "__getitem__")
+        ):
             refuse(
-                f"{where}: data must have a length and indices (a map-style data set or a list), got {type(data).__name__}"
+                f"{where}: data must be a map-style data set or a list (length and indices), got {type(data).__name__}"
             )
         if isinstance(data, (Mapping, str)):
             refuse(f"{where}: data must be indexed by 0, 1, 2, ...; got {type(data).__name__}; pass a list of examples")
@@ -85,7 +87,9 @@ class Examples:
             try:
                 content = next(contents)
             except StopIteration as cause:
-                raise DataError(f"{self.where}: the data set ended early, at example {indices[0]} of {len(self)}") from cause
+                raise DataError(
+                    f"{self.where}: the data set ended early, at example {indices[0]} of {len(self)}"
+                ) from cause
             except DescriptionError:
                 raise
             except Exception as cause:

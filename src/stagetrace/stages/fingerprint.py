@@ -82,7 +82,7 @@ def _add(sha: Any, content: Any) -> None:
     if isinstance(content, Tensor):
         flat = content.detach().cpu().contiguous().reshape(-1)
         sha.update(f"{content.dtype}{tuple(content.shape)}".encode())
-        sha.update(memoryview(flat.view(torch.uint8).numpy()))
+        sha.update(flat.view(torch.uint8).numpy().data)
     elif isinstance(content, Mapping):
         for key, value in content.items():
             _add(sha, str(key))

@@ -49,13 +49,13 @@ def explain_not_finite(risk: Risk, batch: Batch) -> None:
     """Find what is not finite in a batch, and raise; nothing if it was only a sum that overflowed."""
     with torch.no_grad():
         check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch, risk.where)
-    for position, index in enumerate(batch.indices):
+    for index in batch.indices:
         single = next(iter(risk.read([[index]])))
         grads = torch.func.grad(lambda own: risk.losses(own, risk.inherited_values, single).sum())(risk.own_values)  # noqa: B023
         for name, g in grads.items():
             if not bool(torch.isfinite(g).all()):
                 raise DataError(
-                    f"{risk.where}: the loss of example {index} (number {position} of its batch) is finite, but its gradient "
+                    f"{risk.where}: the loss of example {index} is finite, but its gradient "
                     f"in '{name}' is not; the loss is not differentiable there"
                 )
 

@@ -91,8 +91,8 @@ def _same_twice(risk: Risk, indices: list[int]) -> None:
     else:
         index = indices[0]
     raise DataError(
-        f"{risk.where}: example {index} differs between two reads of the data set (random augmentation, or masking drawn "
-        "anew?); return the same item for the same index, e.g. transform without randomness or draw with a seed per index"
+        f"{risk.where}: example {index} differs between two reads of the data set (random augmentation or masking?); "
+        "return the same item for the same index: transform without randomness, or draw with a seed per index"
     )
 
 
@@ -109,6 +109,6 @@ def _alone_or_together(risk: Risk, batch: Batch, losses: Tensor) -> None:
         worst = int((gap - allowed).argmax())
         raise DataError(
             f"{risk.where}: the loss of example {half[worst]} depends on what else is in its batch "
-            f"({float(together[worst]):.6g} with {len(batch)} examples, {float(alone[worst]):.6g} with {len(half)}); it must be "
-            "the example's own: mask padding, and do not normalise by the batch"
+            f"({float(together[worst]):.6g} with {len(batch)} examples, {float(alone[worst]):.6g} with {len(half)}); "
+            "it must be the example's own: mask padding, and do not normalise by the batch"
         )

@@ -5,7 +5,7 @@ derivative or no second one; the plain kernels behind the same layers have both.
 while a model is evaluated for a derivative, and restores what was set.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -19,7 +19,7 @@ def is_recurrent(model: nn.Module) -> bool:
 
 
 @contextmanager
-def differentiable_kernels(*, recurrent: bool) -> Iterator[None]:
+def differentiable_kernels(*, recurrent: bool) -> Generator[None]:
     """Evaluate with kernels that allow forward mode and double backward.
 
     The recurrent switch also covers convolutions on the CPU, which are slower without it: set it only where needed.
@@ -34,7 +34,7 @@ def differentiable_kernels(*, recurrent: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _encoder_fast_path_off() -> Iterator[None]:
+def _encoder_fast_path_off() -> Generator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

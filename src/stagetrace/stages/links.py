@@ -86,7 +86,8 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> the one name it is known by; tied weights have several names."""
     first: dict[int, str] = {}
     return {
-        name: first.setdefault(id(parameter), name) for name, parameter in model.named_parameters(remove_duplicate=False)
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
     }
 
 
@@ -101,21 +102,21 @@ def shared_names(link: Link, model: nn.Module, previous: nn.Module, where: str) 
     for our_prefix, their_prefix in link.pairs.items():
         matched = _under(our_prefix, ours)
         if not matched:
-            refuse(f"{where}: no parameter is named or begins with '{our_prefix}'; it has {_some(ours)}")
+            refuse(f"{where}: there is no parameter '{our_prefix}' or under it; it has {_some(ours)}")
         if not _under(their_prefix, theirs):
-            refuse(f"{where}: the previous stage has no parameter named or beginning with '{their_prefix}'; it has {_some(theirs)}")
+            refuse(f"{where}: the previous stage has no parameter '{their_prefix}' or under it; it has {_some(theirs)}")
         counterparts = {name: _renamed(name, our_prefix, their_prefix) for name in matched}
         missing = [name for name, other in counterparts.items() if other not in theirs]
         if missing:
             refuse(
-                f"{where}: {_some(missing)} under '{our_prefix}' has no counterpart under '{their_prefix}' of the previous "
-                f"stage, which has {_some(_under(their_prefix, theirs))}; name the shared parameters more narrowly"
+                f"{where}: {_some(missing)} under '{our_prefix}' has no counterpart under "
+                f"'{their_prefix}' of the previous stage, which has {_some(_under(their_prefix, theirs))}; name the shared parameters more narrowly"
             )
         for name, other in counterparts.items():
             if found.setdefault(ours[name], theirs[other]) != theirs[other]:
                 refuse(
-                    f"{where}: '{ours[name]}' would be shared with both '{found[ours[name]]}' and '{theirs[other]}' of the "
-                    "previous stage; a parameter can start from only one"
+                    f"{where}: '{ours[name]}' would be shared with both '{found[ours[name]]}' and '{theirs[other]}' of "
+                    "the previous stage; a parameter can start from only one"
                 )
     return found
 

@@ -106,7 +106,14 @@ class Problem:
     def risk_of(self, where: str, objective: Objective, examples: Examples) -> Risk:
         """The losses of any examples at this stage's parameters."""
         return Risk(
-            where, self.evaluation, objective, examples, self.own, self.inherited, self.own_values, self.inherited_values
+            where,
+            self.evaluation,
+            objective,
+            examples,
+            self.own,
+            self.inherited,
+            self.own_values,
+            self.inherited_values,
         )
 
     @cached_property
@@ -162,7 +169,7 @@ class Problem:
 
     @cached_property
     def penalty(self) -> Tensor:
-        """The diagonal of the penalty's second derivative: weight decay on every own parameter, `2 alpha` on moved ones."""
+        """The penalty's second derivative, a diagonal: weight decay on all own parameters, `2 alpha` on moved ones."""
         diagonal = torch.full((self.own.size,), self.stage.weight_decay, dtype=self.own.dtype, device=self.own.device)
         return diagonal + 2 * self.alpha * self.own.mask(self.moved)
 
@@ -175,10 +182,10 @@ def _checked(problem: Problem) -> Problem:
     if not problem.own_values:
         frozen = sum(1 for p in problem.stage.model.parameters() if not p.requires_grad)
         refuse(
-            f"{problem.stage.where} trained nothing: of its parameters {len(problem.kept)} are kept from the previous stage and "
-            f"{frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
+            f"{problem.stage.where} trained nothing: {len(problem.kept)} of its parameters are kept from the previous "
+            f"stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
-    problem.own, problem.inherited  # noqa: B018  (dtype and device are checked at birth)
+    ParameterSpace.of(problem.own_values | problem.inherited_values)  # dtype and device are checked at birth
     return problem
 
 
@@ -189,6 +196,7 @@ def _check_kept(name: str, value: Tensor, other: str, before: Tensor, stage: Sta
         return
     gap = float((after.double() - start.double()).abs().max())
     refuse(
-        f"{stage.where}: parameter '{name}' should be kept from '{other}' of stage '{previous.name}', but differs from it "
-        f"by up to {gap:.3g}; use link=Proximal(...) if it was trained further, or load the checkpoint it started from"
+        f"{stage.where}: parameter '{name}' should be kept from '{other}' of stage '{previous.name}', but "
+        f"differs from it by up to {gap:.3g}; use link=Proximal(...) if it was trained further, or load the "
+        "checkpoint it started from"
     )

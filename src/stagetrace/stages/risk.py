@@ -94,7 +94,9 @@ class Risk:
                 f"the loss was reduced to one number for {len(batch)} examples; return one loss per example "
                 "(reduction='none'), the library takes the mean"
             )
-        return f"the loss has shape {list(losses.shape)} for a batch of {len(batch)} examples; it must be [{len(batch)}]"
+        return (
+            f"the loss has shape {list(losses.shape)} for a batch of {len(batch)} examples; it must be [{len(batch)}]"
+        )
 
 
 def check_finite(losses: Tensor, batch: Batch, where: str) -> None:

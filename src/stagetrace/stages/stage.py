@@ -94,13 +94,14 @@ class Stage:
             return copy.deepcopy(self.model, dict(shared)).eval()
         except Exception as cause:
             raise DescriptionError(
-                f"{self.where}: the model cannot be copied ({type(cause).__name__}: {cause}); the library evaluates a copy "
-                "in eval mode, so remove tensors with a gradient history and other uncopyable attributes from it"
+                f"{self.where}: the model cannot be copied ({type(cause).__name__}: {cause}); the library evaluates a "
+                "copy in eval mode, so remove tensors with a gradient history and other uncopyable attributes from it"
             ) from cause
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
-        return f"Stage({self.name!r}: {type(self.model).__name__}, {parameters:,} parameters, {len(self.examples):,} examples)"
+        kind, examples = type(self.model).__name__, len(self.examples)
+        return f"Stage({self.name!r}: {kind}, {parameters:,} parameters, {examples:,} examples)"
 
 
 def check_count(value: object, what: str) -> None:

@@ -47,7 +47,9 @@ def forward_mode(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Te
     """The directional derivative of the batch's loss vector along each adjoint."""
 
     def along(direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, dots = jvp(lambda own: risk.losses(own, risk.inherited_values, batch), (risk.own_values,), (direction,))
+        losses, dots, *_ = jvp(
+            lambda own: risk.losses(own, risk.inherited_values, batch), (risk.own_values,), (direction,)
+        )
         return losses, dots
 
     with torch.no_grad():
@@ -55,7 +57,10 @@ def forward_mode(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Te
             losses, dots = along(risk.own.unflatten(adjoints[:, 0]))
             return losses, dots.unsqueeze(1)
         blocks = [
-            vmap(along, out_dims=(None, 1))(risk.own.unflatten_columns(block)) for block in adjoints.split(TANGENTS, dim=1)
+            vmap(along, out_dims=(None, 1))(  # pyright: ignore[reportArgumentType]
+                risk.own.unflatten_columns(block)
+            )
+            for block in adjoints.split(TANGENTS, dim=1)
         ]
     return blocks[0][0], torch.cat([dots for _, dots in blocks], dim=1)
 
@@ -66,7 +71,9 @@ def per_example(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Ten
     losses, dots = [], []
     for start in range(0, len(batch), rows):
         part = tree_map(lambda leaf: leaf[start : start + rows], batch.content)  # noqa: B023
-        gradients, values = vmap(grad_and_value(_single_loss(risk), argnums=0), in_dims=(None, 0))(risk.own_values, part)
+        gradients, values = vmap(grad_and_value(_single_loss(risk), argnums=0), in_dims=(None, 0))(
+            risk.own_values, part
+        )
         losses.append(values)
         dots.append(risk.own.flatten_columns(gradients).mT @ adjoints)
     return torch.cat(losses).detach(), torch.cat(dots).detach()
@@ -83,7 +90,7 @@ def one_by_one(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tens
 
 
 def choose(risk: Risk, probe: Batch, columns: int) -> tuple[Way, str]:
-    """The way to contract `columns` adjoints, decided on a probe batch, and why: deterministic, by counted operations."""
+    """The way to contract `columns` adjoints, and why: decided on a probe batch, by counted operations."""
     forward = _failure("forward mode", risk, probe, columns)
     if forward is None and _forward_is_cheaper(risk, probe, columns):
         return "forward mode", f"fewest operations for {columns} adjoint{'s' if columns > 1 else ''}"

@@ -1,6 +1,7 @@
 """What makes a run this run: its settings by stage, and the fingerprints of everything it reads."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import TypeVar
 
 from stagetrace.curvature.choices import Curvature
@@ -47,6 +48,22 @@ def scored_stages(chain: Chain, of: Iterable[str] | str | None) -> set[str]:
     return names
 
 
+def settings_of(choice: object) -> JSON:
+    """A choice's name and fields as plain values. `memory` is left out: it decides how, not what, is computed.
+
+    Example:
+        >>> from stagetrace import Hessian
+        >>> settings_of(Hessian(examples=10))
+        {'name': 'Hessian', 'examples': 10, 'seed': 0}
+    """
+    if isinstance(choice, (int, float, str, type(None))):
+        return choice
+    if is_dataclass(choice) and not isinstance(choice, type):
+        named = {field.name: getattr(choice, field.name) for field in fields(choice) if field.name != "memory"}
+        return {"name": type(choice).__qualname__, **{key: settings_of(value) for key, value in named.items()}}
+    return getattr(choice, "__qualname__", type(choice).__qualname__)
+
+
 def describe(
     chain: Chain,
     query: Query,
@@ -67,8 +84,8 @@ def describe(
             "objective": fingerprint_objective(risk.objective),
             "reduction": query.reduction,
         },
-        "curvature": {name: repr(choice) for name, choice in curvature.items()},
-        "solver": {name: repr(choice) for name, choice in solver.items()},
+        "curvature": {name: settings_of(choice) for name, choice in curvature.items()},
+        "solver": {name: settings_of(choice) for name, choice in solver.items()},
         "of": sorted(scored, key=chain.names.index),
         "parts": parts,
     }

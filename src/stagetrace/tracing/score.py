@@ -37,7 +37,9 @@ class Scorer:
         probe = next(iter(risk.read([risk.examples.plan(size=2)[0]])))
         return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
 
-    def run(self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress) -> list[Part]:
+    def run(
+        self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
+    ) -> list[Part]:
         """Every part of the stage, in order: kept ones as they were, the others computed and kept.
 
         Raises:

@@ -1,7 +1,7 @@
 """What a run has done so far, how long each task took, and what it all makes in the end."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import final
@@ -30,7 +30,7 @@ class Tally:
         self._started = time.perf_counter()
 
     @contextmanager
-    def task(self, what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    def task(self, what: str, total: int | None, unit: str) -> Generator[Advance]:
         """A task of the wrapped progress, timed."""
         started = time.perf_counter()
         with self._progress.task(what, total, unit) as advance:

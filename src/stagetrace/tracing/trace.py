@@ -22,7 +22,7 @@ from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
 from stagetrace.tracing.tally import Tally
-from stagetrace.tracing.walk import Walk
+from stagetrace.tracing.walk import Walk, concerns
 
 
 def trace(
@@ -41,8 +41,8 @@ def trace(
     Args:
         chain: the stages, in training order.
         query: the loss to explain.
-        curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it does
-            not name take the default, `Hessian()`).
+        curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it
+            does not name take the default, `Hessian()`).
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`.
         of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
@@ -77,7 +77,8 @@ def trace(
         ...     def forward(self, x):
         ...         return self.w * x + self.b
         >>> first = Stage("first", model=Line(2.0, 0.0, False), objective=Regression(), data=[(1.0, 1.0), (1.0, 3.0)])
-        >>> second = Stage("second", model=Line(2.0, 1.0, True), objective=Regression(), data=[(1.0, 3.0)], link=Frozen("w"))
+        >>> kept = Frozen("w")
+        >>> second = Stage("second", model=Line(2.0, 1.0, True), objective=Regression(), data=[(1.0, 3.0)], link=kept)
         >>> result = trace(Chain(first, second), Query([(3.0, 8.0)]), solver=Direct())
         >>> result["first"].values  # d(7 - 8)^2 = 2 (-1) dq, and q = 3 w + b moves by 3 dw - dw, dw = -dloss_i / 2
         tensor([ 4., -4.], dtype=torch.float64)
@@ -88,10 +89,10 @@ def trace(
     scored = scored_stages(chain, of)
     _guard(chain, query)
 
-    keeper = Keeper.open(out, describe(chain, query, curvatures, solvers, scored, parts=parts, progress=bars))
-    if keeper.complete:
-        return keeper.read()
     tally = Tally(chain, bars)
+    keeper = Keeper.open(out, describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally))
+    if keeper.complete:
+        return _said(keeper.read())
     walk = Walk(chain, curvatures, solvers, tally)
     gradient = _columns(query.gradient(chain.last, tally), chain, parts=parts)
     for problem, solution in walk.back(gradient, keeper.solution):
@@ -104,7 +105,7 @@ def trace(
         if scored <= set(tally.scores):
             break
     keeper.finish(tally.statistics())
-    return tally.trace(keeper.description)
+    return _said(tally.trace(keeper.description))
 
 
 def _guard(chain: Chain, query: Query) -> None:
@@ -114,6 +115,14 @@ def _guard(chain: Chain, query: Query) -> None:
             warnings.warn(notice, StagetraceWarning, stacklevel=3)
         guard(problem.risk)
     guard(query.risk(chain.last))
+
+
+def _said(result: Trace) -> Trace:
+    """The result, after warning of every solve that is not as it should be; also when it was read from a folder."""
+    for stage, solution in result.solutions.items():
+        for concern in concerns(stage, solution):
+            warnings.warn(concern, stacklevel=3)
+    return result
 
 
 def _columns(gradient: Gradient, chain: Chain, *, parts: bool) -> Gradient:

@@ -1,12 +1,11 @@
 """The walk back: a query's gradient, one inverse-curvature product per stage, one step through each link."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
 from stagetrace.curvature.choices import Curvature
-from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceError
+from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceWarning
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution, Solver, Status
 from stagetrace.stages.chain import Chain
@@ -31,8 +30,8 @@ class Walk:
     def back(self, gradient: Gradient, kept: Kept) -> Iterator[tuple[Problem, Solution]]:
         """Yield each stage with its adjoint, last stage first.
 
-        The adjoint `lambda` solves `curvature lambda = gradient` in the stage's own parameters; an example's score there
-        is `-(gradient of its loss) . lambda`, whichever stage it is (Chen et al. 2020, eq. 11 and 15).
+        The adjoint `lambda` solves `curvature lambda = gradient` in the stage's own parameters; an example's score
+        there is `-(gradient of its loss) . lambda`, whichever stage it is (Chen et al. 2020, eq. 11 and 15).
         """
         for problem in reversed(self.chain):
             solution = kept(problem.name) or self._solve(problem, gradient)
@@ -55,41 +54,41 @@ class Walk:
                     advance(step - done, note=f"residual {residual:.1e}")
                     done = step
 
-                solution = solver.prepare(operator).solve(gradient.own, report)
+                return _usable(solver.prepare(operator).solve(gradient.own, report))
         except SolveError as cause:
             raise SolveError(
                 f"while solving {problem.stage.where} ({problem.own.size:,} parameters, {solver}): {cause}"
             ) from cause
-        except StagetraceError:
-            raise
-        _say(problem, solution)
-        return solution
 
 
-def _say(problem: Problem, solution: Solution) -> None:
-    """Say loudly what is not as it should be.
-
-    Raises:
-        SolveError: the solve diverged, so there is no answer to go on with.
-    """
-    where = problem.stage.where
-    notes = "; ".join(solution.notes)
-    if solution.status is Status.DIVERGED:
-        raise SolveError(f"{where}: {solution.system} diverged after {solution.products} products; {notes}")
+def concerns(stage: str, solution: Solution) -> list[StagetraceWarning]:
+    """What is not as it should be about a solution: to be said loudly each time it is used."""
+    found: list[StagetraceWarning] = []
+    notes = f" ({'; '.join(solution.notes)})" if solution.notes else ""
     if not solution.converged:
-        warnings.warn(
-            f"{where}: {solution.system} {solution.status.value}: relative residual {solution.relative_residual:.1e}, asked "
-            f"for {solution.tolerance:.1e}, after {solution.products} products; raise max_steps or damping, or loosen rtol"
-            + (f" ({notes})" if notes else ""),
-            ConvergenceWarning,
-            stacklevel=4,
+        text = (
+            f"stage '{stage}': {solution.system} {solution.status.value}: relative residual "
+            f"{solution.relative_residual:.1e}, asked for {solution.tolerance:.1e}, after {solution.products} products;"
+            f" raise max_steps or damping, or loosen rtol{notes}"
         )
+        found.append(ConvergenceWarning(text))
     spectrum = solution.spectrum
     if spectrum is not None and spectrum.smallest < -1e-5 * max(abs(spectrum.largest), abs(spectrum.smallest)):
-        warnings.warn(
-            f"{where}: the curvature has negative eigenvalues (down to {spectrum.smallest:.2e}, largest "
-            f"{spectrum.largest:.2e}), so the stage is not at a minimum; train it further, or use GaussNewton() or more "
-            "damping, and read its scores with care",
-            CurvatureWarning,
-            stacklevel=4,
+        text = (
+            f"stage '{stage}': the curvature has negative eigenvalues (down to {spectrum.smallest:.2e}, largest "
+            f"{spectrum.largest:.2e}), so the stage is not at a minimum; train it further, or use GaussNewton() or "
+            "more damping, and read its scores with care"
         )
+        found.append(CurvatureWarning(text))
+    return found
+
+
+def _usable(solution: Solution) -> Solution:
+    """The solution, unless there is none to go on with.
+
+    Raises:
+        SolveError: the solve diverged.
+    """
+    if solution.status is Status.DIVERGED:
+        raise SolveError(f"{solution.system} diverged after {solution.products} products; {'; '.join(solution.notes)}")
+    return solution
