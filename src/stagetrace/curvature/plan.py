@@ -2,16 +2,18 @@
 
 The probe differentiates a few examples twice. It tells whether the model has forward-mode derivatives, and how many
 bytes an example's intermediates take; with the memory budget that decides between keeping them (a product then costs
-1.3 to 2 gradients) and computing them anew (3 to 4). Bytes, not seconds, decide: the same run always goes the same
-way.
+1.3 to 2 gradients) and computing them anew (3 to 4). Tracing the tangent map costs the better part of a second
+whatever the size, so small problems keep the graph instead. Counted bytes and operations decide, not seconds: the same
+run always goes the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from stagetrace.curvature.chunk import (
     Product,
@@ -40,6 +42,10 @@ CHUNK_EXAMPLES = 1024
 """Most examples in a chunk: larger ones leave the caches and are slower per example."""
 
 PROBE_EXAMPLES = 8
+
+TRACED_OPERATIONS = 2.5e8
+"""Floating-point operations of a gradient (counted in matrix products and convolutions) from which tracing pays: it
+costs 0.3 to 1.3 s and saves about one gradient a product, so a gradient of 10 ms earns it back in some tens of them."""
 
 
 @final
@@ -89,18 +95,24 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
     """
     one, few = risk.read([indices[:1], indices[:PROBE_EXAMPLES]])
     per_example, per_chunk = _bytes_saved(risk, matrix, one, few)
-    missing = _probe_forward_mode(risk, matrix, one)
+    missing = _failure(ANEW[matrix], risk, one)
     chunk_examples = max(1, min(CHUNK_EXAMPLES, share, (memory - per_chunk) // per_example))
     kept_bytes = per_example * share + per_chunk * -(-share // chunk_examples)
-    keeps = kept_bytes <= memory
-    ways: dict[tuple[bool, bool], Way] = {
-        (True, True): "linearised",
-        (True, False): "forward anew",
-        (False, True): "graph kept",
-        (False, False): "reverse anew",
-    }
-    way = ways[missing is None, keeps]
-    return Plan(matrix, way, chunk_examples, per_example, kept_bytes if keeps else 0, missing)
+    if kept_bytes > memory:
+        return Plan(matrix, "reverse anew" if missing else "forward anew", chunk_examples, per_example, 0, missing)
+    traced = not missing and _gradient_operations(risk, few) * share >= TRACED_OPERATIONS
+    if traced:
+        missing = _failure(LINEARISED[matrix], risk, one)
+    way: Way = "linearised" if traced and not missing else "graph kept"
+    return Plan(matrix, way, chunk_examples, per_example, kept_bytes, missing)
+
+
+def _gradient_operations(risk: Risk, batch: Batch) -> float:
+    """Floating-point operations of one example's gradient: three times those of its forward pass."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        risk.losses(risk.own_values, risk.inherited_values, batch)
+    return 3 * counter.get_total_flops() / len(batch)
 
 
 def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[int, int]:
@@ -134,10 +146,10 @@ def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
     return sum(saved.values())
 
 
-def _probe_forward_mode(risk: Risk, matrix: Matrix, probe: Batch) -> str | None:
-    """None if forward mode works on the probe, otherwise what is missing."""
+def _failure(way: Callable[[Risk, Batch], Product], risk: Risk, probe: Batch) -> str | None:
+    """None if this way of multiplying works on the probe, otherwise what PyTorch says is missing."""
     try:
-        LINEARISED[matrix](risk, probe)(risk.own.zeros(1))
+        way(risk, probe)(risk.own.zeros(1))
     except StagetraceError:
         raise
     except (RuntimeError, NotImplementedError) as cause:

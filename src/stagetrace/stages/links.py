@@ -109,8 +109,8 @@ def shared_names(link: Link, model: nn.Module, previous: nn.Module, where: str) 
         missing = [name for name, other in counterparts.items() if other not in theirs]
         if missing:
             refuse(
-                f"{where}: {_some(missing)} under '{our_prefix}' has no counterpart under "
-                f"'{their_prefix}' of the previous stage, which has {_some(_under(their_prefix, theirs))}; name the shared parameters more narrowly"
+                f"{where}: {_some(missing)} under '{our_prefix}' has no counterpart under '{their_prefix}' of the "
+                f"previous stage, which has {_some(_under(their_prefix, theirs))}; name what is shared more narrowly"
             )
         for name, other in counterparts.items():
             if found.setdefault(ours[name], theirs[other]) != theirs[other]:

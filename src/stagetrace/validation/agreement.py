@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
@@ -18,6 +17,7 @@ class Agreement:
     predictions are too small. A correlation is NaN where a side does not vary.
 
     Example:
+        >>> import torch
         >>> agreement = Agreement.of(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0]))
         >>> print(agreement)
         r = 1.0000, Spearman 1.0000, slope 2.0000 (n = 3)
@@ -40,7 +40,8 @@ class Agreement:
         """
         if predicted.ndim != 1 or predicted.shape != true.shape or len(predicted) < 2:
             refuse(
-                f"Agreement.of needs two vectors of one length of at least 2, got {list(predicted.shape)} and {list(true.shape)}"
+                "Agreement.of needs two vectors of one length of at least 2, "
+                f"got {list(predicted.shape)} and {list(true.shape)}"
             )
         p, t = predicted.double().cpu(), true.double().cpu()
         slope = float((p @ t) / (p @ p))

@@ -121,8 +121,8 @@ class Landscape:
             )[0]
         except (RuntimeError, NotImplementedError) as cause:
             raise DifferentiationError(
-                f"{self.risk.where}: solving again needs second derivatives, which an operation of the model or loss lacks "
-                f"({first_line(cause)}); replace that operation"
+                f"{self.risk.where}: solving again needs second derivatives, which an operation of the model or loss "
+                f"lacks ({first_line(cause)}); replace that operation"
             ) from cause
 
 
@@ -158,12 +158,15 @@ def checked_weights(weights: Tensor | None, examples: int, where: str) -> Tensor
         return torch.ones(examples, dtype=torch.float64)
     if not isinstance(weights, Tensor) or weights.shape != (examples,):
         given = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        refuse(f"{where}: weights must be a tensor of one weight per example, [{examples}], got {given}; type leave_out(...)")
+        refuse(
+            f"{where}: weights must be a tensor of one weight per example, [{examples}], got {given}; "
+            "type leave_out(...)"
+        )
     bad = (~torch.isfinite(weights) | (weights < 0)).nonzero().flatten()
     if len(bad):
         index = int(bad[0])
         refuse(
-            f"{where}: example {index} has the weight {float(weights[index])}; weights are 0 (left out), 1 (as trained) or "
-            "any finite number above 0"
+            f"{where}: example {index} has the weight {float(weights[index])}; weights are 0 (left out), 1 (as trained) "
+            "or any finite number above 0"
         )
     return weights.detach()

@@ -52,9 +52,10 @@ class Minimum:
         """
         if not self.converged:
             raise SolveError(
-                f"{self.where}: no minimum found in {self.steps} Newton steps ({self.products} products): gradient norm "
-                f"{self.gradient_norm:.1e}, asked for {self.tolerance:.1e}, smallest Ritz value {self.smallest_ritz:.1e}; raise "
-                "max_steps, loosen tolerance, give the stage weight_decay, or train it further first"
+                f"{self.where}: no minimum found in {self.steps} Newton steps ({self.products} products): gradient "
+                f"norm {self.gradient_norm:.1e}, asked for {self.tolerance:.1e}, smallest Ritz value "
+                f"{self.smallest_ritz:.1e}; raise max_steps, loosen tolerance, give the stage weight_decay, or train it "
+                "further first"
             )
         return self.values
 
@@ -206,6 +207,6 @@ def _check(problem: Problem, tolerance: float, max_steps: int, cg_steps: int, me
     for name, dtype in zip(problem.own.names, problem.own.dtypes, strict=True):
         if dtype != torch.float64:
             raise DescriptionError(
-                f"{where}: parameter '{name}' is {dtype}, in which a gradient norm of {tolerance:.0e} drowns in rounding; "
-                "solve in double precision: type model=model.double() in every stage"
+                f"{where}: parameter '{name}' is {dtype}, in which a gradient norm of {tolerance:.0e} drowns in "
+                "rounding; solve in double precision: type model=model.double() in every stage"
             )

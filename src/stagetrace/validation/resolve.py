@@ -123,7 +123,7 @@ def removal_effects(
     indices: Sequence[int],
     *,
     share: float = 1.0,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-10,
     progress: Progress | None = None,
 ) -> Tensor:
     """The true change of the query loss as `share` of each example, one at a time, is taken out of a stage.
@@ -139,7 +139,9 @@ def removal_effects(
     chain.check_names([stage], "removal_effects")
     examples = len(chain[stage].stage.examples)
     control, effects = query_loss(chain, query), list[Tensor]()
-    with (progress or Silent()).task(f"solving again without examples of '{stage}'", len(indices), "examples") as advance:
+    with (progress or Silent()).task(
+        f"solving again without examples of '{stage}'", len(indices), "examples"
+    ) as advance:
         for index in indices:
             again = resolve(chain, stage, leave_out(examples, [index], share), tolerance=tolerance)
             effects.append(query_loss(again.chain, query) - control)
@@ -148,7 +150,7 @@ def removal_effects(
 
 
 def _handed_on(problem: Problem, before: Stage | None) -> Stage:
-    """The stage over a copy of its model, with what it kept of the stage before it, and its pull as strong as it was."""
+    """The stage over a copy of its model, with what it kept of the stage before it and its pull as strong as it was."""
     stage = problem.stage
     if isinstance(stage.link, Proximal):
         stage = replace(stage, link=replace(stage.link, alpha=problem.alpha))
