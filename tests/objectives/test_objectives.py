@@ -264,10 +264,10 @@ def test_shapes_that_do_not_fit_are_one_clear_error(case: str):
         objective.losses(outputs, batch)
     message = str(caught.value)
     assert "\n" not in message
-    assert str(list(outputs.shape)) in message or str(list(outputs[:, :-1].shape)) in message
+    assert str(list(outputs.shape)) in message
     assert type(objective).__name__ in message or "token loss" in message
     if case != "token logits":
-        assert any(str(list(t.shape)) in message for t in (targets, targets[..., 1:]))
+        assert str(list(targets.shape)) in message
 
 
 @pytest.mark.parametrize(

@@ -148,14 +148,16 @@ def main() -> None:
     warnings.showwarning = _one_line(errors)
     try:
         app()
-    except StagetraceError as error:
-        if "--debug" in sys.argv:
-            raise
-        errors.print(f"error: {error}", style="red", markup=False)
-        sys.exit(1)
     except KeyboardInterrupt:
         errors.print("interrupted; what was finished is kept: the same command continues", markup=False)
         sys.exit(130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        expected = isinstance(error, StagetraceError)
+        text = f"{error}" if expected else f"{type(error).__name__}: {error} (a bug? --debug shows where it happened)"
+        errors.print(f"error: {text}", style="red", markup=False)
+        sys.exit(1)
 
 
 def _one_line(errors: Console) -> Callable[..., None]:

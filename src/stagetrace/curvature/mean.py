@@ -54,6 +54,16 @@ class MeanCurvature(LinearOperator):
         drawn = torch.randperm(len(self.indices), generator=generator)[:examples].tolist()
         return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.anew())
 
+    def how(self) -> dict[str, int | float | str | None]:
+        return {
+            "matrix": self.plan.matrix,
+            "way": self.plan.way,
+            "examples": len(self.indices),
+            "gradients per product": self.plan.gradients_per_product,
+            "kept bytes": self.plan.kept_bytes,
+            "no forward mode": self.plan.missing,
+        }
+
     def _products(self) -> Iterator[Product]:
         if self._kept is None and self.plan.keeps:
             self._kept = [self.plan.chunk(self.risk, batch) for batch in self._batches()]

@@ -51,6 +51,10 @@ class LinearOperator(ABC):
         del examples, generator
         return self
 
+    def how(self) -> dict[str, int | float | str | None]:
+        """How a product is computed and what it costs, as plain values for the record; nothing by default."""
+        return {}
+
     @final
     def to_dense(self, columns: int = 64) -> Tensor:
         """The matrix `[dim, dim]`, built from `dim` products, `columns` at a time."""
@@ -139,3 +143,6 @@ class SumOperator(LinearOperator):
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return SumOperator(self.left.subsample(examples, generator), self.right.subsample(examples, generator))
+
+    def how(self) -> dict[str, int | float | str | None]:
+        return {**self.left.how(), **self.right.how()}

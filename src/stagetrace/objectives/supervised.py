@@ -34,6 +34,11 @@ class Classification:
                 f"Classification needs logits of shape [batch, classes], the model gave {list(outputs.shape)}; "
                 "for token labels use MaskedToken or NextToken"
             )
+        if targets.shape not in (outputs.shape, outputs.shape[:1]):
+            raise DataError(
+                "Classification needs class indices of shape [batch] or probabilities [batch, classes], "
+                f"got logits {list(outputs.shape)} and targets {list(targets.shape)}"
+            )
         return F.cross_entropy(outputs, targets, reduction="none")
 
 
@@ -55,10 +60,15 @@ class Regression:
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         targets = targets_of(batch)
-        if outputs.numel() != targets.numel():
+        if _without_ones(outputs) != _without_ones(targets):
             raise DataError(
-                f"Regression needs as many targets as outputs, got outputs {list(outputs.shape)} "
-                f"and targets {list(targets.shape)}"
+                f"Regression needs targets of the outputs' shape (axes of size one aside), got outputs "
+                f"{list(outputs.shape)} and targets {list(targets.shape)}"
             )
         errors = (outputs - targets.reshape(outputs.shape)).square()
         return errors.reshape(len(errors), -1).mean(dim=1)
+
+
+def _without_ones(tensor: Tensor) -> tuple[int, ...]:
+    """The shape `[batch, ...]` without an example's axes of size one: a single output may be `[batch]` or `[batch, 1]`."""
+    return (*tensor.shape[:1], *(size for size in tensor.shape[1:] if size != 1))

@@ -25,13 +25,17 @@ def _check_reduction(objective: str, reduction: str) -> None:
         refuse(f"{objective}(reduction=...) over a sentence's tokens must be 'mean' or 'sum', got {reduction!r}")
 
 
-def _token_losses(logits: Tensor, labels: Tensor, reduction: TokenReduction) -> Tensor:
-    """Cross-entropy over labelled tokens: logits `[batch, length, classes]`, labels `[batch, length]` -> `[batch]`."""
+def _check_token_shapes(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
         raise DataError(
             "a token loss needs logits [batch, length, classes] and labels [batch, length], "
             f"got {list(logits.shape)} and {list(labels.shape)}"
         )
+
+
+def _token_losses(logits: Tensor, labels: Tensor, reduction: TokenReduction) -> Tensor:
+    """Cross-entropy over labelled tokens: logits `[batch, length, classes]`, labels `[batch, length]` -> `[batch]`."""
+    _check_token_shapes(logits, labels)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
     total = losses.sum(dim=1)
     if reduction == "sum":
@@ -73,7 +77,7 @@ class NextToken:
 
     A dict batch (`input_ids`, `attention_mask`, optionally `labels`, -100 ignored) or a tensor of tokens
     `[batch, length]` is shifted here; an `(inputs, targets)` tuple is taken as shifted already. Without `labels` every
-    token that the attention mask keeps is predicted. Unit: nats, per predicted token with `reduction="mean"`.
+    token that the attention mask keeps is predicted, from the second of its sentence on. Unit: nats, per predicted token with `reduction="mean"`.
 
     Example:
         >>> import torch
@@ -94,11 +98,12 @@ class NextToken:
         if isinstance(batch, (tuple, list)):
             return _token_losses(outputs, batch[-1], self.reduction)
         labels = _labels(batch)
+        _check_token_shapes(outputs, labels)
         return _token_losses(outputs[:, :-1], labels[:, 1:], self.reduction)
 
 
 def _labels(batch: Any) -> Tensor:
-    """The unshifted labels of a batch: given ones, or its tokens without padding."""
+    """The unshifted labels of a batch: given ones, or its tokens without padding and what follows it."""
     if isinstance(batch, Tensor):
         return batch
     if not isinstance(batch, Mapping) or not ("labels" in batch or "input_ids" in batch):
@@ -109,4 +114,8 @@ def _labels(batch: Any) -> Tensor:
     if "labels" in batch:
         return batch["labels"]
     tokens: Tensor = batch["input_ids"]
-    return tokens.masked_fill(batch["attention_mask"] == 0, IGNORED) if "attention_mask" in batch else tokens
+    if "attention_mask" not in batch:
+        return tokens
+    padding = batch["attention_mask"] == 0
+    after_padding = F.pad(padding[:, :-1], (1, 0))  # the first token of a sentence padded on the left follows nothing
+    return tokens.masked_fill(padding | after_padding, IGNORED)

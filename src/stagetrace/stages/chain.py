@@ -1,5 +1,6 @@
 """Stages in the order they were trained."""
 
+import itertools
 from collections.abc import Iterator
 from typing import final
 
@@ -34,6 +35,8 @@ class Chain:
             refuse(f"two stages are called '{repeated[0]}'; results are stored by name, so give each its own")
         self.stages = stages
         self.problems = tuple(Problem.of(stage, before) for stage, before in zip(stages, (None, *stages), strict=False))
+        for previous, problem in itertools.pairwise(self.problems):
+            _check_reaches(previous, problem)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,3 +75,14 @@ class Chain:
 
     def __repr__(self) -> str:
         return f"Chain({' -> '.join(self.names)})"
+
+
+def _check_reaches(previous: Problem, problem: Problem) -> None:
+    """Refuse a link through which nothing can flow: every shared parameter is a constant of the previous stage."""
+    shared = {*problem.kept.values(), *problem.moved.values()}
+    if shared <= set(previous.constant_names):
+        refuse(
+            f"{problem.stage.where} shares only parameters that {previous.stage.where} did not train "
+            f"('{min(shared)}' has requires_grad=False there), so its examples can have no influence; set "
+            "requires_grad_(True) on what it trained"
+        )

@@ -43,6 +43,11 @@ def contract(way: Way, risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tens
     return one_by_one(risk, batch, adjoints)
 
 
+def forward_passes(way: Way, columns: int) -> float:
+    """Cost of contracting `columns` adjoints with an example's gradient, counted in forward passes over it."""
+    return 1 + 2 * columns if way == "forward mode" else FORWARDS_OF_GRADIENTS
+
+
 def forward_mode(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
     """The directional derivative of the batch's loss vector along each adjoint."""
 

@@ -11,7 +11,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress
 from stagetrace.results.part import Part, part_size
 from stagetrace.stages.risk import Risk, check_finite
-from stagetrace.tracing.contract import Way, choose, contract
+from stagetrace.tracing.contract import Way, choose, contract, forward_passes
 
 
 @final
@@ -36,6 +36,11 @@ class Scorer:
         """Probe the model on two examples and decide how to contract."""
         probe = next(iter(risk.read([risk.examples.plan(size=2)[0]])))
         return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
+
+    @property
+    def forward_passes(self) -> float:
+        """What scoring the stage costs, counted in forward passes over one example."""
+        return forward_passes(self.way, self.adjoints.shape[1]) * len(self.risk.examples)
 
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress

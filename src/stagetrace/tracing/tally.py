@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 
+from stagetrace.curvature.operator import LinearOperator
 from stagetrace.parallel import world
 from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
@@ -25,6 +26,7 @@ class Tally:
         self.scores: dict[str, Scores] = {}
         self._solutions: dict[str, Solution] = {}
         self._scoring: dict[str, JSON] = {}
+        self._solving: dict[str, dict[str, int | float | str | None]] = {}
         self._seconds: dict[str, float] = {}
         self._chain, self._progress = chain, progress
         self._started = time.perf_counter()
@@ -39,7 +41,10 @@ class Tally:
 
     def scored(self, stage: str, scorer: Scorer, scores: Scores) -> None:
         self.scores[stage] = scores
-        self._scoring[stage] = {"way": scorer.way, "because": scorer.why}
+        self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
+
+    def solving(self, stage: str, operator: LinearOperator) -> None:
+        self._solving[stage] = operator.how()
 
     def solved(self, stage: str, solution: Solution) -> None:
         self._solutions[stage] = solution
@@ -52,10 +57,26 @@ class Tally:
             "threads": torch.get_num_threads(),
             "device": str(self._chain.last.own.device),
             "coverage": {problem.name: _plain(asdict(Coverage.of(problem))) for problem in self._chain},
+            "solving": {stage: self._work(stage, how) for stage, how in self._solving.items()},
             "scoring": self._scoring,
             "alpha": {problem.name: problem.alpha for problem in self._chain if problem.moved},
             "notices": [notice for problem in self._chain for notice in notices(problem.stage)],
         }
+
+    def _work(self, stage: str, how: Mapping[str, int | float | str | None]) -> dict[str, JSON]:
+        """How a stage was solved, and what it cost in forward passes over one example.
+
+        A gradient is three forward passes. The least that the same number of products can cost is one gradient each.
+        """
+        solution, examples, gradients = (
+            self._solutions.get(stage),
+            how.get("examples"),
+            how.get("gradients per product"),
+        )
+        if solution is None or not isinstance(examples, int) or not isinstance(gradients, float):
+            return dict(how)
+        least = 3 * (solution.products + solution.checks) * examples
+        return {**how, "forward passes": least * gradients, "forward passes at least": least}
 
     def trace(self, description: Mapping[str, JSON]) -> Trace:
         """The result, stages in chain order."""

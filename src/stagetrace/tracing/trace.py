@@ -93,7 +93,7 @@ def trace(
     keeper = Keeper.open(out, describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally))
     if keeper.complete:
         return _said(keeper.read())
-    walk = Walk(chain, curvatures, solvers, tally)
+    walk = Walk(chain, curvatures, solvers, tally, tally.solving)
     gradient = _columns(query.gradient(chain.last, tally), chain, parts=parts)
     for problem, solution in walk.back(gradient, keeper.solution):
         keeper.keep_solution(problem.name, solution)

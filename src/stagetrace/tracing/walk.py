@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceWarning
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution, Solver, Status
@@ -20,12 +21,16 @@ Kept = Callable[[str], Solution | None]
 @final
 @dataclass(frozen=True)
 class Walk:
-    """How to walk: the curvature and the solver of each stage, by its name."""
+    """How to walk: the curvature and the solver of each stage, by its name.
+
+    note: told of each stage's curvature before it is solved with.
+    """
 
     chain: Chain
     curvature: Mapping[str, Curvature]
     solver: Mapping[str, Solver]
     progress: Progress
+    note: Callable[[str, LinearOperator], None] = lambda stage, operator: None
 
     def back(self, gradient: Gradient, kept: Kept) -> Iterator[tuple[Problem, Solution]]:
         """Yield each stage with its adjoint, last stage first.
@@ -46,6 +51,7 @@ class Walk:
         solver = self.solver[problem.name]
         try:
             operator = self.curvature[problem.name].operator(problem)
+            self.note(problem.name, operator)
             with self.progress.task(f"solving stage '{problem.name}'", None, "steps") as advance:
                 done = 0
 

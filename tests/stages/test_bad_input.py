@@ -1,0 +1,282 @@
+"""What cannot give right numbers is refused before anything is written, in one line that says where and what to do."""
+
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from stagetrace import (
+    CG,
+    Chain,
+    Direct,
+    Frozen,
+    GaussNewton,
+    Hessian,
+    Identity,
+    Lanczos,
+    Proximal,
+    Query,
+    Stage,
+    Trace,
+    trace,
+)
+from stagetrace.errors import CurvatureWarning, DataError, DescriptionError, ResultsError, StagetraceWarning
+from stagetrace.objectives import Classification
+from tests.jobs import Net, after, examples
+
+# A sound chain, and ways to break it
+
+
+class Described:
+    """Arguments of a sound run: "pretrain", then "finetune" with the same embedding, then a query; all changeable."""
+
+    def __init__(self) -> None:
+        link, model = Frozen("embedding"), Net(0)
+        self.pretrain: dict[str, Any] = {"model": model, "objective": Classification(), "data": examples(40, 1)}
+        self.finetune: dict[str, Any] = self.pretrain | {"model": after(model, link, 1), "link": link}
+        self.names = ("pretrain", "finetune")
+        self.query: dict[str, Any] = {"data": examples(40, 2)}
+        self.settings: dict[str, Any] = {"curvature": GaussNewton()}
+
+    def trace(self, out: Path | None = None) -> Trace:
+        first, second = self.names
+        chain = Chain(Stage(first, **self.pretrain), Stage(second, **self.finetune))
+        return trace(chain, Query(**self.query), out=out, **self.settings)
+
+
+def at(path: str, **changes: Any) -> Callable[[Described], None]:
+    """Change arguments of "pretrain", "finetune", "query" or "settings"."""
+    return lambda described: getattr(described, path).update(changes)
+
+
+def model_of(path: str, change: Callable[[nn.Module], object]) -> Callable[[Described], None]:
+    """Change a stage's model, and leave the other's alone."""
+
+    def broken(described: Described) -> None:
+        arguments = getattr(described, path)
+        arguments["model"] = deepcopy(arguments["model"])
+        change(arguments["model"])
+
+    return broken
+
+
+def named(*names: str) -> Callable[[Described], None]:
+    return lambda described: setattr(described, "names", names)
+
+
+def both(*changes: Callable[[Described], None]) -> Callable[[Described], None]:
+    def all_of_them(described: Described) -> None:
+        for change in changes:
+            change(described)
+
+    return all_of_them
+
+
+# Data sets and losses that no number can be trusted on
+
+
+class Noisy(Dataset):
+    """The same label and another input at every read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(4, dtype=torch.float64), 0
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(examples(40, 1))
+
+
+class Picture:
+    """What PIL gives: an object that nothing knows how to stack."""
+
+
+def spoilt(n: int, at: int, value: float) -> TensorDataset:
+    """Examples of which one has an input that makes its loss NaN or infinite."""
+    data = examples(n, 1)
+    data.tensors[0][at] = value
+    return data
+
+
+def nothing(model: nn.Module, batch: Any) -> Tensor:
+    """A loss that takes an example's first input as it is."""
+    inputs, _ = batch
+    return model(inputs).sum(dim=1) * 0 + inputs[:, 0]
+
+
+def reduced(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def per_logit(model: nn.Module, batch: Any) -> Tensor:
+    return model(batch[0])
+
+
+def number(model: nn.Module, batch: Any) -> Any:
+    return float(reduced(model, batch))
+
+
+def relative(model: nn.Module, batch: Any) -> Tensor:
+    """The loss of each example relative to the batch's largest."""
+    losses = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return losses / losses.max()
+
+
+def sound(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def two_blocks(model: nn.Module) -> None:
+    """Put a layer under the embedding that the other stage does not have."""
+    model.get_submodule("embedding").register_parameter("scale", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+
+
+def integer_embedding(model: nn.Module) -> None:
+    layer = model.get_submodule("embedding")
+    layer.weight = nn.Parameter(torch.ones(3, 4, dtype=torch.int64), requires_grad=False)
+
+
+def wider(model: nn.Module) -> None:
+    model.embedding = nn.Linear(4, 5).double()
+
+
+def shift(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_parameter("embedding.bias")[1] += 0.5
+
+
+def freeze(model: nn.Module) -> None:
+    model.requires_grad_(False)
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Something wrong, and words that its message must hold: where it is, and what to do."""
+
+    what: str
+    broken: Callable[[Described], None]
+    words: tuple[str, ...]
+    error: type[Exception] = DescriptionError
+
+
+SHARED = "finetune"
+NEITHER_NAN = "remove the example or fix its data"
+COLLATE = ("cannot be read or collated", "fix the data set or give collate=")
+
+TABLE = [
+    # the mapping
+    Bad("shapes that differ", model_of("finetune", wider), ("'finetune'", "'embedding.weight'", "[5, 4]", "[3, 4]", "share only")),
+    Bad("unknown prefix here", at("finetune", link=Frozen({"body": "embedding"})), ("'finetune'", "'body'", "it has 'embedding.weight'")),
+    Bad("unknown prefix before", at("finetune", link=Frozen({"embedding": "body"})), ("'finetune'", "previous stage", "'body'", "it has 'embedding.weight'")),
+    Bad("half a name", at("finetune", link=Frozen("embed")), ("'finetune'", "'embed'", "it has 'embedding.weight'")),
+    Bad("no counterpart", model_of("finetune", two_blocks), ("'finetune'", "'embedding.scale'", "no counterpart", "more narrowly")),
+    Bad("kept values that differ", model_of("finetune", shift), ("'finetune'", "'embedding.bias'", "'pretrain'", "0.5", "link=Proximal", "load the checkpoint")),
+    Bad("shared with two", at("finetune", link=Frozen({"": "", "embedding.bias": "head.bias"})), ("'finetune'", "'embedding.bias'", "only one")),
+    Bad("nothing shared", lambda d: at("finetune", link=Frozen({}))(d), ("Frozen", "name at least one")),
+    Bad("a link on the first stage", at("pretrain", link=Frozen("embedding")), ("'pretrain'", "first of the chain", "remove its link=")),
+    Bad("no link on a later one", at("finetune", link=None), ("'finetune'", "'pretrain'", "link=Frozen(...)", "link=Proximal(...)")),
+    Bad("integer parameters", both(model_of("pretrain", integer_embedding), model_of("finetune", integer_embedding)), ("'finetune'", "'embedding.weight'", "int64", "share")),
+    # stages
+    Bad("no trainable parameters", model_of("pretrain", freeze), ("'pretrain'", "trained nothing", "requires_grad_(True)")),
+    Bad("nothing left to train", at("finetune", link=Frozen({"": ""})), ("'finetune'", "trained nothing")),
+    Bad("two stages of one name", named("tune", "tune"), ("'tune'", "give each its own")),
+    Bad("a name that is no folder", named("../pretrain", "finetune"), ("'../pretrain'", "letters, digits")),
+    Bad("negative weight decay", at("finetune", weight_decay=-0.1), ("'finetune'", "weight_decay", "at least 0", "-0.1")),
+    Bad("no batch", at("finetune", batch_size=0), ("'finetune'", "batch_size", "at least 1", "0")),
+    Bad("negative alpha", lambda d: at("finetune", link=Proximal("embedding", alpha=-1.0))(d), ("Proximal(alpha=...)", "positive number", "-1.0")),
+    Bad("no alpha", lambda d: at("finetune", link=Proximal("embedding", alpha=0))(d), ("Proximal(alpha=...)", "positive number or 'auto'")),
+    Bad("alpha from no movement", at("finetune", link=Proximal("embedding", alpha="auto")), ("'finetune'", "did not move", "give a number")),
+    Bad("a loss in a module", at("pretrain", objective=nn.CrossEntropyLoss()), ("'pretrain'", "CrossEntropyLoss", "stagetrace.objectives")),
+    Bad("a class of a loss", at("pretrain", objective=Classification), ("'pretrain'", "Classification()", "parentheses")),
+    # data
+    Bad("no data", at("pretrain", data=[]), ("'pretrain'", "empty", "at least one"), DataError),
+    Bad("no query", at("query", data=[]), ("the query", "empty", "at least one"), DataError),
+    Bad("data that change", at("finetune", data=Noisy()), ("'finetune'", "example 0", "two reads", "without randomness"), DataError),
+    Bad("a query that changes", at("query", data=Noisy()), ("the query", "example 0", "two reads", "without randomness"), DataError),
+    Bad("a shuffling loader", at("pretrain", data=DataLoader(examples(40, 1), shuffle=True)), ("'pretrain'", "DataLoader", "data=loader.dataset")),
+    Bad("a loader in order", at("pretrain", data=DataLoader(examples(40, 1))), ("'pretrain'", "DataLoader", "data=loader.dataset")),
+    Bad("a loader as a query", at("query", data=DataLoader(examples(40, 1))), ("the query", "DataLoader", "data=loader.dataset")),
+    Bad("a stream", at("pretrain", data=Stream()), ("'pretrain'", "map-style", "or a list", "Stream")),
+    Bad("a generator", at("pretrain", data=(x for x in examples(40, 1))), ("'pretrain'", "map-style", "or a list", "generator")),
+    Bad("a dict", at("pretrain", data={"x": [1, 2], "y": [0, 1]}), ("'pretrain'", "dict", "pass a list of examples")),
+    Bad("pictures", at("finetune", data=[(Picture(), 0)] * 3), ("'finetune'", "examples 0..2", "Picture", *COLLATE), DataError),
+    Bad("ragged lists", at("finetune", data=[([1.0] * n, 0) for n in (4, 5, 4)]), ("'finetune'", "examples 0..2", *COLLATE), DataError),
+    # losses
+    Bad("a reduced loss", at("pretrain", objective=reduced), ("'pretrain'", "reduced to one number for 32 examples", "reduction='none'"), DataError),
+    Bad("a reduced query loss", at("query", objective=reduced), ("the query", "reduced to one number", "reduction='none'"), DataError),
+    Bad("a loss per logit", at("pretrain", objective=per_logit), ("'pretrain'", "shape [32, 3]", "must be [32]"), DataError),
+    Bad("a number for a loss", at("pretrain", objective=number), ("'pretrain'", "one loss per example", "float"), DataError),
+    Bad("a loss relative to the batch", at("finetune", objective=relative), ("'finetune'", "example ", "what else is in its batch", "must be the example's own"), DataError),
+    Bad("a NaN loss", at("pretrain", data=spoilt(40, 3, float("nan"))), ("'pretrain'", "example 3 is nan", NEITHER_NAN), DataError),
+    Bad("an infinite loss", at("finetune", objective=nothing, data=spoilt(40, 30, float("inf"))), ("'finetune'", "example 30 is inf", NEITHER_NAN), DataError),
+    Bad("a NaN loss of a query", at("query", data=spoilt(40, 3, float("nan"))), ("the query", "example 3 is nan", NEITHER_NAN), DataError),
+    # settings
+    Bad("an unknown reduction", at("query", reduction="max"), ("the query", "'mean', 'sum' or 'none'", "'max'")),
+    Bad("`of` an unknown stage", at("settings", of="nope"), ("of", "'nope'", "'pretrain', 'finetune'")),
+    Bad("`of` one unknown stage", at("settings", of=["pretrain", "nope"]), ("of", "'nope'", "'pretrain', 'finetune'")),
+    Bad("`of` no stage", at("settings", of=[]), ("of", "name at least one")),
+    Bad("curvature of an unknown stage", at("settings", curvature={"nope": Hessian()}), ("curvature", "'nope'", "'pretrain', 'finetune'")),
+    Bad("solver of an unknown stage", at("settings", solver={"nope": Lanczos()}), ("solver", "'nope'", "'pretrain', 'finetune'")),
+    Bad("a class of curvature", at("settings", curvature=Hessian), ("curvature of stage 'pretrain'", "an instance such as Hessian(")),
+    Bad("a class for a stage", at("settings", curvature={"finetune": GaussNewton}), ("curvature of stage 'finetune'", "an instance such as Hessian(")),
+    Bad("a class of solver", at("settings", solver=Direct), ("solver of stage 'pretrain'", "an instance such as Lanczos(")),
+    Bad("a solver for a curvature", at("settings", curvature=CG()), ("curvature of stage 'pretrain'", "an instance such as Hessian(")),
+    Bad("a word for a solver", at("settings", solver="cg"), ("solver of stage 'pretrain'", "an instance such as Lanczos(")),
+    Bad("Gauss-Newton of a plain loss", at("finetune", objective=sound), ("'finetune'", "GaussNewton", "outputs(model, batch)", "use Hessian()")),
+    Bad("Gauss-Newton of a plain loss, before", at("pretrain", objective=sound), ("'pretrain'", "GaussNewton", "outputs(model, batch)", "use Hessian()")),
+]
+
+
+@pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.what)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(bad: Bad, tmp_path: Path):
+    described, out = Described(), tmp_path / "out"
+    with pytest.raises(bad.error) as caught:
+        bad.broken(described)
+        described.trace(out)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in bad.words if word not in message] == [], message
+    assert not out.exists()
+
+
+def test_the_chain_that_is_broken_above_is_sound(tmp_path: Path):
+    assert list(Described().trace(tmp_path / "out")) == ["pretrain", "finetune"]
+
+
+def test_scores_of_an_unknown_stage():
+    with pytest.raises(KeyError, match=r"'nope'.*type one of: 'pretrain', 'finetune'") as caught:
+        Described().trace()["nope"]
+    assert isinstance(caught.value, DescriptionError)
+
+
+def test_alpha_of_a_stage_that_does_not_pull_back(tmp_path: Path):
+    """One that stopped on its way down still moves away from where it started."""
+    described = Described()
+    start = described.pretrain["model"]
+    model = deepcopy(start)
+    nn.functional.cross_entropy(model(examples(40, 1).tensors[0]), examples(40, 1).tensors[1]).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(p.grad, alpha=1e-2)  # uphill, so the loss pulls back: alpha is positive
+    link = Proximal({"embedding": "embedding"}, alpha="auto")
+    described.finetune |= {"model": model, "link": link}
+    described.trace()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), start.parameters(), strict=True):
+            p.copy_(2 * q - p)  # as far downhill
+    with pytest.raises(DescriptionError, match=r"'finetune'.*alpha='auto' estimates -.*give a number, alpha=0.01"):
+        described.trace(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
