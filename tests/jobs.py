@@ -96,12 +96,16 @@ def frozen() -> tuple[Chain, Query, Mapping[str, Any]]:
 
 def unconverged() -> tuple[Chain, Query, Mapping[str, Any]]:
     """As `frozen`, but every solve stops early and every curvature is indefinite: a warning of each."""
-    return chain(Frozen("embedding"), sizes=(37, 23)), Query(examples(6, 9)), {"solver": Lanczos(max_steps=3, rtol=1e-9)}
+    return (
+        chain(Frozen("embedding"), sizes=(37, 23)),
+        Query(examples(6, 9)),
+        {"solver": Lanczos(max_steps=3, rtol=1e-9)},
+    )
 
 
 def three() -> tuple[Chain, Query, Mapping[str, Any]]:
-    """Three stages, kept then moved; the middle one has fewer batches than two processes."""
-    links = Frozen("embedding"), Proximal("embedding", alpha=0.1)
+    """Three stages, moved then kept; the middle one has fewer batches than two processes."""
+    links = Proximal("embedding", alpha=0.1), Frozen("embedding")
     return chain(*links, sizes=(37, 4, 23)), Query(examples(6, 9)), {"curvature": GaussNewton()}
 
 

@@ -70,14 +70,14 @@ def world() -> World:
 def started() -> Generator[World]:
     """Join the process group that `torchrun` describes in the environment; without one, do nothing.
 
-    NCCL with one GPU per local rank where CUDA is there, gloo otherwise.
+    One GPU per local rank and NCCL for what lies on it where CUDA is there; gloo for what lies on the CPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield world()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield world()
     finally:

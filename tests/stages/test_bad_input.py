@@ -108,10 +108,10 @@ def spoilt(n: int, at: int, value: float) -> TensorDataset:
     return data
 
 
-def nothing(model: nn.Module, batch: Any) -> Tensor:
+def as_it_is(model: nn.Module, batch: Any) -> Tensor:
     """A loss that takes an example's first input as it is."""
     inputs, _ = batch
-    return model(inputs).sum(dim=1) * 0 + inputs[:, 0]
+    return model(inputs.clamp(-1, 1)).sum(dim=1) + inputs[:, 0]
 
 
 def reduced(model: nn.Module, batch: Any) -> Tensor:
@@ -155,6 +155,10 @@ def shift(model: nn.Module) -> None:
         model.get_parameter("embedding.bias")[1] += 0.5
 
 
+def all_kept(described: Described) -> None:
+    described.finetune |= {"model": deepcopy(described.pretrain["model"]), "link": Frozen("")}
+
+
 def freeze(model: nn.Module) -> None:
     model.requires_grad_(False)
 
@@ -178,65 +182,241 @@ COLLATE = ("cannot be read or collated", "fix the data set or give collate=")
 
 TABLE = [
     # the mapping
-    Bad("shapes that differ", model_of("finetune", wider), ("'finetune'", "'embedding.weight'", "[5, 4]", "[3, 4]", "share only")),
-    Bad("unknown prefix here", at("finetune", link=Frozen({"body": "embedding"})), ("'finetune'", "'body'", "it has 'embedding.weight'")),
-    Bad("unknown prefix before", at("finetune", link=Frozen({"embedding": "body"})), ("'finetune'", "previous stage", "'body'", "it has 'embedding.weight'")),
+    Bad(
+        "shapes that differ",
+        model_of("finetune", wider),
+        ("'finetune'", "'embedding.weight'", "[5, 4]", "[3, 4]", "share only"),
+    ),
+    Bad(
+        "unknown prefix here",
+        at("finetune", link=Frozen({"body": "embedding"})),
+        ("'finetune'", "'body'", "it has 'embedding.weight'"),
+    ),
+    Bad(
+        "unknown prefix before",
+        at("finetune", link=Frozen({"embedding": "body"})),
+        ("'finetune'", "previous stage", "'body'", "it has 'embedding.weight'"),
+    ),
     Bad("half a name", at("finetune", link=Frozen("embed")), ("'finetune'", "'embed'", "it has 'embedding.weight'")),
-    Bad("no counterpart", model_of("finetune", two_blocks), ("'finetune'", "'embedding.scale'", "no counterpart", "more narrowly")),
-    Bad("kept values that differ", model_of("finetune", shift), ("'finetune'", "'embedding.bias'", "'pretrain'", "0.5", "link=Proximal", "load the checkpoint")),
-    Bad("shared with two", at("finetune", link=Frozen({"": "", "embedding.bias": "head.bias"})), ("'finetune'", "'embedding.bias'", "only one")),
+    Bad(
+        "no counterpart",
+        model_of("finetune", two_blocks),
+        ("'finetune'", "'embedding.scale'", "no counterpart", "more narrowly"),
+    ),
+    Bad(
+        "kept values that differ",
+        model_of("finetune", shift),
+        ("'finetune'", "'embedding.bias'", "'pretrain'", "0.5", "link=Proximal", "load the checkpoint"),
+    ),
+    Bad(
+        "shared with two",
+        at("finetune", link=Frozen({"": "", "embedding.bias": "head.bias"})),
+        ("'finetune'", "'embedding.bias'", "only one"),
+    ),
     Bad("nothing shared", lambda d: at("finetune", link=Frozen({}))(d), ("Frozen", "name at least one")),
-    Bad("a link on the first stage", at("pretrain", link=Frozen("embedding")), ("'pretrain'", "first of the chain", "remove its link=")),
-    Bad("no link on a later one", at("finetune", link=None), ("'finetune'", "'pretrain'", "link=Frozen(...)", "link=Proximal(...)")),
-    Bad("integer parameters", both(model_of("pretrain", integer_embedding), model_of("finetune", integer_embedding)), ("'finetune'", "'embedding.weight'", "int64", "share")),
+    Bad(
+        "a link on the first stage",
+        at("pretrain", link=Frozen("embedding")),
+        ("'pretrain'", "first of the chain", "remove its link="),
+    ),
+    Bad(
+        "no link on a later one",
+        at("finetune", link=None),
+        ("'finetune'", "'pretrain'", "link=Frozen(...)", "link=Proximal(...)"),
+    ),
+    Bad(
+        "integer parameters",
+        both(model_of("pretrain", integer_embedding), model_of("finetune", integer_embedding)),
+        ("'finetune'", "'embedding.weight'", "int64", "leave it out of the link"),
+    ),
     # stages
-    Bad("no trainable parameters", model_of("pretrain", freeze), ("'pretrain'", "trained nothing", "requires_grad_(True)")),
-    Bad("nothing left to train", at("finetune", link=Frozen({"": ""})), ("'finetune'", "trained nothing")),
+    Bad(
+        "no trainable parameters",
+        model_of("pretrain", freeze),
+        ("'pretrain'", "trained nothing", "requires_grad_(True)"),
+    ),
+    Bad(
+        "nothing left to train",
+        all_kept,
+        ("'finetune'", "trained nothing", "4 of its parameters are kept", "requires_grad_(True)"),
+    ),
     Bad("two stages of one name", named("tune", "tune"), ("'tune'", "give each its own")),
     Bad("a name that is no folder", named("../pretrain", "finetune"), ("'../pretrain'", "letters, digits")),
-    Bad("negative weight decay", at("finetune", weight_decay=-0.1), ("'finetune'", "weight_decay", "at least 0", "-0.1")),
+    Bad(
+        "negative weight decay", at("finetune", weight_decay=-0.1), ("'finetune'", "weight_decay", "at least 0", "-0.1")
+    ),
     Bad("no batch", at("finetune", batch_size=0), ("'finetune'", "batch_size", "at least 1", "0")),
-    Bad("negative alpha", lambda d: at("finetune", link=Proximal("embedding", alpha=-1.0))(d), ("Proximal(alpha=...)", "positive number", "-1.0")),
-    Bad("no alpha", lambda d: at("finetune", link=Proximal("embedding", alpha=0))(d), ("Proximal(alpha=...)", "positive number or 'auto'")),
-    Bad("alpha from no movement", at("finetune", link=Proximal("embedding", alpha="auto")), ("'finetune'", "did not move", "give a number")),
-    Bad("a loss in a module", at("pretrain", objective=nn.CrossEntropyLoss()), ("'pretrain'", "CrossEntropyLoss", "stagetrace.objectives")),
-    Bad("a class of a loss", at("pretrain", objective=Classification), ("'pretrain'", "Classification()", "parentheses")),
+    Bad(
+        "negative alpha",
+        lambda d: at("finetune", link=Proximal("embedding", alpha=-1.0))(d),
+        ("Proximal(alpha=...)", "positive number", "-1.0"),
+    ),
+    Bad(
+        "no alpha",
+        lambda d: at("finetune", link=Proximal("embedding", alpha=0))(d),
+        ("Proximal(alpha=...)", "positive number or 'auto'"),
+    ),
+    Bad(
+        "alpha from no movement",
+        at("finetune", link=Proximal("embedding", alpha="auto")),
+        ("'finetune'", "did not move", "give a number"),
+    ),
+    Bad(
+        "a loss in a module",
+        at("pretrain", objective=nn.CrossEntropyLoss()),
+        ("'pretrain'", "CrossEntropyLoss", "stagetrace.objectives"),
+    ),
+    Bad(
+        "a class of a loss", at("pretrain", objective=Classification), ("'pretrain'", "Classification()", "parentheses")
+    ),
     # data
     Bad("no data", at("pretrain", data=[]), ("'pretrain'", "empty", "at least one"), DataError),
     Bad("no query", at("query", data=[]), ("the query", "empty", "at least one"), DataError),
-    Bad("data that change", at("finetune", data=Noisy()), ("'finetune'", "example 0", "two reads", "without randomness"), DataError),
-    Bad("a query that changes", at("query", data=Noisy()), ("the query", "example 0", "two reads", "without randomness"), DataError),
-    Bad("a shuffling loader", at("pretrain", data=DataLoader(examples(40, 1), shuffle=True)), ("'pretrain'", "DataLoader", "data=loader.dataset")),
-    Bad("a loader in order", at("pretrain", data=DataLoader(examples(40, 1))), ("'pretrain'", "DataLoader", "data=loader.dataset")),
-    Bad("a loader as a query", at("query", data=DataLoader(examples(40, 1))), ("the query", "DataLoader", "data=loader.dataset")),
+    Bad(
+        "data that change",
+        at("finetune", data=Noisy()),
+        ("'finetune'", "example 0", "two reads", "without randomness"),
+        DataError,
+    ),
+    Bad(
+        "a query that changes",
+        at("query", data=Noisy()),
+        ("the query", "example 0", "two reads", "without randomness"),
+        DataError,
+    ),
+    Bad(
+        "a shuffling loader",
+        at("pretrain", data=DataLoader(examples(40, 1), shuffle=True)),
+        ("'pretrain'", "DataLoader", "data=loader.dataset"),
+    ),
+    Bad(
+        "a loader in order",
+        at("pretrain", data=DataLoader(examples(40, 1))),
+        ("'pretrain'", "DataLoader", "data=loader.dataset"),
+    ),
+    Bad(
+        "a loader as a query",
+        at("query", data=DataLoader(examples(40, 1))),
+        ("the query", "DataLoader", "data=loader.dataset"),
+    ),
     Bad("a stream", at("pretrain", data=Stream()), ("'pretrain'", "map-style", "or a list", "Stream")),
-    Bad("a generator", at("pretrain", data=(x for x in examples(40, 1))), ("'pretrain'", "map-style", "or a list", "generator")),
+    Bad(
+        "a generator",
+        at("pretrain", data=(x for x in examples(40, 1))),
+        ("'pretrain'", "map-style", "or a list", "generator"),
+    ),
     Bad("a dict", at("pretrain", data={"x": [1, 2], "y": [0, 1]}), ("'pretrain'", "dict", "pass a list of examples")),
-    Bad("pictures", at("finetune", data=[(Picture(), 0)] * 3), ("'finetune'", "examples 0..2", "Picture", *COLLATE), DataError),
-    Bad("ragged lists", at("finetune", data=[([1.0] * n, 0) for n in (4, 5, 4)]), ("'finetune'", "examples 0..2", *COLLATE), DataError),
+    Bad(
+        "pictures",
+        at("finetune", data=[(Picture(), 0)] * 3),
+        ("'finetune'", "examples 0..2", "Picture", *COLLATE),
+        DataError,
+    ),
+    Bad(
+        "ragged lists",
+        at("finetune", data=[([1.0] * n, 0) for n in (4, 5, 4)]),
+        ("'finetune'", "examples 0..2", *COLLATE),
+        DataError,
+    ),
     # losses
-    Bad("a reduced loss", at("pretrain", objective=reduced), ("'pretrain'", "reduced to one number for 32 examples", "reduction='none'"), DataError),
-    Bad("a reduced query loss", at("query", objective=reduced), ("the query", "reduced to one number", "reduction='none'"), DataError),
-    Bad("a loss per logit", at("pretrain", objective=per_logit), ("'pretrain'", "shape [32, 3]", "must be [32]"), DataError),
-    Bad("a number for a loss", at("pretrain", objective=number), ("'pretrain'", "one loss per example", "float"), DataError),
-    Bad("a loss relative to the batch", at("finetune", objective=relative), ("'finetune'", "example ", "what else is in its batch", "must be the example's own"), DataError),
-    Bad("a NaN loss", at("pretrain", data=spoilt(40, 3, float("nan"))), ("'pretrain'", "example 3 is nan", NEITHER_NAN), DataError),
-    Bad("an infinite loss", at("finetune", objective=nothing, data=spoilt(40, 30, float("inf"))), ("'finetune'", "example 30 is inf", NEITHER_NAN), DataError),
-    Bad("a NaN loss of a query", at("query", data=spoilt(40, 3, float("nan"))), ("the query", "example 3 is nan", NEITHER_NAN), DataError),
+    Bad(
+        "a reduced loss",
+        at("pretrain", objective=reduced),
+        ("'pretrain'", "reduced to one number for 32 examples", "reduction='none'"),
+        DataError,
+    ),
+    Bad(
+        "a reduced query loss",
+        at("query", objective=reduced),
+        ("the query", "reduced to one number", "reduction='none'"),
+        DataError,
+    ),
+    Bad(
+        "a loss per logit",
+        at("pretrain", objective=per_logit),
+        ("'pretrain'", "shape [32, 3]", "must be [32]"),
+        DataError,
+    ),
+    Bad(
+        "a number for a loss",
+        at("pretrain", objective=number),
+        ("'pretrain'", "one loss per example", "float"),
+        DataError,
+    ),
+    Bad(
+        "a loss relative to the batch",
+        at("finetune", objective=relative),
+        ("'finetune'", "example ", "what else is in its batch", "must be the example's own"),
+        DataError,
+    ),
+    Bad(
+        "a NaN loss",
+        at("pretrain", data=spoilt(40, 3, float("nan"))),
+        ("'pretrain'", "example 3 is nan", NEITHER_NAN),
+        DataError,
+    ),
+    Bad(
+        "an infinite loss",
+        at("finetune", objective=as_it_is, data=spoilt(40, 30, float("inf"))),
+        ("'finetune'", "example 30 is inf", NEITHER_NAN),
+        DataError,
+    ),
+    Bad(
+        "a NaN loss of a query",
+        at("query", data=spoilt(40, 3, float("nan"))),
+        ("the query", "example 3 is nan", NEITHER_NAN),
+        DataError,
+    ),
     # settings
     Bad("an unknown reduction", at("query", reduction="max"), ("the query", "'mean', 'sum' or 'none'", "'max'")),
     Bad("`of` an unknown stage", at("settings", of="nope"), ("of", "'nope'", "'pretrain', 'finetune'")),
     Bad("`of` one unknown stage", at("settings", of=["pretrain", "nope"]), ("of", "'nope'", "'pretrain', 'finetune'")),
     Bad("`of` no stage", at("settings", of=[]), ("of", "name at least one")),
-    Bad("curvature of an unknown stage", at("settings", curvature={"nope": Hessian()}), ("curvature", "'nope'", "'pretrain', 'finetune'")),
-    Bad("solver of an unknown stage", at("settings", solver={"nope": Lanczos()}), ("solver", "'nope'", "'pretrain', 'finetune'")),
-    Bad("a class of curvature", at("settings", curvature=Hessian), ("curvature of stage 'pretrain'", "an instance such as Hessian(")),
-    Bad("a class for a stage", at("settings", curvature={"finetune": GaussNewton}), ("curvature of stage 'finetune'", "an instance such as Hessian(")),
-    Bad("a class of solver", at("settings", solver=Direct), ("solver of stage 'pretrain'", "an instance such as Lanczos(")),
-    Bad("a solver for a curvature", at("settings", curvature=CG()), ("curvature of stage 'pretrain'", "an instance such as Hessian(")),
-    Bad("a word for a solver", at("settings", solver="cg"), ("solver of stage 'pretrain'", "an instance such as Lanczos(")),
-    Bad("Gauss-Newton of a plain loss", at("finetune", objective=sound), ("'finetune'", "GaussNewton", "outputs(model, batch)", "use Hessian()")),
-    Bad("Gauss-Newton of a plain loss, before", at("pretrain", objective=sound), ("'pretrain'", "GaussNewton", "outputs(model, batch)", "use Hessian()")),
+    Bad(
+        "curvature of an unknown stage",
+        at("settings", curvature={"nope": Hessian()}),
+        ("curvature", "'nope'", "'pretrain', 'finetune'"),
+    ),
+    Bad(
+        "solver of an unknown stage",
+        at("settings", solver={"nope": Lanczos()}),
+        ("solver", "'nope'", "'pretrain', 'finetune'"),
+    ),
+    Bad(
+        "a class of curvature",
+        at("settings", curvature=Hessian),
+        ("curvature of stage 'pretrain'", "an instance such as Hessian("),
+    ),
+    Bad(
+        "a class for a stage",
+        at("settings", curvature={"finetune": GaussNewton}),
+        ("curvature of stage 'finetune'", "an instance such as Hessian("),
+    ),
+    Bad(
+        "a class of solver",
+        at("settings", solver=Direct),
+        ("solver of stage 'pretrain'", "an instance such as Lanczos("),
+    ),
+    Bad(
+        "a solver for a curvature",
+        at("settings", curvature=CG()),
+        ("curvature of stage 'pretrain'", "an instance such as Hessian("),
+    ),
+    Bad(
+        "a word for a solver",
+        at("settings", solver="cg"),
+        ("solver of stage 'pretrain'", "an instance such as Lanczos("),
+    ),
+    Bad(
+        "Gauss-Newton of a plain loss",
+        at("finetune", objective=sound),
+        ("'finetune'", "GaussNewton", "outputs(model, batch)", "use Hessian()"),
+    ),
+    Bad(
+        "Gauss-Newton of a plain loss, before",
+        at("pretrain", objective=sound),
+        ("'pretrain'", "GaussNewton", "outputs(model, batch)", "use Hessian()"),
+    ),
 ]
 
 
@@ -263,20 +443,171 @@ def test_scores_of_an_unknown_stage():
 
 
 def test_alpha_of_a_stage_that_does_not_pull_back(tmp_path: Path):
-    """One that stopped on its way down still moves away from where it started."""
+    """Downhill of its start, a stage that stopped early was held back; uphill, it was not."""
     described = Described()
     start = described.pretrain["model"]
     model = deepcopy(start)
     nn.functional.cross_entropy(model(examples(40, 1).tensors[0]), examples(40, 1).tensors[1]).backward()
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(p.grad, alpha=1e-2)  # uphill, so the loss pulls back: alpha is positive
+            p.sub_(p.grad, alpha=1e-2)
     link = Proximal({"embedding": "embedding"}, alpha="auto")
     described.finetune |= {"model": model, "link": link}
     described.trace()
     with torch.no_grad():
         for p, q in zip(model.parameters(), start.parameters(), strict=True):
-            p.copy_(2 * q - p)  # as far downhill
+            p.copy_(2 * q - p)
     with pytest.raises(DescriptionError, match=r"'finetune'.*alpha='auto' estimates -.*give a number, alpha=0.01"):
         described.trace(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# Deep in the data, where only the run itself looks
+
+
+def root(model: nn.Module, batch: Any) -> Tensor:
+    """A loss with a finite value and an infinite slope at the origin."""
+    return torch.sqrt(model(batch[0]).sum(dim=1).square() * batch[0][:, 0].square())
+
+
+DEEP = 777
+STAGES = ("pretrain", "finetune", "query")
+
+
+@pytest.mark.parametrize("where", STAGES)
+@pytest.mark.parametrize(
+    ("spoilt_by", "words"),
+    [(float("nan"), "the loss of example 777 is nan"), (float("inf"), "the loss of example 777")],
+)
+@pytest.mark.parametrize("curvature", [Hessian(), Hessian(examples=50), Identity()], ids=repr)
+def test_a_bad_example_deep_in_the_data_is_named(
+    where: str, spoilt_by: float, words: str, curvature: Hessian | Identity, tmp_path: Path
+):
+    """Nothing of the stage it belongs to is kept but, where the curvature did not see it, the solution."""
+    described, out = Described(), tmp_path / "out"
+    getattr(described, where).update(data=spoilt(1000, DEEP, spoilt_by), batch_size=64)
+    described.settings = {"curvature": curvature, "solver": Lanczos(damping=0.01)}
+    whose = "the query" if where == "query" else f"stage '{where}'"
+    with pytest.raises(DataError, match=f"^{whose}: {words}.*{NEITHER_NAN}.*$"):
+        described.trace(out)
+    kept = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+    if where == "query" or (where == "finetune" and curvature == Hessian()):
+        assert not out.exists()
+    elif where == "finetune":
+        assert kept == ["adjoints/finetune.safetensors", "run.json"]
+    else:
+        assert not (out / "scores" / "pretrain").exists()
+    if out.exists():
+        with pytest.raises(ResultsError, match="not finished"):
+            Trace.load(out)
+
+
+def test_the_folder_of_a_run_refused_before_anything_was_kept_takes_it_once_it_is_put_right(tmp_path: Path):
+    described, out = Described(), tmp_path / "out"
+    described.finetune |= {"data": spoilt(100, 50, float("nan"))}
+    with pytest.raises(DataError, match="example 50"):
+        described.trace(out)
+    described.finetune |= {"data": examples(100, 1)}
+    assert list(described.trace(out)) == ["pretrain", "finetune"]
+
+
+@pytest.mark.parametrize("curvature", [Hessian(), Identity()], ids=repr)
+def test_a_loss_without_a_slope_names_example_and_parameter(curvature: Hessian | Identity):
+    described = Described()
+    data = examples(100, 1)
+    data.tensors[0][50] = 0
+    described.finetune |= {"objective": root, "data": data}
+    described.settings = {"curvature": curvature}
+    with pytest.raises(DataError, match=r"^stage 'finetune': the .*example 50.*$"):
+        described.trace()
+
+
+# A model in training mode
+
+
+class Wavering(nn.Module):
+    """A network that behaves otherwise in training mode."""
+
+    def __init__(self, wavers: nn.Module) -> None:
+        super().__init__()
+        self.embedding, self.wavers, self.head = nn.Linear(4, 3), wavers, nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wavers(torch.tanh(self.embedding(x))))
+
+
+@pytest.mark.parametrize("wavers", [nn.Dropout(0.5), nn.BatchNorm1d(3)], ids=lambda layer: type(layer).__name__)
+def test_a_model_in_training_mode_is_evaluated_in_eval_mode_and_left_as_it_was(wavers: nn.Module):
+    torch.manual_seed(0)
+    model = Wavering(wavers).double()
+    model(torch.randn(50, 4, dtype=torch.float64))  # running statistics that are not the starting ones
+    described = Described()
+    described.pretrain["model"], described.finetune["model"] = model, deepcopy(model)
+    before = deepcopy(model.state_dict())
+    with pytest.warns(StagetraceWarning, match=f"training mode and has {type(wavers).__name__}.*eval mode") as said:
+        in_training = described.trace()
+    assert [name for name in ("pretrain", "finetune") if any(f"'{name}'" in str(w.message) for w in said)] == [
+        "pretrain",
+        "finetune",
+    ]
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    described.pretrain["model"].eval()
+    described.finetune["model"].eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        in_eval = described.trace()
+    for name in in_eval:
+        torch.testing.assert_close(in_training[name].values, in_eval[name].values, rtol=0, atol=0)
+
+
+# A folder that is not this run's
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+OTHERS = [
+    ("weights", model_of("pretrain", lambda model: model.head.bias.data.add_(1)), ["stages.pretrain.model.sha256"]),
+    ("data", at("finetune", data=examples(40, 3)), ["stages.finetune.data.sha256"]),
+    ("fewer data", at("pretrain", data=examples(39, 1)), ["stages.pretrain.data.examples", "40 -> 39"]),
+    ("query", at("query", data=examples(40, 3)), ["query.data.sha256"]),
+    ("reduction", at("query", reduction="sum"), ["query.reduction", "'mean' -> 'sum'"]),
+    ("weight decay", at("finetune", weight_decay=0.5), ["stages.finetune.weight_decay", "0.0 -> 0.5"]),
+    ("objective", both(at("finetune", objective=sound), at("settings", curvature=Hessian())), ["stages.finetune.objective", "sound"]),
+    ("curvature", at("settings", curvature=GaussNewton(examples=7)), ["curvature.pretrain.examples", "-> 7"]),
+    ("solver", at("settings", solver=Lanczos(damping=0.5)), ["solver.pretrain.damping", "-> 0.5"]),
+    ("scored stages", at("settings", of="finetune"), ["of"]),
+    ("parts", at("settings", parts=True), ["parts", "-> true"]),
+    ("names", named("pretrain", "tune"), ["tune"]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    Described().trace(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("change", "differs"), [case[1:] for case in OTHERS], ids=[case[0] for case in OTHERS])
+def test_the_folder_of_another_run_is_refused_by_what_differs(
+    change: Callable[[Described], None], differs: list[str], finished: Path
+):
+    before, described = contents(finished), Described()
+    change(described)
+    with pytest.raises(ResultsError, match="holds another run.*there -> here") as caught:
+        described.trace(finished)
+    message = str(caught.value).replace('"', "'")
+    assert [words for words in differs if words not in message] == [], message
+    assert "choose another folder" in message
+    assert contents(finished) == before
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(ResultsError, match="not a stagetrace run folder.*choose an empty or new folder"):
+        Described().trace(tmp_path)
+    assert contents(tmp_path) == before

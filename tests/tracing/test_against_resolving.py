@@ -110,9 +110,15 @@ def test_scores_by_lanczos_equal_the_resolved_query_loss(case: ChainCase):
 
 
 @named((FROZEN_LOGISTIC, STRONG_TANH))
-def test_scores_chunk_by_chunk_equal_the_resolved_query_loss(case: ChainCase):
-    """With little memory the curvature is summed over chunks of examples, the last of them smaller."""
-    result = traced(case, curvature=Hessian(memory=1))
+@pytest.mark.parametrize("curvature", [Hessian(), Hessian(memory=1)], ids=["kept", "computed anew"])
+@pytest.mark.parametrize("traced_from", [0.0, float("inf")], ids=["traced", "not traced"])
+def test_scores_chunk_by_chunk_equal_the_resolved_query_loss(
+    case: ChainCase, curvature: Hessian, traced_from: float, monkeypatch: pytest.MonkeyPatch
+):
+    """However the curvature's products are computed; in chunks of 5 examples, of which the last is smaller."""
+    monkeypatch.setattr("stagetrace.curvature.plan.CHUNK_EXAMPLES", 5)
+    monkeypatch.setattr("stagetrace.curvature.plan.TRACED_OPERATIONS", traced_from)
+    result = trace(chain_of(case, solved(case)), query_of(case), curvature=curvature, solver=Direct())
     for position, stage in enumerate(case.stages):
         assert_agree(result[stage.name].values, truth(case, position).mean(dim=0), case.tolerance)
 

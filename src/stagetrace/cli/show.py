@@ -16,12 +16,12 @@ STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow"}
 
 def result(trace: Trace, top: int, console: Console, out: Path) -> None:
     """The summary table, the most harmful and most helpful examples of each stage, and where it all is."""
-    console.print(trace)
+    console.print(_legible(trace.sheet().rich(), console.width))
     if top:
         for scores in trace.scores.values():
             console.print(scores.top(top, harmful=True))
             console.print(scores.top(top, harmful=False))
-    console.print(f"kept in {out}", markup=False)
+    console.print(f"kept in {out}", markup=False, soft_wrap=True)
 
 
 def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
@@ -36,7 +36,22 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
         table.add_row(
             finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
         )
-    console.print(table)
+    console.print(_legible(table, console.width))
     console.print(
         f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
     )
+
+
+def _legible(table: Table, width: int) -> Table:
+    """The table without broken words, if the console is wide enough for the longest of each column."""
+    longest = [
+        max(len(word) for cell in (column.header, *column.cells) for word in str(cell).split() or [""])
+        for column in table.columns
+    ]
+    for padding in (1, 0):
+        if sum(longest) + (2 * padding + 1) * len(longest) < width:
+            table.padding = (0, padding)
+            for column, least in zip(table.columns, longest, strict=True):
+                column.min_width = least
+            break
+    return table

@@ -70,12 +70,12 @@ class DemoResult:
             f"#{row.index}: a {self.digits[row.index]}\nscore {row.score:+.2f}\n{row.removal_effect:+.4f}"
             for row in top
         ]
-        title = f"{top.title}\nindex and digit, score, and predicted effect of removal on the test loss (nats)"
+        title = f"{top.title}\nindex: digit, score, predicted effect of removal on the test loss"
         return side_by_side(title, [self.images[i] for i in top.indices], captions)
 
     def check_table(self, check: Check) -> Sheet:
         """Predicted and true, a row a digit."""
-        headings = ("index", "digit", "predicted", "true", "a tenth: predicted", "true")
+        headings = ("index", "digit", "predicted", "true (nats)", "a tenth: predicted", "true (nats)")
         rows = tuple(
             (
                 *(str(row.index), str(row.digit), f"{row.predicted:+.3e}", f"{row.true:+.3e}"),
@@ -85,10 +85,10 @@ class DemoResult:
         )
         solves = 4 * len(rows)
         caption = (
-            f"removed: {check.whole}\na tenth removed: {check.tenth}\n"
+            f"minus: taking it out helps\nremoved: {check.whole}\na tenth removed: {check.tenth}\n"
             f"{solves} stages solved again in {check.seconds:.1f} s"
         )
-        title = f"{check.choice}: change of the test loss without the digit (nats; - helps)"
+        title = f"{check.choice}: change of the test loss without it"
         return Sheet(title, headings, rows, caption)
 
     def renderables(self) -> list[RenderableType]:
@@ -99,6 +99,7 @@ class DemoResult:
             self.gallery(harmful=True),
             Text(),
             self.gallery(harmful=False),
+            Text(),
             *(self.check_table(check).rich() for check in self.checks),
             Text(SLOPE),
             Text(", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.seconds.items())),

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def _measured(out: str | Path | None, progress: Progress, settings: Settings) ->
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     """Tensors this small gain nothing from more threads, and sums come out the same on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -70,5 +70,5 @@ class Regression:
 
 
 def _without_ones(tensor: Tensor) -> tuple[int, ...]:
-    """The shape `[batch, ...]` without an example's axes of size one: a single output may be `[batch]` or `[batch, 1]`."""
+    """The shape `[batch, ...]` without an example's axes of size one: `[batch, 1]` and `[batch]` are the same."""
     return (*tensor.shape[:1], *(size for size in tensor.shape[1:] if size != 1))

@@ -77,7 +77,8 @@ class NextToken:
 
     A dict batch (`input_ids`, `attention_mask`, optionally `labels`, -100 ignored) or a tensor of tokens
     `[batch, length]` is shifted here; an `(inputs, targets)` tuple is taken as shifted already. Without `labels` every
-    token that the attention mask keeps is predicted, from the second of its sentence on. Unit: nats, per predicted token with `reduction="mean"`.
+    token that the attention mask keeps is predicted, from the second of its sentence on. Unit: nats, per predicted
+    token with `reduction="mean"`.
 
     Example:
         >>> import torch

@@ -21,6 +21,18 @@ class Chain:
 
     Raises:
         DescriptionError: the stages do not fit together; the message names stage and parameter.
+
+    Example:
+        >>> import torch
+        >>> from stagetrace import Frozen, Stage
+        >>> from stagetrace.objectives import Regression
+        >>> data, model = [(torch.ones(2), torch.ones(1))], torch.nn.Linear(2, 1)
+        >>> first = Stage("first", model=model, objective=Regression(), data=data)
+        >>> second = Stage("second", model=model, objective=Regression(), data=data, link=Frozen("weight"))
+        >>> Chain(first, second)
+        Chain(first -> second)
+        >>> Chain(first, second)["second"].kept
+        {'weight': 'weight'}
     """
 
     def __init__(self, *stages: Stage) -> None:

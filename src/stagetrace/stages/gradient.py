@@ -48,7 +48,7 @@ def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
 def explain_not_finite(risk: Risk, batch: Batch) -> None:
     """Find what is not finite in a batch, and raise; nothing if it was only a sum that overflowed."""
     with torch.no_grad():
-        check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch, risk.where)
+        check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch.indices, risk.where)
     for index in batch.indices:
         single = next(iter(risk.read([[index]])))
         grads = torch.func.grad(lambda own: risk.losses(own, risk.inherited_values, single).sum())(risk.own_values)  # noqa: B023

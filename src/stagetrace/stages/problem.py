@@ -185,7 +185,10 @@ def _checked(problem: Problem) -> Problem:
             f"{problem.stage.where} trained nothing: {len(problem.kept)} of its parameters are kept from the previous "
             f"stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
-    ParameterSpace.of(problem.own_values | problem.inherited_values)  # dtype and device are checked at birth
+    try:  # dtype and device are checked at birth
+        ParameterSpace.of(problem.own_values | problem.inherited_values)
+    except DescriptionError as cause:
+        refuse(f"{problem.stage.where}: {cause}")
     return problem
 
 

@@ -99,16 +99,16 @@ class Risk:
         )
 
 
-def check_finite(losses: Tensor, batch: Batch, where: str) -> None:
-    """Refuse a NaN or infinite loss, naming the example.
+def check_finite(values: Tensor, indices: Sequence[int], where: str, what: str = "the loss") -> None:
+    """Refuse a NaN or infinite loss (or score), naming the example: `values[i]` is that of example `indices[i]`.
 
     Raises:
         DataError: with the index of the first such example.
     """
-    finite = torch.isfinite(losses)
+    finite = torch.isfinite(values)
     if not bool(finite.all()):
         position = int((~finite).nonzero()[0, 0])
         raise DataError(
-            f"{where}: the loss of example {batch.indices[position]} is {float(losses[position])}; "
+            f"{where}: {what} of example {indices[position]} is {float(values[position])}; "
             "remove the example or fix its data, then run again"
         )

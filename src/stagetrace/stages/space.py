@@ -51,7 +51,10 @@ class ParameterSpace:
             )
         for number, (name, p) in enumerate(params.items()):
             if not p.is_floating_point():
-                raise DescriptionError(f"parameter '{name}' has dtype {p.dtype}; only real floating point is supported")
+                raise DescriptionError(
+                    f"parameter '{name}' has dtype {p.dtype}; only real floating-point parameters can be trained or "
+                    "shared: leave it out of the link, or make it a buffer"
+                )
             dtype = p.dtype if number == 0 else torch.promote_types(dtype, p.dtype)
         return ParameterSpace(
             tuple(params),

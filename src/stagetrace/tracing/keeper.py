@@ -4,11 +4,15 @@ Only the first process touches the disk; the others are told what it read.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar, final
+from typing import Self, TypeVar, final
 
+from stagetrace.errors import StagetraceError
 from stagetrace.parallel import world
 from stagetrace.results import JSON, Part, RunFolder, Trace
+from stagetrace.results.layout import run_files
+from stagetrace.results.manifest import NAME
 from stagetrace.solvers.base import Solution
 
 T = TypeVar("T")
@@ -16,7 +20,11 @@ T = TypeVar("T")
 
 @final
 class Keeper:
-    """A run's folder as every process sees it."""
+    """A run's folder as every process sees it.
+
+    As a context it removes the folder again if the run is refused before anything has been kept, so that the same
+    folder takes the run once what was wrong has been put right.
+    """
 
     def __init__(
         self, folder: RunFolder | None, description: Mapping[str, JSON], *, kept: bool, complete: bool
@@ -55,6 +63,16 @@ class Keeper:
         """Keeps a part of a stage's scores under its number."""
         folder = self._folder
         return lambda number, part: folder.keep_part(stage, number, part) if folder is not None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        refused = kind is not None and issubclass(kind, StagetraceError)
+        if refused and self._folder is not None and not run_files(self._folder.path):
+            (self._folder.path / NAME).unlink(missing_ok=True)
+            with suppress(OSError):  # what else lies there is not ours
+                self._folder.path.rmdir()
 
     def finish(self, statistics: Mapping[str, JSON]) -> None:
         if self._folder is not None:

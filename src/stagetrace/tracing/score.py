@@ -67,11 +67,16 @@ class Scorer:
         """Score some consecutive examples, their batches shared out over processes."""
         mine = world().shard(self.risk.examples.plan(indices))
         blocks = [self.adjoints.new_zeros(0, self.adjoints.shape[1])]
+        losses = [self.adjoints.new_zeros(0)]
         for batch in self.risk.read(mine):
-            losses, dots = contract(self.way, self.risk, batch, self.adjoints)
-            check_finite(losses + dots.sum(dim=1), batch, self.risk.where)
+            found, dots = contract(self.way, self.risk, batch, self.adjoints)
+            losses.append(found)
             blocks.append(-dots)
             advance(len(batch) * world().size)
+        # looked at once a part, so that an accelerator is not waited for after every batch
+        scored = [index for indices in mine for index in indices]
+        check_finite(torch.cat(losses), scored, self.risk.where)
+        check_finite(torch.cat(blocks).sum(dim=1), scored, self.risk.where, "the score")
         scores = torch.cat(world().gather(torch.cat(blocks).double().cpu())).mT  # [k, examples of the part]
         return self._as_part(indices.start, scores)
 

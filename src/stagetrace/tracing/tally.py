@@ -43,8 +43,8 @@ class Tally:
         self.scores[stage] = scores
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 
-    def solving(self, stage: str, operator: LinearOperator) -> None:
-        self._solving[stage] = operator.how()
+    def solving(self, operators: Mapping[str, LinearOperator]) -> None:
+        self._solving = {stage: operator.how() for stage, operator in operators.items()}
 
     def solved(self, stage: str, solution: Solution) -> None:
         self._solutions[stage] = solution

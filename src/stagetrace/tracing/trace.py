@@ -90,21 +90,26 @@ def trace(
     _guard(chain, query)
 
     tally = Tally(chain, bars)
+    # built for all stages first: what cannot be solved is refused now, not after the later stages have been
+    walked = chain.problems[min(map(chain.names.index, scored)) :]
+    operators = {problem.name: curvatures[problem.name].operator(problem) for problem in walked}
+    tally.solving(operators)
     keeper = Keeper.open(out, describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally))
     if keeper.complete:
         return _said(keeper.read())
-    walk = Walk(chain, curvatures, solvers, tally, tally.solving)
-    gradient = _columns(query.gradient(chain.last, tally), chain, parts=parts)
-    for problem, solution in walk.back(gradient, keeper.solution):
-        keeper.keep_solution(problem.name, solution)
-        if problem.name in scored:
-            scorer = Scorer.of(problem.risk, solution.value, parts=parts, rows=query.rows)
-            done = scorer.run(keeper.parts(problem.name), keeper.keep_parts(problem.name), tally)
-            tally.scored(problem.name, scorer, join(problem.name, done))
-        tally.solved(problem.name, solution)
-        if scored <= set(tally.scores):
-            break
-    keeper.finish(tally.statistics())
+    walk = Walk(chain, curvatures, operators, solvers, tally)
+    with keeper:
+        gradient = _columns(query.gradient(chain.last, tally), chain, parts=parts)
+        for problem, solution in walk.back(gradient, keeper.solution):
+            keeper.keep_solution(problem.name, solution)
+            if problem.name in scored:
+                scorer = Scorer.of(problem.risk, solution.value, parts=parts, rows=query.rows)
+                done = scorer.run(keeper.parts(problem.name), keeper.keep_parts(problem.name), tally)
+                tally.scored(problem.name, scorer, join(problem.name, done))
+            tally.solved(problem.name, solution)
+            if scored <= set(tally.scores):
+                break
+        keeper.finish(tally.statistics())
     return _said(tally.trace(keeper.description))
 
 

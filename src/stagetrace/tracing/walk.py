@@ -21,16 +21,16 @@ Kept = Callable[[str], Solution | None]
 @final
 @dataclass(frozen=True)
 class Walk:
-    """How to walk: the curvature and the solver of each stage, by its name.
+    """How to walk: each stage's curvature and solver, by its name.
 
-    note: told of each stage's curvature before it is solved with.
+    operators: of the stages still to be solved; each is let go, with what it keeps in memory, once its stage is.
     """
 
     chain: Chain
     curvature: Mapping[str, Curvature]
+    operators: dict[str, LinearOperator]
     solver: Mapping[str, Solver]
     progress: Progress
-    note: Callable[[str, LinearOperator], None] = lambda stage, operator: None
 
     def back(self, gradient: Gradient, kept: Kept) -> Iterator[tuple[Problem, Solution]]:
         """Yield each stage with its adjoint, last stage first.
@@ -50,8 +50,7 @@ class Walk:
     def _solve(self, problem: Problem, gradient: Gradient) -> Solution:
         solver = self.solver[problem.name]
         try:
-            operator = self.curvature[problem.name].operator(problem)
-            self.note(problem.name, operator)
+            operator = self.operators.pop(problem.name)
             with self.progress.task(f"solving stage '{problem.name}'", None, "steps") as advance:
                 done = 0
 

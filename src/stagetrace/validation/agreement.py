@@ -57,4 +57,4 @@ def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1; equal values share the mean of theirs."""
     below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(dim=1)
     equal = (values.unsqueeze(0) == values.unsqueeze(1)).sum(dim=1)
-    return below + (equal + 1) / 2.0
+    return below.double() + (equal.double() + 1) / 2

@@ -15,10 +15,12 @@ Product = Callable[[Tensor], Tensor]
 class Direction:
     """A direction of descent, how many products it took, and what it learned of the Hessian.
 
+    curvature: `step' H step`; below 0 the step follows negative curvature, and descends by more than its slope says.
     ritz: the Krylov space's smallest eigenvalue estimate, which the true one does not exceed.
     """
 
     step: Tensor
+    curvature: float
     products: int
     ritz: float
 
@@ -27,8 +29,9 @@ def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int,
     """`p` with `|H p + g| <= rtol |g|`, or as far as conjugate gradients came.
 
     Where a search direction d has curvature `c = d'Hd <= 0`, the model has no minimum along it: the step goes on by
-    `|r|^2 / |c|`, what a curvature of the other sign would give, but no further than `longest`. Both parts descend,
-    since `g'p < 0` and `g'd = -|r|^2` (d is conjugate to all that came before).
+    `|r|^2 / |c|`, what a curvature of the other sign would give, but between a tenth of `longest` (next to a saddle |r|
+    says nothing of the way out) and `longest`. Both parts descend, since `g'p < 0` and `g'd = -|r|^2` (d is conjugate
+    to all that came before).
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithm 7.1, with their step `p` continued along `d`.
     """
@@ -40,8 +43,9 @@ def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int,
         curvature, dd = float(d @ Hd), float(d @ d)
         if curvature <= 1e-14 * dd:  # at rounding level it says nothing of a minimum either
             reach = rr / abs(curvature) if curvature else float("inf")
-            step = p + min(reach, longest / dd**0.5) * d
-            return Direction(step, done, min(curvature / dd, _smallest_ritz(lengths, ratios)))
+            reach = max(longest / 10, min(longest, reach * dd**0.5)) / dd**0.5
+            ritz = min(curvature / dd, _smallest_ritz(lengths, ratios))
+            return Direction(p + reach * d, reach**2 * curvature - float(gradient @ p), done, ritz)  # p'Hp = -g'p
         length = rr / curvature
         p, r = p + length * d, r - length * Hd
         rr, before = float(r @ r), rr
@@ -50,7 +54,7 @@ def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int,
         if rr <= enough:
             break
         d = r + ratios[-1] * d
-    return Direction(p, len(lengths), _smallest_ritz(lengths, ratios))
+    return Direction(p, -float(gradient @ p), len(lengths), _smallest_ritz(lengths, ratios))
 
 
 def _smallest_ritz(lengths: list[float], ratios: list[float]) -> float:

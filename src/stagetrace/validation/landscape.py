@@ -68,7 +68,7 @@ class Landscape:
         own = self.problem.own.unflatten(point)
         with torch.no_grad():
             for batch, _ in self._batches:
-                check_finite(self.risk.losses(own, self.risk.inherited_values, batch), batch, self.risk.where)
+                check_finite(self.risk.losses(own, self.risk.inherited_values, batch), batch.indices, self.risk.where)
 
     def slopes(self, point: Tensor) -> tuple[Tensor, list[tuple[Tensor, Slope]]]:
         """The weighted loss, and each batch's gradient beside a way to have it with its graph."""
@@ -166,7 +166,7 @@ def checked_weights(weights: Tensor | None, examples: int, where: str) -> Tensor
     if len(bad):
         index = int(bad[0])
         refuse(
-            f"{where}: example {index} has the weight {float(weights[index])}; weights are 0 (left out), 1 (as trained) "
-            "or any finite number above 0"
+            f"{where}: example {index} has the weight {float(weights[index])}; weights are 0 (left out), 1 (as "
+            "trained) or any finite number above 0"
         )
     return weights.detach()

@@ -11,7 +11,7 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
 from stagetrace.stages.stage import check_count
-from stagetrace.validation.descent import lowest_curvature, newton_direction
+from stagetrace.validation.descent import Lowest, lowest_curvature, newton_direction
 from stagetrace.validation.landscape import Landscape, Place
 
 GIB = 2**30
@@ -54,8 +54,8 @@ class Minimum:
             raise SolveError(
                 f"{self.where}: no minimum found in {self.steps} Newton steps ({self.products} products): gradient "
                 f"norm {self.gradient_norm:.1e}, asked for {self.tolerance:.1e}, smallest Ritz value "
-                f"{self.smallest_ritz:.1e}; raise max_steps, loosen tolerance, give the stage weight_decay, or train it "
-                "further first"
+                f"{self.smallest_ritz:.1e}; raise max_steps, loosen tolerance, give the stage weight_decay, or train "
+                "it further first"
             )
         return self.values
 
@@ -112,7 +112,7 @@ def minimise(
     landscape = Landscape(problem, weights, memory)
     with (progress or Silent()).task(f"minimising {problem.stage.where}", None, "steps") as advance:
         descent = _Descent(landscape, tolerance, cg_steps)
-        while descent.state.steps < max_steps and descent.goes_on(strict=strict):
+        while descent.goes_on(max_steps, strict=strict):
             advance(1, note=f"gradient {descent.place.norm:.1e}")
     return descent.state
 
@@ -132,17 +132,18 @@ class _Descent:
         self.state = Minimum(where, {}, 0.0, 0.0, 0, 0, float("inf"), converged=False, tolerance=tolerance)
         self._note(0, float("inf"), converged=False)
 
-    def goes_on(self, *, strict: bool) -> bool:
+    def goes_on(self, max_steps: int, *, strict: bool) -> bool:
         """Take one step; False once there is nothing left to do, or nothing that helps."""
+        may_step = self.state.steps < max_steps
         if self.place.norm > self.tolerance:
-            return self._newton_step()
+            return may_step and self._newton_step()
         if not strict:
             self._note(0, self.state.smallest_ritz, converged=True)
             return False
         lowest = lowest_curvature(self.place.product, self.place.point, PROBES)
         is_saddle = lowest.value < -1e-10 * max(1.0, abs(lowest.largest))
         self._note(lowest.products, lowest.value, converged=not is_saddle)
-        return is_saddle and self._leave_saddle(lowest.vector)
+        return is_saddle and may_step and self._leave_saddle(lowest)
 
     def _newton_step(self) -> bool:
         size = self.place.norm
@@ -150,14 +151,15 @@ class _Descent:
         rtol = max(rtol, 0.3 * self.tolerance / size)  # not beyond what is asked for
         direction = newton_direction(self.place.product, self.place.gradient, rtol, self.cg_steps, self._longest)
         self._before = size
-        moved = self._search(direction.step)
+        moved = self._search(direction.step, direction.curvature)
         self._note(direction.products, direction.ritz, moved=moved)
         return moved
 
-    def _leave_saddle(self, vector: Tensor) -> bool:
+    def _leave_saddle(self, lowest: Lowest) -> bool:
         """Along negative curvature either way is down, where the gradient does not say which."""
-        sign = -1.0 if float(vector @ self.place.gradient) > 0 else 1.0
-        moved = self._search(0.1 * sign * self._longest * vector)
+        length = self._longest / 10
+        sign = -1.0 if float(lowest.vector @ self.place.gradient) > 0 else 1.0
+        moved = self._search(sign * length * lowest.vector, length**2 * lowest.value)
         self._before = self.place.norm
         self._note(0, self.state.smallest_ritz, moved=moved)
         return moved
@@ -167,12 +169,15 @@ class _Descent:
         """How far a step may follow negative curvature: as far as the parameters are from zero, and at least 1."""
         return max(1.0, float(self.place.point.norm()))
 
-    def _search(self, step: Tensor) -> bool:
-        """Move by the step or a half of it, a quarter, ... as soon as that descends enough (Armijo)."""
+    def _search(self, step: Tensor, curvature: float) -> bool:
+        """Move by the step or a half of it, a quarter, ... as soon as that descends enough (Armijo).
+
+        Along negative curvature the second-order term is part of what is promised: it may be all there is.
+        """
         here, slope, share = self.place, float(self.place.gradient @ step), 1.0
         for _ in range(50):
             trial = self.landscape.at(here.point + share * step)
-            if _descends(here, trial, share * slope):
+            if _descends(here, trial, share * slope + share**2 / 2 * min(0.0, curvature)):
                 self.place = trial
                 return True
             share /= 2

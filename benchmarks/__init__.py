@@ -1,0 +1,17 @@
+"""Benchmarks of stagetrace on real data, outside the package: `python -m benchmarks NAME --data DIR --out FILE`.
+
+A module per benchmark; each first counts the work that its subject cannot avoid, then measures beside it:
+
+products.py     a curvature product in gradients, its set-up and what it keeps in memory
+solvers.py      products until an answer is right to a given error, Lanczos beside conjugate gradients
+scoring.py      scoring all examples in forward passes, by batch size and by number of adjoints
+memory.py       seconds and peak memory as the number of examples grows
+
+setting.py      the images, the two networks, the trained weights, and what was asked for
+timing.py       interleaved repetitions: ratios that a busy or drifting machine spoils least
+report.py       tables, and the JSON file
+results/        the JSON files of the runs that are reported
+
+Ratios are medians over repetitions of quotients taken within one repetition, in one process, each part in turn.
+Needs the extra `stagetrace[experiments]`.
+"""

@@ -1,0 +1,71 @@
+"""`python -m benchmarks NAME --data DIR --out FILE`: one benchmark, its tables on the screen and its numbers in FILE.
+
+Exit codes: 0 done, 1 refused or failed (one message says why), 2 wrong usage.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks import memory, products, scoring, solvers
+from benchmarks.report import Report
+from benchmarks.setting import Asked
+from stagetrace.errors import StagetraceError
+
+BENCHMARKS: dict[str, Callable[[Report], None]] = {
+    "products": products.run,
+    "solvers": solvers.run,
+    "scoring": scoring.run,
+    "memory": memory.run,
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def benchmark(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(BENCHMARKS)}.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="DIR", exists=True, file_okay=False, help="Folder of the data sets' folders."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="Where the JSON goes.")],
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoints",
+            metavar="DIR",
+            file_okay=False,
+            help="Folder of pretrain.safetensors (the experiment's OUT/checkpoints); trained and kept there if absent.",
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see that it runs.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights, the vectors and every draw.")] = 0,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="PyTorch's threads.")] = None,
+    device: Annotated[str, typer.Option("--device", help="Where the models live: cpu, cuda.")] = "cpu",
+) -> None:
+    """Measure one thing and write down how it was measured."""
+    if name not in BENCHMARKS:
+        raise typer.BadParameter(f"there is no benchmark '{name}'; there are: {', '.join(BENCHMARKS)}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    report = Report(name, Asked(data, checkpoints, quick, seed, torch.device(device)))
+    BENCHMARKS[name](report)
+    report.write(out)
+    report.say(f"written: {out}")
+
+
+def main() -> None:
+    try:
+        app(prog_name="python -m benchmarks")
+    except StagetraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

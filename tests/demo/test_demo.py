@@ -1,0 +1,137 @@
+"""The demo, small: prediction against truth, the folder, the same numbers twice."""
+
+import json
+import sys
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from stagetrace import Trace
+from stagetrace.demo import DemoResult, Settings, run
+from stagetrace.demo.data import load
+from stagetrace.demo.draw import drawing
+from stagetrace.errors import DescriptionError, ResultsError
+
+SMALL = Settings(
+    pretrain_examples=300,
+    finetune_examples=200,
+    channels=(2, 4),
+    pretrain_decay=0.03,
+    finetune_decay=0.01,
+    adam_steps=60,
+    shown=3,
+    largest=5,
+    random=3,
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, Path, str]:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    console = Console(file=StringIO(), width=120, color_system=None)
+    return run(out, console=console, settings=SMALL), out, console.file.getvalue()
+
+
+def test_scores_predict_the_stages_really_solved_again(demo: tuple[DemoResult, Path, str]):
+    largest, random = demo[0].checks
+    assert largest.whole.pearson_r > 0.9
+    assert largest.tenth.pearson_r > 0.999
+    assert abs(largest.tenth.slope - 1) < 0.1
+    assert random.tenth.spearman_r == 1.0
+    for row in largest.rows:
+        assert row.predicted * row.true > 0
+        assert abs(row.true_tenth - row.predicted_tenth) < 0.15 * abs(row.true_tenth)
+
+
+def test_both_minima_are_strict(demo: tuple[DemoResult, Path, str]):
+    for stage in demo[0].stages:
+        assert stage.gradient_norm < 1e-8
+        assert stage.smallest_eigenvalue > 0
+    assert demo[0].stages[1].smallest_eigenvalue >= 0.01 - 1e-9  # a linear head: convex, plus its weight decay
+    assert all(solution.converged for solution in demo[0].trace.solutions.values())
+
+
+def test_what_is_checked_is_what_is_said(demo: tuple[DemoResult, Path, str]):
+    result = demo[0]
+    largest, random = result.checks
+    values = result.scores.values
+    others = set(range(300)) - {row.index for row in largest.rows}
+    assert len(largest.rows) == 5
+    assert min(values[row.index].abs() for row in largest.rows) >= max(values[index].abs() for index in others)
+    assert len({row.index for row in random.rows}) == 3
+    for row in (*largest.rows, *random.rows):
+        assert row.predicted == pytest.approx(-float(values[row.index]) / 300)
+        assert row.predicted_tenth == pytest.approx(row.predicted / 10)
+        assert row.digit == result.digits[row.index]
+
+
+def test_the_print_shows_digits_scores_and_agreement(demo: tuple[DemoResult, Path, str]):
+    result, _, text = demo
+    for harmful in (True, False):
+        for row in result.scores.top(3, harmful=harmful):
+            assert f"#{row.index}: a {result.digits[row.index]}" in text
+            assert f"score {row.score:+.2f}" in text
+    assert "most harmful" in text
+    assert "negative = removing it helps" in text
+    for check in result.checks:
+        assert f"removed: {check.whole}" in text
+        assert f"a tenth removed: {check.tenth}" in text
+    assert text.count("█") > 20
+
+
+def test_the_folder_holds_the_run_and_the_checks(demo: tuple[DemoResult, Path, str]):
+    result, out, _ = demo
+    assert torch.equal(Trace.load(out)["pretrain"].values, result.scores.values)
+    record = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+    assert [check["rows"] for check in record["checks"]] == [[asdict(r) for r in c.rows] for c in result.checks]
+    assert record["checks"][0]["removed"]["slope"] == result.checks[0].whole.slope
+
+
+def test_two_runs_give_the_same_numbers_and_leave_torch_as_it_was(demo: tuple[DemoResult, Path, str]):
+    result, out, _ = demo
+    torch.manual_seed(123)
+    before = torch.get_num_threads(), torch.get_rng_state()
+    again = run(out, settings=SMALL)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.equal(again.scores.values, result.scores.values)
+    assert [check.rows for check in again.checks] == [check.rows for check in result.checks]
+    assert again.stages == result.stages
+
+
+def test_another_run_does_not_overwrite_it(demo: tuple[DemoResult, Path, str]):
+    with pytest.raises(ResultsError):
+        run(demo[1], settings=Settings(**asdict(SMALL) | {"seed": 1}))
+
+
+def test_without_scikit_learn_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DescriptionError, match=r"pip install 'stagetrace\[demo\]'"):
+        run()
+
+
+def test_the_splits_are_the_real_digits_each_once():
+    splits = load(Settings())
+    assert [len(part) for part in (splits.old, splits.old_test, splits.new, splits.new_test)] == [600, 120, 600, 477]
+    assert set(splits.old.digits.tolist()) == set(range(4))
+    assert set(splits.new_test.digits.tolist()) == set(range(4, 10))
+    images = torch.cat([splits.old.images, splits.old_test.images, splits.new.images, splits.new_test.images])
+    assert len(torch.unique(images.flatten(1), dim=0)) == 1797
+    assert splits.new.data[0][1] == splits.new.digits[0] - 4
+
+
+def test_a_drawing_has_two_pixels_a_character():
+    image = torch.zeros(8, 8)
+    image[0, 0] = image[7, 7] = image[2, 3] = image[3, 3] = 1.0
+    lines = drawing(image).plain.split("\n")
+    assert [len(line) for line in lines] == [8] * 4
+    assert (lines[0][0], lines[3][7], lines[1][3]) == ("▀", "▄", "█")
+
+
+def test_too_many_examples_are_refused():
+    with pytest.raises(DescriptionError, match="type 1 to 719 examples"):
+        load(Settings(pretrain_examples=720))

@@ -1,0 +1,55 @@
+"""A job that traces every case of `CASES` into folders of their own, in however many processes it finds itself.
+
+    STAGETRACE_TEST_OUT=DIR torchrun --nproc-per-node 2 -m stagetrace score tests/distributed/job.py:every --out DIR/last
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stagetrace import CG, Chain, Direct, Frozen, GaussNewton, Hessian, Identity, Lanczos, Proximal, Query, trace
+from stagetrace.errors import StagetraceWarning
+from tests import jobs
+
+Job = tuple[Chain, Query, Mapping[str, Any]]
+
+KEPT, MOVED = Frozen("embedding"), Proximal("embedding", alpha=0.1)
+EXACT = {"curvature": GaussNewton(), "solver": Direct()}
+
+
+def queries(n: int = 6, **settings: Any) -> Query:
+    return Query(jobs.examples(n, 9), batch_size=4, **settings)
+
+
+# Sizes are uneven; batches have 5 examples, so 4 examples are fewer batches than processes.
+CASES: dict[str, Callable[[], Job]] = {
+    "frozen": lambda: (jobs.chain(KEPT, sizes=(37, 23)), queries(), EXACT | {"parts": True}),
+    "proximal": lambda: (jobs.chain(MOVED, sizes=(37, 23)), queries(), EXACT | {"parts": True}),
+    "three": lambda: (jobs.chain(MOVED, KEPT, sizes=(37, 4, 21)), queries(), EXACT),
+    "each query": lambda: (jobs.chain(KEPT, sizes=(11, 23)), queries(3, reduction="none"), EXACT | {"parts": True}),
+    "sum of queries": lambda: (jobs.chain(MOVED, sizes=(11, 23)), queries(7, reduction="sum"), EXACT),
+    "fewer examples than processes": lambda: (jobs.chain(MOVED, KEPT, sizes=(1, 23, 1)), queries(1), EXACT),
+    "part of the examples": lambda: (
+        jobs.chain(KEPT, sizes=(37, 23)),
+        queries(),
+        {"curvature": {"pretrain": Hessian(examples=7), "finetune": Identity()}, "solver": Lanczos(damping=0.1)},
+    ),
+    "conjugate gradients, the last stage only": lambda: (
+        jobs.chain(MOVED, sizes=(37, 23)),
+        queries(),
+        {"curvature": GaussNewton(), "solver": CG(damping=0.01, rtol=1e-10), "of": "finetune"},
+    ),
+}
+
+
+def every() -> Job:
+    """Trace every case, and leave the first to the command line."""
+    out = Path(os.environ["STAGETRACE_TEST_OUT"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StagetraceWarning)
+        for name, case in CASES.items():
+            chain, query, options = case()
+            trace(chain, query, out=out / name, **options)
+    return CASES["frozen"]()

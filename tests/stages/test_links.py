@@ -1,0 +1,271 @@
+"""Which parameter of a stage is which: trained, kept, moved or constant; by name, prefix and alias."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stagetrace import Chain, Frozen, Proximal, Stage
+from stagetrace.errors import DescriptionError
+from stagetrace.objectives import NextToken, Regression
+from stagetrace.stages.links import canonical_names, shared_names
+from stagetrace.stages.problem import Problem
+from tests.objectives import tiny
+
+ROWS = [(torch.ones(3), torch.zeros(2)), (torch.zeros(3), torch.ones(2))]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4))
+        self.encoder_norm = nn.LayerNorm(4)  # no part of the prefix `encoder`
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder_norm(self.encoder(x)))
+
+
+class Wrapped(nn.Module):
+    """`Net` one level deeper, as a fine-tuning script has it."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def stage(name: str, model: nn.Module, link: Any = None, **settings: Any) -> Stage:
+    return Stage(name, **({"model": model, "objective": Regression(), "data": ROWS, "link": link} | settings))
+
+
+def problem(link: Frozen | Proximal, model: nn.Module, previous: nn.Module) -> Problem:
+    return Chain(stage("before", previous), stage("after", model, link)).last
+
+
+ENCODER = ["encoder.0.weight", "encoder.0.bias", "encoder.2.weight", "encoder.2.bias"]
+NORM, HEAD = ["encoder_norm.weight", "encoder_norm.bias"], ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "names"),
+    [
+        ("encoder", ENCODER),
+        ("encoder.0", ENCODER[:2]),
+        ("encoder.0.weight", ENCODER[:1]),
+        (["encoder.0.weight", "head"], ENCODER[:1] + HEAD),
+        ({"encoder": "encoder", "encoder.0": "encoder.0"}, ENCODER),
+        ("", ENCODER + NORM + HEAD),
+    ],
+    ids=repr,
+)
+def test_a_prefix_covers_what_lies_under_it(shared: Any, names: list[str]):
+    model = Net()
+    assert shared_names(Frozen(shared), model, Net(), "here") == {name: name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("shared", "deeper"),
+    [({"net": ""}, "ours"), ({"": "net"}, "theirs"), ({"net.encoder": "encoder", "net.head": "head"}, "ours")],
+    ids=repr,
+)
+def test_the_empty_prefix_is_the_whole_model(shared: dict[str, str], deeper: str):
+    net, wrapped = Net(), Wrapped(Net())
+    pair = (wrapped, net) if deeper == "ours" else (net, wrapped)
+    names = ENCODER + NORM + HEAD if "encoder" not in str(shared) else ENCODER + HEAD
+    expected = {f"net.{name}": name for name in names}
+    found = shared_names(Proximal(shared), *pair, "here")
+    assert found == (expected if deeper == "ours" else {name: other for other, name in expected.items()})
+
+
+def test_the_own_the_kept_the_moved_and_the_constant():
+    previous, model = Net(), Net()
+    model.encoder.load_state_dict(previous.encoder.state_dict())
+    model.encoder_norm.requires_grad_(False)
+    frozen = problem(Frozen("encoder"), model, previous)
+    assert list(frozen.own_values) == HEAD
+    assert list(frozen.inherited_values) == ENCODER
+    assert list(frozen.constant_names) == NORM
+    assert frozen.moved == {}
+
+    model.encoder[0].requires_grad_(False)
+    moved = problem(Proximal("encoder", alpha=0.5), model, previous)
+    assert list(moved.own_values) == ENCODER[2:] + HEAD
+    assert moved.moved == {name: name for name in ENCODER[2:]}
+    assert list(moved.inherited_values) == ENCODER[:2]  # shared and not trained: kept, whatever the link
+    torch.testing.assert_close(moved.penalty, torch.tensor([1.0] * 20 + [0.0] * 10))
+
+
+def test_without_a_trainable_parameter_there_is_no_stage():
+    previous = Net()
+    model = Net()
+    model.load_state_dict(previous.state_dict())
+    model.head.requires_grad_(False)
+    with pytest.raises(DescriptionError, match="trained nothing: 6 of its parameters are kept.*2 have requires_grad"):
+        problem(Frozen(["encoder", "encoder_norm"]), model, previous)
+
+
+def test_a_displacement_is_in_the_moved_parameters_only():
+    previous, model = Net(), Net()
+    found = problem(Proximal("encoder"), model, previous)
+    away = found.own.unflatten(found.displacement)
+    for name, value in model.named_parameters():
+        expected = value - dict(previous.named_parameters())[name] if name in ENCODER else torch.zeros_like(value)
+        torch.testing.assert_close(away[name], expected.detach())
+
+
+def test_a_kept_value_may_differ_in_dtype_only():
+    previous = Net().bfloat16()
+    model = Net()
+    model.load_state_dict(previous.state_dict())
+    assert list(problem(Frozen("encoder"), model, previous).inherited_values) == ENCODER
+    with torch.no_grad():
+        model.encoder[2].bias[1] += 0.25
+    with pytest.raises(DescriptionError, match=r"'encoder.2.bias' should be kept.*differs from it by up to 0.25"):
+        problem(Frozen("encoder"), model, previous)
+
+
+# Tied weights: a tiny GPT-2, whose `lm_head.weight` is its `transformer.wte.weight`
+
+
+def language(name: str, model: nn.Module, link: Any = None) -> Stage:
+    data = [{"tokens": sentence} for sentence in tiny.SENTENCES]
+    return Stage(name, model=model, objective=NextToken(), data=data, link=link, collate=tiny.collate)
+
+
+def same(**settings: Any) -> tuple[nn.Module, nn.Module]:
+    """Two models with the same values; `settings` of the second."""
+    one, other = tiny.gpt2(), tiny.gpt2(**settings)
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+WTE, LM_HEAD = "transformer.wte.weight", "lm_head.weight"
+
+
+def test_a_tied_weight_counts_once():
+    model = tiny.gpt2()
+    found = Problem.of(language("only", model), None)
+    assert WTE in found.own_values
+    assert LM_HEAD not in found.own_values
+    assert found.own.size == sum(p.numel() for p in model.parameters())
+    assert canonical_names(model)[LM_HEAD] == WTE
+
+
+@pytest.mark.parametrize("shared", [WTE, LM_HEAD, "lm_head", "transformer.wte", {LM_HEAD: WTE}, {WTE: LM_HEAD}])
+def test_a_tied_weight_is_shared_by_either_name(shared: Any):
+    previous, model = same()
+    found = Chain(language("before", previous), language("after", model, Frozen(shared))).last
+    assert found.kept == {WTE: WTE}
+    assert found.own.size == sum(p.numel() for name, p in model.named_parameters() if name != WTE)
+
+
+def test_everything_under_the_empty_prefix_includes_the_tied_weight_once():
+    previous, model = same()
+    found = Chain(language("before", previous), language("after", model, Proximal("", alpha=0.5))).last
+    assert found.moved == {name: name for name, _ in model.named_parameters()}
+
+
+def test_two_parameters_may_start_from_one():
+    previous, model = same(tied=False)
+    link = Frozen({"transformer.wte": "transformer.wte", LM_HEAD: LM_HEAD})
+    found = Chain(language("before", previous), language("after", model, link)).last
+    assert found.kept == {WTE: WTE, LM_HEAD: WTE}
+
+
+def test_one_parameter_starts_from_only_one():
+    model, previous = same(tied=False)
+    with pytest.raises(DescriptionError, match="would be shared with both 'transformer.wte.weight' and 'lm_head.weig"):
+        Chain(language("before", previous), language("after", model, Frozen([WTE, LM_HEAD])))
+
+
+def test_a_tied_weight_has_the_gradient_of_both_uses():
+    model = tiny.gpt2().double()
+    found = Problem.of(language("only", model), None)
+    batch = tiny.padded(tiny.SENTENCES[:1])
+    logits = model.eval()(**batch).logits
+    nn.functional.cross_entropy(logits[0, :-1], batch["input_ids"][0, 1:]).backward()
+    losses = torch.func.grad(
+        lambda own: found.risk.losses(own, {}, next(iter(found.risk.read([[0]])))).sum()
+    )(found.own_values)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(losses[name], parameter.grad, rtol=1e-10, atol=1e-12)
+
+
+# Adapters
+
+
+class LoRA(nn.Module):
+    """A linear layer with a low-rank update beside it."""
+
+    def __init__(self, base: nn.Linear, rank: int = 1) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_adapters_are_own_and_the_base_is_kept(requires_grad: bool):
+    previous = Net()
+    model = Net()
+    model.load_state_dict(previous.state_dict())
+    model.requires_grad_(requires_grad)
+    for position in (0, 2):
+        model.encoder[position] = LoRA(model.encoder[position])
+    link = Frozen(
+        {
+            "encoder.0.base": "encoder.0",
+            "encoder.2.base": "encoder.2",
+            "encoder_norm": "encoder_norm",
+            "head": "head",
+        }
+    )
+    found = problem(link, model, previous)
+    assert list(found.own_values) == [f"encoder.{i}.{side}.weight" for i in (0, 2) for side in ("down", "up")]
+    assert found.kept == {name: name.replace(".base", "") for name in found.inherited_values}
+    assert found.inherited.size == sum(p.numel() for p in previous.parameters())
+    assert found.constant_names == ()
+
+
+# What does not map
+
+
+@pytest.mark.parametrize(
+    ("link", "says"),
+    [
+        (Frozen("encode"), "no parameter 'encode' or under it; it has 'encoder.0.weight'"),
+        (Frozen({"encoder": "body"}), "the previous stage has no parameter 'body' or under it"),
+        (Frozen({"encoder": "head"}), "under 'encoder' has no counterpart under 'head' of the previous stage"),
+        (Frozen({"encoder.0.weight": "encoder.2.weight"}), "shape [4, 3], but 'encoder.2.weight' of stage 'before'"),
+        (Frozen({"head.weight": "head"}), "no counterpart|the previous stage"),
+    ],
+    ids=["no such name", "no such name before", "no counterparts", "another shape", "a parameter from a module"],
+)
+def test_what_does_not_map_is_named(link: Frozen, says: str):
+    with pytest.raises(DescriptionError) as caught:
+        problem(link, Net(), Net())
+    assert any(part in str(caught.value) for part in says.split("|"))
+    assert "stage 'after'" in str(caught.value)
+
+
+@pytest.mark.parametrize("shared", [{}, [], {"a": 1}, [1]], ids=repr)
+def test_what_is_no_mapping_of_names_is_refused(shared: Any):
+    for link in (Frozen, Proximal):
+        with pytest.raises(DescriptionError, match="no shared parameters given|maps names to names"):
+            link(shared)
+
+
+def test_a_chain_says_where_links_belong():
+    one, other = stage("one", Net(), Frozen("")), stage("other", Net())
+    with pytest.raises(DescriptionError, match="'one' is the first of the chain"):
+        Chain(one, other)
+    with pytest.raises(DescriptionError, match="'other' comes after 'plain' but does not say"):
+        Chain(stage("plain", Net()), other)
+    assert Chain(stage("plain", Net()), stage("next", Net(), Proximal(""))).names == ("plain", "next")
