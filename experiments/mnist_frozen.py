@@ -5,9 +5,6 @@ of 512; damping on H^2 of 1e-2 in pretraining and 1e-8 in fine-tuning; the pretr
 examples; the query is the mean loss over the whole test set of the fine-tuning task. Rates and epochs are not known
 from the paper and are ours.
 
-The small damping of fine-tuning needs no float64: with the fine-tuned model in double precision the same number of
-products gives the same scores, up to 4e-5 of the largest.
-
 Every pretraining example and every fine-tuning example is scored.
 """
 
