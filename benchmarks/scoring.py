@@ -8,10 +8,10 @@ The work, counted in multiply-adds m of a layer, for a batch and k adjoints:
     per-example gradients       3 m, and k P an example for the product with the adjoints; the first layer 2 m
     one at a time               3 m, in as many calls as there are examples
 
-`counted` gives the numbers for the network at hand, by PyTorch's counter. A forward pass is the plain
-model and its losses, without gradients, on the same batches; scoring also checks
-that all is finite and forms the scores. The examples are read as slices of tensors, and once more one by one and collated, as from a data set of files:
-then the forward pass pays for the reading too.
+`counted` gives the numbers for the network at hand, by PyTorch's counter. A forward pass is the plain model and its
+losses, without gradients, on the same batches; scoring also checks that all is finite and forms the scores. The
+examples are read as slices of tensors, and once more one by one and collated, as from a data set of files: then the
+forward pass pays for the reading too.
 
 Memory: forward mode holds a batch's activations and tangents; per-example gradients hold 4 P bytes an example more.
 """

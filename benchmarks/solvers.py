@@ -11,8 +11,8 @@ norms that the two minimise. Where even powers serve as well as odd ones, m = k 
 Products are counted by the solvers themselves. An answer after k steps comes from the public solver with `max_steps=k`
 and a tolerance that it cannot reach; equal products are remembered between such solves, and those that a solver
 spends on measuring its answer are not counted on either side. The least k for each error is found by doubling
-and bisection, which takes the error to fall with the steps. A floor is the least error of all answers seen within the
-limit of steps.
+and bisection, which takes the error to fall with the steps. A floor is the least error of all answers seen up to the
+limit of steps; it and the short recurrence are rounding's business, and measured in float32 only.
 """
 
 from collections.abc import Callable
@@ -42,11 +42,13 @@ RESIDUAL = 1e-10
 UNREACHABLE = 1e-15
 TIMED_DAMPING, TIMED_ERROR = 1e-2, 1e-3
 
+SHORT = "Lanczos, short recurrence"
+
 Steps = Callable[[float, int], Solver]
 
 SOLVERS: dict[str, Steps] = {
     "Lanczos": lambda damping, steps: Lanczos(damping, rtol=UNREACHABLE, max_steps=steps),
-    "Lanczos, short recurrence": lambda damping, steps: Lanczos(damping, UNREACHABLE, steps, memory=1),
+    SHORT: lambda damping, steps: Lanczos(damping, UNREACHABLE, steps, memory=1),
     "Normal(CG)": lambda damping, steps: Normal(CG(rtol=UNREACHABLE, max_steps=steps), damping),
 }
 
@@ -64,11 +66,14 @@ def run(report: Report) -> None:
     for damping, (reference, usable) in references.items():
         for dtype, system in systems.items():
             for name, steps in SOLVERS.items():
+                if dtype == torch.float64 and name == SHORT:
+                    continue
                 search = Search(system, reference, lambda k, steps=steps, damping=damping: steps(damping, k), limit)
                 needed[damping, dtype, name] = search
                 row: Row = {"damping": f"{damping:g}", "precision": _word(dtype), "solver": name}
                 row |= {f"to {error:g}": search.products(error) for error in ERRORS}
-                table.append(row | {"floor": search.floor, "reference": "sound" if usable else "NOT converged"})
+                floor = search.floor if dtype == torch.float32 else None
+                table.append(row | {"floor": floor, "reference": "sound" if usable else "NOT converged"})
     report.table("Products to a true relative error", table, "products")
     report.table("Lanczos / Normal(CG), products", _ratios(needed), "ratios")
     _targets(report, needed)
@@ -160,7 +165,7 @@ def _references(report: Report, system: System, steps: int) -> dict[float, tuple
     """The float64 answer for each damping, all from one run, and whether its residual is small enough."""
     if system.rhs.dtype != torch.float64:
         raise SolveError("the reference must be solved in float64")
-    solver = Lanczos(rtol=RESIDUAL / 100, max_steps=steps)
+    solver = Lanczos(rtol=RESIDUAL / 2, max_steps=steps)
     solutions = solver.sweep(system.remembering, system.rhs, DAMPINGS)
     table: list[Row] = []
     for damping, solution in zip(DAMPINGS, solutions, strict=True):

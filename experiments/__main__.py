@@ -1,4 +1,4 @@
-"""`python -m experiments NAME --data DIR --out DIR`: one experiment, from the data set's folder to `DIR/result.json`.
+"""`python -m experiments NAME --data DIR [--out DIR]`: one experiment, from the data sets' folder to `OUT/result.json`.
 
 Exit codes: 0 done, 1 refused or failed (one message says why), 2 wrong usage, 130 interrupted.
 """
@@ -31,8 +31,9 @@ def experiment(
         typer.Option("--data", metavar="DIR", exists=True, file_okay=False, help="Folder of the data sets' folders."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", file_okay=False, help="Where results go; resumed if there.")
-    ],
+        Path | None,
+        typer.Option("--out", metavar="DIR", file_okay=False, help="Where results go (runs/NAME); resumed if there."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the weights, the batches and every draw.")] = 0,
     examples: Annotated[
         int | None, typer.Option("--examples", metavar="N", min=1, help="At most N training examples a stage.")
@@ -48,6 +49,7 @@ def experiment(
         raise typer.BadParameter(
             f"there is no experiment '{name}'; there are: {', '.join(EXPERIMENTS)}", param_hint="NAME"
         )
+    out = out or Path("runs") / name
     settings = Settings(data, out, seed, examples, _device(device), dataset)
     EXPERIMENTS[name](settings, Bars())
     typer.echo(f"written: {out / 'result.json'}")

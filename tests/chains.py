@@ -42,7 +42,7 @@ class StageCase:
     """
 
     name: str
-    make: Callable[[], nn.Module]
+    make: Callable[[], Any]
     x: Tensor
     y: Tensor
     loss: str
@@ -52,7 +52,7 @@ class StageCase:
     batch_size: int = 5
 
     @lru_cache  # noqa: B019 - a handful of records, alive as long as the tests
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """The module, with `requires_grad` as the record says."""
         model = self.make()
         for name, parameter in model.named_parameters():
@@ -119,7 +119,8 @@ class Additive(nn.Module):
             attach(self, name, nn.Linear(last - first, outputs, bias=bias and name == list(columns)[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(self.get_submodule(name)(x[:, slice(*ends)]) for name, ends in self.columns.items())
+        terms = [self.get_submodule(name)(x[:, slice(*ends)]) for name, ends in self.columns.items()]
+        return torch.stack(terms).sum(dim=0)
 
 
 class Stack(nn.Module):

@@ -12,7 +12,7 @@ takes the layer from p instead of from v. The score of example i of stage k is d
 last stage's parameters, and with stage k and all later stages solved again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -198,7 +198,7 @@ def query_losses(case: "ChainCase", point: Point) -> Tensor:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """Thousands of tiny operations: handing each to several threads takes several times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_scores_predict_the_stages_really_solved_again(demo: tuple[DemoResult, P
     assert largest.whole.pearson_r > 0.9
     assert largest.tenth.pearson_r > 0.999
     assert abs(largest.tenth.slope - 1) < 0.1
-    assert random.tenth.spearman_r == 1.0
+    assert random.tenth.spearman_r > 0.99
     for row in largest.rows:
         assert row.predicted * row.true > 0
         assert abs(row.true_tenth - row.predicted_tenth) < 0.15 * abs(row.true_tenth)
@@ -105,7 +105,7 @@ def test_two_runs_give_the_same_numbers_and_leave_torch_as_it_was(demo: tuple[De
 
 def test_another_run_does_not_overwrite_it(demo: tuple[DemoResult, Path, str]):
     with pytest.raises(ResultsError):
-        run(demo[1], settings=Settings(**asdict(SMALL) | {"seed": 1}))
+        run(demo[1], settings=replace(SMALL, seed=1))
 
 
 def test_without_scikit_learn_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,6 @@
 """A job that traces every case of `CASES` into folders of their own, in however many processes it finds itself.
 
-    STAGETRACE_TEST_OUT=DIR torchrun --nproc-per-node 2 -m stagetrace score tests/distributed/job.py:every --out DIR/last
+STAGETRACE_TEST_OUT=DIR torchrun --nproc-per-node 2 -m stagetrace score tests/distributed/job.py:every --out DIR/last
 """
 
 import os

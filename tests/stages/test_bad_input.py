@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from stagetrace import (
     Trace,
     trace,
 )
-from stagetrace.errors import CurvatureWarning, DataError, DescriptionError, ResultsError, StagetraceWarning
+from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceWarning
 from stagetrace.objectives import Classification
 from tests.jobs import Net, after, examples
 
@@ -44,6 +44,10 @@ class Described:
         self.names = ("pretrain", "finetune")
         self.query: dict[str, Any] = {"data": examples(40, 2)}
         self.settings: dict[str, Any] = {"curvature": GaussNewton()}
+
+    def broken(self, change: Callable[["Described"], None]) -> "Described":
+        change(self)
+        return self
 
     def trace(self, out: Path | None = None) -> Trace:
         first, second = self.names
@@ -424,8 +428,7 @@ TABLE = [
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(bad: Bad, tmp_path: Path):
     described, out = Described(), tmp_path / "out"
     with pytest.raises(bad.error) as caught:
-        bad.broken(described)
-        described.trace(out)
+        described.broken(bad.broken).trace(out)
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in bad.words if word not in message] == [], message
@@ -575,7 +578,7 @@ OTHERS = [
     ("query", at("query", data=examples(40, 3)), ["query.data.sha256"]),
     ("reduction", at("query", reduction="sum"), ["query.reduction", "'mean' -> 'sum'"]),
     ("weight decay", at("finetune", weight_decay=0.5), ["stages.finetune.weight_decay", "0.0 -> 0.5"]),
-    ("objective", both(at("finetune", objective=sound), at("settings", curvature=Hessian())), ["stages.finetune.objective", "sound"]),
+    ("objective", both(at("finetune", objective=sound), at("settings", curvature=Hessian())), ["finetune.objective"]),
     ("curvature", at("settings", curvature=GaussNewton(examples=7)), ["curvature.pretrain.examples", "-> 7"]),
     ("solver", at("settings", solver=Lanczos(damping=0.5)), ["solver.pretrain.damping", "-> 0.5"]),
     ("scored stages", at("settings", of="finetune"), ["of"]),
@@ -597,7 +600,7 @@ def test_the_folder_of_another_run_is_refused_by_what_differs(
 ):
     before, described = contents(finished), Described()
     change(described)
-    with pytest.raises(ResultsError, match="holds another run.*there -> here") as caught:
+    with pytest.raises(ResultsError, match=r"holds another run.*there -> here") as caught:
         described.trace(finished)
     message = str(caught.value).replace('"', "'")
     assert [words for words in differs if words not in message] == [], message
@@ -608,6 +611,6 @@ def test_the_folder_of_another_run_is_refused_by_what_differs(
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = contents(tmp_path)
-    with pytest.raises(ResultsError, match="not a stagetrace run folder.*choose an empty or new folder"):
+    with pytest.raises(ResultsError, match=r"not a stagetrace run folder.*choose an empty or new folder"):
         Described().trace(tmp_path)
     assert contents(tmp_path) == before

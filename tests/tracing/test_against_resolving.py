@@ -1,6 +1,7 @@
 """Scores of every stage against stages that were really solved again, and against the same maths on dense matrices."""
 
 from functools import lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ REPRESENTATIVES = {
     "kept within proximal 0.5",
     "untied, proximal 0.5",
 }
-EXACT = {"curvature": Hessian(), "solver": Direct()}
+EXACT: dict[str, Any] = {"curvature": Hessian(), "solver": Direct()}
 FROZEN = tuple(case for case in CASES if case.links == {"frozen"})
 PROXIMAL = tuple(case for case in CASES if case.links == {"proximal"})
 SOME = tuple(case for case in CASES if case.name in REPRESENTATIVES)
@@ -42,7 +43,7 @@ def named(cases: tuple[ChainCase, ...]) -> pytest.MarkDecorator:
 
 
 @lru_cache
-def traced(case: ChainCase, *, reduction: str = "mean", **settings: object) -> Trace:
+def traced(case: ChainCase, *, reduction: str = "mean", **settings: Any) -> Trace:
     """The trace of a case, by the exact Hessian and a dense solve unless told otherwise; never traced twice."""
     return trace(chain_of(case, solved(case)), query_of(case, reduction=reduction), **(EXACT | settings))
 
@@ -235,7 +236,9 @@ def test_parts_are_the_papers_two_terms(case: ChainCase):
     for position, stage in enumerate(case.stages):
         scores = result[stage.name]
         shared, head = (part.mean(dim=0) for part in dense_parts(case, position))
-        close = {"rtol": 1e-8, "atol": 1e-9 * float(scores.values.abs().max())}
+        assert scores.via_shared is not None
+        assert scores.via_head is not None
+        close: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-9 * float(scores.values.abs().max())}
         torch.testing.assert_close(scores.via_shared, shared, **close)
         torch.testing.assert_close(scores.via_head, head, **close)
         assert_agree(scores.via_shared + scores.via_head, whole[stage.name].values, 1e-10)

@@ -41,7 +41,7 @@ from tests.chains import (
 )
 from tests.oracles import solved
 
-EXACT = {"curvature": Hessian(), "solver": Direct()}
+EXACT: dict[str, Any] = {"curvature": Hessian(), "solver": Direct()}
 
 
 def named(cases: tuple[ChainCase, ...]) -> pytest.MarkDecorator:
@@ -150,16 +150,16 @@ class Rows(Dataset):
 def test_dict_batches_equal_tuple_batches(case: ChainCase, label: str):
     stages = {s.name: {"data": Rows(s.x, s.y, label)} for s in case.stages}
     query = Query(Rows(case.query_x, case.query_y, label))
-    quick = {"curvature": Identity()}
-    assert_same_scores(traced(case, query, stages, **quick), traced(case, **quick), tolerance=1e-12)
+    quick = Identity()
+    assert_same_scores(traced(case, query, stages, curvature=quick), traced(case, curvature=quick), tolerance=1e-12)
 
 
 def test_a_list_of_pairs_equals_a_tensor_data_set():
     case = FROZEN_LOGISTIC
     stages = {s.name: {"data": list(zip(s.x, s.y, strict=True))} for s in case.stages}
     query = Query([(x, int(y)) for x, y in zip(case.query_x, case.query_y, strict=True)])
-    quick = {"curvature": Identity()}
-    assert_same_scores(traced(case, query, stages, **quick), traced(case, **quick), tolerance=1e-12)
+    quick = Identity()
+    assert_same_scores(traced(case, query, stages, curvature=quick), traced(case, curvature=quick), tolerance=1e-12)
 
 
 @named((FROZEN_RIDGE, FROZEN_LOGISTIC))
@@ -195,7 +195,7 @@ def test_models_are_left_as_they_were(training: bool, solver: Direct | Lanczos):
     for stage in chain.stages:
         stage.model.train(training)
         stage.model.get_submodule("embedding").train(not training)
-    stage.model.get_submodule("head").bias.requires_grad_(False)
+    chain.stages[-1].model.get_parameter("head.bias").requires_grad_(False)
     before = [
         (state(s.model), [m.training for m in s.model.modules()], [p.requires_grad for p in s.model.parameters()])
         for s in chain.stages

@@ -1,6 +1,7 @@
 """Minima against closed forms, SciPy and a dense Newton; weights, honesty, saddles, refusals."""
 
 import copy
+from typing import Any
 
 import pytest
 import scipy.optimize
@@ -23,7 +24,7 @@ PLACES = [(case, position) for case in CASES for position in range(len(case.stag
 each_place = pytest.mark.parametrize(("case", "position"), PLACES, ids=[f"{c.name}-{p}" for c, p in PLACES])
 
 
-def ridge(weight_decay: float = 0.1, **settings: object) -> tuple[Chain, Tensor, Tensor]:
+def ridge(weight_decay: float = 0.1, **settings: Any) -> tuple[Chain, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     x, y = (torch.randn(17, k, generator=generator, dtype=torch.float64) for k in (4, 1))
     settings = {"data": TensorDataset(x, y), "batch_size": 5} | settings
@@ -149,7 +150,7 @@ def test_an_example_of_weight_zero_is_not_even_evaluated():
 
 @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 100}], ids=str)
 @pytest.mark.parametrize("memory", [1, 2**31])
-def test_batches_and_memory_change_nothing(settings: dict[str, int], memory: int):
+def test_batches_and_memory_change_nothing(settings: dict[str, Any], memory: int):
     problem = moved(FROZEN_TANH, 0, 0.05)
     expected = minimise(problem, tolerance=1e-11)
     found = minimise(problem.with_stage(**settings), tolerance=1e-11, memory=memory)
@@ -255,13 +256,13 @@ def test_float32_is_refused_with_the_remedy():
         (torch.ones(17).index_fill(0, torch.tensor([4]), float("inf")), "example 4 has the weight inf"),
     ],
 )
-def test_wrong_weights_are_refused(weights: object, message: str):
+def test_wrong_weights_are_refused(weights: Any, message: str):
     with pytest.raises(DescriptionError, match=message):
         minimise(ridge()[0]["fit"], weights)
 
 
 @pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"max_steps": 0}, {"cg_steps": 0}, {"memory": 0}], ids=str)
-def test_wrong_settings_are_refused(settings: dict[str, float]):
+def test_wrong_settings_are_refused(settings: dict[str, Any]):
     with pytest.raises(DescriptionError, match=next(iter(settings))):
         minimise(ridge()[0]["fit"], **settings)
 

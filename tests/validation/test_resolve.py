@@ -1,5 +1,8 @@
 """Chains solved again against the dense oracle: through frozen and proximal links, from any stage."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -105,7 +108,8 @@ def test_removal_effects_are_differences_of_the_query_loss(case: ChainCase):
 def test_query_loss_reduces_as_the_query_says():
     case = FROZEN_LOGISTIC
     chain, losses = chain_of(case, solved(case)), query_losses(case, solved(case)[-1])
-    for reduction, expected in (("mean", losses.mean()), ("sum", losses.sum()), ("none", losses)):
+    reductions: dict[Any, torch.Tensor] = {"mean": losses.mean(), "sum": losses.sum(), "none": losses}
+    for reduction, expected in reductions.items():
         query = Query(TensorDataset(case.query_x, case.query_y), reduction=reduction, batch_size=3)
         torch.testing.assert_close(query_loss(chain, query), expected, rtol=1e-12, atol=1e-14)
 
@@ -127,7 +131,7 @@ def test_one_stage_is_a_chain_too():
         (lambda chain: Agreement.of(torch.ones(3), torch.ones(2)), r"got \[3\] and \[2\]"),
     ],
 )
-def test_wrong_arguments_are_refused(call: object, message: str):
+def test_wrong_arguments_are_refused(call: Callable[[Chain], object], message: str):
     with pytest.raises(DescriptionError, match=message):
         call(chain_of(FROZEN_LOGISTIC, solved(FROZEN_LOGISTIC)))
 

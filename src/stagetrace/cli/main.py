@@ -148,9 +148,10 @@ def main() -> None:
     warnings.showwarning = _one_line(errors)
     try:
         app()
-    except KeyboardInterrupt:
-        errors.print("interrupted; what was finished is kept: the same command continues", markup=False)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of a KeyboardInterrupt
+            errors.print("interrupted; what was finished is kept: the same command continues", markup=False)
+        raise
     except Exception as error:
         if "--debug" in sys.argv:
             raise

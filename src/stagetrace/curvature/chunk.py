@@ -11,12 +11,13 @@ All are exact and agree to rounding. A chunk is a function `[own.size, k] -> [ow
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, linearize, vjp, vmap
+from torch.utils._pytree import tree_leaves
 
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
@@ -48,7 +49,10 @@ def hessian_graph(risk: Risk, batch: Batch) -> Product:
     inputs = tuple(own.values())
     with torch.enable_grad():
         total = risk.losses(own, risk.inherited_values, batch).sum()
+        if not total.requires_grad:  # a loss without the parameters
+            return torch.zeros_like
         gradients = torch.autograd.grad(total, inputs, create_graph=True, materialize_grads=True)
+    check_differentiable_again(gradients)
 
     def product(vector: Params) -> Params:
         tracked = [(g, vector[name]) for name, g in zip(own, gradients, strict=True) if g.requires_grad]
@@ -87,8 +91,11 @@ def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
     inputs = tuple(own.values())
     with torch.enable_grad():
         outputs = risk.outputs(own, risk.inherited_values, batch)
+        if not outputs.requires_grad:
+            return torch.zeros_like
         u = torch.zeros_like(outputs, requires_grad=True)
         pulled = torch.autograd.grad(outputs, inputs, u, create_graph=True, materialize_grads=True)
+    check_differentiable_again(pulled)
 
     def product(vector: Params) -> Params:
         (tangent,) = torch.autograd.grad(
@@ -102,10 +109,43 @@ def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
 
 
 def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
-    """The value of a function and its tangent map at a point, traced once."""
+    """The value of a function and its tangent map at a point, traced once and checked.
+
+    Raises:
+        RuntimeError: the trace is not the tangent map. Where a layer works in place (recurrent layers, attention) the
+            tracer can record wrong views, or keep what the next call writes into, and says nothing.
+    """
     with warnings.catch_warnings():  # the tracer warns of its own bookkeeping
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-        return linearize(function, at)
+        value, tangent = linearize(function, at)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        along = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in at.items()}
+        expected, traced = jvp(function, (at,), (along,))[1], tangent(along)
+        for one, other in zip(tree_leaves(expected), tree_leaves(traced), strict=True):
+            if one.numel() and (one - other).abs().max() > torch.finfo(one.dtype).eps ** 0.5 * one.abs().max():
+                raise RuntimeError("the traced derivative is wrong, since an operation works in place")
+    return value, tangent
+
+
+def check_differentiable_again(gradients: Iterable[Tensor]) -> None:
+    """Refuse gradients through an operation that is marked as differentiable once.
+
+    PyTorch puts a node that raises behind such an operation, and `torch.autograd.grad` passes it by: the derivative
+    through the operation would silently be zero.
+
+    Raises:
+        RuntimeError: with PyTorch's words for it.
+    """
+    nodes, seen = [gradient.grad_fn for gradient in gradients], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
 
 
 def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Callable[[Tensor], Params]]:

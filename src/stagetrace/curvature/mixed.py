@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from stagetrace.curvature.chunk import check_differentiable_again
 from stagetrace.curvature.plan import first_line
 from stagetrace.errors import DifferentiationError, StagetraceError
 from stagetrace.parallel import world
@@ -64,6 +65,7 @@ def _reverse(risk: Risk, batch: Batch, vector: Params) -> Params:
         with torch.enable_grad():
             total = risk.losses(own, inherited, batch).sum()
             slopes = torch.autograd.grad(total, tuple(own.values()), create_graph=True, materialize_grads=True)
+            check_differentiable_again(slopes)
             along = torch.stack([(s * vector[name]).sum() for name, s in zip(own, slopes, strict=True)]).sum()
         rows = torch.autograd.grad(along, tuple(inherited.values()), materialize_grads=True)
     except (RuntimeError, NotImplementedError) as cause:

@@ -13,6 +13,7 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagetrace.curvature.chunk import (
@@ -46,6 +47,9 @@ PROBE_EXAMPLES = 8
 TRACED_OPERATIONS = 2.5e8
 """Floating-point operations of a gradient (counted in matrix products and convolutions) from which tracing pays: it
 costs 0.3 to 1.3 s and saves about one gradient a product, so a gradient of 10 ms earns it back in some tens of them."""
+
+TRACED_BYTES = 3
+"""What a traced tangent map keeps, at most, over what the graph of the same gradient keeps."""
 
 
 @final
@@ -100,11 +104,12 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
     kept_bytes = per_example * share + per_chunk * -(-share // chunk_examples)
     if kept_bytes > memory:
         return Plan(matrix, "reverse anew" if missing else "forward anew", chunk_examples, per_example, 0, missing)
-    traced = not missing and _gradient_operations(risk, few) * share >= TRACED_OPERATIONS
-    if traced:
+    traced = not missing and kept_bytes * TRACED_BYTES <= memory
+    if traced and _gradient_operations(risk, few) * share >= TRACED_OPERATIONS:
         missing = _failure(LINEARISED[matrix], risk, one)
-    way: Way = "linearised" if traced and not missing else "graph kept"
-    return Plan(matrix, way, chunk_examples, per_example, kept_bytes, missing)
+        if not missing:
+            return Plan(matrix, "linearised", chunk_examples, per_example, kept_bytes * TRACED_BYTES, None)
+    return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, missing)
 
 
 def _gradient_operations(risk: Risk, batch: Batch) -> float:
@@ -123,12 +128,14 @@ def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[in
 
 
 def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
-    parameters = {p.untyped_storage().data_ptr() for p in (*risk.own_values.values(), *risk.inherited_values.values())}
+    data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
+    known = (*risk.own_values.values(), *risk.inherited_values.values(), *data)
+    there_anyway = {tensor.untyped_storage().data_ptr() for tensor in known}
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in there_anyway:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 

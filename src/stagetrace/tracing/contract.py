@@ -21,6 +21,7 @@ from stagetrace.errors import StagetraceError
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
+from stagetrace.tracing.tangent import directional
 
 Way = Literal["forward mode", "per-example gradients", "one example at a time"]
 
@@ -51,15 +52,16 @@ def forward_passes(way: Way, columns: int) -> float:
 def forward_mode(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
     """The directional derivative of the batch's loss vector along each adjoint."""
 
+    def losses_at(own: dict[str, Tensor]) -> Tensor:
+        return risk.losses(own, risk.inherited_values, batch)
+
     def along(direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, dots, *_ = jvp(
-            lambda own: risk.losses(own, risk.inherited_values, batch), (risk.own_values,), (direction,)
-        )
+        losses, dots, *_ = jvp(losses_at, (risk.own_values,), (direction,))
         return losses, dots
 
     with torch.no_grad():
         if adjoints.shape[1] == 1:
-            losses, dots = along(risk.own.unflatten(adjoints[:, 0]))
+            losses, dots = directional(losses_at, risk.own_values, risk.own.unflatten(adjoints[:, 0]))
             return losses, dots.unsqueeze(1)
         blocks = [
             vmap(along, out_dims=(None, 1))(  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,366 @@
+"""The command line: what it prints and where, how it ends, and what its options mean."""
+
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import stagetrace
+from stagetrace import Trace
+from stagetrace.cli.main import app, main
+from stagetrace.errors import ResultsError, StagetraceWarning
+from stagetrace.progress import Bars
+from tests import jobs
+
+TARGET = f"{jobs.FILE}:frozen"
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines on standard error that are no progress bars."""
+        return [line for line in self.err.splitlines() if line.startswith(("error", "warning")) or "Error" in line]
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def stage_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """`stagetrace WORDS` in this process, 80 columns wide and not to a terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    path = list(sys.path)
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["stagetrace", *map(str, words)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", StagetraceWarning)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield run
+    sys.path[:] = path
+    for name in ("jobs", "described", "a_module_of_the_user"):
+        sys.modules.pop(name, None)
+
+
+def written(folder: Path, body: str, name: str = "described.py") -> Path:
+    """A file with a TARGET in it."""
+    (folder / name).write_text("from tests import jobs\n" + textwrap.dedent(body))
+    return folder / name
+
+
+# TARGET
+
+
+def test_a_file_and_its_function(stage_trace: Command, tmp_path: Path):
+    assert stage_trace("score", TARGET, "--out", tmp_path / "run").code == 0
+    assert list(Trace.load(tmp_path / "run")) == ["pretrain", "finetune"]
+
+
+def test_a_module_in_the_working_folder_and_its_function(
+    stage_trace: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written(tmp_path, "def job():\n    return jobs.frozen()[:2]\n", "a_module_of_the_user.py")
+    monkeypatch.chdir(tmp_path)
+    ended = stage_trace("score", "a_module_of_the_user:job", "--out", "run", "--of", "finetune")
+    assert ended.code == 0, ended.err
+    assert list(Trace.load(tmp_path / "run")) == ["finetune"]
+
+
+def test_options_that_the_target_returns_and_words_that_change_them(stage_trace: Command, tmp_path: Path):
+    """The target's options are the defaults of its own command line."""
+    target = written(
+        tmp_path,
+        """
+        from stagetrace import GaussNewton, Lanczos
+
+        def job():
+            chain, query, _ = jobs.frozen()
+            settings = {"curvature": GaussNewton(), "solver": {"pretrain": Lanczos(damping=0.5, rtol=1e-8)}}
+            return chain, query, settings | {"of": ["finetune", "pretrain"], "parts": True}
+        """,
+    )
+    assert stage_trace("score", f"{target}:job", "--out", tmp_path / "own").code == 0
+    own = Trace.load(tmp_path / "own")
+    assert own["pretrain"].via_shared is not None
+    assert own.description["curvature"]["pretrain"]["name"] == "GaussNewton"
+    assert own.description["solver"]["pretrain"]["damping"] == 0.5
+    words = "--damping", "pretrain=0.25", "--damping", "2", "--of", "pretrain", "--curvature", "finetune=identity"
+    assert stage_trace("score", f"{target}:job", "--out", tmp_path / "changed", *words).code == 0
+    changed = Trace.load(tmp_path / "changed").description
+    assert [changed["solver"][name]["damping"] for name in ("pretrain", "finetune")] == [0.25, 2.0]
+    assert changed["solver"]["pretrain"]["rtol"] == 1e-8
+    assert [changed["curvature"][name]["name"] for name in ("pretrain", "finetune")] == ["GaussNewton", "Identity"]
+    assert changed["of"] == ["pretrain"]
+
+
+BAD_TARGETS = [
+    ("nothing after it", "{file}", "TARGET must be module:function or path/to/file.py:function"),
+    ("no such file", "no/such/file.py:job", "there is no file no/such/file.py"),
+    ("no such module", "no_such_module:job", "there is no module 'no_such_module'"),
+    ("no such function", "{file}:nope", "has no function 'nope'; it has job, broken, nothing, odd"),
+    ("a function that fails", "{file}:broken", "while running .*ZeroDivisionError: division by zero .--debug"),
+    ("a function that returns nothing", "{file}:nothing", "must return .chain, query., .*got NoneType"),
+    ("an unknown option", "{file}:odd", "the option 'solvers'; options for trace are curvature, solver, of, parts"),
+]
+
+
+@pytest.mark.parametrize(("target", "message"), [case[1:] for case in BAD_TARGETS], ids=[c[0] for c in BAD_TARGETS])
+@pytest.mark.parametrize("command", ["score", "check"])
+def test_a_target_that_is_none(stage_trace: Command, command: str, target: str, message: str, tmp_path: Path):
+    file = written(
+        tmp_path,
+        """
+        def job():
+            return jobs.frozen()
+
+        def broken():
+            return 1 / 0
+
+        def nothing():
+            pass
+
+        def odd():
+            return *jobs.frozen()[:2], {"solvers": None}
+        """,
+    )
+    out = ("--out", tmp_path / "run") if command == "score" else ()
+    ended = stage_trace(command, target.format(file=file), *out)
+    assert ended.code == 1
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert re.match(f"error: .*{message}", ended.err), ended.err
+    assert not (tmp_path / "run").exists()
+
+
+# Options
+
+
+def test_words_per_stage(stage_trace: Command, tmp_path: Path):
+    words = [
+        *("--solver", "normal-cg", "--solver", "pretrain=lanczos"),
+        *("--damping", "1e-3", "--damping", "finetune=0.5"),
+        *("--max-steps", "pretrain=70", "--rtol", "finetune=0.01"),
+        *("--curvature", "gauss-newton", "--hessian-examples", "pretrain=9", "--seed", "4"),
+    ]
+    assert stage_trace("score", TARGET, "--out", tmp_path / "run", *words).code == 0
+    said = Trace.load(tmp_path / "run").description
+    pretrain, finetune = (said["solver"][name] for name in ("pretrain", "finetune"))
+    assert (pretrain["name"], pretrain["damping"], pretrain["max_steps"]) == ("Lanczos", 1e-3, 70)
+    assert (finetune["name"], finetune["damping"], finetune["inner"]["rtol"]) == ("Normal", 0.5, 0.01)
+    assert said["curvature"]["pretrain"] == {"name": "GaussNewton", "examples": 9, "seed": 4}
+    assert said["curvature"]["finetune"] == {"name": "GaussNewton", "examples": None, "seed": 4}
+
+
+BAD_WORDS = [
+    (("--solver", "magic"), "--solver must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'"),
+    (("--curvature", "pretrain=flat"), "--curvature must be one of hessian, gauss-newton, identity, got 'flat'"),
+    (("--damping", "nope=1"), "--damping: no stage is called 'nope'; the chain's stages are 'pretrain', 'finetune'"),
+    (("--damping", "much"), "--damping needs a number (or STAGE=NUMBER), got 'much'"),
+    (("--max-steps", "1.5"), "--max-steps needs a whole number (or STAGE=NUMBER), got '1.5'"),
+    (("--damping", "-1"), "damping"),
+    (("--solver", "direct", "--rtol", "0.1"), "--rtol does not apply to Direct"),
+    (("--hessian-examples", "0"), "must be a whole number of at least 1, got 0"),
+    (("--curvature", "identity", "--hessian-examples", "5"), "--hessian-examples does not apply to Identity"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_WORDS, ids=[" ".join(case[0]) for case in BAD_WORDS])
+def test_words_that_say_nothing_are_refused_in_one_line(
+    stage_trace: Command, words: tuple[str, ...], message: str, tmp_path: Path
+):
+    ended = stage_trace("score", TARGET, "--out", tmp_path / "run", *words)
+    assert (ended.code, ended.out) == (1, "")
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("score", TARGET), "Missing option '--out'"),
+        (("score", "--out", "run"), "Missing argument 'TARGET'"),
+        (("score", TARGET, "--out", "run", "--nonsense"), "No such option"),
+        (("score", TARGET, "--out", "run", "--top", "-1"), "--top"),
+        (("score", TARGET, "--out", "run", "--seed", "x"), "--seed"),
+        (("scores", TARGET), "No such command"),
+        (("check",), "Missing argument 'TARGET'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_usage_exits_2(words: tuple[str, ...], message: str):
+    ended = CliRunner().invoke(app, list(words), env={"COLUMNS": "80"})
+    assert ended.exit_code == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_the_version_and_the_help(stage_trace: Command):
+    assert stage_trace("--version") == Ended(0, f"stagetrace {stagetrace.__version__}\n", "")
+    for command in ("score", "check", "demo"):
+        ended = stage_trace(command, "--help")
+        assert (ended.code, ended.err) == (0, "")
+        assert "Usage:" in ended.out
+        assert command in stage_trace("--help").out
+
+
+# What is printed
+
+
+def test_the_summary_is_on_standard_output_and_all_else_on_standard_error(stage_trace: Command, tmp_path: Path):
+    ended = stage_trace("score", f"{jobs.FILE}:unconverged", "--out", tmp_path / "run", "--top", 0)
+    assert ended.code == 0
+    assert ended.out.startswith("trace (scores in query loss)")
+    assert "score > 0 is harmful" in ended.out
+    assert ended.out.endswith(f"kept in {tmp_path / 'run'}\n"), "on one line, however long, so that it can be copied"
+    assert "warning" not in ended.out
+    assert len([line for line in ended.errors if line.startswith("warning: stage '")]) == 3
+
+
+def test_words_are_whole_in_80_columns(stage_trace: Command, tmp_path: Path):
+    out = stage_trace("score", f"{jobs.FILE}:unconverged", "--out", tmp_path / "run", "--top", 2, "--parts").out
+    lines = [line for line in out.splitlines() if not line.startswith("kept in")]
+    assert max(map(len, lines)) <= 80
+    table = out[: out.index("NOT CONVERGED: a solve")].split()
+    assert table.count("pretrain") == table.count("finetune") == 1
+    assert table.count("NOT") == table.count("CONVERGED:") == 2
+    for word in ("stage", "examples", "smallest", "largest", "harmful", "residual", "status"):
+        assert table.count(word) == 1
+    assert [table.count(word) for word in ("stopped", "step", "limit,", "asked")] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("top", [0, 1, 3])
+def test_top_says_how_many_examples_are_shown(stage_trace: Command, top: int, tmp_path: Path):
+    out = stage_trace("score", TARGET, "--out", tmp_path / "run", "--top", top).out
+    shown = re.findall(r"^ +(\d+) +([+-]\d\.\d+e[+-]\d\d) +[+-]\d\.\d+e[+-]\d\d *$", out, flags=re.MULTILINE)
+    assert len(shown) == 4 * top  # harmful and helpful, of two stages
+    assert out.count(f"{top} most harmful") == out.count(f"{top} most helpful") == (2 if top else 0)
+    if top:
+        scores = Trace.load(tmp_path / "run")["pretrain"]
+        assert int(shown[0][0]) == int(scores.values.argmax())
+        assert int(shown[top][0]) == int(scores.values.argmin())
+
+
+def test_parts_keeps_the_two_terms(stage_trace: Command, tmp_path: Path):
+    assert stage_trace("score", TARGET, "--out", tmp_path / "run", "--parts").code == 0
+    scores = Trace.load(tmp_path / "run")["pretrain"]
+    assert scores.via_shared is not None
+    assert scores.via_head is not None
+    assert (scores.via_shared + scores.via_head - scores.values).abs().max() < 1e-12
+
+
+def test_the_bars_say_what_is_being_done(stage_trace: Command, tmp_path: Path):
+    """Also where there is no terminal to draw on: each task leaves a line once it is done."""
+    lines = stage_trace("score", TARGET, "--out", tmp_path / "run").err.splitlines()
+    tasks = [
+        ("fingerprint of stage 'pretrain'", "37/37"),
+        ("fingerprint of stage 'finetune'", "23/23"),
+        ("fingerprint of the query", "6/6"),
+        ("gradient of the query", "6/6"),
+        ("solving stage 'finetune'", "residual"),
+        ("scoring stage 'finetune'", "23/23"),
+        ("coupling of stage 'finetune'", "23/23"),
+        ("solving stage 'pretrain'", "residual"),
+        ("scoring stage 'pretrain'", "37/37"),
+    ]
+    found = [next(n for n, line in enumerate(lines) if line.startswith(what) and far in line) for what, far in tasks]
+    assert found == sorted(found)
+
+
+def test_a_bar_shows_how_far_it_is_and_its_note():
+    console = Console(file=StringIO(), width=100, force_terminal=False)
+    with Bars(console).task("solving stage 'a'", 40, "steps") as advance:
+        advance(10)
+        advance(5, note="residual 1.0e-03")
+    line = console.file.getvalue()
+    assert [word in line for word in ("solving stage 'a'", "steps", "15/40", "residual 1.0e-03")] == [True] * 4
+
+
+def test_check_says_everything_there_is_to_know(stage_trace: Command):
+    ended = stage_trace("check", f"{jobs.FILE}:three")
+    assert ended.code == 0, ended.err
+    found = {tuple(line.split()[:2]) for line in ended.out.splitlines()}
+    everywhere = ("data", "coverage", "stationarity", "curvature", "solving", "scoring")
+    for stage in ("pretrain", "middle", "finetune"):
+        assert [(stage, what) in found for what in everywhere] == [True] * len(everywhere), ended.out
+    assert {("middle", "mapping"), ("finetune", "mapping"), ("middle", "distance"), ("query", "data")} <= found
+    assert ("pretrain", "mapping") not in found
+    assert "embedding.weight <-" in ended.out
+    assert "spectrum of stage 'pretrain'" in ended.err
+    assert re.search(r"^\d+ warnings?$", ended.out.splitlines()[-1])
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_check_refuses_what_score_would(stage_trace: Command, tmp_path: Path):
+    target = written(
+        tmp_path,
+        """
+        def job():
+            chain, query, _ = jobs.frozen()
+            chain.stages[1].data.tensors[0][2] = float("nan")
+            return chain, query
+        """,
+    )
+    said = [stage_trace(*words) for words in (("check", f"{target}:job"), ("score", f"{target}:job", "--out", "run"))]
+    assert [ended.code for ended in said] == [1, 1]
+    assert said[0].errors == said[1].errors
+    assert said[0].errors[0].startswith("error: stage 'finetune': the loss of example 2 is nan; remove the example")
+
+
+# How it ends
+
+
+def test_an_error_is_one_line_and_a_traceback_only_with_debug(
+    stage_trace: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    words = "score", TARGET, "--out", tmp_path
+    ended = stage_trace(*words)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.errors == [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(ended.errors) == 1
+    assert "not a stagetrace run folder" in ended.errors[0]
+    monkeypatch.setattr(sys, "argv", ["stagetrace", *map(str, words), "--debug"])
+    with pytest.raises(ResultsError, match="not a stagetrace run folder"):
+        main()
+
+
+def test_an_interrupted_run_says_how_to_go_on(stage_trace: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stagetrace.results.RunFolder.keep_part", interrupted)
+    ended = stage_trace("score", TARGET, "--out", tmp_path / "run")
+    assert ended.code == 130
+    assert "what was finished is kept: the same command continues" in ended.err
+    assert (tmp_path / "run" / "adjoints" / "finetune.safetensors").exists()
+
+
+def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
+    """Exit codes, streams and tracebacks of `python -m stagetrace` itself."""
+    ended = jobs.score("nope", tmp_path / "run")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"error: .*jobs\.py' has no function 'nope'; it has [^\n]*\n", ended.stderr)
+    ended = jobs.score("nope", tmp_path / "run", "--debug")
+    assert ended.returncode == 1
+    assert "Traceback (most recent call last)" in ended.stderr
+    assert "DescriptionError: " in ended.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,174 @@
+"""Which way a stage's products are computed: within the memory given, for reasons that are said."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stagetrace import GaussNewton, Hessian
+from stagetrace.curvature import plan as planning
+from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.errors import DataError, DescriptionError, DifferentiationError
+from tests.curvature.specimens import (
+    BACKWARDS,
+    BAG,
+    CONVOLUTIONAL,
+    ENCODER,
+    GRID,
+    LSTM,
+    MLP,
+    ONCE,
+    N,
+    Specimen,
+)
+from tests.curvature.test_products import CHOICES, MATRICES, by_matrix, named
+
+PLENTY = 2**31
+
+
+def planned(specimen: Specimen, matrix: Matrix = "Hessian", memory: int = PLENTY, **changes: Any) -> Plan:
+    return make_plan(specimen.risk(**changes), matrix, range(N), N, memory)
+
+
+@pytest.fixture
+def _tracing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small a model: its gradient counts as work enough to trace it."""
+    monkeypatch.setattr(planning, "TRACED_OPERATIONS", 0)
+
+
+@by_matrix
+def test_a_small_problem_keeps_its_graph(matrix: Matrix):
+    found = planned(MLP, matrix)
+    assert (found.way, found.keeps, found.missing) == ("graph kept", True, None)
+    assert found.chunk_examples == N
+
+
+@by_matrix
+@pytest.mark.usefixtures("_tracing_pays")
+def test_a_problem_worth_it_is_traced(matrix: Matrix):
+    found = planned(MLP, matrix)
+    assert (found.way, found.keeps, found.missing) == ("linearised", True, None)
+
+
+@pytest.mark.usefixtures("_tracing_pays")
+def test_a_trace_that_would_be_wrong_is_not_used():
+    found = planned(LSTM)
+    if found.way != "linearised":
+        assert found.way == "graph kept"
+        assert "works in place" in str(found.missing)
+
+
+@by_matrix
+@named(MLP, BACKWARDS)
+@pytest.mark.usefixtures("_tracing_pays")
+def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
+    anew = "reverse anew" if specimen is BACKWARDS else "forward anew"
+    least = planned(specimen, matrix)
+    assert 0 < least.kept_bytes < PLENTY
+    for memory in (1, least.kept_bytes // 3, least.kept_bytes - 1, least.kept_bytes, 2 * least.kept_bytes):
+        found = planned(specimen, matrix, memory)
+        assert found.keeps == (memory >= least.kept_bytes)
+        assert found.kept_bytes <= memory
+        assert found.way == (least.way if found.keeps else anew)
+        assert 1 <= found.chunk_examples <= N
+        assert found.chunk_examples * found.bytes_per_example <= max(memory, found.bytes_per_example)
+
+
+@pytest.mark.parametrize("choice", [Hessian, GaussNewton])
+@named(MLP, ENCODER)
+def test_a_tiny_budget_gives_the_same_products(specimen: Specimen, choice: Any):
+    problem = specimen.problem()
+    tight, wide = (choice(memory=memory).operator(problem) for memory in (1, PLENTY))
+    assert not tight.left.plan.keeps
+    assert tight.left.plan.chunk_examples == 1
+    assert wide.left.plan.keeps
+    v = torch.randn(problem.own.size, 2, dtype=torch.float64)
+    torch.testing.assert_close(tight @ v, wide @ v, rtol=1e-10, atol=1e-13)
+
+
+def test_the_same_problem_is_planned_the_same_way_again():
+    assert planned(CONVOLUTIONAL) == planned(CONVOLUTIONAL)
+
+
+def test_bytes_grow_with_the_example_and_not_with_their_number():
+    long = Specimen("long", LSTM.make, (12, 3))
+    assert planned(long).bytes_per_example > 2 * planned(LSTM).bytes_per_example
+    risk = MLP.risk()
+    few, many = (make_plan(risk, "Hessian", range(n), n, PLENTY) for n in (3, 7))
+    assert abs(few.bytes_per_example - many.bytes_per_example) < 0.2 * many.bytes_per_example
+    assert few.kept_bytes < many.kept_bytes
+
+
+def test_one_example_is_enough_for_a_plan():
+    found = make_plan(MLP.risk(), "Hessian", [3], 1, PLENTY)
+    assert (found.chunk_examples, found.keeps) == (1, True)
+
+
+def test_what_is_multiplied_once_is_not_kept():
+    for missing, way in ((None, "forward anew"), ("an operation", "reverse anew")):
+        plan = Plan("Hessian", "graph kept", 5, 100, 700, missing).anew()
+        assert (plan.way, plan.keeps, plan.kept_bytes, plan.chunk_examples) == (way, False, 0, 5)
+
+
+def test_kept_ways_are_expected_to_be_cheaper():
+    cost = {way: Plan("Hessian", way, 1, 1, 0, None).gradients_per_product for way in planning.COST}
+    assert cost["linearised"] < cost["graph kept"] < cost["forward anew"] < cost["reverse anew"]
+
+
+# Operations without derivatives
+
+
+@named(BACKWARDS, GRID)
+@by_matrix
+def test_without_forward_mode_the_graph_is_used_and_the_cause_named(specimen: Specimen, matrix: Matrix):
+    for memory, way in ((PLENTY, "graph kept"), (1, "reverse anew")):
+        found = planned(specimen, matrix, memory)
+        assert found.way == way
+        assert ("jvp" if specimen is BACKWARDS else "grid_sampler_2d") in str(found.missing)
+
+
+@pytest.mark.parametrize(
+    ("specimen", "names"), [(BAG, "_embedding_bag"), (ONCE, "once_differentiable")], ids=lambda value: str(value)[:12]
+)
+@pytest.mark.parametrize("memory", [PLENTY, 1])
+@by_matrix
+def test_without_a_second_derivative_there_is_one_clear_error(
+    specimen: Specimen, names: str, memory: int, matrix: Matrix
+):
+    with pytest.raises(DifferentiationError) as caught:
+        CHOICES[matrix](memory=memory).operator(specimen.problem())
+    message = str(caught.value)
+    assert names in message
+    assert f"stage 'only': the {matrix} needs second derivatives" in message
+    assert "replace that operation, or use curvature=Identity() for this stage" in message
+    assert "\n" not in message
+
+
+def test_a_loss_of_the_wrong_shape_is_not_taken_for_a_missing_derivative():
+    def losses(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0]).sum()
+
+    with pytest.raises(DataError, match="the loss was reduced to one number for 1 examples"):
+        planned(MLP, objective=losses)
+
+
+def test_gauss_newton_needs_outputs():
+    def losses(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0]).square().sum(dim=1)
+
+    with pytest.raises(DescriptionError, match="GaussNewton needs the model's outputs.*or use Hessian"):
+        GaussNewton().operator(MLP.problem(objective=losses))
+
+
+@pytest.mark.parametrize("choice", [Hessian, GaussNewton])
+@pytest.mark.parametrize(
+    "settings", [{"examples": 0}, {"examples": 2.0}, {"examples": True}, {"memory": 0}, {"seed": "one"}], ids=repr
+)
+def test_settings_that_make_no_sense_are_refused(choice: Any, settings: dict[str, Any]):
+    with pytest.raises(DescriptionError, match=rf"{choice.__name__}\({next(iter(settings))}=\.\.\.\)"):
+        choice(**settings)
+
+
+def test_both_matrices_are_covered():
+    assert set(MATRICES) == set(planning.GRAPH) == set(planning.LINEARISED) == set(planning.ANEW)
