@@ -198,14 +198,15 @@ def test_words_that_say_nothing_are_refused_in_one_line(
         (("score", TARGET), "Missing option '--out'"),
         (("score", "--out", "run"), "Missing argument 'TARGET'"),
         (("score", TARGET, "--out", "run", "--nonsense"), "No such option"),
-        (("score", TARGET, "--out", "run", "--top", "-1"), "--top"),
+        (("score", TARGET, "--out", "run", "--top=-1"), "--top"),
         (("score", TARGET, "--out", "run", "--seed", "x"), "--seed"),
         (("scores", TARGET), "No such command"),
         (("check",), "Missing argument 'TARGET'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_usage_exits_2(words: tuple[str, ...], message: str):
+def test_wrong_usage_exits_2(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     ended = CliRunner().invoke(app, list(words), env={"COLUMNS": "80"})
     assert ended.exit_code == 2
     assert message in ended.stderr
@@ -319,9 +320,13 @@ def test_check_refuses_what_score_would(stage_trace: Command, tmp_path: Path):
             return chain, query
         """,
     )
-    said = [stage_trace(*words) for words in (("check", f"{target}:job"), ("score", f"{target}:job", "--out", "run"))]
+    said = [
+        stage_trace(*words)
+        for words in (("check", f"{target}:job"), ("score", f"{target}:job", "--out", tmp_path / "run"))
+    ]
     assert [ended.code for ended in said] == [1, 1]
     assert said[0].errors == said[1].errors
+    assert not (tmp_path / "run").exists()
     assert said[0].errors[0].startswith("error: stage 'finetune': the loss of example 2 is nan; remove the example")
 
 

@@ -223,10 +223,7 @@ def example_gradients(specimen: Specimen) -> Tensor:
     model, (x, y) = evaluated(specimen), content(specimen)
     rows = []
     for i in range(N):
-        if specimen.regression:
-            loss = F.mse_loss(model(x[[i]]), y[[i]])
-        else:
-            loss = F.cross_entropy(model(x[[i]]), y[[i]])
+        loss = (F.mse_loss if specimen.regression else F.cross_entropy)(model(x[[i]]), y[[i]])
         rows.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))]))
     return torch.stack(rows)
 

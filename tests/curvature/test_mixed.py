@@ -81,28 +81,52 @@ def test_nothing_is_coupled_to_nothing():
     assert mixed_product(first.risk, range(N), torch.ones(31, 2, dtype=torch.float64)).shape == (0, 2)
 
 
-def test_without_forward_mode_the_reverse_product_is_used():
-    problem = linked(BACKWARDS, "first")
-    plain = Specimen("plain", lambda: specimens.Through(lambda x: x), BACKWARDS.inputs)
+@pytest.mark.parametrize(
+    ("specimen", "shared"), [(BACKWARDS, "first"), (BACKWARDS, "last"), (ONCE, "first")], ids=lambda v: str(v)[:40]
+)
+def test_without_forward_mode_products_are_the_same(specimen: Specimen, shared: str):
+    # An operation that is differentiable once can still be between the two, since then it is passed once.
+    problem = linked(specimen, shared)
+    plain = Specimen("plain", lambda: specimens.Through(lambda x: x), specimen.inputs)
     adjoint = torch.randn(problem.own.size, 2, dtype=torch.float64)
     found = mixed_product(problem.risk, range(N), adjoint)
-    torch.testing.assert_close(found, block(plain, linked(plain, "first")) @ adjoint, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found, block(plain, linked(plain, shared)) @ adjoint, rtol=1e-10, atol=1e-14)
+
+
+class PlainBag(specimens.Bag):
+    """The same by an operation that has every derivative."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(nn.functional.embedding(tokens, self.bag.weight).mean(dim=1))
+
+
+def test_a_kept_embedding_bag_is_differentiated_once_only():
+    problem, plain = linked(BAG, "bag"), Specimen("plain", PlainBag, BAG.inputs, tokens=True)
+    adjoint = torch.randn(problem.own.size, 2, dtype=torch.float64)
+    found = mixed_product(problem.risk, range(N), adjoint)
+    torch.testing.assert_close(found, block(plain, linked(plain, "bag")) @ adjoint, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize(
     ("specimen", "shared", "names"),
-    [(BAG, "bag", "_embedding_bag"), (ONCE, "first", "once_differentiable")],
+    [(BAG, "head", "_embedding_bag"), (ONCE, "last", "once_differentiable")],
     ids=["embedding bag", "once differentiable"],
 )
 def test_without_a_second_derivative_there_is_one_clear_error(specimen: Specimen, shared: str, names: str):
     problem = linked(specimen, shared)
     with pytest.raises(DifferentiationError) as caught:
         mixed_product(problem.risk, range(N), torch.ones(problem.own.size, 1, dtype=torch.float64))
-    assert names in str(caught.value)
-    assert "stage 'after': the coupling to the previous stage needs second derivatives" in str(caught.value)
+    message = str(caught.value)
+    assert names in message
+    assert "stage 'after': the coupling to the previous stage needs second derivatives" in message
+    assert "replace that operation" in message
 
 
-def test_an_inherited_parameter_that_is_not_used_is_not_coupled():
+@pytest.mark.parametrize("way", ["forward", "reverse"])
+def test_an_inherited_parameter_that_is_not_used_is_not_coupled(way: str, monkeypatch: pytest.MonkeyPatch):
+    if way == "reverse":
+        monkeypatch.setattr(mixed, "_either", mixed._reverse)
+
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -184,5 +208,5 @@ def test_the_two_ways_are_what_is_called(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mixed, "_reverse", counted("_reverse"))
     mixed_product(problem.risk, range(N), torch.ones(15, 1, dtype=torch.float64))
     assert called == []
-    mixed_product(linked(BACKWARDS, "first").risk, range(N), torch.ones(10, 1, dtype=torch.float64))
+    mixed_product(linked(BACKWARDS, "last").risk, range(N), torch.ones(16, 1, dtype=torch.float64))
     assert called == ["_reverse"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stagetrace import GaussNewton, Hessian
 from stagetrace.curvature import plan as planning
+from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.plan import Matrix, Plan, make_plan
 from stagetrace.errors import DataError, DescriptionError, DifferentiationError
 from tests.curvature.specimens import (
@@ -22,7 +23,7 @@ from tests.curvature.specimens import (
     N,
     Specimen,
 )
-from tests.curvature.test_products import CHOICES, MATRICES, by_matrix, named
+from tests.curvature.test_products import CHOICES, MATRICES, WAYS, by_matrix, named
 
 PLENTY = 2**31
 
@@ -63,16 +64,20 @@ def test_a_trace_that_would_be_wrong_is_not_used():
 @named(MLP, BACKWARDS)
 @pytest.mark.usefixtures("_tracing_pays")
 def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
-    anew = "reverse anew" if specimen is BACKWARDS else "forward anew"
-    least = planned(specimen, matrix)
-    assert 0 < least.kept_bytes < PLENTY
-    for memory in (1, least.kept_bytes // 3, least.kept_bytes - 1, least.kept_bytes, 2 * least.kept_bytes):
+    best = planned(specimen, matrix)
+    least = best.bytes_per_example * N
+    ways = {best.way} | ({"graph kept", "forward anew"} if specimen is MLP else {"reverse anew"})
+    seen = set()
+    for memory in (1, least // 3, least, 2 * least, best.kept_bytes - 1, best.kept_bytes, 10 * best.kept_bytes):
         found = planned(specimen, matrix, memory)
-        assert found.keeps == (memory >= least.kept_bytes)
+        assert found.keeps == found.way.endswith(("kept", "linearised")) == (found.kept_bytes > 0)
         assert found.kept_bytes <= memory
-        assert found.way == (least.way if found.keeps else anew)
+        assert (found.way == best.way) or memory < best.kept_bytes
         assert 1 <= found.chunk_examples <= N
         assert found.chunk_examples * found.bytes_per_example <= max(memory, found.bytes_per_example)
+        seen.add(found.way)
+    assert seen == ways
+    assert not planned(specimen, matrix, 1).keeps
 
 
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])
@@ -80,6 +85,7 @@ def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
 def test_a_tiny_budget_gives_the_same_products(specimen: Specimen, choice: Any):
     problem = specimen.problem()
     tight, wide = (choice(memory=memory).operator(problem) for memory in (1, PLENTY))
+    assert isinstance(tight.left, MeanCurvature)
     assert not tight.left.plan.keeps
     assert tight.left.plan.chunk_examples == 1
     assert wide.left.plan.keeps
@@ -106,13 +112,14 @@ def test_one_example_is_enough_for_a_plan():
 
 
 def test_what_is_multiplied_once_is_not_kept():
-    for missing, way in ((None, "forward anew"), ("an operation", "reverse anew")):
+    anew: dict[str | None, str] = {None: "forward anew", "an operation": "reverse anew"}
+    for missing, way in anew.items():
         plan = Plan("Hessian", "graph kept", 5, 100, 700, missing).anew()
         assert (plan.way, plan.keeps, plan.kept_bytes, plan.chunk_examples) == (way, False, 0, 5)
 
 
 def test_kept_ways_are_expected_to_be_cheaper():
-    cost = {way: Plan("Hessian", way, 1, 1, 0, None).gradients_per_product for way in planning.COST}
+    cost = {way: Plan("Hessian", way, 1, 1, 0, None).gradients_per_product for way in WAYS}
     assert cost["linearised"] < cost["graph kept"] < cost["forward anew"] < cost["reverse anew"]
 
 
@@ -157,7 +164,7 @@ def test_gauss_newton_needs_outputs():
     def losses(model: nn.Module, batch: Any) -> Tensor:
         return model(batch[0]).square().sum(dim=1)
 
-    with pytest.raises(DescriptionError, match="GaussNewton needs the model's outputs.*or use Hessian"):
+    with pytest.raises(DescriptionError, match=r"GaussNewton needs the model's outputs.*or use Hessian"):
         GaussNewton().operator(MLP.problem(objective=losses))
 
 

@@ -32,8 +32,9 @@ SMALL = Settings(
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, Path, str]:
     out = tmp_path_factory.mktemp("demo") / "run"
-    console = Console(file=StringIO(), width=120, color_system=None)
-    return run(out, console=console, settings=SMALL), out, console.file.getvalue()
+    printed = StringIO()
+    result = run(out, console=Console(file=printed, width=120, color_system=None), settings=SMALL)
+    return result, out, printed.getvalue()
 
 
 def test_scores_predict_the_stages_really_solved_again(demo: tuple[DemoResult, Path, str]):
@@ -93,11 +94,14 @@ def test_the_folder_holds_the_run_and_the_checks(demo: tuple[DemoResult, Path, s
 
 def test_two_runs_give_the_same_numbers_and_leave_torch_as_it_was(demo: tuple[DemoResult, Path, str]):
     result, out, _ = demo
-    torch.manual_seed(123)
-    before = torch.get_num_threads(), torch.get_rng_state()
-    again = run(out, settings=SMALL)
-    assert torch.get_num_threads() == before[0]
-    assert torch.equal(torch.get_rng_state(), before[1])
+    threads, state = torch.get_num_threads(), torch.manual_seed(123).get_state()
+    try:
+        torch.set_num_threads(3)
+        again = run(out, settings=SMALL)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(again.scores.values, result.scores.values)
     assert [check.rows for check in again.checks] == [check.rows for check in result.checks]
     assert again.stages == result.stages

@@ -13,33 +13,33 @@ PAD = 0
 
 
 def gpt2(*, tied: bool = True, attention: str = "sdpa") -> nn.Module:
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=12,
-        n_embd=4,
-        n_layer=1,
-        n_head=2,
-        n_inner=5,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=tied,
-        attn_implementation=attention,
-    )
-    return lively(transformers.GPT2LMHeadModel(config))
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "n_positions": 12,
+        "n_embd": 4,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_inner": 5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": tied,
+        "attn_implementation": attention,
+    }
+    return lively(transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)))
 
 
 def llama(*, attention: str = "sdpa") -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=4,
-        intermediate_size=5,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=16,
-        attn_implementation=attention,
-    )
-    return lively(transformers.LlamaForCausalLM(config))
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 4,
+        "intermediate_size": 5,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 16,
+        "attn_implementation": attention,
+    }
+    return lively(transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)))
 
 
 def bert(*, attention: str = "sdpa") -> nn.Module:
@@ -51,17 +51,18 @@ def bert_classifier() -> nn.Module:
 
 
 def bert_config(attention: str) -> transformers.BertConfig:
-    return transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=4,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=5,
-        max_position_embeddings=12,
-        type_vocab_size=1,
-        num_labels=3,
-        attn_implementation=attention,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 5,
+        "max_position_embeddings": 12,
+        "type_vocab_size": 1,
+        "num_labels": 3,
+        "attn_implementation": attention,
+    }
+    return transformers.BertConfig(**settings)
 
 
 def lively(model: nn.Module) -> nn.Module:

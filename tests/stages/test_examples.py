@@ -1,8 +1,7 @@
 """Reading data: any map-style data set, in the library's order, and nothing else of the caller's touched."""
 
-from collections import namedtuple
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pytest
@@ -34,7 +33,18 @@ class Items(Dataset):
         return X[index], Y[index]
 
 
-def hugging_face() -> datasets.Dataset:
+class Rows(Dataset[Tensor]):
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index]
+
+
+def hugging_face() -> Any:
     return datasets.Dataset.from_dict({"x": X.tolist(), "label": Y.tolist()}).with_format("torch")
 
 
@@ -46,7 +56,7 @@ def pair_of(content: Any) -> tuple[Tensor, Tensor]:
     return (content["x"], content["label"]) if isinstance(content, dict) else tuple(content)
 
 
-SOURCES = {
+SOURCES: dict[str, Any] = {
     "TensorDataset": TensorDataset(X, Y),
     "data set": Items(),
     "list of tuples": list(zip(X, Y.tolist(), strict=True)),
@@ -55,7 +65,7 @@ SOURCES = {
     "Subset": Subset(TensorDataset(X.flip(0), Y.flip(0)), range(N - 1, -1, -1)),
     "Subset of a Hugging Face data set": Subset(hugging_face(), range(N)),
     "ConcatDataset": ConcatDataset([TensorDataset(X[:2], Y[:2]), TensorDataset(X[2:], Y[2:])]),
-    "StackDataset": StackDataset(X, Y),
+    "StackDataset": StackDataset(x=Rows(X), label=Rows(Y)),
 }
 
 
@@ -163,11 +173,14 @@ def test_an_example_that_cannot_be_read_is_named():
 
 # Where a batch lies
 
-Point = namedtuple("Point", "x y")
+
+class Point(NamedTuple):
+    x: Tensor
+    y: Tensor
 
 
 def test_a_batch_goes_to_the_model_s_dtype_in_any_nesting():
-    content = {
+    content: dict[str, Any] = {
         "x": torch.ones(2),
         "tokens": torch.tensor([1, 2]),
         "mask": torch.tensor([True, False]),

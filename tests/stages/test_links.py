@@ -39,7 +39,8 @@ class Wrapped(nn.Module):
 
 
 def stage(name: str, model: nn.Module, link: Any = None, **settings: Any) -> Stage:
-    return Stage(name, **({"model": model, "objective": Regression(), "data": ROWS, "link": link} | settings))
+    described: dict[str, Any] = {"model": model, "objective": Regression(), "data": ROWS, "link": link}
+    return Stage(name, **(described | settings))
 
 
 def problem(link: Frozen | Proximal, model: nn.Module, previous: nn.Module) -> Problem:
@@ -104,7 +105,7 @@ def test_without_a_trainable_parameter_there_is_no_stage():
     model = Net()
     model.load_state_dict(previous.state_dict())
     model.head.requires_grad_(False)
-    with pytest.raises(DescriptionError, match="trained nothing: 6 of its parameters are kept.*2 have requires_grad"):
+    with pytest.raises(DescriptionError, match=r"trained nothing: 6 of its parameters are kept.*2 have requires_grad"):
         problem(Frozen(["encoder", "encoder_norm"]), model, previous)
 
 
@@ -178,7 +179,7 @@ def test_two_parameters_may_start_from_one():
 
 def test_one_parameter_starts_from_only_one():
     model, previous = same(tied=False)
-    with pytest.raises(DescriptionError, match="would be shared with both 'transformer.wte.weight' and 'lm_head.weig"):
+    with pytest.raises(DescriptionError, match=r"would be shared with both 'transformer.wte.weight' and 'lm_head.weig"):
         Chain(language("before", previous), language("after", model, Frozen([WTE, LM_HEAD])))
 
 
@@ -188,9 +189,9 @@ def test_a_tied_weight_has_the_gradient_of_both_uses():
     batch = tiny.padded(tiny.SENTENCES[:1])
     logits = model.eval()(**batch).logits
     nn.functional.cross_entropy(logits[0, :-1], batch["input_ids"][0, 1:]).backward()
-    losses = torch.func.grad(
-        lambda own: found.risk.losses(own, {}, next(iter(found.risk.read([[0]])))).sum()
-    )(found.own_values)
+    losses = torch.func.grad(lambda own: found.risk.losses(own, {}, next(iter(found.risk.read([[0]])))).sum())(
+        found.own_values
+    )
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(losses[name], parameter.grad, rtol=1e-10, atol=1e-12)
 
@@ -201,7 +202,7 @@ def test_a_tied_weight_has_the_gradient_of_both_uses():
 class LoRA(nn.Module):
     """A linear layer with a low-rank update beside it."""
 
-    def __init__(self, base: nn.Linear, rank: int = 1) -> None:
+    def __init__(self, base: Any, rank: int = 1) -> None:
         super().__init__()
         self.base = base
         self.down = nn.Linear(base.in_features, rank, bias=False)
@@ -258,7 +259,7 @@ def test_what_does_not_map_is_named(link: Frozen, says: str):
 @pytest.mark.parametrize("shared", [{}, [], {"a": 1}, [1]], ids=repr)
 def test_what_is_no_mapping_of_names_is_refused(shared: Any):
     for link in (Frozen, Proximal):
-        with pytest.raises(DescriptionError, match="no shared parameters given|maps names to names"):
+        with pytest.raises(DescriptionError, match=r"no shared parameters given|maps names to names"):
             link(shared)
 
 

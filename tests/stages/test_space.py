@@ -39,9 +39,7 @@ def test_columns_return_to_their_parameters(params: Params, columns: int):
     if not params:
         return
     space = ParameterSpace.of(params)
-    stacked = {
-        name: torch.stack([value + column for column in range(columns)]) for name, value in params.items()
-    }
+    stacked = {name: torch.stack([value + column for column in range(columns)]) for name, value in params.items()}
     vectors = space.flatten_columns(stacked)
     assert vectors.shape == (space.size, columns)
     assert_same(stacked, space.unflatten_columns(vectors))

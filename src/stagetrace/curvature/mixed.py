@@ -33,16 +33,36 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
     if risk.inherited.size == 0 or not live:
         return total
     mine = world().shard(indices)
+    product = _reverse if _loses_tangents(risk, next(iter(risk.read([indices[:1]])))) else _either
     with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
         for batch in risk.read(risk.examples.plan(mine)):
             for column in live:
-                product = _one_product(risk, batch, risk.own.unflatten(adjoints[:, column]))
-                total[:, column] += risk.inherited.flatten(product)
+                rows = product(risk, batch, risk.own.unflatten(adjoints[:, column]))
+                total[:, column] += risk.inherited.flatten(rows)
             advance(len(batch))
     return world().sum(total) / len(indices)
 
 
-def _one_product(risk: Risk, batch: Batch, vector: Params) -> Params:
+def _loses_tangents(risk: Risk, probe: Batch) -> bool:
+    """Whether the gradient in the inherited parameters passes an operation that is marked as differentiable once.
+
+    Such an operation's backward drops tangents without a word; the reverse product may still pass it just once.
+    """
+    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
+    inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
+    with torch.enable_grad():
+        total = risk.losses(own, inherited, probe).sum()
+        if not total.requires_grad:
+            return False
+        slopes = torch.autograd.grad(total, tuple(inherited.values()), create_graph=True, materialize_grads=True)
+    try:
+        check_differentiable_again(slopes)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _either(risk: Risk, batch: Batch, vector: Params) -> Params:
     try:
         return _forward(risk, batch, vector)
     except StagetraceError:
@@ -67,6 +87,8 @@ def _reverse(risk: Risk, batch: Batch, vector: Params) -> Params:
             slopes = torch.autograd.grad(total, tuple(own.values()), create_graph=True, materialize_grads=True)
             check_differentiable_again(slopes)
             along = torch.stack([(s * vector[name]).sum() for name, s in zip(own, slopes, strict=True)]).sum()
+        if not along.requires_grad:  # nothing of the inherited parameters is in the slopes
+            return {name: torch.zeros_like(value) for name, value in inherited.items()}
         rows = torch.autograd.grad(along, tuple(inherited.values()), materialize_grads=True)
     except (RuntimeError, NotImplementedError) as cause:
         raise DifferentiationError(

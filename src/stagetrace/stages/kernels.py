@@ -27,10 +27,21 @@ def differentiable_kernels(*, recurrent: bool) -> Generator[None]:
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(_mkldnn_off())
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(_encoder_fast_path_off())
         yield
+
+
+@contextmanager
+def _mkldnn_off() -> Generator[None]:
+    # not torch.backends.mkldnn.flags: it sets a precision too, and warns that the machine lacks it
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 @contextmanager

@@ -8,6 +8,7 @@ network on the CPU by `benchmarks/scoring.py`; the counts explain them):
     one by one       a backward pass per example: slow, and works for whatever autograd can differentiate
 """
 
+import warnings
 from typing import Literal
 
 import torch
@@ -37,11 +38,11 @@ FORWARDS_OF_GRADIENTS = 7.0
 
 def contract(way: Way, risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
     """Losses `[batch]` and contractions `[batch, k]` with each adjoint of `[own.size, k]`."""
-    if way == "forward mode":
-        return forward_mode(risk, batch, adjoints)
-    if way == "per-example gradients":
-        return per_example(risk, batch, adjoints)
-    return one_by_one(risk, batch, adjoints)
+    if way == "one example at a time":
+        return one_by_one(risk, batch, adjoints)
+    with warnings.catch_warnings():  # an operation that cannot be batched (EmbeddingBag) is looped over
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        return forward_mode(risk, batch, adjoints) if way == "forward mode" else per_example(risk, batch, adjoints)
 
 
 def forward_passes(way: Way, columns: int) -> float:

@@ -1,7 +1,7 @@
 """What really happens: stages solved again to a strict minimum, and how well scores predicted it."""
 
 from stagetrace.validation.agreement import Agreement as Agreement
-from stagetrace.validation.newton import Minimum as Minimum
+from stagetrace.validation.minimum import Minimum as Minimum
 from stagetrace.validation.newton import minimise as minimise
 from stagetrace.validation.resolve import Resolved as Resolved
 from stagetrace.validation.resolve import leave_out as leave_out

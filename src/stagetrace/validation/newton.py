@@ -1,6 +1,6 @@
 """A stage's strict minimum by truncated Newton: what "trained to the end" means, to ten digits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -9,55 +9,15 @@ from torch import Tensor
 from stagetrace.errors import DescriptionError, SolveError, refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.problem import Problem
-from stagetrace.stages.space import Params
 from stagetrace.stages.stage import check_count
 from stagetrace.validation.descent import Lowest, lowest_curvature, newton_direction
 from stagetrace.validation.landscape import Landscape, Place
+from stagetrace.validation.minimum import Minimum
 
 GIB = 2**30
 
 PROBES = 40
 """Products that look for negative curvature at a stationary point."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Minimum:
-    """Where a minimisation ended, and how well.
-
-    values: the own parameters, by name.
-    objective: the weighted mean loss with its penalties.
-    gradient_norm: Euclidean, of that objective, measured at `values`.
-    steps: Newton steps; products: with the Hessian, over the whole examples each.
-    smallest_ritz: the smallest eigenvalue estimate of the last Hessian looked at; the true one is at most this.
-        Not above 0: no strict minimum. Infinite where no product was needed.
-    converged: the gradient norm is at most `tolerance`, and no negative curvature was met there.
-    """
-
-    where: str
-    values: Params
-    objective: float
-    gradient_norm: float
-    steps: int
-    products: int
-    smallest_ritz: float
-    converged: bool
-    tolerance: float
-
-    def checked(self) -> Params:
-        """The values, if they are a minimum.
-
-        Raises:
-            SolveError: they are not; the message says where it stopped.
-        """
-        if not self.converged:
-            raise SolveError(
-                f"{self.where}: no minimum found in {self.steps} Newton steps ({self.products} products): gradient "
-                f"norm {self.gradient_norm:.1e}, asked for {self.tolerance:.1e}, smallest Ritz value "
-                f"{self.smallest_ritz:.1e}; raise max_steps, loosen tolerance, give the stage weight_decay, or train "
-                "it further first"
-            )
-        return self.values
 
 
 def minimise(

@@ -15,7 +15,8 @@ from stagetrace.stages.links import Proximal
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
-from stagetrace.validation.newton import Minimum, minimise
+from stagetrace.validation.minimum import Minimum
+from stagetrace.validation.newton import minimise
 
 
 @final
