@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    get_worker_info,
+)
 
 from stagetrace.errors import DataError, DescriptionError
 from stagetrace.stages.data import Batch, Examples, place
@@ -107,6 +116,20 @@ def test_a_custom_collation_gets_the_examples():
 def test_workers_read_the_same_in_the_same_order():
     for data in (Items(), TensorDataset(X, Y)):
         assert_reads(examples(data, workers=2), PLAN)
+
+
+class Reader(Items):
+    """Says which process reads: -1 in this one."""
+
+    def __getitem__(self, index: int) -> Any:
+        worker = get_worker_info()
+        return index, -1 if worker is None else worker.id
+
+
+@pytest.mark.parametrize(("workers", "readers"), [(0, {-1}), (2, {0, 1})])
+def test_as_many_processes_read_as_asked_for(workers: int, readers: set[int]):
+    batches = list(examples(Reader(), workers=workers).read(PLAN))
+    assert {int(reader) for batch in batches for reader in batch.content[1]} == readers
 
 
 def test_the_plan_covers_every_example_once_and_the_last_batch_is_shorter():

@@ -118,13 +118,20 @@ def test_a_displacement_is_in_the_moved_parameters_only():
         torch.testing.assert_close(away[name], expected.detach())
 
 
+def test_a_kept_value_may_be_rounded_to_another_dtype():
+    previous, model = Net(), Net().bfloat16()
+    model.load_state_dict(previous.state_dict())
+    assert not torch.equal(model.head.weight.float(), previous.head.weight)
+    assert list(problem(Frozen("encoder"), model, previous).inherited_values) == ENCODER
+
+
 def test_a_kept_value_may_differ_in_dtype_only():
     previous = Net().bfloat16()
     model = Net()
     model.load_state_dict(previous.state_dict())
     assert list(problem(Frozen("encoder"), model, previous).inherited_values) == ENCODER
     with torch.no_grad():
-        model.encoder[2].bias[1] += 0.25
+        dict(model.named_parameters())["encoder.2.bias"][1] += 0.25
     with pytest.raises(DescriptionError, match=r"'encoder.2.bias' should be kept.*differs from it by up to 0.25"):
         problem(Frozen("encoder"), model, previous)
 

@@ -11,6 +11,7 @@ Several machines, on each of them:   torchrun --nnodes 2 --nproc-per-node 8 --rd
 Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 interrupted.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -155,10 +156,19 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        expected = isinstance(error, StagetraceError)
-        text = f"{error}" if expected else f"{type(error).__name__}: {error} (a bug? --debug shows where it happened)"
-        errors.print(f"error: {text}", style="red", markup=False)
+        errors.print(f"error: {_in_a_line(error)}", style="red", markup=False)
         sys.exit(1)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What to say of an error: ours as it is; of others where to look, which may be another process."""
+    if isinstance(error, StagetraceError):
+        return f"{error}"
+    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        return f"process {rank} stopped ({said}); if another process refused, its message says why"
+    return f"{said} (a bug? --debug shows where it happened)"
 
 
 def _one_line(errors: Console) -> Callable[..., None]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, linearize, vjp, vmap
+from torch.func import functionalize, grad, jvp, linearize, vjp, vmap
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.stages.data import Batch
@@ -117,7 +117,7 @@ def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[P
     """
     with warnings.catch_warnings():  # the tracer warns of its own bookkeeping
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-        value, tangent = linearize(function, at)
+        value, tangent = linearize(functionalize(function, remove="mutations"), at)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         along = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in at.items()}

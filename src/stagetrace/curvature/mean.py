@@ -8,8 +8,8 @@ from torch import Tensor
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.plan import Matrix, Plan, make_plan
-from stagetrace.errors import SolveError
+from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
+from stagetrace.errors import SolveError, StagetraceError
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import explain_not_finite
@@ -66,12 +66,24 @@ class MeanCurvature(LinearOperator):
 
     def _products(self) -> Iterator[Product]:
         if self._kept is None and self.plan.keeps:
-            self._kept = [self.plan.chunk(self.risk, batch) for batch in self._batches()]
+            self._kept = self._chunks()
         if self._kept is not None:
             yield from self._kept
         else:
             for batch in self._batches():
                 yield self.plan.chunk(self.risk, batch)
+
+    def _chunks(self) -> list[Product]:
+        """Every chunk, ready to be multiplied many times; a trace that fails on one gives way to kept graphs."""
+        try:
+            return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
+        except StagetraceError:
+            raise
+        except RuntimeError as cause:
+            if self.plan.way != "linearised":
+                raise
+            self.plan = self.plan.untraced(first_line(cause))
+            return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
 
     def _batches(self) -> Iterator[Batch]:
         return self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples))
@@ -82,4 +94,5 @@ class MeanCurvature(LinearOperator):
         raise SolveError(
             f"{self.risk.where}: a product with the {self.plan.matrix} is not finite, though losses and gradients are; "
             "the loss has no second derivative somewhere (a norm at zero, a square root): smooth it"
+            + (", unless another process names an example" if world().size > 1 else "")
         )

@@ -77,6 +77,10 @@ class Plan:
         """The same without keeping anything: for examples that are multiplied once."""
         return replace(self, way="forward anew" if self.missing is None else "reverse anew", kept_bytes=0)
 
+    def untraced(self, why: str) -> "Plan":
+        """The same by kept graphs, where tracing failed."""
+        return replace(self, way="graph kept", kept_bytes=self.kept_bytes // TRACED_BYTES, missing=why)
+
     @property
     def gradients_per_product(self) -> float:
         """Expected cost of one product in gradients over the same examples."""

@@ -66,18 +66,20 @@ class Scorer:
     def _part(self, indices: range, advance: Callable[..., None]) -> Part:
         """Score some consecutive examples, their batches shared out over processes."""
         mine = world().shard(self.risk.examples.plan(indices))
-        blocks = [self.adjoints.new_zeros(0, self.adjoints.shape[1])]
-        losses = [self.adjoints.new_zeros(0)]
+        scored = [index for indices in mine for index in indices]
+        # one block for all, so that small results do not come to lie between the batches' large intermediates
+        losses = self.adjoints.new_empty(len(scored))
+        dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
+        done = 0
         for batch in self.risk.read(mine):
-            found, dots = contract(self.way, self.risk, batch, self.adjoints)
-            losses.append(found)
-            blocks.append(-dots)
+            here = slice(done, done + len(batch))
+            losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints)
+            done += len(batch)
             advance(len(batch) * world().size)
         # looked at once a part, so that an accelerator is not waited for after every batch
-        scored = [index for indices in mine for index in indices]
-        check_finite(torch.cat(losses), scored, self.risk.where)
-        check_finite(torch.cat(blocks).sum(dim=1), scored, self.risk.where, "the score")
-        scores = torch.cat(world().gather(torch.cat(blocks).double().cpu())).mT  # [k, examples of the part]
+        check_finite(losses, scored, self.risk.where)
+        check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
+        scores = -torch.cat(world().gather(dots.double().cpu())).mT  # [k, examples of the part]
         return self._as_part(indices.start, scores)
 
     def _as_part(self, start: int, scores: Tensor) -> Part:
