@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -38,6 +39,11 @@ class Ended:
 Command = Callable[..., Ended]
 
 
+def described(trace: Trace) -> Any:
+    """The trace's description; its type does not say what lies where."""
+    return trace.description
+
+
 @pytest.fixture
 def stage_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """`stagetrace WORDS` in this process, 80 columns wide and not to a terminal."""
@@ -50,7 +56,8 @@ def stage_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
             warnings.simplefilter("always", StagetraceWarning)
             with pytest.raises(SystemExit) as ended:
                 main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
 
     yield run
     sys.path[:] = path
@@ -98,11 +105,11 @@ def test_options_that_the_target_returns_and_words_that_change_them(stage_trace:
     assert stage_trace("score", f"{target}:job", "--out", tmp_path / "own").code == 0
     own = Trace.load(tmp_path / "own")
     assert own["pretrain"].via_shared is not None
-    assert own.description["curvature"]["pretrain"]["name"] == "GaussNewton"
-    assert own.description["solver"]["pretrain"]["damping"] == 0.5
+    assert described(own)["curvature"]["pretrain"]["name"] == "GaussNewton"
+    assert described(own)["solver"]["pretrain"]["damping"] == 0.5
     words = "--damping", "pretrain=0.25", "--damping", "2", "--of", "pretrain", "--curvature", "finetune=identity"
     assert stage_trace("score", f"{target}:job", "--out", tmp_path / "changed", *words).code == 0
-    changed = Trace.load(tmp_path / "changed").description
+    changed = described(Trace.load(tmp_path / "changed"))
     assert [changed["solver"][name]["damping"] for name in ("pretrain", "finetune")] == [0.25, 2.0]
     assert changed["solver"]["pretrain"]["rtol"] == 1e-8
     assert [changed["curvature"][name]["name"] for name in ("pretrain", "finetune")] == ["GaussNewton", "Identity"]
@@ -159,7 +166,7 @@ def test_words_per_stage(stage_trace: Command, tmp_path: Path):
         *("--curvature", "gauss-newton", "--hessian-examples", "pretrain=9", "--seed", "4"),
     ]
     assert stage_trace("score", TARGET, "--out", tmp_path / "run", *words).code == 0
-    said = Trace.load(tmp_path / "run").description
+    said = described(Trace.load(tmp_path / "run"))
     pretrain, finetune = (said["solver"][name] for name in ("pretrain", "finetune"))
     assert (pretrain["name"], pretrain["damping"], pretrain["max_steps"]) == ("Lanczos", 1e-3, 70)
     assert (finetune["name"], finetune["damping"], finetune["inner"]["rtol"]) == ("Normal", 0.5, 0.01)
@@ -287,11 +294,12 @@ def test_the_bars_say_what_is_being_done(stage_trace: Command, tmp_path: Path):
 
 
 def test_a_bar_shows_how_far_it_is_and_its_note():
-    console = Console(file=StringIO(), width=100, force_terminal=False)
+    drawn = StringIO()
+    console = Console(file=drawn, width=100, force_terminal=False)
     with Bars(console).task("solving stage 'a'", 40, "steps") as advance:
         advance(10)
         advance(5, note="residual 1.0e-03")
-    line = console.file.getvalue()
+    line = drawn.getvalue()
     assert [word in line for word in ("solving stage 'a'", "steps", "15/40", "residual 1.0e-03")] == [True] * 4
 
 
