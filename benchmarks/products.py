@@ -98,7 +98,8 @@ class Bench:
                 operator = MeanCurvature(self.risk, self.indices, plan)
                 works[name] = lambda operator=operator: operator @ vector
                 rows[name] = self.set_up(plan, vector, estimate.kept_bytes)
-        times = in_turn(works, self.report.asked.repetitions(30 if self.size == "small" else 7), warmups=2)
+        small = self.size == "small"
+        times = in_turn(works, self.report.asked.repetitions(9 if small else 3), warmups=1, calls=5 if small else 2)
         base = counted(self.gradient)
         table: list[Row] = []
         for name, time in times.items():

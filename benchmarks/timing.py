@@ -38,17 +38,22 @@ class Times:
         return {"median_seconds": self.median, "least_seconds": self.least, "repetitions": len(self.seconds)}
 
 
-def once(work: Work) -> float:
-    """Seconds of one call, the device's queue waited for."""
+def once(work: Work, calls: int = 1) -> float:
+    """Seconds of a call, the mean of several in a row, the device's queue waited for."""
     _wait()
     started = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     _wait()
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / calls
 
 
-def in_turn(works: Mapping[str, Work], repetitions: int, warmups: int = 1) -> dict[str, Times]:
-    """Each piece of work once per repetition, in turn, after some rounds that do not count."""
+def in_turn(works: Mapping[str, Work], repetitions: int, warmups: int = 1, calls: int = 1) -> dict[str, Times]:
+    """Each piece of work once per repetition, in turn, after some rounds that do not count.
+
+    calls: where a piece of work is one of many in a row when it is really used, as a product in a solve, a turn is
+        one call that does not count (the caches still hold what the others left) and then so many that do.
+    """
     for _ in range(warmups):
         for work in works.values():
             work()
@@ -58,7 +63,9 @@ def in_turn(works: Mapping[str, Work], repetitions: int, warmups: int = 1) -> di
     try:
         for _ in range(repetitions):
             for name, work in works.items():
-                taken[name].append(once(work))
+                if calls > 1:
+                    work()
+                taken[name].append(once(work, calls))
     finally:
         gc.enable()
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}

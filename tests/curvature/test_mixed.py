@@ -139,6 +139,19 @@ def test_an_inherited_parameter_that_is_not_used_is_not_coupled(way: str, monkey
     assert not mixed_product(problem.risk, range(N), torch.ones(8, 1, dtype=torch.float64)).any()
 
 
+@pytest.mark.parametrize("way", ["forward", "reverse"])
+def test_a_loss_without_products_of_the_two_does_not_couple_them(way: str, monkeypatch: pytest.MonkeyPatch):
+    if way == "reverse":
+        monkeypatch.setattr(mixed, "_either", mixed._reverse)
+
+    def losses(model: Any, batch: Any) -> Tensor:
+        return batch[0] @ (model[0].weight.sum(dim=0) + model[2].weight.sum())
+
+    before = MLP.stage(name="before")
+    problem = Chain(before, MLP.stage(name="after", objective=losses, link=Frozen("0"))).last
+    assert not mixed_product(problem.risk, range(N), torch.ones(15, 1, dtype=torch.float64)).any()
+
+
 # One previous parameter in two places
 
 

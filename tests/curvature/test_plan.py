@@ -52,12 +52,15 @@ def test_a_problem_worth_it_is_traced(matrix: Matrix):
     assert (found.way, found.keeps, found.missing) == ("linearised", True, None)
 
 
+@by_matrix
 @pytest.mark.usefixtures("_tracing_pays")
-def test_a_trace_that_would_be_wrong_is_not_used():
-    found = planned(LSTM)
-    if found.way != "linearised":
-        assert found.way == "graph kept"
-        assert "works in place" in str(found.missing)
+def test_a_trace_that_would_be_wrong_is_not_used(matrix: Matrix, monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("the traced derivative is wrong")
+
+    monkeypatch.setitem(planning.LINEARISED, matrix, refused)
+    found = planned(MLP, matrix)
+    assert (found.way, found.missing) == ("graph kept", "the traced derivative is wrong")
 
 
 @by_matrix
