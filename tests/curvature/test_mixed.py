@@ -145,7 +145,7 @@ def test_a_loss_without_products_of_the_two_does_not_couple_them(way: str, monke
         monkeypatch.setattr(mixed, "_either", mixed._reverse)
 
     def losses(model: Any, batch: Any) -> Tensor:
-        return batch[0] @ (model[0].weight.sum(dim=0) + model[2].weight.sum())
+        return batch[0] @ (model[0].weight.sum(dim=0) + model[2].weight.sum()) + model[2].bias.sum()
 
     before = MLP.stage(name="before")
     problem = Chain(before, MLP.stage(name="after", objective=losses, link=Frozen("0"))).last

@@ -1,10 +1,9 @@
-"""Curvature products against dense matrices of plain PyTorch and of curvlinops; every way of computing them."""
+"""Curvature products against dense matrices of plain PyTorch; every way of computing them."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import curvlinops
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,23 +125,6 @@ def test_the_whole_matrix_is_symmetric_and_dense(matrix: Matrix):
     assert_close(found, found.mT, 1e-10)
     if matrix == "GaussNewton":
         assert float(torch.linalg.eigvalsh(found)[0]) > -1e-12
-
-
-@named(MLP, SQUARED_MLP, CONVOLUTIONAL)
-@by_matrix
-def test_products_equal_curvlinops(specimen: Specimen, matrix: Matrix):
-    model, (x, y) = specimens.evaluated(specimen), specimens.content(specimen)
-    theirs = {
-        "Hessian": curvlinops.HessianLinearOperator,
-        "GaussNewton": curvlinops.GGNLinearOperator,
-    }[matrix]
-    loss = nn.MSELoss() if specimen.regression else nn.CrossEntropyLoss()
-    parameters = list(model.parameters())
-    with specimens.plain_kernels():
-        expected = theirs(model, loss, parameters, [(x, y)], check_deterministic=False)
-        found = CHOICES[matrix]().operator(specimen.problem())
-        v = vectors(found.size, 2)
-        assert_close(found @ v, torch.as_tensor(expected @ v).detach(), 1e-10)
 
 
 # What must not matter

@@ -62,6 +62,7 @@ class MeanCurvature(LinearOperator):
             "gradients per product": self.plan.gradients_per_product,
             "kept bytes": self.plan.kept_bytes,
             "no forward mode": self.plan.missing,
+            "not traced": self.plan.untraced,
         }
 
     def _products(self) -> Iterator[Product]:
@@ -82,7 +83,7 @@ class MeanCurvature(LinearOperator):
         except RuntimeError as cause:
             if self.plan.way != "linearised":
                 raise
-            self.plan = self.plan.untraced(first_line(cause))
+            self.plan = self.plan.by_graphs(first_line(cause))
             return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
 
     def _batches(self) -> Iterator[Batch]:

@@ -60,6 +60,7 @@ class Plan:
     way: what each chunk does; chunk_examples: examples per chunk; keeps: whether chunks are kept between products.
     bytes_per_example: measured intermediates; kept_bytes: what all chunks of this process hold together.
     missing: why there is no forward mode, in PyTorch's words; None where there is.
+    untraced: why the tangent map could not be traced although there is forward mode; None where it could, or need not.
     """
 
     matrix: Matrix
@@ -68,6 +69,7 @@ class Plan:
     bytes_per_example: int
     kept_bytes: int
     missing: str | None
+    untraced: str | None = None
 
     @property
     def keeps(self) -> bool:
@@ -77,9 +79,9 @@ class Plan:
         """The same without keeping anything: for examples that are multiplied once."""
         return replace(self, way="forward anew" if self.missing is None else "reverse anew", kept_bytes=0)
 
-    def untraced(self, why: str) -> "Plan":
+    def by_graphs(self, why: str) -> "Plan":
         """The same by kept graphs, where tracing failed."""
-        return replace(self, way="graph kept", kept_bytes=self.kept_bytes // TRACED_BYTES, missing=why)
+        return replace(self, way="graph kept", kept_bytes=self.kept_bytes // TRACED_BYTES, untraced=why)
 
     @property
     def gradients_per_product(self) -> float:
@@ -110,9 +112,10 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
         return Plan(matrix, "reverse anew" if missing else "forward anew", chunk_examples, per_example, 0, missing)
     traced = not missing and kept_bytes * TRACED_BYTES <= memory
     if traced and _gradient_operations(risk, few) * share >= TRACED_OPERATIONS:
-        missing = _failure(LINEARISED[matrix], risk, one)
-        if not missing:
-            return Plan(matrix, "linearised", chunk_examples, per_example, kept_bytes * TRACED_BYTES, None)
+        untraced = _failure(LINEARISED[matrix], risk, one)
+        if untraced:
+            return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, None, untraced)
+        return Plan(matrix, "linearised", chunk_examples, per_example, kept_bytes * TRACED_BYTES, None)
     return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, missing)
 
 

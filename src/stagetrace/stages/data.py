@@ -81,7 +81,13 @@ class Examples:
             contents = (self.data[self._selector(indices)] for indices in batches)
         else:
             contents = iter(
-                DataLoader(self.data, batch_sampler=batches, collate_fn=self.collate, num_workers=self.workers)  # pyright: ignore[reportArgumentType]
+                DataLoader(
+                    self.data,
+                    batch_sampler=batches,
+                    collate_fn=self.collate,
+                    num_workers=self.workers,
+                    generator=torch.Generator(),  # else it would draw from the user's random state
+                )  # pyright: ignore[reportArgumentType]
             )
         for indices in batches:
             try:
@@ -102,8 +108,8 @@ class Examples:
     @staticmethod
     def _selector(indices: list[int]) -> slice | list[int]:
         """A slice where the indices are consecutive: a view instead of a copy."""
-        first, last = indices[0], indices[-1]
-        return slice(first, last + 1) if last - first + 1 == len(indices) else indices
+        first, stop = indices[0], indices[0] + len(indices)
+        return slice(first, stop) if indices == list(range(first, stop)) else indices
 
 
 def place(content: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -94,7 +94,7 @@ class ParameterSpace:
         """Named tensors `[k, *shape]` from `[size, k]`."""
         pieces = vectors.mT.split(self.sizes, dim=1)
         return {
-            name: piece.reshape(-1, *shape).to(dtype)
+            name: piece.reshape(vectors.shape[1], *shape).to(dtype)
             for name, piece, shape, dtype in zip(self.names, pieces, self.shapes, self.dtypes, strict=True)
         }
 
