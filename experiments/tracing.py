@@ -18,7 +18,7 @@ NEGATIVE = -1e-5
 def solving(trace: Trace, curvature: dict[str, Curvature], solver: dict[str, Solver]) -> dict[str, Any]:
     """How each stage was solved: work, true residual, status, ends of the spectrum met."""
     return {
-        name: {"curvature": repr(curvature[name]), "solver": repr(solver[name]), **_solved(solution)}
+        name: {"curvature": repr(curvature[name]), "solver": str(solver[name]), **_solved(solution)}
         for name, solution in trace.solutions.items()
     }
 
