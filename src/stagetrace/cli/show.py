@@ -25,18 +25,20 @@ def result(trace: Trace, top: int, console: Console, out: Path) -> None:
 
 
 def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
-    """A line per finding as it is made, and a verdict."""
+    """A line per finding, and a verdict."""
     console.print(f"{chain}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "what", "level", "found"):
         table.add_column(heading, overflow="fold")
     warned = 0
-    for finding in found:
-        warned += finding.level is Level.WARNING
-        table.add_row(
-            finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
-        )
-    console.print(_legible(table, console.width))
+    try:
+        for finding in found:
+            warned += finding.level is Level.WARNING
+            table.add_row(
+                finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
+            )
+    finally:  # what was found stands, also where a later check refuses
+        console.print(_legible(table, console.width))
     console.print(
         f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
     )
