@@ -196,7 +196,8 @@ def _by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product
     """Lift a product of named tensors to columns of vectors.
 
     On an accelerator several columns go through one vectorised call. On the CPU the loop is faster: the passes are
-    bound by arithmetic, and batching makes their tensors leave the cache (`benchmarks/products.py`: 32 ms against 19 ms a column, for 16 columns).
+    bound by arithmetic, and batching makes their tensors leave the cache (`benchmarks/products.py`: 32 ms against 19 ms
+    a column, for 16 columns).
     """
     space = risk.own
 

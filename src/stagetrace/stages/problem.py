@@ -1,6 +1,6 @@
 """A stage at its place in a chain: which parameters it solved for, which it kept, and what pulled on them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -172,10 +172,6 @@ class Problem:
         """The penalty's second derivative, a diagonal: weight decay on all own parameters, `2 alpha` on moved ones."""
         diagonal = torch.full((self.own.size,), self.stage.weight_decay, dtype=self.own.dtype, device=self.own.device)
         return diagonal + 2 * self.alpha * self.own.mask(self.moved)
-
-    def with_stage(self, **changes: object) -> "Problem":
-        """The same place in the chain with another description of the stage (for what-if runs)."""
-        return Problem.of(replace(self.stage, **changes), self.previous)
 
 
 def _checked(problem: Problem) -> Problem:
