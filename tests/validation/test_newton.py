@@ -1,6 +1,7 @@
 """Minima against closed forms, SciPy and a dense Newton; weights, honesty, saddles, refusals."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def moved(case: ChainCase, position: int, by: float) -> Problem:
         for name, parameter in model.named_parameters():
             if name in problem.own_values:
                 parameter += by * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return problem.with_stage(model=model)
+    return Problem.of(replace(problem.stage, model=model), problem.previous)
 
 
 def truth(case: ChainCase, position: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,7 +154,8 @@ def test_an_example_of_weight_zero_is_not_even_evaluated():
 def test_batches_and_memory_change_nothing(settings: dict[str, Any], memory: int):
     problem = moved(FROZEN_TANH, 0, 0.05)
     expected = minimise(problem, tolerance=1e-11)
-    found = minimise(problem.with_stage(**settings), tolerance=1e-11, memory=memory)
+    same = Problem.of(replace(problem.stage, **settings), problem.previous)
+    found = minimise(same, tolerance=1e-11, memory=memory)
     for name, value in expected.values.items():
         torch.testing.assert_close(found.values[name], value, rtol=1e-8, atol=1e-9)
 
