@@ -123,7 +123,7 @@ def test_what_is_multiplied_once_is_not_kept():
 
 def test_kept_ways_are_expected_to_be_cheaper():
     cost = {way: Plan("Hessian", way, 1, 1, 0, None).gradients_per_product for way in WAYS}
-    assert cost["linearised"] < cost["graph kept"] < cost["forward anew"] < cost["reverse anew"]
+    assert cost["linearised"] < cost["graph kept"] < min(cost["forward anew"], cost["reverse anew"])
 
 
 # Operations without derivatives
