@@ -34,9 +34,9 @@ def inspect(
         if problem.previous is not None:
             yield Finding(problem.name, "mapping", Level.OK, _mapping(problem))
             yield from displacement(problem)
-        yield stationarity(problem, progress)
+        yield stationarity(problem)
         operator = curvature[problem.name].operator(problem)
-        yield from curvature_findings(problem, operator, solver[problem.name], progress)
+        yield from curvature_findings(problem, operator, progress)
         yield plan_solve(problem, operator, solver[problem.name])
         yield plan_scoring(problem, query)
     risk = query.risk(chain.last)

@@ -2,8 +2,7 @@
 
 import time
 
-from stagetrace.curvature.mean import MeanCurvature
-from stagetrace.curvature.operator import LinearOperator, SumOperator
+from stagetrace.curvature.operator import LinearOperator
 from stagetrace.preflight.finding import Finding, Level
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.problem import Problem
@@ -19,15 +18,13 @@ def plan_solve(problem: Problem, operator: LinearOperator, solver: Solver) -> Fi
     started = time.perf_counter()
     operator.apply(rhs)
     seconds = time.perf_counter() - started
-    mean = operator.left if isinstance(operator, SumOperator) else operator
-    text = f"{solver}: {seconds:.3g} s a product"
-    if not isinstance(mean, MeanCurvature):
+    text, how = f"{solver}: {seconds:.3g} s a product", operator.how()
+    if not how:
         return Finding(problem.name, "solving", Level.OK, text)
-    plan = mean.plan
-    text += f" over {len(mean.indices):,} examples ({plan.way}"
-    text += f", keeps {plan.kept_bytes / 2**20:,.0f} MiB)" if plan.keeps else ", keeps nothing)"
-    if plan.missing:
-        return Finding(problem.name, "solving", Level.NOTE, f"{text}; no forward mode: {plan.missing}")
+    text += f" over {how['examples']:,} examples ({how['way']}, keeps {int(how['kept bytes'] or 0) / 2**20:,.0f} MiB)"
+    for what in ("no forward mode", "not traced"):
+        if how[what]:
+            return Finding(problem.name, "solving", Level.NOTE, f"{text}; {what}: {how[what]}")
     return Finding(problem.name, "solving", Level.OK, text)
 
 

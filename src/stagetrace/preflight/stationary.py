@@ -8,9 +8,8 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import DescriptionError
 from stagetrace.preflight.finding import Finding, Level
 from stagetrace.progress import Progress
-from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
-from stagetrace.stages.gradient import batch_gradient, mean_gradient
+from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.problem import Problem
 
 LOOKED_AT = 64
@@ -19,15 +18,12 @@ LOOKED_AT = 64
 SPECTRUM_STEPS = 20
 
 
-def stationarity(problem: Problem, progress: Progress) -> Finding:
+def stationarity(problem: Problem) -> Finding:
     """The gradient of what the stage minimised, next to the size of single examples' gradients.
 
     At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen.
     """
-    values = problem.own.flatten(problem.own_values)
-    slope = mean_gradient(problem.risk, progress=progress).own.squeeze(1) + problem.stage.weight_decay * values
-    pull = _pull(problem)
-    norm = float(torch.linalg.vector_norm((slope + pull).double()))
+    norm = float(torch.linalg.vector_norm((problem.stationarity + _pull(problem)).double()))
     typical = _typical_gradient(problem)
     share = norm / typical if typical else 0.0
     text = f"|gradient| {norm:.2e}, {share:.1%} of a single example's ({typical:.2e})"
@@ -57,11 +53,8 @@ def displacement(problem: Problem) -> Iterator[Finding]:
         yield Finding(problem.name, "distance", Level.WARNING, str(cause))
 
 
-def curvature_findings(
-    problem: Problem, operator: LinearOperator, solver: Solver, progress: Progress
-) -> Iterator[Finding]:
+def curvature_findings(problem: Problem, operator: LinearOperator, progress: Progress) -> Iterator[Finding]:
     """The ends of the spectrum, from a short Lanczos run."""
-    del solver
     start = torch.randn(operator.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with progress.task(f"spectrum of stage '{problem.name}'", SPECTRUM_STEPS, "steps") as advance:
         probe = Lanczos(damping=0.0, rtol=1e-14, max_steps=SPECTRUM_STEPS).prepare(operator)

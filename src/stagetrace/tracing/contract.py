@@ -131,7 +131,7 @@ def _single_loss(risk: Risk):  # noqa: ANN202
 
 
 def _failure(way: Way, risk: Risk, probe: Batch, columns: int) -> str | None:
-    """None if the way works on the probe and agrees with plain gradients' shape; otherwise what PyTorch says."""
+    """None if the way works on the probe; otherwise what PyTorch says."""
     if way == "per-example gradients":
         leaves = tree_leaves(probe.content)
         if not all(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(probe) for leaf in leaves):

@@ -109,8 +109,9 @@ def trace(
             tally.solved(problem.name, solution)
             if scored <= set(tally.scores):
                 break
-        keeper.finish(tally.statistics())
-    return _said(tally.trace(keeper.description))
+        result = tally.trace(keeper.description)
+        keeper.finish(result.statistics)
+    return _said(result)
 
 
 def _guard(chain: Chain, query: Query) -> None:
