@@ -11,13 +11,29 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments import mnist_frozen
+from experiments import (
+    cifar_frozen,
+    cifar_updated,
+    cleansing,
+    finetune_size,
+    misclassified,
+    mnist_frozen,
+    resolve,
+    similarity,
+)
 from experiments.settings import Settings
 from stagetrace.errors import StagetraceError
 from stagetrace.progress import Bars, Progress
 
 EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
     mnist_frozen.NAME: mnist_frozen.run,
+    cifar_frozen.NAME: cifar_frozen.run,
+    cifar_updated.NAME: cifar_updated.run,
+    resolve.NAME: resolve.run,
+    cleansing.NAME: cleansing.run,
+    similarity.NAME: similarity.run,
+    finetune_size.NAME: finetune_size.run,
+    misclassified.NAME: misclassified.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -2,6 +2,7 @@
 
 OUT/checkpoints/<stage>.safetensors   the weights
 OUT/checkpoints/<stage>.json          the settings and data they came from, and what the training said; written last
+OUT/checkpoints/<stage>.adam.safetensors   where Adam ended, for training that goes on; by parameter number and moment
 OUT/checkpoints/examples.safetensors  for each stage, its examples' rows in the data set's training split
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from experiments.images import Images
@@ -60,6 +61,22 @@ def keep_rows(folder: Path, rows: Mapping[str, Tensor]) -> None:
     """Write which rows of the training split each stage saw, in the order of its scores."""
     with atomic(folder / "examples.safetensors") as temporary:
         save_file({stage: numbers.contiguous() for stage, numbers in rows.items()}, str(temporary))
+
+
+def keep_state(folder: Path, stage: str, state: Mapping[str, Any]) -> None:
+    """Write an Adam optimiser's `state_dict()`."""
+    flat = {f"{number}.{name}": value for number, entry in state["state"].items() for name, value in entry.items()}
+    with atomic(folder / f"{stage}.adam.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in flat.items()}, str(temporary))
+
+
+def saved_state(folder: Path, stage: str) -> Record:
+    """Read it back, as `state_dict()` gives it."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / f"{stage}.adam.safetensors").items():
+        number, name = key.split(".")
+        entries.setdefault(int(number), {})[name] = value
+    return {"state": entries, "param_groups": [{"params": sorted(entries)}]}
 
 
 def digest(images: Images) -> str:

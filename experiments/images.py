@@ -67,6 +67,12 @@ def read_images(folder: Path, split: str) -> Images:
     return Images(channels.float().div(255).contiguous(), labels, torch.arange(len(labels)))
 
 
+def class_names(folder: Path, split: str) -> list[str]:
+    """What the data set calls its classes, in the order of their numbers; empty if it has numbers only."""
+    table, _, label = _open(folder, split)
+    return list(getattr(table.features[label], "names", None) or [])
+
+
 def _open(folder: Path, split: str) -> tuple[Any, str, str]:
     """The split, and the names of its columns of images and of labels."""
     import datasets  # slow to import, and wanted here only

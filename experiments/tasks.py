@@ -1,13 +1,13 @@
 """Two tasks from one data set: the first stage learns some classes, the second the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import torch
 
-from experiments.images import Images, read_images
+from experiments.images import Images, class_names, read_images
 from experiments.settings import Settings
 from stagetrace.errors import DataError
 
@@ -29,6 +29,12 @@ class Task:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         return Task(self.classes, self.train[order[:count].sort().values], self.test)
 
+    def only(self, classes: Sequence[int]) -> "Task":
+        """The examples of some of the classes, by their labels in the data set."""
+        kept = tuple(label for label in self.classes if label in classes)
+        places = torch.tensor([self.classes.index(label) for label in kept])
+        return Task(kept, *(_renumbered(images, places.tolist()) for images in (self.train, self.test)))
+
     def to(self, device: torch.device) -> "Task":
         return Task(self.classes, self.train.to(device), self.test.to(device))
 
@@ -46,6 +52,12 @@ def two_tasks(folder: Path, first_classes: Sequence[int]) -> tuple[Task, Task]:
     first = tuple(first_classes) if len(classes) == 10 else tuple(classes[: max(2, 2 * len(classes) // 5)])
     second = tuple(label for label in classes if label not in first)
     return _task(first, train, test, folder), _task(second, train, test, folder)
+
+
+def numbers_of(folder: Path, names: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers of these classes in the data set, ascending, by name; those given where it has no such names."""
+    found = class_names(folder, "train")
+    return tuple(sorted(map(found.index, names) if set(names) <= set(found) else names.values()))
 
 
 def tasks_of(settings: Settings, own: str, first_classes: Sequence[int], finetune_examples: int) -> tuple[Task, Task]:
@@ -67,7 +79,7 @@ def _task(classes: tuple[int, ...], train: Images, test: Images, folder: Path) -
     return Task(classes, *parts)
 
 
-def _renumbered(images: Images, classes: tuple[int, ...]) -> Images:
+def _renumbered(images: Images, classes: Sequence[int]) -> Images:
     """The images of these classes, labels counted from 0."""
-    chosen = images[torch.isin(images.labels, torch.tensor(classes)).nonzero()[:, 0]]
+    chosen = images[torch.isin(images.labels, torch.tensor(tuple(classes))).nonzero()[:, 0]]
     return Images(chosen.pixels, torch.searchsorted(torch.tensor(sorted(classes)), chosen.labels), chosen.rows)

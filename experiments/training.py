@@ -1,8 +1,8 @@
 """How a stage was trained, in plain PyTorch, and how well it was."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,13 @@ class Training:
     weight_decay: float = 0.0
     seed: int = 0
 
-    def run(self, model: nn.Module, inputs: Tensor, labels: Tensor, watch: Watch = lambda epoch: None) -> None:
-        """Train all of the model's parameters, in place."""
+    def seeded(self, seed: int) -> "Training":
+        return replace(self, seed=seed)
+
+    def run(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, watch: Watch = lambda epoch: None
+    ) -> Mapping[str, Any]:
+        """Train all of the model's parameters, in place; returns Adam's state at the end."""
         optimiser = torch.optim.Adam(model.parameters(), lr=self.rate, weight_decay=self.weight_decay)
         steps = self.epochs * -(-len(labels) // self.batch)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -43,6 +48,44 @@ class Training:
                 schedule.step()
             watch(epoch)
         model.eval()
+        return optimiser.state_dict()
+
+    def run_several(
+        self,
+        models: nn.Module,
+        inputs: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        watch: Watch = lambda epoch: None,
+    ) -> None:
+        """Train several models side by side, each as `run` would, in the same batches, each on its own examples.
+
+        Args:
+            models: gives logits `[models, batch, classes]`; its parameters share no number between models.
+            inputs: `[n, ...]` for all models, or `[models, n, ...]`.
+            labels: `[n]`.
+            weights: `[models, n]`, 1 or 0: whether a model sees the example. A batch's loss is the mean over those
+                that it sees, so a model without some examples takes the same steps as its control.
+            watch: called after each epoch.
+        """
+        each = inputs.shape[: weights.ndim] == weights.shape
+        optimiser = torch.optim.Adam(models.parameters(), lr=self.rate, weight_decay=self.weight_decay)
+        steps = self.epochs * -(-len(labels) // self.batch)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        generator = torch.Generator().manual_seed(self.seed)
+        models.train()
+        for epoch in range(1, self.epochs + 1):
+            for chosen in torch.randperm(len(labels), generator=generator).to(labels.device).split(self.batch):
+                optimiser.zero_grad()
+                logits = models(inputs[:, chosen] if each else inputs[chosen])
+                losses = F.cross_entropy(logits.flatten(0, 1), labels[chosen].repeat(len(weights)), reduction="none")
+                seen = weights[:, chosen]
+                means = (losses.view_as(seen) * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
+                means.sum().backward()
+                optimiser.step()
+                schedule.step()
+            watch(epoch)
+        models.eval()
 
 
 @torch.no_grad()

@@ -109,6 +109,40 @@ def three() -> tuple[Chain, Query, Mapping[str, Any]]:
     return chain(*links, sizes=(37, 4, 23)), Query(examples(6, 9)), {"curvature": GaussNewton()}
 
 
+def moved() -> tuple[Chain, Query]:
+    """As `frozen`, with the embedding trained further."""
+    return chain(Proximal("embedding", alpha=0.1), sizes=(37, 23)), Query(examples(6, 9))
+
+
+def unrelated() -> tuple[Chain, Query]:
+    """Three stages; the last one kept nothing that the first one trained, so that some controls do not apply."""
+    first, middle, last = Net(0), Net(1), Net(2)
+    middle.embedding.load_state_dict(first.embedding.state_dict())
+    last.head.load_state_dict(middle.head.state_dict())
+    described: dict[str, Any] = {"objective": Classification(), "weight_decay": 0.01, "batch_size": 5}
+    stages = (
+        Stage("pretrain", model=first, data=examples(37, 0), **described),
+        Stage("middle", model=middle, data=examples(23, 1), link=Frozen("embedding"), **described),
+        Stage("finetune", model=last, data=examples(19, 2), link=Frozen("head"), **described),
+    )
+    return Chain(*stages), Query(examples(6, 9))
+
+
+def single_precision() -> tuple[Chain, Query]:
+    """As `frozen`, in float32."""
+    exact, _, _ = frozen()
+    model, data = (
+        deepcopy(exact.stages[1].model).float(),
+        [examples(n, seed, torch.float32) for seed, n in ((0, 37), (1, 23))],
+    )
+    described: dict[str, Any] = {"model": model, "objective": Classification(), "weight_decay": 0.01, "batch_size": 5}
+    stages = (
+        Stage("pretrain", data=data[0], **described),
+        Stage("finetune", data=data[1], link=Frozen("embedding"), **described),
+    )
+    return Chain(*stages), Query(examples(6, 9, torch.float32))
+
+
 # Other processes
 
 

@@ -54,3 +54,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "mnist", classes=10, size=(28, 28), counts=(300, 80))
     write_images(folder / "colours", classes=5, size=(15, 17, 3), counts=(60, 25), column="img")
     return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder given as --data: `cifar10`, its classes by number only."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_images(folder / "cifar10", classes=10, size=(16, 16, 3), counts=(240, 80))
+    return folder

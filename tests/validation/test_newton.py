@@ -16,10 +16,11 @@ from stagetrace.errors import DataError, DescriptionError, SolveError
 from stagetrace.objectives import Classification, Regression
 from stagetrace.stages.fingerprint import fingerprint_model
 from stagetrace.stages.problem import Problem
-from stagetrace.validation import leave_out, minimise
+from stagetrace.validation import Preconditioner, leave_out, minimise
 from stagetrace.validation.descent import lowest_curvature, newton_direction
-from tests.chains import CASES, FROZEN_LOGISTIC, FROZEN_TANH, ChainCase, chain_of
-from tests.oracles import flatten, mean_weights, objective, own_names, solved
+from tests.chains import CASES, FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH, ChainCase, chain_of
+from tests.oracles import example_gradients, flatten, mean_weights, objective, own_names, solved, stage_hessian
+from tests.oracles import minimise as dense_minimise
 
 PLACES = [(case, position) for case in CASES for position in range(len(case.stages))]
 each_place = pytest.mark.parametrize(("case", "position"), PLACES, ids=[f"{c.name}-{p}" for c, p in PLACES])
@@ -226,6 +227,141 @@ def test_the_direction_solves_newtons_equations_or_descends(signs: str):
     torch.testing.assert_close(H @ lowest.vector, lowest.value * lowest.vector, rtol=1e-7, atol=1e-9)
 
 
+# A pull towards the start
+
+SMALL = (FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH)
+SMALL_PLACES = [(case, position) for case in SMALL for position in (0, 1)]
+each_small = pytest.mark.parametrize(("case", "position"), SMALL_PLACES, ids=[f"{c.name}-{p}" for c, p in SMALL_PLACES])
+
+
+@each_small
+def test_proximity_is_a_pull_towards_the_start(case: ChainCase, position: int):
+    """The dense Newton on the written-out objective, from a point that is no minimum of the rest."""
+    stage, previous = case.stages[position], truth(case, position)[1]
+    problem, proximity = moved(case, position, 0.3), 0.2
+    start = problem.own.flatten(problem.own_values)
+    weights = leave_out(len(stage.x), [3]) / len(stage.x)
+    expected = dense_minimise(
+        lambda own: objective(stage, own, previous, weights) + proximity / 2 * (own - start).square().sum(), start
+    )
+    found = minimise(problem, leave_out(len(stage.x), [3]), proximity=proximity, tolerance=1e-12)
+    torch.testing.assert_close(problem.own.flatten(found.values), expected, rtol=1e-9, atol=1e-10)
+    away = (expected - start).square().sum()
+    value = objective(stage, expected, previous, weights) + proximity / 2 * away
+    assert found.objective == pytest.approx(float(value), rel=1e-12)
+    assert found.converged
+    assert found.smallest_ritz > 0
+    assert float((expected - truth(case, position)[0]).abs().max()) > 1e-2
+
+
+@each_small
+@pytest.mark.parametrize("proximity", [0.0, 1e-3, 1.0])
+def test_what_an_example_moves_is_a_damped_solve(case: ChainCase, position: int, proximity: float):
+    """`dx/dw_i = -(H + proximity I)^-1 grad loss_i / n` at the minimum, by a central difference."""
+    problem, h, n = chain_of(case, solved(case)).problems[position], 1e-4, len(case.stages[position].x)
+    ends = [
+        problem.own.flatten(minimise(problem, weights, proximity=proximity, tolerance=1e-13, strict=False).values)
+        for weights in (torch.ones(n).double().index_fill(0, torch.tensor(2), 1 + sign * h) for sign in (1, -1))
+    ]
+    damped = stage_hessian(case, position) + proximity * torch.eye(problem.own.size, dtype=torch.float64)
+    expected = -torch.linalg.solve(damped, example_gradients(case, position)[:, 2]) / n
+    torch.testing.assert_close((ends[0] - ends[1]) / (2 * h), expected, rtol=1e-4, atol=1e-6 * float(expected.norm()))
+
+
+# With a preconditioner
+
+
+def as_matrix(known: Preconditioner | None, size: int) -> Tensor:
+    assert known is not None
+    return torch.stack([known(column) for column in torch.eye(size, dtype=torch.float64)], dim=1)
+
+
+@each_small
+@pytest.mark.parametrize("proximity", [0.0, 0.1])
+def test_a_preconditioner_makes_all_eigenvalues_alike(case: ChainCase, position: int, proximity: float):
+    problem = chain_of(case, solved(case)).problems[position]
+    inverse = as_matrix(Preconditioner.of(problem, proximity), problem.own.size)
+    torch.testing.assert_close(inverse, inverse.T, rtol=0, atol=1e-5 * float(inverse.norm()))
+    # a softmax without decay on its shift would be flat; these have decay
+    damped = stage_hessian(case, position) + proximity * torch.eye(problem.own.size, dtype=torch.float64)
+    values = torch.linalg.eigvals(inverse @ damped).real
+    assert float(values.min()) > 1 / 1.51
+    assert float(values.max()) < 1.51
+    before = torch.linalg.eigvalsh(damped)
+    assert float(values.max() / values.min()) < float(before[-1] / before[0])
+
+
+@each_small
+def test_a_preconditioner_leads_to_the_same_minimum_with_fewer_products(case: ChainCase, position: int):
+    known = Preconditioner.of(chain_of(case, solved(case)).problems[position])
+    problem, weights = moved(case, position, 1e-3), leave_out(len(case.stages[position].x), [1], 0.1)
+    alone = minimise(problem, weights, tolerance=1e-11, strict=False)
+    helped = minimise(problem, weights, tolerance=1e-11, strict=False, preconditioner=known)
+    assert alone.converged
+    assert helped.converged
+    assert helped.products < alone.products
+    assert helped.products <= 0.75 * alone.products or problem.own.size < 10
+    point, other = (problem.own.flatten(found.values) for found in (helped, alone))
+    torch.testing.assert_close(point, other, rtol=1e-8, atol=1e-8)
+    stage, previous = case.stages[position], truth(case, position)[1]
+    true = grad(lambda own: objective(stage, own, previous, weights / len(weights)))(point)
+    assert float(true.norm()) <= 1.01e-11
+
+
+@pytest.mark.parametrize(("u", "v"), [(0.0, 0.0), (0.1, 0.0), (0.5, -0.5)])
+def test_a_preconditioner_is_positive_definite_where_the_hessian_is_not(u: float, v: float):
+    problem = saddle(u, v)
+    assert curvature_at(problem, problem.own_values)[0] < 0
+    inverse = as_matrix(Preconditioner.of(problem), 2)
+    assert float(torch.linalg.eigvalsh((inverse + inverse.T) / 2)[0]) > 0.05
+    found = minimise(problem, tolerance=1e-10, preconditioner=Preconditioner.of(problem))
+    assert found.converged
+    assert curvature_at(problem, found.values)[0] > 0.005
+    assert found.objective < 0.1
+
+
+@pytest.mark.parametrize("lowest", [1e-12, 1e-6])
+def test_a_preconditioner_is_positive_definite_at_any_condition(lowest: float):
+    """Single precision must not turn the sign along the stiffest directions, which it shrinks by a million."""
+    generator = torch.Generator().manual_seed(2)
+    size = 150
+    Q, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    spectrum = torch.cat([torch.ones(30), torch.full((90,), lowest), torch.logspace(-5, 0, 30)]).double()
+    x = (spectrum * size / 2).sqrt().unsqueeze(1) * Q.T  # H = 2/n x'x
+    model, data = nn.Linear(size, 1, bias=False).double(), TensorDataset(x, torch.zeros(size, 1).double())
+    known = Preconditioner.of(Chain(Stage("s", model=model, objective=Regression(), data=data))["s"])
+    assert known is not None
+    top = Q[:, :30] @ torch.randn(30, 20, generator=generator, dtype=torch.float64)
+    for vector in (*Q.T, *top.T, *torch.randn(20, size, generator=generator, dtype=torch.float64)):
+        assert float(vector @ known(vector)) > 0.5 * float(vector @ vector)  # all of M^-1 is at least 1
+
+
+def test_negative_curvature_is_found_with_a_preconditioner_too():
+    generator = torch.Generator().manual_seed(3)
+    Q, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))
+    g = torch.randn(6, generator=generator, dtype=torch.float64)
+    spectrum = torch.tensor([0.01, 0.5, 1.0, 2.0, 3.0, 40.0]).double()
+    inverse = Q @ torch.diag(1 / spectrum) @ Q.T
+    for sign in (1.0, -1.0):
+        H = Q @ torch.diag(spectrum * torch.tensor([sign, 1.0, 1.0, 1.0, 1.0, 1.0]).double()) @ Q.T
+        direction = newton_direction(lambda v, H=H: H @ v, g, 1e-10, 100, 1.0, lambda r: inverse @ r)
+        assert float(g @ direction.step) < 0
+        if sign > 0:
+            torch.testing.assert_close(direction.step, -torch.linalg.solve(H, g), rtol=1e-7, atol=1e-8)
+            assert direction.products <= 2
+            assert direction.ritz == pytest.approx(1.0, rel=1e-6)  # of M^-1 H
+        else:
+            assert direction.ritz <= 0
+            assert float(direction.step @ H @ direction.step) < 0
+            assert direction.curvature == pytest.approx(float(direction.step @ H @ direction.step), rel=1e-6)
+
+
+def test_no_preconditioner_is_made_for_many_parameters():
+    problem = saddle(0.5, 0.5)
+    assert Preconditioner.of(problem, max_size=1) is None
+    assert Preconditioner.of(problem, max_size=2) is not None
+
+
 # What it leaves alone, and what it refuses
 
 
@@ -263,7 +399,11 @@ def test_wrong_weights_are_refused(weights: Any, message: str):
         minimise(ridge()[0]["fit"], weights)
 
 
-@pytest.mark.parametrize("settings", [{"tolerance": 0.0}, {"max_steps": 0}, {"cg_steps": 0}, {"memory": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"tolerance": 0.0}, {"max_steps": 0}, {"cg_steps": 0}, {"memory": 0}, {"proximity": -1.0}],
+    ids=str,
+)
 def test_wrong_settings_are_refused(settings: dict[str, Any]):
     with pytest.raises(DescriptionError, match=next(iter(settings))):
         minimise(ridge()[0]["fit"], **settings)

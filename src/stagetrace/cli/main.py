@@ -3,6 +3,7 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace demo                                      the whole job on bundled real digits
     stagetrace check examples/mnist.py:job               what would be wrong, and what it would cost
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
+    stagetrace validate examples/mnist.py:job --out runs/b  trains again, and compares with what was predicted
 
 Several processes, one machine:      torchrun --nproc-per-node 2 -m stagetrace score TARGET --out DIR
 Several machines, on each of them:   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
@@ -23,8 +24,9 @@ from rich.console import Console
 
 import stagetrace
 from stagetrace import parallel
-from stagetrace.cli import settings, show
+from stagetrace.cli import options, settings, show
 from stagetrace.cli.target import load
+from stagetrace.cli.validate import validate
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.preflight import inspect
 from stagetrace.progress import Bars, Silent
@@ -39,29 +41,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-TargetArgument = Annotated[
-    str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(settings.SOLVERS)}.")]
-Damping = Annotated[
-    list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve; lanczos damps H^2.")
-]
-MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
-Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
-CurvatureOption = Annotated[
-    list[str], typer.Option("--curvature", metavar="[STAGE=]NAME", help=f"{', '.join(settings.CURVATURES)}.")
-]
-HessianExamples = Annotated[
-    list[str], typer.Option("--hessian-examples", metavar="[STAGE=]N", help="Average the curvature over N examples.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw of --hessian-examples.")]
-
 
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Trace a fine-tuned model's loss back through every training stage to the examples that caused it."""
     del debug
@@ -72,19 +56,19 @@ def root(
 
 @app.command()
 def score(
-    target: TargetArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; the same command resumes it.")],
-    solver: Solver = [],  # noqa: B006
-    damping: Damping = [],  # noqa: B006
-    max_steps: MaxSteps = [],  # noqa: B006
-    rtol: Rtol = [],  # noqa: B006
-    curvature: CurvatureOption = [],  # noqa: B006
-    hessian_examples: HessianExamples = [],  # noqa: B006
-    seed: Seed = None,
+    target: options.Target,
+    out: options.Out,
+    solver: options.Solver = [],  # noqa: B006
+    damping: options.Damping = [],  # noqa: B006
+    max_steps: options.MaxSteps = [],  # noqa: B006
+    rtol: options.Rtol = [],  # noqa: B006
+    curvature: options.Curvature = [],  # noqa: B006
+    hessian_examples: options.HessianExamples = [],  # noqa: B006
+    seed: options.Seed = None,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
     parts: Annotated[bool, typer.Option("--parts", help="Keep the paper's two parts of each score apart.")] = False,
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Rows of the most harmful and helpful.")] = 5,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Score every stage's examples against the query loss, and keep the run in a folder."""
     del debug
@@ -107,15 +91,15 @@ def score(
 
 @app.command()
 def check(
-    target: TargetArgument,
-    solver: Solver = [],  # noqa: B006
-    damping: Damping = [],  # noqa: B006
-    max_steps: MaxSteps = [],  # noqa: B006
-    rtol: Rtol = [],  # noqa: B006
-    curvature: CurvatureOption = [],  # noqa: B006
-    hessian_examples: HessianExamples = [],  # noqa: B006
-    seed: Seed = None,
-    debug: Debug = False,
+    target: options.Target,
+    solver: options.Solver = [],  # noqa: B006
+    damping: options.Damping = [],  # noqa: B006
+    max_steps: options.MaxSteps = [],  # noqa: B006
+    rtol: options.Rtol = [],  # noqa: B006
+    curvature: options.Curvature = [],  # noqa: B006
+    hessian_examples: options.HessianExamples = [],  # noqa: B006
+    seed: options.Seed = None,
+    debug: options.Debug = False,
 ) -> None:
     """Look before you run: mapping, coverage, stationarity, curvature, differentiability, memory and time."""
     del debug
@@ -131,10 +115,13 @@ def check(
     show.findings(job.chain, findings, Console())
 
 
+app.command()(validate)
+
+
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the run in this folder.")] = None,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""
     del debug

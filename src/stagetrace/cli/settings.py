@@ -1,7 +1,7 @@
 """From the words of the command line to solvers and curvatures: the only place where a string names a class."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, final
 
 from stagetrace.curvature.choices import Curvature, GaussNewton, Hessian, Identity
@@ -13,7 +13,7 @@ from stagetrace.tracing.describe import by_stage
 
 SOLVERS: dict[str, Solver] = {
     "lanczos": Lanczos(),
-    "normal-cg": Normal(CG(), damping=Lanczos().damping),
+    "normal-cg": Normal(CG(), damping=1e-4),
     "cg": CG(),
     "lissa": LiSSA(),
     "direct": Direct(),
@@ -38,59 +38,82 @@ class Words:
 def solvers(chain: Chain, words: Words, given: Any) -> dict[str, Solver]:
     """Each stage's solver: the target's or the default, changed by what was typed."""
     chosen = by_stage(chain, given, Lanczos(), "solver")
-    for name, word in _per_stage(chain, words.solver, "--solver").items():
-        chosen[name] = _named(word, SOLVERS, "--solver")
+    for name, word in per_stage(chain, words.solver, "--solver").items():
+        chosen[name] = named(word, SOLVERS, "--solver")
     for option, field, kind in (
         ("--damping", "damping", float),
         ("--max-steps", "max_steps", int),
         ("--rtol", "rtol", float),
     ):
-        for name, word in _per_stage(chain, getattr(words, field), option).items():
-            chosen[name] = _with(chosen[name], field, _number(word, kind, option), option)
+        for name, word in per_stage(chain, getattr(words, field), option).items():
+            value = "auto" if option == "--damping" and word == "auto" else number(word, kind, option)
+            chosen[name] = with_field(chosen[name], field, value, option)
     return chosen
 
 
 def curvatures(chain: Chain, words: Words, given: Any) -> dict[str, Curvature]:
     """Each stage's curvature: the target's or the default, changed by what was typed."""
     chosen = by_stage(chain, given, Hessian(), "curvature")
-    for name, word in _per_stage(chain, words.curvature, "--curvature").items():
-        chosen[name] = _named(word, CURVATURES, "--curvature")
-    for name, word in _per_stage(chain, words.examples, "--hessian-examples").items():
-        chosen[name] = _with(chosen[name], "examples", _number(word, int, "--hessian-examples"), "--hessian-examples")
+    for name, word in per_stage(chain, words.curvature, "--curvature").items():
+        chosen[name] = named(word, CURVATURES, "--curvature")
+    for name, word in per_stage(chain, words.examples, "--hessian-examples").items():
+        chosen[name] = with_field(
+            chosen[name], "examples", number(word, int, "--hessian-examples"), "--hessian-examples"
+        )
     if words.seed is not None:
-        chosen = {name: _with(c, "seed", words.seed, "--seed") if _has(c, "seed") else c for name, c in chosen.items()}
+        chosen = {
+            name: with_field(c, "seed", words.seed, "--seed") if applies(c, "seed") else c for name, c in chosen.items()
+        }
     return chosen
 
 
-def _per_stage(chain: Chain, typed: Sequence[str], option: str) -> dict[str, str]:
+def per_stage(chain: Chain, typed: Sequence[str], option: str) -> dict[str, str]:
     """`["1e-2", "finetune=1e-8"]` -> a value per stage; what names a stage wins."""
     everywhere = {name: word for word in typed if "=" not in word for name in chain.names}
-    named: Mapping[str, str] = dict(word.split("=", 1) for word in typed if "=" in word)
-    chain.check_names(named, option)
-    return {**everywhere, **named}
+    singled: Mapping[str, str] = dict(word.split("=", 1) for word in typed if "=" in word)
+    chain.check_names(singled, option)
+    return {**everywhere, **singled}
 
 
-def _named(word: str, known: Mapping[str, Any], option: str) -> Any:
+def named(word: str, known: Mapping[str, Any], option: str) -> Any:
+    """What a name stands for."""
     if word not in known:
         refuse(f"{option} must be one of {', '.join(known)}, got '{word}'")
     return known[word]
 
 
-def _number(word: str, kind: type, option: str) -> Any:
+def number(word: str, kind: type, option: str) -> Any:
+    """The word as a number (or as it is, for `str`)."""
     try:
         return kind(word)
     except ValueError:
         refuse(f"{option} needs a {'whole number' if kind is int else 'number'} (or STAGE=NUMBER), got '{word}'")
 
 
-def _has(setting: Any, field: str) -> bool:
-    return field in {f.name for f in fields(setting)}
+def applies(setting: Any, field: str) -> bool:
+    """Whether the setting, or what it wraps, has such a field."""
+    return _has(setting, field) or _wrapper(setting, field) is not None
 
 
-def _with(setting: Any, field: str, value: object, option: str) -> Any:
-    """The setting with one field changed; a wrapped solver's fields are reached through its wrapper."""
+def with_field(setting: Any, field: str, value: object, option: str) -> Any:
+    """The setting with one field changed; a wrapped solver's or rule's fields are reached through its wrapper.
+
+    Raises:
+        DescriptionError: there is no such field.
+    """
     if _has(setting, field):
         return replace(setting, **{field: value})
-    if _has(setting, "inner") and _has(setting.inner, field):
-        return replace(setting, inner=replace(setting.inner, **{field: value}))
+    wrapper = _wrapper(setting, field)
+    if wrapper is not None:
+        return replace(setting, **{wrapper: replace(getattr(setting, wrapper), **{field: value})})
     refuse(f"{option} does not apply to {setting}")
+
+
+def _has(setting: Any, field: str) -> bool:
+    return is_dataclass(setting) and field in {f.name for f in fields(setting)}
+
+
+def _wrapper(setting: Any, field: str) -> str | None:
+    """The field that holds what has the field."""
+    held = (name for name in ("inner", "rule") if _has(setting, name) and _has(getattr(setting, name), field))
+    return next(held, None)

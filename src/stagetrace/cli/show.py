@@ -1,15 +1,17 @@
 """What the commands print."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stagetrace.cli.fits import in_words
 from stagetrace.preflight import Finding, Level
 from stagetrace.results import Trace
 from stagetrace.stages.chain import Chain
+from stagetrace.validation import Fit, Validation, report
 
 STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow"}
 
@@ -42,6 +44,21 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
     console.print(
         f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
     )
+
+
+def validation(
+    found: Validation, fitted: Mapping[str, Fit], left_out: Mapping[str, str], console: Console, files: list[Path]
+) -> None:
+    """The agreement of every estimator for each choice of removals, what was done, and where it all is."""
+    for sheet in report.sheets(found):
+        console.print(_legible(sheet.rich(), console.width))
+    for name, reason in left_out.items():
+        console.print(f"{name} does not apply: {reason}", markup=False, highlight=False)
+    for name, fit in fitted.items():
+        console.print(f"stage '{name}' was trained again by {in_words(fit)}", markup=False, highlight=False)
+    for words in (report.SIGN, report.FIGURES, report.work(found)):
+        console.print(words, markup=False, highlight=False)
+    console.print(f"kept in {', '.join(map(str, files))}", markup=False, soft_wrap=True)
 
 
 def _legible(table: Table, width: int) -> Table:

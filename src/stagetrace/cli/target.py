@@ -14,6 +14,10 @@ from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 
 OPTIONS = ("curvature", "solver", "of", "parts")
+"""For `trace`."""
+
+VALIDATE_OPTIONS = ("fit", "estimators")
+"""For `validate` alone; other commands pass them by."""
 
 
 class TargetError(StagetraceError):
@@ -23,7 +27,7 @@ class TargetError(StagetraceError):
 @final
 @dataclass(frozen=True)
 class Target:
-    """What a target returned: a chain, a query and keyword arguments for `trace`."""
+    """What a target returned: a chain, a query and keyword arguments for `trace` and `validate`."""
 
     chain: Chain
     query: Query
@@ -93,9 +97,12 @@ def _checked(returned: Any, target: str) -> Target:
         chain, query, *rest = returned
         options = rest[0] if rest else {}
         if isinstance(chain, Chain) and isinstance(query, Query) and isinstance(options, Mapping):
-            unknown = [key for key in options if key not in OPTIONS]
+            unknown = [key for key in options if key not in (*OPTIONS, *VALIDATE_OPTIONS)]
             if unknown:
-                refuse(f"{target} returned the option '{unknown[0]}'; options for trace are {', '.join(OPTIONS)}")
+                refuse(
+                    f"{target} returned the option '{unknown[0]}'; options for trace are {', '.join(OPTIONS)}, "
+                    f"for validate also {', '.join(VALIDATE_OPTIONS)}"
+                )
             return Target(chain, query, options)
     kind = (
         f"({', '.join(type(part).__name__ for part in returned)})"

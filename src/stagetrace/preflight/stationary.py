@@ -8,7 +8,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import DescriptionError
 from stagetrace.preflight.finding import Finding, Level
 from stagetrace.progress import Progress
-from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.solvers.auto import ends_of_spectrum
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.problem import Problem
 
@@ -55,13 +55,9 @@ def displacement(problem: Problem) -> Iterator[Finding]:
 
 def curvature_findings(problem: Problem, operator: LinearOperator, progress: Progress) -> Iterator[Finding]:
     """The ends of the spectrum, from a short Lanczos run."""
-    start = torch.randn(operator.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with progress.task(f"spectrum of stage '{problem.name}'", SPECTRUM_STEPS, "steps") as advance:
-        probe = Lanczos(damping=0.0, rtol=1e-14, max_steps=SPECTRUM_STEPS).prepare(operator)
-        solution = probe.solve(start.to(operator.device, operator.dtype), lambda step, residual: advance(1))
-    spectrum = solution.spectrum
-    if spectrum is None:
-        return
+        spectrum, products = ends_of_spectrum(operator, SPECTRUM_STEPS)
+        advance(products)
     text = f"eigenvalues from {spectrum.smallest:.2e} to {spectrum.largest:.2e} ({SPECTRUM_STEPS} Lanczos steps)"
     if spectrum.smallest < -1e-5 * abs(spectrum.largest):
         text += "; negative curvature: not a minimum; use GaussNewton(), or damping above its square"

@@ -6,14 +6,15 @@ projected problem (`shifted_qr.py`), so a sweep over dampings costs no further p
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import final
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Literal, final
 
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
+from stagetrace.solvers.auto import Chosen, choose_damping
 from stagetrace.solvers.base import Report, Solution, Spectrum, silent
 from stagetrace.solvers.filters import Filter, Tikhonov
 from stagetrace.solvers.krylov import Answer, Krylov, Memory, run_lanczos
@@ -27,6 +28,8 @@ from stagetrace.solvers.settings import check_count, check_damping, check_rtol, 
 class Lanczos:
     """`(H^2 + damping I) x = H b` for any symmetric `H`, one product per column and step.
 
+    damping: a number of at least 0 (0 is the plain inverse), or "auto": from the ends of the spectrum, see `auto.py`;
+        the Solution's notes say what was chosen.
     filter: `Tikhonov` (the above) or `Shift` for `(H + damping I) x = b`, then with the least residual of the Krylov
         space (MINRES), safe for indefinite `H`.
     memory: bytes for the basis. While it fits it is kept and the run stays orthogonal to rounding; several
@@ -50,14 +53,21 @@ class Lanczos:
         (tensor([ 1., -2.], dtype=torch.float64), 2, [-2.0, 1.0])
     """
 
-    damping: float = 1e-4
+    damping: float | Literal["auto"] = "auto"
     rtol: float = 1e-4
     max_steps: int = 500
     filter: Callable[[float], Filter] = Tikhonov
     memory: int = 2 * 2**30
 
     def __post_init__(self) -> None:
-        check_damping("Lanczos", self.damping)
+        if self.damping == "auto":
+            if self.filter is not Tikhonov:
+                refuse(
+                    "Lanczos(damping='auto') chooses for (H^2 + damping I) x = H b; with another filter type a number, "
+                    "such as Lanczos(damping=0.01, filter=Shift)"
+                )
+        else:
+            check_damping("Lanczos", self.damping)
         check_rtol("Lanczos", self.rtol)
         check_count("Lanczos", "max_steps", self.max_steps, 500)
         check_count("Lanczos", "memory", self.memory, 2 * 2**30)
@@ -125,13 +135,25 @@ class Lanczos:
 @final
 @dataclass(frozen=True)
 class LanczosInverse:
-    """An operator about to be solved with by Lanczos: there is nothing to pay in advance."""
+    """An operator about to be solved with by Lanczos: in advance, only a damping is chosen where none was given."""
 
     solver: Lanczos
     operator: LinearOperator
 
+    @cached_property
+    def chosen(self) -> Chosen | None:
+        """The damping that "auto" found, once for all right-hand sides."""
+        return choose_damping(self.operator) if self.solver.damping == "auto" else None
+
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
-        return self.solver.sweep(self.operator, rhs, (self.solver.damping,), report)[0]
+        as_columns(self.operator, rhs)  # a bad right-hand side is refused before any product
+        chosen, damping = self.chosen, self.solver.damping
+        if chosen is None or damping != "auto":
+            return self.solver.sweep(self.operator, rhs, (float(damping),), report)[0]
+        solution = self.solver.sweep(self.operator, rhs, (chosen.damping,), report)[0]
+        return replace(
+            solution, products=solution.products + chosen.products, notes=(chosen.note, *solution.notes)
+        )
 
 
 def _later(report: Report, done: int, step: int, residual: float) -> None:

@@ -9,7 +9,7 @@ from stagetrace.errors import refuse
 
 def check_damping(who: str, damping: float) -> None:
     """Refuse a damping that is negative or not finite."""
-    if not (isfinite(damping) and damping >= 0):
+    if not (isinstance(damping, int | float) and isfinite(damping) and damping >= 0):
         refuse(f"{who}(damping=...) must be finite and not negative, got {damping!r}; type {who}(damping=0.01) instead")
 
 

@@ -1,11 +1,35 @@
-"""What really happens: stages solved again to a strict minimum, and how well scores predicted it."""
+"""What really happens: stages trained again without chosen examples, and how well scores predicted it."""
 
 from stagetrace.validation.agreement import Agreement as Agreement
+from stagetrace.validation.datamodel import LinearDatamodelling as LinearDatamodelling
+from stagetrace.validation.estimators import BM25 as BM25
+from stagetrace.validation.estimators import EmbeddingSimilarity as EmbeddingSimilarity
+from stagetrace.validation.estimators import Estimator as Estimator
+from stagetrace.validation.estimators import GradientDot as GradientDot
+from stagetrace.validation.estimators import Influence as Influence
+from stagetrace.validation.estimators import Random as Random
+from stagetrace.validation.estimators import SingleStage as SingleStage
+from stagetrace.validation.fits import SGD as SGD
+from stagetrace.validation.fits import Adam as Adam
+from stagetrace.validation.fits import Fit as Fit
+from stagetrace.validation.fits import Resolve as Resolve
+from stagetrace.validation.fits import Steps as Steps
 from stagetrace.validation.minimum import Minimum as Minimum
 from stagetrace.validation.newton import minimise as minimise
+from stagetrace.validation.preconditioner import Preconditioner as Preconditioner
+from stagetrace.validation.reliability import MeanInterval as MeanInterval
+from stagetrace.validation.reliability import Reliability as Reliability
+from stagetrace.validation.reliability import mean_over_seeds as mean_over_seeds
+from stagetrace.validation.removals import Choice as Choice
+from stagetrace.validation.removals import Drawn as Drawn
+from stagetrace.validation.removals import Groups as Groups
+from stagetrace.validation.removals import Largest as Largest
 from stagetrace.validation.resolve import Resolved as Resolved
 from stagetrace.validation.resolve import leave_out as leave_out
 from stagetrace.validation.resolve import polish as polish
 from stagetrace.validation.resolve import query_loss as query_loss
 from stagetrace.validation.resolve import removal_effects as removal_effects
 from stagetrace.validation.resolve import resolve as resolve
+from stagetrace.validation.validate import Measured as Measured
+from stagetrace.validation.validate import Validation as Validation
+from stagetrace.validation.validate import validate as validate

@@ -25,8 +25,18 @@ class Direction:
     ritz: float
 
 
-def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int, longest: float) -> Direction:
+def newton_direction(
+    product: Product,
+    gradient: Tensor,
+    rtol: float,
+    most: int,
+    longest: float,
+    precondition: Product | None = None,
+) -> Direction:
     """`p` with `|H p + g| <= rtol |g|`, or as far as conjugate gradients came.
+
+    precondition: a positive definite `M^-1` near the inverse of H; the Ritz value is then one of `M^-1 H`, whose sign
+    still is that of the curvature met.
 
     Where a search direction d has curvature `c = d'Hd <= 0`, the model has no minimum along it: the step goes on by
     `|r|^2 / |c|`, what a curvature of the other sign would give, but between a tenth of `longest` (next to a saddle |r|
@@ -35,9 +45,11 @@ def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int,
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithm 7.1, with their step `p` continued along `d`.
     """
+    improve = precondition or _as_it_is
     p, r = torch.zeros_like(gradient), -gradient
-    d, rr = r, float(r @ r)
-    enough, lengths, ratios = rtol * rtol * rr, [], []
+    d = improve(r)
+    rr = float(r @ d)  # |r|^2, in the metric of M^-1
+    enough, lengths, ratios = rtol * float(r.norm()), [], []
     for done in range(1, most + 1):
         Hd = product(d)
         curvature, dd = float(d @ Hd), float(d @ d)
@@ -48,13 +60,18 @@ def newton_direction(product: Product, gradient: Tensor, rtol: float, most: int,
             return Direction(p + reach * d, reach**2 * curvature - float(gradient @ p), done, ritz)  # p'Hp = -g'p
         length = rr / curvature
         p, r = p + length * d, r - length * Hd
-        rr, before = float(r @ r), rr
+        z = improve(r)
+        rr, before = float(r @ z), rr
         lengths.append(length)
         ratios.append(rr / before)
-        if rr <= enough:
+        if float(r.norm()) <= enough:
             break
-        d = r + ratios[-1] * d
+        d = z + ratios[-1] * d
     return Direction(p, -float(gradient @ p), len(lengths), _smallest_ritz(lengths, ratios))
+
+
+def _as_it_is(vector: Tensor) -> Tensor:
+    return vector
 
 
 def _smallest_ritz(lengths: list[float], ratios: list[float]) -> float:

@@ -1,6 +1,6 @@
 """What a stage minimised, with weights on its examples: value, gradient and curvature products at any point.
 
-    F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + alpha |x_W - W_previous|^2
+    F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + alpha |x_W - W_previous|^2 + proximity / 2 |x - start|^2
 
 over the stage's own parameters x `[own.size]`, with n the number of all examples, whatever their weights.
 """
@@ -32,13 +32,14 @@ class Landscape:
         problem: the stage at its place in a chain; its values are the start, and what it inherited stays.
         weights: one per example, `[n]`, finite and not negative; None weighs each by 1.
         memory: bytes of kept graphs per process; what does not fit is computed anew for each product.
+        proximity: of a pull towards the start; 0 for none.
 
     Raises:
         DescriptionError: weights of the wrong shape, negative or not finite.
     """
 
-    def __init__(self, problem: Problem, weights: Tensor | None, memory: int) -> None:
-        self.problem, self.risk, self.memory = problem, problem.risk, memory
+    def __init__(self, problem: Problem, weights: Tensor | None, memory: int, proximity: float = 0.0) -> None:
+        self.problem, self.risk, self.memory, self.proximity = problem, problem.risk, memory, proximity
         examples = self.risk.examples
         weights = checked_weights(weights, len(examples), problem.stage.where)
         weights = weights.to(problem.own.device, problem.own.dtype) / len(examples)
@@ -57,7 +58,14 @@ class Landscape:
         decay, pull = self.problem.stage.weight_decay, self.problem.penalty - self.problem.stage.weight_decay
         away = point - self._anchor
         value = decay / 2 * (point @ point) + (pull * away) @ away / 2  # pull is 2 alpha on W, 0 elsewhere
-        return float(value), decay * point + pull * away
+        moved = point - self.start
+        value = value + self.proximity / 2 * (moved @ moved)
+        return float(value), decay * point + pull * away + self.proximity * moved
+
+    @property
+    def stiffness(self) -> Tensor:
+        """The penalty's second derivative, a diagonal `[own.size]`."""
+        return self.problem.penalty + self.proximity
 
     def explain(self, point: Tensor) -> None:
         """Find the example whose loss is not finite, and raise.
@@ -145,7 +153,7 @@ class Place:
         for _, slope in self._parts:
             gradient, leaf = slope()
             total += self._landscape.differentiate(gradient, leaf, vector)
-        return world().sum(total) + self._landscape.problem.penalty * vector
+        return world().sum(total) + self._landscape.stiffness * vector
 
 
 def checked_weights(weights: Tensor | None, examples: int, where: str) -> Tensor:

@@ -13,6 +13,7 @@ from stagetrace.stages.stage import check_count
 from stagetrace.validation.descent import Lowest, lowest_curvature, newton_direction
 from stagetrace.validation.landscape import Landscape, Place
 from stagetrace.validation.minimum import Minimum
+from stagetrace.validation.preconditioner import Preconditioner
 
 GIB = 2**30
 
@@ -28,6 +29,8 @@ def minimise(
     max_steps: int = 200,
     cg_steps: int = 1000,
     strict: bool = True,
+    proximity: float = 0.0,
+    preconditioner: Preconditioner | None = None,
     memory: int = 2 * GIB,
     progress: Progress | None = None,
 ) -> Minimum:
@@ -45,6 +48,11 @@ def minimise(
         max_steps: Newton steps; cg_steps: products in each.
         strict: at a stationary point look for negative curvature with 40 more products, and leave a saddle point
             where there is some. Not needed from next to a strict minimum.
+        proximity: adds `proximity / 2 |x - start|^2`, a pull towards where the parameters are: a well-posed question
+            where a minimum is too flat for examples to leave it by a small step (Bae et al. 2022). From a minimum of
+            the rest, what an example moves is then `(H + proximity I)^-1`, a damped solve, to first order.
+        preconditioner: an inverse near that of the Hessian, see `Preconditioner.of`; from next to the minimum that it
+            was made at, it saves most products.
         memory: bytes of kept intermediates per process; beyond it products cost twice as much.
         progress: what to draw.
 
@@ -68,10 +76,10 @@ def minimise(
         2.5
         1.0
     """
-    _check(problem, tolerance, max_steps, cg_steps, memory)
-    landscape = Landscape(problem, weights, memory)
+    _check(problem, tolerance, max_steps, cg_steps, memory, proximity)
+    landscape = Landscape(problem, weights, memory, proximity)
     with (progress or Silent()).task(f"minimising {problem.stage.where}", None, "steps") as advance:
-        descent = _Descent(landscape, tolerance, cg_steps)
+        descent = _Descent(landscape, tolerance, cg_steps, preconditioner)
         while descent.goes_on(max_steps, strict=strict):
             advance(1, note=f"gradient {descent.place.norm:.1e}")
     return descent.state
@@ -81,8 +89,11 @@ def minimise(
 class _Descent:
     """The state of a minimisation: the place, what it took, and what is known of its curvature."""
 
-    def __init__(self, landscape: Landscape, tolerance: float, cg_steps: int) -> None:
+    def __init__(
+        self, landscape: Landscape, tolerance: float, cg_steps: int, preconditioner: Preconditioner | None
+    ) -> None:
         self.landscape, self.tolerance, self.cg_steps = landscape, tolerance, cg_steps
+        self._preconditioner = preconditioner
         self.place = landscape.at(landscape.start)
         self._before = self.place.norm
         if not torch.isfinite(self.place.gradient.sum() + self.place.value):
@@ -109,7 +120,10 @@ class _Descent:
         size = self.place.norm
         rtol = min(0.1, 0.9 * (size / self._before) ** 2) if size < self._before else 0.1
         rtol = max(rtol, 0.3 * self.tolerance / size)  # not beyond what is asked for
-        direction = newton_direction(self.place.product, self.place.gradient, rtol, self.cg_steps, self._longest)
+        place = self.place
+        direction = newton_direction(
+            place.product, place.gradient, rtol, self.cg_steps, self._longest, self._preconditioner
+        )
         self._before = size
         moved = self._search(direction.step, direction.curvature)
         self._note(direction.products, direction.ritz, moved=moved)
@@ -163,8 +177,10 @@ def _descends(here: Place, there: Place, promised: float) -> bool:
     return there.norm < here.norm
 
 
-def _check(problem: Problem, tolerance: float, max_steps: int, cg_steps: int, memory: int) -> None:
+def _check(problem: Problem, tolerance: float, max_steps: int, cg_steps: int, memory: int, proximity: float) -> None:
     where = problem.stage.where
+    if not (isinstance(proximity, (int, float)) and 0 <= proximity < float("inf")):
+        refuse(f"minimise({where}): proximity must be a number of at least 0, got {proximity!r}")
     if not (isinstance(tolerance, float) and 0 < tolerance < float("inf")):
         refuse(f"minimise({where}): tolerance must be a gradient norm above 0, such as 1e-8, got {tolerance!r}")
     for name, value in (("max_steps", max_steps), ("cg_steps", cg_steps), ("memory", memory)):

@@ -69,7 +69,7 @@ def resolve(
             strict=strict,
             progress=progress,
         )
-        stages.append(_with_values(problem.stage, minimum.checked()))
+        stages.append(with_values(problem.stage, minimum.checked()))
         minima[problem.name] = minimum
     return Resolved(Chain(*stages), minima)
 
@@ -156,10 +156,10 @@ def _handed_on(problem: Problem, before: Stage | None) -> Stage:
     if isinstance(stage.link, Proximal):
         stage = replace(stage, link=replace(stage.link, alpha=problem.alpha))
     theirs = dict(before.model.named_parameters()) if before is not None else {}
-    return _with_values(stage, {name: theirs[other] for name, other in problem.kept.items()})
+    return with_values(stage, {name: theirs[other] for name, other in problem.kept.items()})
 
 
-def _with_values(stage: Stage, values: Mapping[str, Tensor]) -> Stage:
+def with_values(stage: Stage, values: Mapping[str, Tensor]) -> Stage:
     """The stage over a copy of its model in which the named parameters have these values."""
     model = copy.deepcopy(stage.model)
     parameters = dict(model.named_parameters())

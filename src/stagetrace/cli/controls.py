@@ -1,0 +1,114 @@
+"""What is set beside the score: which controls, and which of them have something to say of this chain."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from stagetrace.cli import settings
+from stagetrace.curvature.choices import Identity
+from stagetrace.errors import StagetraceError, refuse
+from stagetrace.progress import Progress
+from stagetrace.solvers import Lanczos
+from stagetrace.stages.chain import Chain
+from stagetrace.tracing.query import Query
+from stagetrace.validation import (
+    BM25,
+    EmbeddingSimilarity,
+    Estimator,
+    GradientDot,
+    Influence,
+    Random,
+    SingleStage,
+)
+from stagetrace.validation.agreement import finite
+
+
+def estimators(
+    chain: Chain, words: settings.Words, options: Mapping[str, Any], embedding: str | None, text: str | None
+) -> tuple[list[Estimator], frozenset[str]]:
+    """The estimator under test, its controls, and the names of those that the user asked for by a word of their own.
+
+    The target's `estimators` stand in the place of all these, unless a word for the score (`--damping`, ...) was typed:
+    then the score is that of `stagetrace score` with the same words, beside the usual controls.
+    """
+    asked: list[Estimator] = []
+    if embedding is not None:
+        asked.append(EmbeddingSimilarity(embedding))
+    if text is not None:
+        asked.append(BM25(text))
+    found = _usual(chain, words, options) if are_usual(words, options) else _given(options["estimators"])
+    return [*found, *asked], frozenset(estimator.name for estimator in asked)
+
+
+def are_usual(words: settings.Words, options: Mapping[str, Any]) -> bool:
+    """Whether the score and its controls are those of the command, not the target's own list."""
+    typed = words.solver, words.damping, words.max_steps, words.rtol, words.curvature, words.examples
+    return options.get("estimators") is None or any(typed)
+
+
+def _usual(chain: Chain, words: settings.Words, options: Mapping[str, Any]) -> list[Estimator]:
+    curvature = settings.curvatures(chain, words, options.get("curvature"))
+    solver = settings.solvers(chain, words, options.get("solver"))
+    return [
+        Influence(curvature, solver),
+        Influence(Identity(), Lanczos(damping=0.0), "identity curvature"),
+        SingleStage(curvature, solver),
+        GradientDot(),
+        Random(words.seed or 0),
+    ]
+
+
+def _given(given: Any) -> list[Estimator]:
+    found: list[Any] = list(given) if isinstance(given, Sequence) else [given]
+    for estimator in found:
+        if isinstance(estimator, type) or not callable(getattr(estimator, "removal_effects", None)):
+            refuse(
+                f"the target's option 'estimators' must be a list such as [Influence(), Random()], got {estimator!r}"
+            )
+    if not found:
+        refuse("the target's option 'estimators' is empty; give one such as Influence(), or leave the option out")
+    return found
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An estimator whose predictions have been made."""
+
+    name: str
+    unit: str | None
+    effects: Tensor
+
+    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """As `Estimator` says; the chain, query and stage are those that it was made for."""
+        del chain, query, stage, progress
+        return self.effects
+
+
+def predicted(
+    found: Sequence[Estimator],
+    asked: frozenset[str],
+    problem: tuple[Chain, Query, str],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> tuple[list[Estimator], dict[str, str]]:
+    """Each estimator with its predictions made, and the controls that do not apply, with the reason.
+
+    Raises:
+        StagetraceError: the first, which is under test, or one that the user asked for, does not apply.
+    """
+    known, left_out = list[Estimator](), dict[str, str]()
+    for estimator in found:
+        say(f"predicting by {estimator.name}")
+        try:
+            effects = finite(f"{estimator.name}: predictions", estimator.removal_effects(*problem, progress))
+        except StagetraceError as cause:
+            if not known or estimator.name in asked:
+                raise
+            left_out[estimator.name] = " ".join(str(cause).split()).removeprefix(f"{estimator.name}: ")
+            say(f"{estimator.name} does not apply: {left_out[estimator.name]}")
+        else:
+            known.append(Known(estimator.name, estimator.unit, effects))
+    return known, left_out

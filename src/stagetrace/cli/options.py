@@ -1,0 +1,113 @@
+"""The words that several commands share, and those of `validate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagetrace.cli import fits, settings
+
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; the same command resumes it.")]
+
+# What the score is made of
+
+Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(settings.SOLVERS)}.")]
+Damping = Annotated[
+    list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve; lanczos damps H^2.")
+]
+MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
+Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
+Curvature = Annotated[
+    list[str], typer.Option("--curvature", metavar="[STAGE=]NAME", help=f"{', '.join(settings.CURVATURES)}.")
+]
+HessianExamples = Annotated[
+    list[str], typer.Option("--hessian-examples", metavar="[STAGE=]N", help="Average the curvature over N examples.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw of --hessian-examples.")]
+
+# How stages are trained again
+
+Fit = Annotated[
+    list[str],
+    typer.Option(
+        "--fit",
+        metavar="[STAGE=]NAME",
+        help=f"{', '.join(fits.KINDS)}. Default: resolve if every stage from --stage on is float64, else adam.",
+    ),
+]
+Steps = Annotated[
+    list[str],
+    typer.Option("--steps", metavar="[STAGE=]N", help=f"Steps of adam and sgd (default: {fits.EPOCHS} epochs)."),
+]
+Rate = Annotated[
+    list[str],
+    typer.Option(
+        "--rate",
+        metavar="[STAGE=]X",
+        help=f"Learning rate (adam {fits.RULES['adam'].rate:g}, sgd {fits.RULES['sgd'].rate:g}).",
+    ),
+]
+BatchSize = Annotated[
+    list[str], typer.Option("--batch-size", metavar="[STAGE=]N", help=f"Examples a step ({fits.BATCH}).")
+]
+Start = Annotated[
+    list[str], typer.Option("--start", metavar="[STAGE=]NAME", help="warm (from the trained values) or cold.")
+]
+Schedule = Annotated[
+    list[str], typer.Option("--schedule", metavar="[STAGE=]NAME", help="constant, or cosine (to zero at the end).")
+]
+Tolerance = Annotated[
+    list[str], typer.Option("--tolerance", metavar="[STAGE=]X", help="Gradient norm that resolve reaches (1e-8).")
+]
+Proximity = Annotated[
+    list[str],
+    typer.Option(
+        "--proximity",
+        metavar="[STAGE=]X",
+        help="resolve: a pull towards the trained values, for flat minima; predict with --solver cg --damping X.",
+    ),
+]
+
+# What is taken out, and what is set beside the score
+
+Stage = Annotated[
+    str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples are taken out (default: the first's).")
+]
+Largest = Annotated[int, typer.Option("--largest", metavar="N", min=0, help="Take out those of largest |prediction|.")]
+Random = Annotated[int, typer.Option("--random", metavar="N", min=0, help="Take out examples drawn by the seed.")]
+By = Annotated[
+    list[float],
+    typer.Option(
+        "--by",
+        metavar="X",
+        help="Part of the weight taken out; repeatable. Default: 1, and with resolve 0.1 of single examples too.",
+    ),
+]
+Groups = Annotated[
+    list[float],
+    typer.Option("--groups", metavar="SHARE", help="Take out groups of this share of the examples; repeatable."),
+]
+GroupCount = Annotated[int, typer.Option("--group-count", metavar="N", min=3, help="Groups of each share.")]
+Seeds = Annotated[
+    int, typer.Option("--seeds", metavar="N", min=1, help="Runs: batch orders, initial values. resolve needs one.")
+]
+DrawSeed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of what is drawn to be taken out (0), and of --hessian-examples.")
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", metavar="N", min=1, help="That train at once (default: one for each core).")
+]
+Together = Annotated[
+    int, typer.Option("--together", metavar="N", min=1, help="Copies trained as one batched model; 1 needs least.")
+]
+Embedding = Annotated[
+    str | None,
+    typer.Option("--embedding", metavar="MODULE", help="Also show embedding similarity, of this submodule's output."),
+]
+Text = Annotated[
+    str | None, typer.Option("--text", metavar="COLUMN", help="Also show BM25, of this column of the examples.")
+]

@@ -1,0 +1,146 @@
+"""`stagetrace validate`: do the scores predict what training again does?"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from stagetrace.cli import controls, fits, options, settings, show
+from stagetrace.cli.target import Target, load
+from stagetrace.errors import refuse
+from stagetrace.progress import Bars
+from stagetrace.results.json_value import JSON
+from stagetrace.tracing.describe import settings_of
+from stagetrace.validation import Drawn, Fit, Groups, Largest, Resolve
+from stagetrace.validation import validate as compare
+from stagetrace.validation.fits.fit import described
+from stagetrace.validation.removals import Choice
+from stagetrace.validation.report import save
+
+FEWEST = 3
+"""Removals from which a correlation, and how far runs agree, can be told."""
+
+
+def validate(
+    target: options.Target,
+    out: options.Out,
+    stage: options.Stage = None,
+    largest: options.Largest = 50,
+    random: options.Random = 50,
+    by: options.By = [],  # noqa: B006
+    groups: options.Groups = [],  # noqa: B006
+    group_count: options.GroupCount = 50,
+    fit: options.Fit = [],  # noqa: B006
+    steps: options.Steps = [],  # noqa: B006
+    rate: options.Rate = [],  # noqa: B006
+    batch_size: options.BatchSize = [],  # noqa: B006
+    start: options.Start = [],  # noqa: B006
+    schedule: options.Schedule = [],  # noqa: B006
+    tolerance: options.Tolerance = [],  # noqa: B006
+    proximity: options.Proximity = [],  # noqa: B006
+    seeds: options.Seeds = 3,
+    processes: options.Processes = None,
+    together: options.Together = 8,
+    solver: options.Solver = [],  # noqa: B006
+    damping: options.Damping = [],  # noqa: B006
+    max_steps: options.MaxSteps = [],  # noqa: B006
+    rtol: options.Rtol = [],  # noqa: B006
+    curvature: options.Curvature = [],  # noqa: B006
+    hessian_examples: options.HessianExamples = [],  # noqa: B006
+    embedding: options.Embedding = None,
+    text: options.Text = None,
+    seed: options.DrawSeed = None,
+    debug: options.Debug = False,
+) -> None:
+    """Train again without chosen examples, and compare with what the scores and simpler controls predicted."""
+    del debug
+    _alone()
+    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
+    training = fits.Words(fit, steps, batch_size, rate, start, schedule, tolerance, proximity)
+    job = load(target)
+    chain, query = job.chain, job.query
+    stage = stage or chain.names[0]
+    chain.check_names([stage], "--stage")
+    fitted = fits.fits(chain, stage, training, job.options.get("fit"))
+    chosen = _choices(largest, random, groups, group_count, by, fitted, seed or 0)
+    _check_counts({"--largest": largest, "--random": random}, len(chain[stage].stage.examples), stage)
+    found, asked = controls.estimators(chain, words, job.options, embedding, text)
+    runs = range(seeds if any(fit.draws for fit in fitted.values()) else 1)
+    progress = Bars()
+
+    def say(line: str) -> None:
+        progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    for name, how in fitted.items():
+        say(f"stage '{name}' is trained again by {fits.in_words(how)}")
+    known, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
+    validation = compare(
+        chain,
+        query,
+        fit=fitted,
+        stage=stage,
+        choices=chosen,
+        estimators=known,
+        seeds=runs,
+        processes=processes,
+        together=together,
+        out=out,
+        progress=progress,
+    )
+    said = {"target": target, "seeds": list(runs), "together": together, **_settings(job, words, fitted, chosen)}
+    files = save(validation, out, settings=said, left_out=left_out)
+    show.validation(validation, fitted, left_out, Console(), files)
+
+
+def _choices(
+    largest: int,
+    random: int,
+    shares: Sequence[float],
+    count: int,
+    by: Sequence[float],
+    fitted: Mapping[str, Fit],
+    seed: int,
+) -> list[Choice]:
+    """What was typed, or by default whole removals; and tenths of single ones where the truth is exact enough."""
+    exact = all(isinstance(fit, Resolve) for fit in fitted.values())
+    parts = list(dict.fromkeys(by)) or ([1.0, 0.1] if exact else [1.0])
+    chosen: list[Choice] = []
+    if largest:
+        chosen += [Largest(largest, part) for part in parts]
+    if random:
+        chosen += [Drawn(random, part, seed) for part in parts]
+    chosen += [Groups(share, count, seed, part) for share in dict.fromkeys(shares) for part in (by and parts) or [1.0]]
+    if not chosen:
+        refuse("nothing to take out: type --largest, --random or --groups with something above 0")
+    return chosen
+
+
+def _check_counts(counts: Mapping[str, int], examples: int, stage: str) -> None:
+    """Refuse before anything is trained what could not be told afterwards."""
+    for option, count in counts.items():
+        if count and min(count, examples) < FEWEST:
+            why = f"stage '{stage}' has {examples} examples" if count > examples else f"got {count}"
+            refuse(f"{option}: a correlation needs at least {FEWEST} removals, {why}; 50 is usual, 0 leaves it out")
+
+
+def _settings(
+    job: Target, words: settings.Words, fitted: Mapping[str, Fit], chosen: Sequence[Choice]
+) -> dict[str, JSON]:
+    """What was chosen, by the command line and by the target."""
+    said: dict[str, JSON] = {
+        "fit": {name: described(fit) for name, fit in fitted.items()},
+        "choices": [described(choice) for choice in chosen],
+    }
+    if not controls.are_usual(words, job.options):
+        return said
+    curvature = settings.curvatures(job.chain, words, job.options.get("curvature"))
+    solver = settings.solvers(job.chain, words, job.options.get("solver"))
+    said["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
+    said["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
+    return said
+
+
+def _alone() -> None:
+    """Refuse to be one of several processes that would all train the same."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        refuse("validate shares its work by itself: start it once, without torchrun, and type --processes N")

@@ -1,0 +1,86 @@
+"""What a tool for one stage would say: one inverse curvature, that of the fine-tuned model."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from stagetrace.curvature.choices import Curvature, Hessian
+from stagetrace.progress import Progress, Silent
+from stagetrace.results.sign import UNIT
+from stagetrace.solvers.base import Solver
+from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.describe import by_stage
+from stagetrace.tracing.query import Query
+from stagetrace.tracing.walk import Walk, concerns
+from stagetrace.validation.estimators.estimator import check_choice, check_name
+from stagetrace.validation.estimators.lineage import carried, dot_effects, lineage, whole, with_last_values
+
+
+@final
+@dataclass(frozen=True)
+class SingleStage:
+    """The ordinary influence function at the fine-tuned model, as if its stage had been the only one.
+
+    For example i of stage s, one of n, with last stage K:
+
+        removal effect_i = + 1/n  (d loss_i / d W) . [H^-1 dq/dtheta]_W
+
+    theta: all parameters the last stage has, trained there or kept (constants aside); `dq/dtheta` the query's gradient.
+    H: the curvature of `mean loss + weight_decay / 2 |theta|^2` of stage K in all of theta, without a link's pull:
+        such a tool does not know where training started.
+    W: those of stage s's trained parameters that theta came from, followed through the links; `[.]_W` is taken after
+        the inverse, and adds up where several came from one.
+    `d loss_i / d W`: at stage s's model with its own head and, for all it shares with stage K, the fine-tuned values.
+
+    For a chain of one stage this is the ordinary influence function (Koh and Liang 2017), so it equals `Influence`.
+    Sign: negative = removing it helps. Unit: query loss.
+
+    Args:
+        curvature, solver: of the last stage; of a mapping by stage name, the last stage's are taken. None takes the
+            defaults of `trace`.
+        name: for tables.
+
+    Raises:
+        DescriptionError: what is no curvature or no solver.
+
+    Example:
+        >>> SingleStage().name, SingleStage().unit
+        ('single-stage influence', 'query loss')
+    """
+
+    curvature: Curvature | Mapping[str, Curvature] | None = None
+    solver: Solver | Mapping[str, Solver] | None = None
+    name: str = "single-stage influence"
+
+    def __post_init__(self) -> None:
+        check_name("SingleStage", self.name)
+        check_choice("SingleStage", "curvature", self.curvature)
+        check_choice("SingleStage", "solver", self.solver)
+
+    @property
+    def unit(self) -> str | None:
+        return UNIT
+
+    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """As `Estimator` says; a solve that has no usable answer raises `SolveError`, one not as it should be warns."""
+        names, bars = lineage(chain, stage, self.name), progress or Silent()
+        last = whole(chain.last)
+        adjoint = self._adjoint(chain, last, query, bars)
+        problem = with_last_values(chain, chain[stage], names)
+        return dot_effects(problem, carried(problem, names, [(last.own, adjoint)]), query, bars)
+
+    def _adjoint(self, chain: Chain, last: Problem, query: Query, progress: Progress) -> Tensor:
+        """`H^-1 dq/dtheta`, `[theta, k]`."""
+        curvature = by_stage(chain, self.curvature, Hessian(), "curvature")
+        solver = by_stage(chain, self.solver, Lanczos(), "solver")
+        operators = {last.name: curvature[last.name].operator(last)}
+        walk = Walk(Chain(last.stage), curvature, operators, solver, progress)
+        _, solution = next(walk.back(query.gradient(last, progress), lambda _: None))
+        for concern in concerns(last.name, solution):
+            warnings.warn(concern, stacklevel=4)
+        return solution.value

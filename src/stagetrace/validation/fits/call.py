@@ -1,0 +1,105 @@
+"""The user's own training."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from stagetrace.errors import DescriptionError, refuse
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.space import Params
+from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
+from stagetrace.validation.resolve import with_values
+
+
+@final
+@dataclass(frozen=True)
+class Call(Fit):
+    """`fit(weights) -> model`, one copy after the other.
+
+    function: takes `weights` `[n]` (float64, CPU; 0 leaves an example out), and returns the trained module, of the
+        stage's architecture. If it has a parameter `previous` it gets the module of the stage before, trained again
+        with the same weights (None for the first stage); a stage after the first must have it. If it has a parameter
+        `seed` it gets the run's: of whatever it draws. The same seed must give the same order and the same initial
+        values whatever the weights, or the comparison with the control is not paired.
+    """
+
+    function: Callable[..., nn.Module]
+    draws: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "draws", "seed" in self._names())
+
+    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+        names = self._names()
+        if before is not None:
+            self.check_follows(problem)
+        return stacked([self._one(problem, weights, before, seed, place, names) for place in range(len(weights))])
+
+    def check_follows(self, problem: Problem) -> None:
+        """Refuse a function that cannot take the stage before, trained again.
+
+        Raises:
+            DescriptionError: it has no parameter `previous`.
+        """
+        if "previous" not in self._names():
+            refuse(
+                f"{problem.stage.where}: its fit must take the stage before, trained again: "
+                "def fit(weights, previous): ..."
+            )
+
+    def _one(
+        self, problem: Problem, weights: Tensor, before: Copies | None, seed: int, place: int, names: set[str]
+    ) -> dict[str, Tensor]:
+        given: dict[str, Any] = {}
+        handed = {} if before is None else one_copy(before, place)
+        if "previous" in names:  # a copy in any case: the function may train it further
+            given["previous"] = problem.previous and with_values(problem.previous, handed).model
+        if "seed" in names:
+            given["seed"] = seed
+        model = self.function(weights[place].double().cpu().clone(), **given)
+        if not isinstance(model, nn.Module):
+            refuse(f"{problem.stage.where}: fit must return the trained module, got {type(model).__name__}")
+        found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}  # it may come again
+        expected = dict(problem.stage.model.named_parameters())
+        for name, parameter in expected.items():
+            if name not in found or found[name].shape != parameter.shape:
+                raise DescriptionError(
+                    f"{problem.stage.where}: the module that fit returned has no parameter '{name}' of shape "
+                    f"{list(parameter.shape)}; return a module of the stage's architecture"
+                )
+        values = {name: found[name].to(parameter.detach()) for name, parameter in expected.items()}
+        _check_kept(problem, values, handed)
+        return values
+
+    def _names(self) -> set[str]:
+        try:
+            return set(inspect.signature(self.function).parameters)
+        except (TypeError, ValueError) as cause:
+            refuse(f"fit must be a function fit(weights) -> model, got {type(self.function).__name__} ({cause})")
+
+
+def _check_kept(problem: Problem, values: Params, handed: Params) -> None:
+    """What a link says was kept is what the stage before has now; else the effect would not pass through it."""
+    for name, other in problem.kept.items():
+        if not torch.equal(values[name], handed.get(other, problem.inherited_values[name]).to(values[name])):
+            refuse(
+                f"{problem.stage.where}: the module that fit returned has another '{name}' than the stage before, "
+                f"trained again, has in '{other}', though its link keeps it; load it from previous, and do not train it"
+            )
+
+
+def as_fit(given: Any) -> Fit:
+    """A fit as it is, a function wrapped.
+
+    Raises:
+        DescriptionError: neither.
+    """
+    if isinstance(given, Fit):
+        return given
+    if callable(given):
+        return Call(given)  # pyright: ignore[reportArgumentType]
+    refuse(f"a fit must be Resolve(), Steps(...) or a function fit(weights) -> model, got {type(given).__name__}")

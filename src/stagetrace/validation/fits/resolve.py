@@ -1,0 +1,67 @@
+"""Full-batch Newton to a strict minimum: the training that the influence function is defined by."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.stages.problem import Problem
+from stagetrace.validation.fits.fit import Copies, Fit, one_copy, rebound, stacked
+from stagetrace.validation.newton import minimise
+from stagetrace.validation.preconditioner import Preconditioner
+
+FEW = 0.05
+"""With more of the weight than this taken out, the minimum's own curvature is no good preconditioner."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Resolve(Fit):
+    """Every copy solved to a gradient norm of `tolerance`, from where the stage was; float64 is needed.
+
+    `Proximal` stages keep their pull, towards the new values of the stage before.
+
+    Args:
+        tolerance, max_steps: see `stagetrace.validation.minimise`.
+        proximity: see there: a pull of each stage towards its own trained values, for minima that are too flat. The
+            prediction that goes with it is a solve damped by as much, `Lanczos(damping=proximity, filter=Shift)`.
+
+    Raises:
+        SolveError: a copy did not reach the tolerance.
+    """
+
+    tolerance: float = 1e-8
+    max_steps: int = 400
+    proximity: float = 0.0
+    draws: bool = field(default=False, init=False, repr=False)
+    _known: dict[int, tuple[Problem, Preconditioner | None]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.proximity < float("inf"):
+            refuse(f"Resolve: proximity must be a number of at least 0, got {self.proximity!r}")
+
+    def prepare(self, problem: Problem) -> None:
+        """Make the preconditioner of a stage, once, before processes share the work."""
+        if id(problem) not in self._known:
+            self._known[id(problem)] = problem, Preconditioner.of(problem, self.proximity)
+
+    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+        del seed
+        self.prepare(problem)
+        known, found = self._known[id(problem)][1], []
+        for place, weight in enumerate(weights):
+            again = rebound(problem, None if before is None else one_copy(before, place))
+            few = float((1 - weight).clamp_min(0).sum()) <= FEW * len(weight)
+            minimum = minimise(
+                again,
+                weight,
+                tolerance=self.tolerance,
+                max_steps=self.max_steps,
+                proximity=self.proximity,
+                strict=False,
+                preconditioner=known if few else None,
+            )
+            values = {name: value.detach() for name, value in again.stage.model.named_parameters()}
+            found.append({**values, **minimum.checked()})
+        return stacked(found)

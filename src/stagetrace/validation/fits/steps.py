@@ -1,0 +1,158 @@
+"""Training by optimiser steps, many copies in one: the batches are the same for all, only example weights differ."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from stagetrace.errors import DifferentiationError, SolveError, refuse
+from stagetrace.stages.data import Batch
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.space import Params
+from stagetrace.stages.stage import check_count
+from stagetrace.validation.fits.fit import Copies, Fit, expanded, handed_on
+from stagetrace.validation.fits.rules import Rule
+from stagetrace.validation.resolve import with_values
+
+Slope = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
+"""`slope(points [copies, size], inherited, weights [copies, batch], batch) -> [copies, size]`."""
+
+
+@final
+@dataclass(frozen=True)
+class Steps(Fit):
+    """`steps` steps of an optimiser on `mean over the batch of weight * loss + weight_decay / 2 |own|^2`.
+
+    The order of the batches is drawn by the seed alone, so that runs with and without an example see the same batches:
+    its weight is 0 in one, and everything else is equal (a paired comparison). The batch's mean is over all of its
+    examples, whatever their weights. The model is evaluated in eval mode: no dropout, BatchNorm statistics as they are.
+    A `Proximal` stage starts from what it got from the stage before; no pull is added, as in what it stands for.
+
+    Args:
+        rule: `Adam(...)` or `SGD(...)`.
+        steps: how many.
+        batch_size: examples a step.
+        start: "warm" goes on from the stage's trained values (what it shares taken from the stage before); "cold" draws
+            the stage's own values anew by the seed, with each module's `reset_parameters()`, and takes what it moved
+            from the stage before.
+        schedule: "constant" or "cosine" (down to zero at the end).
+
+    Raises:
+        SolveError: training diverged.
+    """
+
+    rule: Rule
+    steps: int
+    batch_size: int
+    start: Literal["warm", "cold"] = "warm"
+    schedule: Literal["constant", "cosine"] = "constant"
+    draws: bool = field(default=True, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(self.steps, "Steps(steps=...)")
+        check_count(self.batch_size, "Steps(batch_size=...)")
+        if self.start not in ("warm", "cold"):
+            refuse(f"Steps: start must be 'warm' or 'cold', got {self.start!r}")
+        if self.schedule not in ("constant", "cosine"):
+            refuse(f"Steps: schedule must be 'constant' or 'cosine', got {self.schedule!r}")
+
+    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+        copies, own = len(weights), problem.own
+        values = handed_on(problem, copies, before)
+        if self.start == "cold":
+            values.update(expanded(_anew(problem, seed, handed=before is not None), copies))
+        inherited = {name: values[name] for name in problem.inherited.names}
+        point = own.flatten_columns({name: values[name] for name in own.names}).mT.contiguous()  # [copies, size]
+        moment = self.rule.begin(copies, own, point)
+        weights = weights.to(point)
+        slope = slopes(problem)
+        for step, batch in enumerate(self._batches(problem, seed)):
+            gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
+            rate = self.rule.rate
+            if self.schedule == "cosine":
+                rate *= (1 + math.cos(math.pi * step / self.steps)) / 2
+            point = moment.step(point, gradient + problem.stage.weight_decay * point, rate)
+        if not bool(torch.isfinite(point).all()):
+            raise SolveError(
+                f"{problem.stage.where}: training diverged (a parameter is not finite after {self.steps} steps at a "
+                f"rate of {self.rule.rate:g}); lower the rate"
+            )
+        return {**values, **own.unflatten_columns(point.mT)}
+
+    def _batches(self, problem: Problem, seed: int) -> Iterator[Batch]:
+        examples = problem.stage.examples
+        return problem.risk.read(orders(len(examples), self.batch_size, self.steps, seed))
+
+
+def orders(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """The batches of `steps` steps: every epoch a new order, the last batch of an epoch as it comes.
+
+    Example:
+        >>> [len(batch) for batch in orders(examples=5, batch_size=2, steps=4, seed=0)]
+        [2, 2, 1, 2]
+    """
+    generator, plan = torch.Generator().manual_seed(seed), list[list[int]]()
+    while len(plan) < steps:
+        plan.extend(part.tolist() for part in torch.randperm(examples, generator=generator).split(batch_size))
+    return plan[:steps]
+
+
+def slopes(problem: Problem) -> Slope:
+    """The gradient of the weighted mean loss of a batch, for each copy."""
+    risk, own = problem.risk, problem.own
+
+    def slope(points: Tensor, inherited: Copies, weights: Tensor, batch: Batch) -> Tensor:
+        def loss(point: Tensor, kept: Copies, weight: Tensor) -> Tensor:
+            return weight @ risk.losses(own.unflatten(point), kept, batch) / len(batch)
+
+        if len(points) == 1:
+            alone = {name: value[0] for name, value in inherited.items()}
+            return grad(loss)(points[0], alone, weights[0]).unsqueeze(0)
+        try:
+            return vmap(grad(loss))(points, inherited, weights)
+        except RuntimeError as cause:
+            raise DifferentiationError(
+                f"{problem.stage.where}: several copies cannot be trained as one batched model "
+                f"({str(cause).splitlines()[0]}); type together=1"
+            ) from cause
+
+    return slope
+
+
+def _anew(problem: Problem, seed: int, *, handed: bool) -> Params:
+    """Where a cold start begins: own values drawn anew; moved ones, unless handed on, as the stage before left them."""
+    fresh = reset(problem, seed)
+    values = {name: fresh[name] for name in problem.own.names if name not in problem.moved}
+    if not handed and problem.previous is not None:
+        theirs = dict(problem.previous.model.named_parameters())
+        values.update({name: theirs[other].detach().to(fresh[name]) for name, other in problem.moved.items()})
+    return values
+
+
+def reset(problem: Problem, seed: int) -> Params:
+    """Newly drawn values of every parameter, by the modules' own `reset_parameters()`.
+
+    Raises:
+        DescriptionError: a module with parameters of its own has no such method.
+    """
+    model = with_values(problem.stage, {}).model
+    owned = set(problem.own.names) - set(problem.moved)
+    device = problem.own.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for where, module in model.named_modules():
+            mine = {f"{where}.{name}" if where else name for name, _ in module.named_parameters(recurse=False)}
+            if not mine & owned:
+                continue
+            again = getattr(module, "reset_parameters", None)
+            if not callable(again):
+                refuse(
+                    f"{problem.stage.where}: a cold start needs reset_parameters() on '{where}' "
+                    f"({type(module).__name__}), which has parameters of its own; add it, or use start='warm'"
+                )
+            again()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}

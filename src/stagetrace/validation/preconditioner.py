@@ -1,0 +1,53 @@
+"""What is known of a stage's curvature at its minimum, to solve it again nearby with few products."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.choices import Hessian
+from stagetrace.curvature.operator import DiagonalOperator
+from stagetrace.stages.problem import Problem
+
+NEAR = 1.5
+"""Eigenvalues within this factor of the middle one are taken to be equal to it."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Preconditioner:
+    """`M^-1 r` with `M = middle I + V (values - middle) V'`: the Hessian, its bulk of like eigenvalues made one.
+
+    Positive definite: an eigenvalue counts by its size, and at least by a millionth of the largest. A stage with fewer
+    examples than parameters has most of its eigenvalues at the penalty, so that V is thin. V is kept in single
+    precision: a preconditioner changes how long conjugate gradients take, not where they end.
+
+    vectors: `[size, k]`; gains: `1 / value - 1 / middle`, `[k]`.
+    """
+
+    middle: float
+    vectors: Tensor
+    gains: Tensor
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        coordinates = self.gains * (self.vectors.mT @ residual.to(self.vectors.dtype))
+        return residual / self.middle + (self.vectors @ coordinates).to(residual.dtype)
+
+    @staticmethod
+    def of(problem: Problem, proximity: float = 0.0, max_size: int = 6000) -> "Preconditioner | None":
+        """From the exact Hessian at the stage's parameters: `own.size` products and one eigendecomposition.
+
+        Returns:
+            None for more than `max_size` parameters: the dense matrix would cost more than it saves.
+        """
+        size = problem.own.size
+        if size > max_size:
+            return None
+        matrix = Hessian().operator(problem) + DiagonalOperator(torch.full_like(problem.penalty, proximity))
+        dense = matrix.to_dense().double()
+        values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+        values = values.abs().clamp_min(1e-6 * float(values.abs().max()))
+        middle = float(values.median())
+        apart = (values > NEAR * middle) | (values < middle / NEAR)
+        return Preconditioner(middle, vectors[:, apart].float(), (1 / values[apart] - 1 / middle).float())

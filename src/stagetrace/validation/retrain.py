@@ -1,0 +1,90 @@
+"""The chain trained again without chosen examples: the stage they belong to, and every later one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.query import Query
+from stagetrace.validation.fits.call import Call
+from stagetrace.validation.fits.fit import Copies, Fit, one_copy
+from stagetrace.validation.fits.resolve import Resolve
+from stagetrace.validation.removals import Removal
+from stagetrace.validation.resolve import leave_out
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Retraining:
+    """How a chain is trained again from one stage on, and what is measured of it.
+
+    chain: as trained; query: whose loss is measured at the last stage; stage: whose examples are taken out.
+    fits: how each stage from that one on is trained, by its name.
+    """
+
+    chain: Chain
+    query: Query
+    stage: str
+    fits: Mapping[str, Fit]
+
+    def __post_init__(self) -> None:
+        self.chain.check_names([self.stage], "validate")
+        for problem in self.later:
+            if problem.name not in self.fits:
+                refuse(
+                    f"validate: no fit for {problem.stage.where}, which is trained again after '{self.stage}'; give "
+                    "one for each of " + ", ".join(f"'{p.name}'" for p in self.later)
+                )
+        for problem in self.later[1:]:
+            fit = self.fits[problem.name]
+            if isinstance(fit, Call):
+                fit.check_follows(problem)
+
+    @property
+    def later(self) -> tuple[Problem, ...]:
+        """The stages that are trained again, first to last."""
+        return self.chain.problems[self.chain.names.index(self.stage) :]
+
+    @property
+    def draws(self) -> bool:
+        """Whether a seed changes anything."""
+        return any(self.fits[problem.name].draws for problem in self.later)
+
+    def prepare(self) -> None:
+        """What is computed once, before processes share the work."""
+        for problem in self.later:
+            fit = self.fits[problem.name]
+            if isinstance(fit, Resolve):
+                fit.prepare(problem)
+
+    def losses(self, removals: Sequence[Removal], by: float, seed: int) -> Tensor:
+        """The query loss after training again without each: float64 `[removals]`, or `[removals, queries]`.
+
+        An empty removal is the control: all else equal, nothing taken out.
+        """
+        examples = len(self.chain[self.stage].stage.examples)
+        weights = torch.stack([leave_out(examples, removal, by) for removal in removals])
+        copies: Copies | None = None
+        for problem in self.later:
+            if problem.name != self.stage:
+                weights = torch.ones(len(removals), len(problem.stage.examples), dtype=torch.float64)
+            copies = self.fits[problem.name](problem, weights, copies, seed)
+        assert copies is not None
+        return torch.stack([self._measured(one_copy(copies, place)) for place in range(len(removals))])
+
+    def _measured(self, values: dict[str, Tensor]) -> Tensor:
+        """The query loss of one copy of the last stage, as the query reduces it."""
+        last = self.chain.last
+        risk = self.query.risk(last)
+        own = {name: values[name] for name in last.own.names}
+        inherited = {name: values[name] for name in last.inherited.names}
+        with torch.no_grad():
+            losses = torch.cat(
+                [risk.losses(own, inherited, batch) for batch in risk.read(risk.examples.plan())]
+            ).double()
+        return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[self.query.reduction].cpu()

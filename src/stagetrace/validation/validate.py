@@ -1,0 +1,206 @@
+"""Do the scores predict retraining? Predictions, retrainings, and how well they agree."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.progress import Progress, Silent
+from stagetrace.results.json_value import JSON
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.tracing.query import Query
+from stagetrace.validation.agreement import Agreement
+from stagetrace.validation.estimators import Estimator, Influence
+from stagetrace.validation.fits import Fit, as_fit
+from stagetrace.validation.fits.fit import described
+from stagetrace.validation.reliability import Reliability
+from stagetrace.validation.removals import Choice, Drawn, Largest, Removal, predicted_effects
+from stagetrace.validation.retrain import Retraining
+from stagetrace.validation.store import Store
+from stagetrace.validation.workers import Work, carried_out, default_processes
+
+CHOICES: tuple[Choice, ...] = (Largest(50), Drawn(50))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What retraining said of one choice of removals.
+
+    choice: in words. removals: the examples of each. by: the part of their weight taken out.
+    effects: the change of the query loss, of each run: float64 `[runs, removals]`; negative = taking it out helps.
+    reliability: how far the runs agree; None for a single run.
+    predicted: what each estimator predicts, `[removals]`; agreement: with the mean over runs.
+    """
+
+    choice: str
+    removals: tuple[Removal, ...]
+    by: float
+    effects: Tensor
+    reliability: Reliability | None
+    predicted: Mapping[str, Tensor]
+    agreement: Mapping[str, Agreement]
+
+    @property
+    def true(self) -> Tensor:
+        """The mean effect over runs, `[removals]`."""
+        return self.effects.mean(dim=0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """How well estimators predict what retraining does.
+
+    stage: whose examples are taken out. measured: by choice. units: of each estimator's prediction, None where only the
+    ranking means something. retrainings: how many, each of all later stages; seconds: of processes, added up.
+    """
+
+    stage: str
+    measured: tuple[Measured, ...]
+    units: Mapping[str, str | None]
+    retrainings: int
+    seconds: float
+    predictions: Mapping[str, Tensor] = field(repr=False)
+
+    def __getitem__(self, choice: str) -> Measured:
+        for measured in self.measured:
+            if measured.choice == choice:
+                return measured
+        refuse(f"there is no choice '{choice}'; there are: {', '.join(repr(m.choice) for m in self.measured)}")
+
+    @property
+    def per_minute(self) -> float:
+        """Retrainings a minute of one process."""
+        return 60 * self.retrainings / self.seconds if self.seconds else float("nan")
+
+
+def validate(
+    chain: Chain,
+    query: Query,
+    *,
+    fit: Any,
+    stage: str | None = None,
+    choices: Sequence[Choice] = CHOICES,
+    estimators: Sequence[Estimator] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    processes: int | None = None,
+    together: int = 8,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Validation:
+    """Train the chain again without chosen examples of a stage, and compare with what estimators predicted.
+
+    The stage and all later ones are trained again. Every run is paired with a control that differs in the weights alone
+    (0 or 1 in the same batches), and the effect is the difference of their query losses. Random choices do not look at
+    any score.
+
+    Args:
+        fit: how stages are trained again: one for all or a mapping by stage name, each `Resolve()`, `Steps(...)` or
+            a function `fit(weights) -> model` (see `stagetrace.validation.fits.Call`).
+        stage: whose examples are taken out; the chain's first.
+        choices: what is taken out. `Largest` goes by the first estimator's predictions.
+        estimators: what predicts; the multi-stage influence alone if None. The first is the one under test.
+        seeds: of the runs, for fits that draw something (batch order, initial values); others run once.
+        processes: that share the retrainings; None takes one per core. Accelerators are used from this process alone.
+        together: copies in one batched model, the control beside them; for memory or models that `vmap` refuses, 1.
+        out: a folder in which every retraining is kept as it ends; the same call goes on there.
+
+    Returns:
+        Predictions, effects and agreements; nothing is left out of them.
+
+    Raises:
+        DescriptionError: no such stage, no fit for one, a query that is not reduced, or settings that do not fit.
+        SolveError: a training did not converge or diverged.
+        ResultsError: `out` holds other retrainings.
+
+    Source: Koh & Liang (2017), section 4; Park et al. (2023), section 2, for groups.
+    """
+    progress = progress or Silent()
+    stage = stage or chain.names[0]
+    if query.reduction == "none":
+        refuse("validate compares one number per removal; type Query(..., reduction='mean'), got 'none'")
+    retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
+    predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
+    examples = len(chain[stage].stage.examples)
+    first = next(iter(predictions.values()))
+    removals = {choice: choice.removals(examples, first) for choice in choices}
+    runs = tuple(dict.fromkeys(seeds)) if retraining.draws else tuple(seeds)[:1]
+    store = Store(Path(out) if out is not None else None, _identity(retraining, progress))
+    works = _missing(removals, runs, store, together)
+    total = sum(len(work.removals) for work in works)
+    with progress.task("training again", total, "retrainings") as advance:
+        for done in carried_out(retraining, works, processes or default_processes()):
+            keys = [(done.work.seed, done.work.by, removal) for removal in done.work.removals]
+            store.add(keys, done.losses, done.control, done.seconds)
+            advance(len(keys))
+    measured = tuple(_measured(choice, found, runs, store, predictions) for choice, found in removals.items())
+    return Validation(stage, measured, units, len(store), store.seconds, predictions)
+
+
+def _measured(
+    choice: Choice, removals: list[Removal], runs: Sequence[int], store: Store, predictions: Mapping[str, Tensor]
+) -> Measured:
+    effects = torch.stack(
+        [torch.stack([store.effect((seed, choice.by, removal)) for removal in removals]) for seed in runs]
+    )
+    predicted = {name: predicted_effects(effect, removals, choice.by) for name, effect in predictions.items()}
+    true = effects.mean(dim=0)
+    return Measured(
+        choice.name,
+        tuple(removals),
+        choice.by,
+        effects,
+        Reliability.of(effects) if len(runs) > 1 else None,
+        predicted,
+        {name: Agreement.of(values, true) for name, values in predicted.items()},
+    )
+
+
+def _missing(removals: Mapping[Choice, list[Removal]], runs: Sequence[int], store: Store, together: int) -> list[Work]:
+    """What is still to be trained, cut into batched models; the same removal asked for twice is trained once."""
+    works: list[Work] = []
+    for seed in runs:
+        for by in dict.fromkeys(choice.by for choice in removals):
+            wanted = dict.fromkeys(r for choice, found in removals.items() if choice.by == by for r in found)
+            todo = [removal for removal in wanted if (seed, by, removal) not in store]
+            works += [Work(seed, by, tuple(todo[i : i + together])) for i in range(0, len(todo), together)]
+    return works
+
+
+def _predicted(
+    chain: Chain, query: Query, stage: str, estimators: Sequence[Estimator], progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, str | None]]:
+    names = [estimator.name for estimator in estimators]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        refuse(f"validate: two estimators are called '{repeated[0]}'; give one another name=")
+    predictions = {e.name: e.removal_effects(chain, query, stage, progress).double().cpu() for e in estimators}
+    return predictions, {e.name: e.unit for e in estimators}
+
+
+def _by_stage(chain: Chain, fit: Any) -> dict[str, Fit]:
+    if isinstance(fit, Mapping):
+        chain.check_names(fit, "validate(fit=...)")
+        return {name: as_fit(given) for name, given in fit.items()}
+    return dict.fromkeys(chain.names, as_fit(fit))
+
+
+def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
+    """What retrainings depend on, other than what is taken out."""
+    query = retraining.query
+    return {
+        "stage": retraining.stage,
+        "stages": [fingerprint_problem(problem, progress) for problem in retraining.chain.problems],
+        "fits": {problem.name: described(retraining.fits[problem.name]) for problem in retraining.later},
+        "query": {
+            "data": fingerprint_examples(query.risk(retraining.chain.last).examples, progress),
+            "objective": fingerprint_objective(query.risk(retraining.chain.last).objective),
+            "reduction": query.reduction,
+        },
+    }

@@ -1,0 +1,167 @@
+"""`cleansing` and the networks trained side by side, on small images."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+pytest.importorskip("scipy")
+from experiments import cleansing
+from experiments.__main__ import main
+from experiments.cleansing import Drops
+from experiments.networks import ConvNet, ConvNets
+from experiments.training import Training
+from stagetrace import Lanczos
+
+# Tiny stages are far from a minimum, and the trace says so.
+pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
+
+
+def call(*words: object) -> int:
+    """The exit code of `python -m experiments WORDS`, two seeds, two models, training cut short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["experiments", *map(str, words)])
+        for stage in ("PRETRAINING", "FINETUNING"):
+            patch.setattr(cleansing, stage, Training(epochs=3, batch=32))
+        for count in ("SEEDS", "MODELS"):
+            patch.setattr(cleansing, count, 2)
+        patch.setattr(cleansing, "SHARES", (0.1, 0.3))
+        patch.setattr(
+            cleansing, "SOLVERS", {stage: Lanczos(damping=0.1, max_steps=20) for stage in ("pretrain", "finetune")}
+        )
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+def result_of(out: Path) -> dict:
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def out(photos, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "cleansing"
+    assert call("cleansing", "--data", photos, "--out", folder, "--examples", 40) == 0
+    return folder
+
+
+def test_every_seed_has_every_retraining(out):
+    result = result_of(out)
+    assert result["counts"]["pretrain"] == {"classes": [2, 6], "train": 40, "test": 16}
+    assert [found["seed"] for found in result["seeds"]] == [0, 1]
+    for found in result["seeds"]:
+        left_out = {name: model["left_out"] for name, model in found["models"].items()}
+        assert left_out["none"] == 0
+        assert [left_out[f"{what} {share}%"] for what in ("harmful", "random") for share in (10, 30)] == [4, 12, 4, 12]
+        assert left_out["helpful 10%"] == left_out["one model 10%"] == 4
+        assert -1 <= found["agreement_of_scores_between_models"] <= 1
+        for model in found["models"].values():
+            parts = model["accuracy"]
+            assert parts["whole"] == pytest.approx((parts["query"] + parts["measured"]) / 2)
+            assert 0 <= parts["whole"] <= 100
+
+
+def test_differences_are_paired_by_seed(out):
+    result = result_of(out)
+    found = result["less_random"]["harmful 10%"]
+    for what in ("accuracy", "loss"):
+        for part in ("measured", "query", "whole"):
+            each = [
+                seed["models"]["harmful 10%"][what][part] - seed["models"]["random 10%"][what][part]
+                for seed in result["seeds"]
+            ]
+            assert found[what][part]["each"] == pytest.approx(each)
+            assert found[what][part]["mean"] == pytest.approx(sum(each) / 2)
+            assert found[what][part]["low"] <= found[what][part]["mean"] <= found[what][part]["high"]
+    assert result["less_none"]["helpful 10%"]["accuracy"]["measured"]["n"] == 2
+    assert (out / "gains.png").stat().st_size > 10_000
+
+
+def test_a_killed_run_trains_no_model_twice(out, photos, tmp_path):
+    copy = shutil.copytree(out, tmp_path / "copy")
+    before = result_of(copy)
+    weights = {path: path.stat().st_mtime_ns for path in copy.rglob("checkpoints/*.safetensors")}
+    assert weights
+    (copy / "result.json").unlink()
+    shutil.rmtree(copy / "seed-1" / "run-1")
+    assert call("cleansing", "--data", photos, "--out", copy, "--examples", 40) == 0
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert result_of(copy)["accuracy"] == before["accuracy"]
+
+
+def test_another_data_set_stands_in(data, tmp_path):
+    assert call("cleansing", "--data", data, "--dataset", "colours", "--out", tmp_path, "--seed", 3) == 0
+    result = result_of(tmp_path)
+    assert result["counts"]["pretrain"]["classes"] == [0, 1]
+    assert [found["seed"] for found in result["seeds"]] == [3, 4]
+
+
+def test_harmful_are_the_largest_scores_and_random_are_known_before():
+    drops = Drops.drawn(20, seed=7)
+    scores = torch.arange(20).double()
+    left_out = drops.main(scores, -scores)
+    assert left_out["harmful 10%"].tolist() == [19, 18]
+    assert left_out["helpful 10%"].tolist() == [0, 1]
+    assert left_out["one model 10%"].tolist() == [0, 1]
+    assert torch.equal(left_out["random 10%"], Drops.drawn(20, seed=7).main(-scores, scores)["random 10%"])
+    assert set(left_out["random 10%"].tolist()) < set(drops.of(0.3, scores)["random 30%"].tolist())
+
+
+class TestSideBySide:
+    """`ConvNets` trained at once are `ConvNet`s trained one after another."""
+
+    PLAN = Training(epochs=2, rate=1e-2, batch=16, weight_decay=1e-2, seed=4)
+
+    @pytest.fixture
+    def images(self):
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.randint(3, (40,), generator=generator)
+        return torch.rand(40, 2, 13, 15, generator=generator).double() + labels[:, None, None, None], labels
+
+    @staticmethod
+    def networks() -> list[ConvNet]:
+        torch.manual_seed(0)
+        return [ConvNet((2, 13, 15), classes=3).double() for _ in range(3)]
+
+    def test_same_weights_as_alone(self, images):
+        pixels, labels = images
+        together, alone = self.networks(), self.networks()
+        several = ConvNets(together)
+        torch.testing.assert_close(several(pixels)[1], alone[1](pixels))
+        self.PLAN.run_several(several, pixels, labels, torch.ones(3, 40).double())
+        several.put_into(together)
+        for one, other in zip(together, alone, strict=True):
+            self.PLAN.run(other, pixels, labels)
+            for left, right in zip(one.parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(left, right)
+
+    def test_an_example_of_weight_zero_is_not_seen(self, images):
+        pixels, labels = images
+        other = pixels.clone()
+        other[5] += 10
+        weights = torch.ones(3, 40).double()
+        weights[0, 5] = 0
+        results = []
+        for some in (pixels, other):
+            several = ConvNets(self.networks())
+            self.PLAN.run_several(several, some, labels, weights)
+            results.append(several(pixels))
+        torch.testing.assert_close(results[0][0], results[1][0])
+        assert not torch.allclose(results[0][1], results[1][1])
+
+    def test_a_batch_is_the_mean_over_what_is_seen(self, images):
+        """One step on a batch with some examples left out is one step on the batch of the others."""
+        pixels, labels = images
+        plan = Training(epochs=1, batch=40)
+        kept = torch.arange(40) % 4 != 0
+        network = self.networks()[0]
+        several = ConvNets([network])
+        plan.run(network, pixels[kept], labels[kept])
+        plan.run_several(several, pixels, labels, kept[None].double())
+        torch.testing.assert_close(several(pixels)[0], network(pixels))
