@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from experiments.mnist_frozen import DATASET, HESSIAN_EXAMPLES, PRETRAINED_CLASSES, PRETRAINING
 from experiments.networks import ConvNet
 from experiments.tasks import Task, two_tasks
 from experiments.training import Training
@@ -17,6 +16,11 @@ from stagetrace.objectives import Classification
 from stagetrace.stages.data import Batch
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk
+
+DATASET = "mnist"
+PRETRAINED_CLASSES = (0, 1, 2, 3)
+PRETRAINING = Training(epochs=40)
+HESSIAN_EXAMPLES = 1000
 
 
 @final

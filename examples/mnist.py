@@ -24,6 +24,8 @@ from stagetrace import Chain, Frozen, Hessian, Lanczos, Query, Stage
 from stagetrace.errors import DataError
 from stagetrace.objectives import Classification
 
+WEIGHT_DECAY = 1e-3  # what both stages were trained with; it belongs to their Hessians
+
 
 class Digits(nn.Module):
     def __init__(self, classes):
@@ -77,6 +79,7 @@ def job():
         model=loaded(4, folder / "pretrain.safetensors"),
         objective=Classification(),
         data=digits(data["train"].select(rows["pretrain"].tolist()), first_label=0),
+        weight_decay=WEIGHT_DECAY,
     )
     finetune = Stage(
         "finetune",
@@ -84,6 +87,7 @@ def job():
         objective=Classification(),
         data=digits(data["train"].select(rows["finetune"].tolist()), first_label=4),
         link=Frozen("embedding"),
+        weight_decay=WEIGHT_DECAY,
     )
     query = Query(digits(data["test"].select(new_digits), first_label=4))
     return (

@@ -3,6 +3,12 @@
 A module per experiment (`mnist_frozen.py`), a word for it in `__main__.py`, and what they share beside them:
 
 images.py       images and labels from a folder in the Hugging Face layout
+paper.py        the paper's protocol: take one example out, go on training, compare
+small.py        chains small enough to be solved to strict minima
+two_stages.py   both stages of one seed, trained or found on disk
+intervals.py    a mean over seeds and how far it can be trusted
+pages.py        the tables in docs/experiments, filled from results
+agreement_figures.py  predictions beside what retraining did
 tasks.py        which classes the first stage saw, which the second, which the query asks about
 networks.py     the models
 training.py     how a stage was trained, and how well

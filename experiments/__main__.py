@@ -12,10 +12,12 @@ import torch
 import typer
 
 from experiments import (
+    choices,
     cifar_frozen,
     cifar_updated,
     cleansing,
     finetune_size,
+    identity_ablation,
     misclassified,
     mnist_frozen,
     resolve,
@@ -29,7 +31,9 @@ EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
     mnist_frozen.NAME: mnist_frozen.run,
     cifar_frozen.NAME: cifar_frozen.run,
     cifar_updated.NAME: cifar_updated.run,
+    identity_ablation.NAME: identity_ablation.run,
     resolve.NAME: resolve.run,
+    choices.NAME: choices.run,
     cleansing.NAME: cleansing.run,
     similarity.NAME: similarity.run,
     finetune_size.NAME: finetune_size.run,

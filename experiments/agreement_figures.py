@@ -26,7 +26,12 @@ def panels(path: Path, rows: Mapping[str, Sequence[Sequence[Measured]]], estimat
         for ax in row[len(seeds[0]) :]:
             ax.axis("off")
         for ax, place in zip(row, range(len(seeds[0])), strict=False):
-            _panel(ax, [measured[place] for measured in seeds], estimator, f"{title}\n{seeds[0][place].choice}")
+            _panel(
+                ax,
+                [measured[place] for measured in seeds if place < len(measured)],
+                estimator,
+                f"{title}\n{seeds[0][place].choice}",
+            )
     figure.supxlabel(
         "predicted change of the query loss (nats, by each panel's power of ten); negative = removal helps"
     )

@@ -1,6 +1,6 @@
 """`cifar-updated`: as `cifar-frozen`, but fine-tuning trains the embedding further (Figure 2c; the paper's alpha 0.01).
 
-When trained again, the paper takes 6,000 steps of pretraining and 1,000 of fine-tuning; here it is a twelfth of both.
+When trained again, the paper takes 6,000 steps of pretraining and 1,000 of fine-tuning; here it is a twentieth of both.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ PLAN = replace(
     cifar_frozen.PLAN,
     name=NAME,
     link=Proximal("embedding", alpha=0.01),
-    again={"pretrain": 500, "finetune": 83},
+    again={"pretrain": 300, "finetune": 50},
     reference="r = 0.40 (section 4.1), one run, n not given",
 )
 

@@ -16,6 +16,7 @@ CAPTION = (
     "Positive = harmful, negative = helpful. Unit: query loss (mean cross-entropy, nats)."
 )
 EACH = CAPTION.replace("(mean cross-entropy, nats)", "(that test image's cross-entropy, nats)")
+LEFT_AND_RIGHT = "Left: a misclassified test image. Right: the pretraining images with the largest scores for it."
 COLUMNS = 10
 
 
@@ -135,7 +136,10 @@ def beside(path: Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
             ax.axis("off")
             _picture(ax, picture.pixels)
             ax.set_title(picture.words, fontsize=8)
-    figure.supxlabel(f"Left: a test image that is misclassified. Right: by its score.\n{EACH}", fontsize=8)
+    figure.supxlabel(
+        f"{LEFT_AND_RIGHT}\n{EACH}",
+        fontsize=8,
+    )
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)

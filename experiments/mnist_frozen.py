@@ -23,6 +23,8 @@ PLAN = Plan(
     finetuning=Training(epochs=60, weight_decay=1e-3),
     again={"pretrain": 100, "finetune": 100},
     damping={"pretrain": 1e-2, "finetune": 1e-8},
+    orders=2,
+    together=9,
     reference='r about 0.6 ("0.6 is reasonable to show a strong correlation", section 4.1), one run, n not given',
 )
 

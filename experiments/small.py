@@ -65,16 +65,15 @@ def splits(settings: Settings, own: str, first_classes: tuple[int, ...], seed: i
     drawn = [_drawn(task, count, seed) for task in (first, second)]
     pixels = _pooled(drawn[0][0])
     mean, scale = pixels.mean(dim=0), pixels.std()
-    return tuple(  # pyright: ignore[reportReturnType]
-        Split(
-            *(
-                TensorDataset(((_pooled(part) - mean) / scale).to(settings.device), part.labels.to(settings.device))
-                for part in (train, held_out, task.test)
-            ),
-            len(task.classes),
-        )
+
+    def features(images: Images) -> TensorDataset:
+        return TensorDataset(((_pooled(images) - mean) / scale).to(settings.device), images.labels.to(settings.device))
+
+    one, two = (
+        Split(features(train), features(held_out), features(task.test), len(task.classes))
         for task, (train, held_out) in zip((first, second), drawn, strict=True)
     )
+    return one, two
 
 
 def solved(first: Split, second: Split, seed: int, folder: Path, progress: Progress) -> dict[str, Solved]:
@@ -85,7 +84,8 @@ def solved(first: Split, second: Split, seed: int, folder: Path, progress: Progr
         device = first.train.tensors[0].device
         before, after = (Dense(inputs, HIDDEN, split.classes).double().to(device) for split in (first, second))
     pretrain, facts = _best("pretrain", before, first, None, None, folder, progress)
-    after.embedding.load_state_dict(pretrain.model.embedding.state_dict())
+    found_embedding = {name: value for name, value in pretrain.model.state_dict().items() if "embedding" in name}
+    after.load_state_dict(found_embedding, strict=False)
     query, found = Query(second.test, batch_size=len(second.test)), dict[str, Solved]()
     for name, link in LINKS.items():
         finetune, later = _best(f"finetune-{name}", after, second, link, pretrain, folder, progress)

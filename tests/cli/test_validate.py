@@ -167,7 +167,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
     assert "stage 'finetune' was trained again by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
-    assert re.search(r"training again .*retrainings.* 14/14", ended.err)
+    assert re.search(rf"training again .*retrainings.* {record['retrainings']}/{record['retrainings']} ", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
     assert ended.out.endswith(f"kept in {', '.join(map(str, files))}\n")
     assert all(path.stat().st_size > 1000 for path in files)
@@ -214,7 +214,7 @@ def test_an_interrupted_command_goes_on_with_what_is_left(
     monkeypatch.setattr(Store, "add", add)
     assert validate(TARGET, "--out", tmp_path / "cut", *words).code == 0
     assert trained(tmp_path / "cut")[:6] == kept
-    assert len(trained(tmp_path / "cut")) == 14
+    assert len(trained(tmp_path / "cut")) == len(trained(tmp_path / "whole")) > 6
     assert said(tmp_path / "cut")["choices"] == said(tmp_path / "whole")["choices"]
 
 
@@ -426,17 +426,19 @@ def test_without_matplotlib_the_rest_is_written(validate: Command, tmp_path: Pat
 
 # Wrong words
 
+NOWHERE = "nowhere.py:job"  # usage is looked at before the target
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((TARGET,), "Missing option '--out'"),
+        ((NOWHERE,), "Missing option '--out'"),
         (("--out", "run"), "Missing argument 'TARGET'"),
-        ((TARGET, "--out", "run", "--nonsense"), "No such option"),
-        *(((TARGET, "--out", "run", f"{option}=-1"), option) for option in ("--largest", "--random")),
-        *(((TARGET, "--out", "run", option, "0"), option) for option in ("--seeds", "--processes", "--together")),
-        *(((TARGET, "--out", "run", option, "x"), option) for option in ("--by", "--groups", "--seed", "--largest")),
-        ((TARGET, "--out", "run", "--group-count", "2"), "--group-count"),
+        ((NOWHERE, "--out", "run", "--nonsense"), "No such option"),
+        *(((NOWHERE, "--out", "run", f"{option}=-1"), option) for option in ("--largest", "--random")),
+        *(((NOWHERE, "--out", "run", option, "0"), option) for option in ("--seeds", "--processes", "--together")),
+        *(((NOWHERE, "--out", "run", option, "x"), option) for option in ("--by", "--groups", "--seed", "--largest")),
+        ((NOWHERE, "--out", "run", "--group-count", "2"), "--group-count"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )
@@ -467,7 +469,7 @@ BAD_WORDS = [
 def test_words_that_say_nothing_are_refused_in_one_line(
     validate: Command, words: tuple[str, ...], message: str, tmp_path: Path
 ):
-    ended = validate(TARGET, "--out", tmp_path / "run", *words)
+    ended = validate(TARGET, "--out", tmp_path / "run", *QUICK, *words)
     assert (ended.code, ended.out) == (1, "")
     assert len(ended.err.splitlines()) == 1, ended.err
     assert ended.err.startswith("error: ")

@@ -56,12 +56,13 @@ def test_every_seed_has_every_retraining(out):
     assert result["counts"]["pretrain"] == {"classes": [2, 6], "train": 40, "test": 16}
     assert [found["seed"] for found in result["seeds"]] == [0, 1]
     for found in result["seeds"]:
-        left_out = {name: model["left_out"] for name, model in found["models"].items()}
+        left_out = {name: several[0]["left_out"] for name, several in found["models"].items()}
+        assert [len(found["models"][f"{what} 10%"]) for what in ("harmful", "random", "helpful")] == [2, 2, 1]
         assert left_out["none"] == 0
         assert [left_out[f"{what} {share}%"] for what in ("harmful", "random") for share in (10, 30)] == [4, 12, 4, 12]
         assert left_out["helpful 10%"] == left_out["one model 10%"] == 4
         assert -1 <= found["agreement_of_scores_between_models"] <= 1
-        for model in found["models"].values():
+        for model in (model for several in found["models"].values() for model in several):
             parts = model["accuracy"]
             assert parts["whole"] == pytest.approx((parts["query"] + parts["measured"]) / 2)
             assert 0 <= parts["whole"] <= 100
@@ -73,7 +74,8 @@ def test_differences_are_paired_by_seed(out):
     for what in ("accuracy", "loss"):
         for part in ("measured", "query", "whole"):
             each = [
-                seed["models"]["harmful 10%"][what][part] - seed["models"]["random 10%"][what][part]
+                sum(model[what][part] for model in seed["models"]["harmful 10%"]) / 2
+                - sum(model[what][part] for model in seed["models"]["random 10%"]) / 2
                 for seed in result["seeds"]
             ]
             assert found[what][part]["each"] == pytest.approx(each)

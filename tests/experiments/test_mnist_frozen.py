@@ -11,7 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("datasets")
-from experiments import mnist_frozen
+from experiments import identity_ablation, mnist_frozen, paper
 from experiments.__main__ import main
 from experiments.images import read_images
 from experiments.tracing import warnings_of
@@ -21,6 +21,16 @@ from stagetrace.errors import DataError, StagetraceError
 from stagetrace.solvers.base import Spectrum, Status
 
 ROOT = Path(__file__).parents[2]
+CUT = {
+    "pretraining": Training(epochs=12, weight_decay=1e-3),
+    "finetuning": Training(epochs=12, weight_decay=1e-3),
+    "again": {"pretrain": 4, "finetune": 4},
+    "rate": 1e-3,
+    "count": 4,
+    "seeds": 2,
+    "together": 4,
+}
+SHORT = replace(mnist_frozen.PLAN, **CUT)
 
 # Tiny stages are far from a minimum, and the trace says so.
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
@@ -30,8 +40,8 @@ def call(*words: object) -> int:
     """The exit code of `python -m experiments WORDS`, its training cut short."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["experiments", *map(str, words)])
-        patch.setattr(mnist_frozen, "PRETRAINING", Training(epochs=12))
-        patch.setattr(mnist_frozen, "FINETUNING", Training(epochs=12))
+        patch.setattr(mnist_frozen, "PLAN", SHORT)
+        patch.setattr(identity_ablation, "PLAN", replace(identity_ablation.PLAN, **CUT))
         try:
             main()
         except SystemExit as end:
@@ -121,6 +131,39 @@ def test_a_solve_that_fell_short_and_negative_curvature_are_told():
 
 
 @pytest.mark.parametrize("changed", [("--seed", 1), ("--examples", 40)])
+def test_the_comparison_with_retraining(out):
+    result = result_of(out)
+    largest, drawn = (result["retraining"][choice] for choice in ("largest", "random"))
+    assert result["n"] == largest["n"] == drawn["n"] == 4
+    assert result["pearson_r"] == largest["estimators"][paper.OURS]["pearson_r"]["mean"]
+    assert result["slope"] == largest["estimators"][paper.OURS]["slope"]["mean"]
+    low, high = result["interval"]
+    assert low <= result["pearson_r"] <= high
+    assert result["noise_floor"] > 0
+    assert set(largest["estimators"]) >= {paper.OURS, paper.PAPERS, paper.IDENTITY, "random"}
+    assert [seed["seed"] for seed in result["retraining"]["each_seed"]] == [0, 1]
+    assert (out / "agreement.png").stat().st_size > 10_000
+
+
+def test_effects_are_differences_to_a_control_of_the_same_batches(out):
+    lines = [json.loads(line) for line in (out / "retrained" / "seed-0" / "retrainings.jsonl").open()]
+    assert {line["seed"] for line in lines} == {0, 1}  # two orders of the batches
+    assert all(0 < abs(line["loss"] - line["control"]) < 0.1 for line in lines)
+    assert len({(line["seed"], line["control"]) for line in lines}) < len(lines)
+
+
+def test_the_identity_has_the_truth_of_the_same_folder(copy, data):
+    before = (copy / "retrained" / "seed-0" / "retrainings.jsonl").read_text()
+    truth = result_of(copy)
+    assert call("identity-ablation", "--data", data, "--out", copy, "--examples", 50) == 0
+    assert (copy / "retrained" / "seed-0" / "retrainings.jsonl").read_text() == before
+    result = result_of(copy)
+    assert result["experiment"] == "identity-ablation"
+    assert result["estimator"] == paper.IDENTITY
+    assert result["retraining"]["largest"] == truth["retraining"]["largest"]
+    assert result["pearson_r"] == truth["retraining"]["largest"]["estimators"][paper.IDENTITY]["pearson_r"]["mean"]
+
+
 def test_other_settings_in_the_same_folder_are_refused(copy, data, capsys, changed):
     before = (copy / "result.json").read_text()
     words = {"--data": data, "--out": copy, "--examples": 50} | dict([changed])

@@ -151,9 +151,7 @@ class LanczosInverse:
         if chosen is None or damping != "auto":
             return self.solver.sweep(self.operator, rhs, (float(damping),), report)[0]
         solution = self.solver.sweep(self.operator, rhs, (chosen.damping,), report)[0]
-        return replace(
-            solution, products=solution.products + chosen.products, notes=(chosen.note, *solution.notes)
-        )
+        return replace(solution, products=solution.products + chosen.products, notes=(chosen.note, *solution.notes))
 
 
 def _later(report: Report, done: int, step: int, residual: float) -> None:

@@ -43,7 +43,8 @@ def trace(
         query: the loss to explain.
         curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it
             does not name take the default, `Hessian()`).
-        solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`.
+        solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
+            damping is taken from the stage's spectrum.
         of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.

@@ -17,7 +17,8 @@ class Minimum:
     gradient_norm: Euclidean, of that objective, measured at `values`.
     steps: Newton steps; products: with the Hessian, over the whole examples each.
     smallest_ritz: the smallest eigenvalue estimate of the last Hessian looked at; the true one is at most this.
-        Not above 0: no strict minimum. Infinite where no product was needed.
+        Not above 0: no strict minimum. Infinite where no product was needed. With a preconditioner it is one of
+        `M^-1 H`, of the same sign.
     converged: the gradient norm is at most `tolerance`, and no negative curvature was met there.
     """
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.json_value import JSON
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.stages.stage import check_count
 from stagetrace.tracing.query import Query
 from stagetrace.validation.agreement import Agreement
 from stagetrace.validation.estimators import Estimator, Influence
@@ -127,10 +129,23 @@ def validate(
         refuse("validate compares one number per removal; type Query(..., reduction='mean'), got 'none'")
     retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
     predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
+    check_count(together, "validate(together=...)")
+    if processes is not None:
+        check_count(processes, "validate(processes=...)")
+    if world().size > 1:
+        refuse("validate shares its work among processes itself; start it without torchrun, with processes=...")
     examples = len(chain[stage].stage.examples)
     first = next(iter(predictions.values()))
     removals = {choice: choice.removals(examples, first) for choice in choices}
     runs = tuple(dict.fromkeys(seeds)) if retraining.draws else tuple(seeds)[:1]
+    if not runs:
+        refuse("validate(seeds=...) is empty; type seeds=(0,) for one run")
+    for choice, found in removals.items():
+        if len(found) < 3:
+            refuse(
+                f"validate: '{choice.name}' gives {len(found)} removals; figures of agreement need at least 3, and "
+                "say little below 20"
+            )
     store = Store(Path(out) if out is not None else None, _identity(retraining, progress))
     works = _missing(removals, runs, store, together)
     total = sum(len(work.removals) for work in works)
