@@ -24,13 +24,14 @@ from experiments.settings import Settings
 from experiments.tasks import Task, numbers_of, tasks_of
 from experiments.tracing import solving, warnings_of
 from experiments.training import Training
-from experiments.two_finetunings import HESSIAN_EXAMPLES, PRETRAINING, SOLVERS
+from experiments.two_finetunings import HESSIAN_EXAMPLES
 from experiments.two_stages import counts, finetuned, pretrained, untrained
-from stagetrace import Chain, Frozen, Hessian, Query, Scores, Stage, trace
+from stagetrace import Chain, Frozen, Hessian, Lanczos, Query, Scores, Stage, trace
 from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
+from stagetrace.solvers.base import Solver
 
 NAME = "misclassified"
 PRETRAINED: dict[str, dict[str, int]] = {
@@ -38,7 +39,9 @@ PRETRAINED: dict[str, dict[str, int]] = {
     "mnist": {"0": 0, "1": 1, "2": 2, "3": 3},
 }
 FINETUNE_EXAMPLES = 5000
+PRETRAINING = Training(epochs=40, rate=3e-3, batch=128)
 FINETUNING = Training(epochs=30, rate=1e-3, batch=128)
+SOLVERS: dict[str, Solver] = {"pretrain": Lanczos(damping=1e-2), "finetune": Lanczos(damping=1e-4)}
 QUERIES = 8
 BESIDE = 6
 

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from experiments import cifar_frozen
 from experiments.figures import densities
 from experiments.intervals import in_words, over_seeds, ratio_over_seeds
 from experiments.networks import ConvNet
@@ -26,10 +27,12 @@ from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 
-PRETRAINING = Training(epochs=40, rate=3e-3, batch=128)
+PRETRAINING = cifar_frozen.PLAN.pretraining
+FINETUNING = cifar_frozen.PLAN.finetuning
+"""Of the experiments whose scores are compared with retraining; the paper takes one setting for all of them too."""
 HESSIAN_EXAMPLES = 1000
 FINETUNE_HESSIAN_EXAMPLES = 2000
-SOLVERS: dict[str, Solver] = {"pretrain": Lanczos(damping=1e-2), "finetune": Lanczos(damping=1e-4)}
+SOLVERS: dict[str, Solver] = {"pretrain": Lanczos(max_steps=2000), "finetune": Lanczos(max_steps=2000)}
 
 
 @final
@@ -101,8 +104,21 @@ def _scored(
 ) -> tuple[dict[str, Any], Tensor]:
     """The scores of the pretraining examples, and how they were computed."""
     chain = Chain(
-        Stage("pretrain", model=base, objective=Classification(), data=first.train.dataset),
-        Stage("finetune", model=model, objective=Classification(), data=task.train.dataset, link=one.link),
+        Stage(
+            "pretrain",
+            model=base,
+            objective=Classification(),
+            data=first.train.dataset,
+            weight_decay=PRETRAINING.weight_decay,
+        ),
+        Stage(
+            "finetune",
+            model=model,
+            objective=Classification(),
+            data=task.train.dataset,
+            link=one.link,
+            weight_decay=one.training.weight_decay,
+        ),
     )
     curvature: dict[str, Curvature] = {
         "pretrain": Hessian(examples=HESSIAN_EXAMPLES, seed=seed),

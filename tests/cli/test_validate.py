@@ -360,9 +360,8 @@ def test_typed_words_stand_above_the_targets(validate: Command, tmp_path: Path):
     ],
 )
 def test_options_of_the_target_that_say_nothing(validate: Command, options: str, message: str, tmp_path: Path):
-    ended = validate(
-        target(tmp_path, f"def job():\n    return *jobs.frozen()[:2], {options}\n"), "--out", tmp_path / "run"
-    )
+    job = target(tmp_path, f"def job():\n    return *jobs.frozen()[:2], {options}\n")
+    ended = validate(job, "--out", tmp_path / "run", *QUICK, *FEW)
     assert (ended.code, ended.out) == (1, "")
     assert message in ended.err
     assert not (tmp_path / "run").exists()

@@ -196,7 +196,7 @@ def test_training_of_the_stages_is_said(tmp_path):
         seed["training"] = {"pretrain": said, "finetune": said}
     steps = {"pretrain": 100, "finetune": 50}
     result["protocol"] = {"steps": steps, "rate": 1e-4, "start": "warm, with Adam's saved state", "orders": 3}
-    result["counts"] = dict.fromkeys(steps, {"train": 24754})
+    result["counts"] = {stage: {"train": 24754} for stage in steps}
     path = page(tmp_path, "any", "protocol", result=result)
     found = {row[0]: row[1:] for row in rows(path, tmp_path / "results")}
     assert found["examples"] == ["24,754", "24,754"]
@@ -212,19 +212,13 @@ def test_cleansing_stands_beside_the_paper(tmp_path):
         "accuracy": {"none": gain, "harmful 10%": gain, "random 10%": gain},
         "less_none": {"harmful 10%": gains, "random 10%": gains},
         "less_random": {"harmful 10%": gains},
-        "seeds": [{}, {}],
+        "seeds": [{"models": {"none": [1] * 8, "harmful 10%": [1] * 8, "random 10%": [1]}}] * 2,
     }
     _, _, none, harmful, random, *halves = rows(
         page(tmp_path, "cleansing", "cleansed", "halves", result=result), tmp_path / "results"
     )
-    assert none == ["none", "58.15", "1.50 (0.50 to 2.50)", "-", "-"]
-    assert harmful == [
-        "harmful 10%",
-        "58.36",
-        "1.50 (0.50 to 2.50)",
-        "+1.50 (+0.50 to +2.50)",
-        "+1.50 (+0.50 to +2.50)",
-    ]
+    assert none == ["none", "8", "58.15", "1.50 (0.50 to 2.50)", "-", "-"]
+    assert harmful == ["harmful 10%", "8", "58.36", "1.50 (0.50 to 2.50)", *["+1.50 (+0.50 to +2.50)"] * 2]
     assert random[-1] == "-"
     assert halves[-1][-1] == "+1.5000 (+0.5000 to +2.5000)"
     overview = rows(page(tmp_path, "README", "overview"), tmp_path / "results")

@@ -36,7 +36,7 @@ def test_effects_are_differences_from_the_control_and_kept_apart(tmp_path: Path,
     if on_disk:
         store = Store(tmp_path / "new" / "folder", IDENTITY)
     assert len(store) == 4
-    assert store.seconds == 4.0
+    assert store.seconds_of(KEYS) == 4.0
     for key, loss, control in zip(KEYS, LOSSES, [CONTROL, CONTROL, CONTROL + 1, CONTROL + 1], strict=True):
         assert key in store
         assert torch.equal(store.effect(key), loss - control)

@@ -1,7 +1,7 @@
 """Retrainings on disk: each is kept as it ends, and none is done twice."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -31,7 +31,7 @@ class Store:
     def __init__(self, folder: Path | None, identity: Mapping[str, JSON]) -> None:
         self._folder = folder
         self._found: dict[Key, tuple[Tensor, Tensor]] = {}
-        self.seconds = 0.0
+        self._seconds: dict[Key, float] = {}
         if folder is None:
             return
         settings, found = folder / "retraining.json", folder / "retrainings.jsonl"
@@ -55,11 +55,15 @@ class Store:
         loss, control = self._found[key]
         return loss - control
 
+    def seconds_of(self, keys: Collection[Key]) -> float:
+        """Seconds of one process that these retrainings took, their share of the controls included."""
+        return sum(self._seconds[key] for key in sorted(keys))
+
     def add(self, keys: Sequence[Key], losses: Tensor, control: Tensor, seconds: float) -> None:
         """Keep finished retrainings, flushed to disk before this returns."""
         lines: list[str] = []
         for key, loss in zip(keys, losses, strict=True):
-            self._found[key] = loss, control
+            self._found[key], self._seconds[key] = (loss, control), seconds / len(keys)
             seed, by, removed = key
             line = {
                 "seed": seed,
@@ -70,7 +74,6 @@ class Store:
                 "seconds": seconds / len(keys),
             }
             lines.append(json.dumps(line) + "\n")
-        self.seconds += seconds
         if self._folder is not None:
             path = self._folder / "retrainings.jsonl"
             try:
@@ -104,7 +107,7 @@ class Store:
                 line = json.loads(text)
                 key = (int(line["seed"]), float(line["by"]), tuple(line["removed"]))
                 self._found[key] = tuple(torch.tensor(line[k], dtype=torch.float64) for k in ("loss", "control"))  # pyright: ignore[reportArgumentType]
-                self.seconds += float(line["seconds"])
+                self._seconds[key] = float(line["seconds"])
             except (ValueError, LookupError, TypeError, RuntimeError) as cause:  # RuntimeError: no tensor of it
                 raise ResultsError(
                     f"{path}, line {number} cannot be read ({cause}); delete that line, and it is trained again"

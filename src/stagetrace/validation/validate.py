@@ -14,6 +14,7 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.results.json_value import JSON
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.stages.risk import check_finite
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.query import Query
 from stagetrace.validation.agreement import Agreement
@@ -127,25 +128,17 @@ def validate(
     stage = stage or chain.names[0]
     if query.reduction == "none":
         refuse("validate compares one number per removal; type Query(..., reduction='mean'), got 'none'")
-    retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
-    predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
     check_count(together, "validate(together=...)")
     if processes is not None:
         check_count(processes, "validate(processes=...)")
     if world().size > 1:
         refuse("validate shares its work among processes itself; start it without torchrun, with processes=...")
-    examples = len(chain[stage].stage.examples)
-    first = next(iter(predictions.values()))
-    removals = {choice: choice.removals(examples, first) for choice in choices}
+    retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
     runs = tuple(dict.fromkeys(seeds)) if retraining.draws else tuple(seeds)[:1]
     if not runs:
         refuse("validate(seeds=...) is empty; type seeds=(0,) for one run")
-    for choice, found in removals.items():
-        if len(found) < 3:
-            refuse(
-                f"validate: '{choice.name}' gives {len(found)} removals; figures of agreement need at least 3, and "
-                "say little below 20"
-            )
+    predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
+    removals = _chosen(choices, len(chain[stage].stage.examples), next(iter(predictions.values())))
     store = Store(Path(out) if out is not None else None, _identity(retraining, progress))
     works = _missing(removals, runs, store, together)
     total = sum(len(work.removals) for work in works)
@@ -155,7 +148,8 @@ def validate(
             store.add(keys, done.losses, done.control, done.seconds)
             advance(len(keys))
     measured = tuple(_measured(choice, found, runs, store, predictions) for choice, found in removals.items())
-    return Validation(stage, measured, units, len(store), store.seconds, predictions)
+    wanted = {(seed, choice.by, r) for seed in runs for choice, found in removals.items() for r in found}
+    return Validation(stage, measured, units, len(wanted), store.seconds_of(wanted), predictions)
 
 
 def _measured(
@@ -177,6 +171,21 @@ def _measured(
     )
 
 
+def _chosen(choices: Sequence[Choice], examples: int, predicted: Tensor) -> dict[Choice, list[Removal]]:
+    names = [choice.name for choice in choices]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        refuse(f"validate: two choices are called '{repeated[0]}'; they differ in less than their names show: drop one")
+    removals = {choice: choice.removals(examples, predicted) for choice in choices}
+    for choice, found in removals.items():
+        if len(found) < 3:
+            refuse(
+                f"validate: '{choice.name}' gives {len(found)} removals; figures of agreement need at least 3, and "
+                "say little below 20"
+            )
+    return removals
+
+
 def _missing(removals: Mapping[Choice, list[Removal]], runs: Sequence[int], store: Store, together: int) -> list[Work]:
     """What is still to be trained, cut into batched models; the same removal asked for twice is trained once."""
     works: list[Work] = []
@@ -196,6 +205,8 @@ def _predicted(
     if repeated:
         refuse(f"validate: two estimators are called '{repeated[0]}'; give one another name=")
     predictions = {e.name: e.removal_effects(chain, query, stage, progress).double().cpu() for e in estimators}
+    for name, effects in predictions.items():
+        check_finite(effects, range(len(effects)), f"estimator '{name}'", "the predicted effect")
     return predictions, {e.name: e.unit for e in estimators}
 
 
