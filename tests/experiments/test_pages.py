@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 pytest.importorskip("scipy")
 from experiments import pages
+from experiments.pages.__main__ import ROOT, app
 from experiments.paper import IDENTITY, OURS
 from stagetrace.errors import DescriptionError
 from stagetrace.validation import Agreement, LinearDatamodelling, Reliability
 
-DOCS = pages.ROOT / "docs"
-RESULTS = pages.ROOT / "experiments" / "results"
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "experiments" / "results"
 MACHINE = {
     "hardware": {"device": "cpu", "kind": "x86_64", "cores": 2, "threads": 1},
     "versions": {"torch": "2.6"},
@@ -178,13 +179,13 @@ def test_check_writes_nothing_and_fails_until_the_pages_are_written(tmp_path):
     before = path.read_text()
     words = ["--docs", str(tmp_path / "docs"), "--results", str(tmp_path / "results")]
     call = CliRunner().invoke
-    assert call(pages.app, [*words, "--check"]).exit_code == 1
+    assert call(app, [*words, "--check"]).exit_code == 1
     assert path.read_text() == before
-    assert call(pages.app, words).exit_code == 0
+    assert call(app, words).exit_code == 0
     written = path.read_text()
     assert written != before
-    assert call(pages.app, [*words, "--check"]).exit_code == 0
-    assert call(pages.app, words).output == ""
+    assert call(app, [*words, "--check"]).exit_code == 0
+    assert call(app, words).output == ""
     assert path.read_text() == written
 
 

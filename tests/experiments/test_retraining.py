@@ -23,7 +23,7 @@ CUT = {
     "rate": 1e-3,
     "orders": 2,
     "count": 3,
-    "seeds": 2,
+    "seeds": 1,
     "together": 3,
 }
 
@@ -38,7 +38,7 @@ def call(*words: object) -> int:
         patch.setattr(small, "HIDDEN", 4)
         patch.setattr(small, "INPUTS", 16)
         patch.setattr(resolve, "DATASETS", {"mnist": (0, 1, 2, 3)})
-        patch.setattr(resolve, "SEEDS", 2)
+        patch.setattr(resolve, "SEEDS", 1)
         patch.setattr(resolve, "COUNT", 5)
         patch.setattr(resolve, "COLD", Steps(Adam(1e-2), steps=8, batch_size=20, start="cold", schedule="cosine"))
         patch.setattr(resolve, "COLD_RUNS", 2)
@@ -72,7 +72,7 @@ def test_tenths_are_predicted_where_a_pull_keeps_the_minimum(solved_again):
         assert row["pearson_r"]["mean"] > 0.98
         assert 0.8 < row["slope"]["mean"] < 1.25
         assert row["n"] == 5
-        assert row["pearson_r"]["n"] == 2  # seeds
+        assert row["pearson_r"]["n"] == 1  # seeds
 
 
 def test_every_control_and_group_is_there(solved_again):
@@ -83,7 +83,7 @@ def test_every_control_and_group_is_there(solved_again):
     groups = variants["proximal 0.1"][0]["choices"]["5 groups of 0.5"]
     assert set(groups["lds"]) == set(groups["estimators"]) >= {"random", "gradient dot product", resolve.OURS}
     assert variants["adam"][0]["choices"]["5 groups of 0.1"]["reliability"]["runs"] == 2
-    assert set(variants["stages"]) == {"0", "1"}
+    assert set(variants["stages"]) == {"0"}
     for name in ("agreement.png", "groups.png"):
         assert (solved_again / name).stat().st_size > 10_000
 
@@ -104,8 +104,8 @@ def test_the_paper_protocol_on_another_data_set(data, tmp_path, name):
     result = result_of(out)
     assert result["n"] == 3
     assert (result["alpha"] is None) == (name == "cifar-frozen")
-    assert result["protocol"]["seeds"] == 2
-    assert result["retraining"]["largest"]["reliability"]["n"] == 2
+    assert result["protocol"]["seeds"] == 1
+    assert result["retraining"]["largest"]["reliability"]["n"] == 1
     trained = result["training"]["finetune"]["parameters"]
     whole = result["training"]["pretrain"]["parameters"]
     assert (trained > whole) == (name == "cifar-updated")  # three classes after two: a larger head, if all is trained

@@ -1,0 +1,148 @@
+"""From a page with marked blocks to the page with its tables."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.pages.cells import (
+    NOT_RUN,
+    Found,
+    agreed,
+    markdown,
+    seeds_of,
+    spread,
+)
+from experiments.pages.others import (
+    SIZES,
+    cleansed,
+    cleansing_cost,
+    halves,
+    left_out,
+    mistakes,
+    mistakes_cost,
+    nature,
+    sizes,
+    sizes_by_seed,
+    sizes_cost,
+)
+from experiments.pages.paper_protocol import agreement, compared, each_seed, paper_cost, protocol, scoring
+from experiments.pages.solved_again import controls, lds, resolve_cost, singles, stages
+from experiments.paper import OURS
+from stagetrace.errors import refuse
+
+BLOCK = re.compile(r"(<!-- table: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+CAPTIONS = {
+    "agreement": "Predicted against true change of the query loss, with the line of equality; negative = it helps.",
+    "groups": "Linear datamodelling score by the share of the pretraining examples in a group.",
+    "scores": "Scores of the pretraining examples; positive = harmful.",
+    "cifar10": "CIFAR-10: mistakes, and the pretraining images most harmful to each; score > 0 = harmful.",
+    "mnist": "MNIST: mistakes, and the pretraining images most harmful to each; score > 0 = harmful.",
+    "gains": "Change of accuracy in points; + = the accuracy rises.",
+}
+PAPER: dict[str, tuple[str, str]] = {
+    "mnist-frozen": ("section 4.1, figure 2b", "Pearson r about 0.6 (in words)"),
+    "cifar-frozen": ("section 4.1, figure 2a", "Pearson r about 0.6 (in words)"),
+    "cifar-updated": ("section 4.1, figure 2c", "Pearson r 0.40"),
+    "identity-ablation": ("section 4.1, figure 3", "Pearson r 0.17"),
+    "resolve": ("not in the paper", "-"),
+    "cleansing": ("section 4.2", "+0.28 points over random, one run"),
+    "similarity": ("section 4.3, figure 5", "0.055 for A, 0.025 for B"),
+    "finetune-size": ("section 4.4, figure 6", '0.15 for D, "much less" than C'),
+    "misclassified": ("section 4.1, figure 4", "judged by eye"),
+}
+AGREEING = ("mnist-frozen", "cifar-frozen", "cifar-updated", "identity-ablation")
+
+
+def headline(name: str, result: Found | None) -> str:
+    """One line for the page of all experiments."""
+    if result is None or (name in AGREEING and not result.get("retraining")):
+        return NOT_RUN.strip().rstrip(".").lower()
+    if name in AGREEING:
+        records = [each["estimators"][result.get("estimator", OURS)] for each in each_seed(result, "largest")]
+        return f"r {agreed(records, 'pearson_r', '.2f')}, largest, n = {records[0]['n']}, {seeds_of(records)}"
+    if name == "cleansing":
+        found = result["less_random"]["harmful 10%"]["accuracy"]["measured"]
+        return f"{spread(found, '+.2f')} points over random, {seeds_of(result['seeds'])}"
+    if name in SIZES:
+        ratio = " over ".join(result["what"])
+        return f"{ratio}: {spread(result['mean_absolute'][ratio])}, {seeds_of(result['seeds'])}"
+    return "see the page"
+
+
+def overview(results: Path) -> str:
+    """A row an experiment."""
+    rows = [
+        [f"[{name}]({name}.md)", where, paper, headline(name, read(results, name))]
+        for name, (where, paper) in PAPER.items()
+    ]
+    return markdown(["experiment", "in the paper", "paper", "ours (95 % over seeds)"], rows)
+
+
+TABLES: dict[str, tuple[Callable[..., str], str]] = {
+    "compared": (compared, "retraining"),
+    "agreement": (agreement, "retraining"),
+    "protocol": (protocol, "retraining"),
+    "scoring": (scoring, "solving"),
+    "paper-cost": (paper_cost, "retraining"),
+    "singles": (singles, "data_sets"),
+    "controls": (controls, "data_sets"),
+    "lds": (lds, "data_sets"),
+    "stages": (stages, "data_sets"),
+    "resolve-cost": (resolve_cost, "data_sets"),
+    "cleansed": (cleansed, "seeds"),
+    "halves": (halves, "seeds"),
+    "left-out": (left_out, "seeds"),
+    "cleansing-cost": (cleansing_cost, "seeds"),
+    "sizes": (sizes, "seeds"),
+    "sizes-by-seed": (sizes_by_seed, "seeds"),
+    "sizes-cost": (sizes_cost, "seeds"),
+    "mistakes": (mistakes, "data_sets"),
+    "nature": (nature, "data_sets"),
+    "mistakes-cost": (mistakes_cost, "data_sets"),
+}
+"""Block -> what makes it, and the entry of the result without which there is nothing to show yet."""
+
+
+def read(results: Path, name: str) -> Found | None:
+    path = results / name / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def pictures(page: Path, results: Path) -> str:
+    """The figures of the page's experiment, linked from where the page is."""
+    found = sorted((results / page.stem).glob("*.png"))
+    links = [
+        (os.path.relpath(path, page.parent).replace(os.sep, "/"), CAPTIONS.get(path.stem, path.stem)) for path in found
+    ]
+    return "\n".join(f"![{words}]({link})\n\n{words}\n" for link, words in links) or NOT_RUN
+
+
+def filled(page: Path, results: Path) -> str:
+    """The page with its blocks made anew."""
+
+    def block(found: re.Match[str]) -> str:
+        name, *words = found[2].split()
+        if name == "overview":
+            made = overview(results)
+        elif name == "figures":
+            made = pictures(page, results)
+        elif name not in TABLES:
+            refuse(f"{page.name}: there is no table '{name}'; there are: overview, figures, {', '.join(TABLES)}")
+        else:
+            make, needed = TABLES[name]
+            result = read(results, page.stem)
+            made = make(result, *words) if result is not None and result.get(needed) else NOT_RUN
+        return f"{found[1]}\n{made}\n{found[4]}"
+
+    text = page.read_text()
+    if len(BLOCK.findall(text)) != text.count("<!-- table:"):
+        refuse(f"{page.name}: a block '<!-- table: ... -->' without its '<!-- end -->'")
+    return BLOCK.sub(block, text)
+
+
+def stale(docs: Path, results: Path) -> dict[Path, str]:
+    """The pages whose tables are not those of the results -> what they should be."""
+    made = {page: filled(page, results) for page in sorted(docs.glob("*.md"))}
+    return {page: text for page, text in made.items() if text != page.read_text()}
