@@ -24,6 +24,7 @@ from experiments.result import write_result
 from experiments.settings import Settings
 from experiments.small import LINKS, solved, splits
 from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Proximal, Query
+from stagetrace.errors import DescriptionError
 from stagetrace.progress import Progress
 from stagetrace.solvers import Shift
 from stagetrace.validation import (
@@ -55,9 +56,9 @@ def run(settings: Settings, progress: Progress) -> None:
     started = time.perf_counter()
     found: dict[str, Any] = {}
     parts = {
+        "adam": _as_adam_left_them(settings, progress),
         "continued": _continued(settings, progress),
         "minimum": _at_minima(settings, progress),
-        "adam": _as_adam_left_them(settings, progress),
     }
     for part, tables in parts.items():
         for title, validation in tables:
@@ -92,7 +93,7 @@ def _continued(settings: Settings, progress: Progress) -> Any:
             subset = {**examples, "pretrain": count}
             sweep.append(_influence(f"auto, {count} examples in the pretraining Hessian", subset, None, None))
         if not plan.frozen:
-            sweep += [WithAlpha(alpha, sweep[0], f"alpha {alpha}") for alpha in ALPHAS]
+            sweep += _with_alphas(both.chain, sweep[0])
         yield (
             plan.name,
             validate(
@@ -159,6 +160,8 @@ def _as_adam_left_them(settings: Settings, progress: Progress) -> Any:
                 Polished(Influence(solver=exact), "polished, plain inverse"),
                 Polished(Influence(GaussNewton(), Lanczos(damping=1e-4)), "polished, Gauss-Newton^2 + 1e-4"),
             ]
+            if link == "updated":
+                sweep += _with_alphas(chain, Influence())
             yield (
                 f"{name}, {link}",
                 validate(
@@ -173,6 +176,21 @@ def _as_adam_left_them(settings: Settings, progress: Progress) -> Any:
                     progress=progress,
                 ),
             )
+
+
+def _with_alphas(chain: Chain, inner: Estimator) -> list[Estimator]:
+    """The pulls to compare, "auto" by what it estimates; it has no estimate where nothing pulls back."""
+    last, found = chain.stages[-1], list[Estimator]()
+    for alpha in ALPHAS:
+        name = f"alpha {alpha}"
+        if alpha == "auto":
+            again = replace(last, link=replace(last.link, alpha="auto"))  # pyright: ignore[reportCallIssue,reportArgumentType]
+            try:
+                name += f" ({Chain(*chain.stages[:-1], again).last.alpha:.2g})"
+            except DescriptionError:
+                continue
+        found.append(WithAlpha(alpha, inner, name))
+    return found
 
 
 def _trained_by_adam(chain: Chain, seed: int) -> Chain:

@@ -26,6 +26,7 @@ PLAN = Plan(
     reference='r about 0.6 ("0.6 is reasonable to show a strong correlation", section 4.1), one run, n not given',
     orders=2,
     query_examples=2000,
+    query_batch=1000,
 )
 
 

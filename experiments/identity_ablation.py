@@ -12,7 +12,11 @@ from stagetrace.progress import Progress
 
 NAME = "identity-ablation"
 PLAN = replace(
-    mnist_frozen.PLAN, name=NAME, headline=paper.IDENTITY, reference="r = 0.17 (section 4.1), one run, n not given"
+    mnist_frozen.PLAN,
+    name=NAME,
+    headline=paper.IDENTITY,
+    compared=(paper.OURS, paper.PAPERS, paper.IDENTITY),
+    reference="r = 0.17 (section 4.1), one run, n not given",
 )
 
 

@@ -14,6 +14,7 @@ from experiments.pages.cells import (
     seeds_of,
     spread,
 )
+from experiments.pages.choosing import settings_compared
 from experiments.pages.others import (
     SIZES,
     cleansed,
@@ -51,6 +52,7 @@ PAPER: dict[str, tuple[str, str]] = {
     "similarity": ("section 4.3, figure 5", "0.055 for A, 0.025 for B"),
     "finetune-size": ("section 4.4, figure 6", '0.15 for D, "much less" than C'),
     "misclassified": ("section 4.1, figure 4", "judged by eye"),
+    "choices": ("not in the paper", "-"),
 }
 AGREEING = ("mnist-frozen", "cifar-frozen", "cifar-updated", "identity-ablation")
 
@@ -101,6 +103,7 @@ TABLES: dict[str, tuple[Callable[..., str], str]] = {
     "mistakes": (mistakes, "data_sets"),
     "nature": (nature, "data_sets"),
     "mistakes-cost": (mistakes_cost, "data_sets"),
+    "settings": (settings_compared, "tables"),
 }
 """Block -> what makes it, and the entry of the result without which there is nothing to show yet."""
 
