@@ -264,6 +264,18 @@ def test_an_unknown_choice_is_said_with_those_there_are():
     case = FROZEN_RIDGE
     fit: Callable[..., Any] = Resolve()
     chain = chain_of(case, solved(case))
-    found = validate(chain, query_of(case), fit=fit, choices=(Drawn(2),), estimators=[Given("a")], processes=1)
-    with pytest.raises(DescriptionError, match="no choice 'other'; there are: '2 at random'"):
+    found = validate(chain, query_of(case), fit=fit, choices=(Drawn(3),), estimators=[Given("a")], processes=1)
+    with pytest.raises(DescriptionError, match="no choice 'other'; there are: '3 at random'"):
         found["other"]
+
+
+def test_too_few_removals_and_two_choices_of_one_name_are_refused_before_training():
+    case = FROZEN_RIDGE
+    chain, query = chain_of(case, solved(case)), query_of(case)
+
+    def never(weights: torch.Tensor) -> torch.nn.Module:
+        raise AssertionError("trained")
+
+    for choices, message in (((Drawn(2),), "at least 3"), ((Drawn(3), Drawn(3, by=1)), "two choices")):
+        with pytest.raises(DescriptionError, match=message):
+            validate(chain, query, fit=never, stage=chain.names[-1], choices=choices, estimators=[Given("a")])
