@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from experiments import cifar_frozen, cifar_updated, mnist_frozen, paper, resolve
+from experiments.other_alpha import WithAlpha
 from experiments.result import write_result
 from experiments.settings import Settings
 from experiments.small import LINKS, solved, splits
-from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Proximal, Query
+from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Query
 from stagetrace.errors import DescriptionError
 from stagetrace.progress import Progress
 from stagetrace.solvers import Shift
@@ -223,26 +224,6 @@ def _influence(
         for stage, size in sizes.items()
     }
     return Influence({stage: kind(examples=count) for stage, count in examples.items()}, solver, name=name)
-
-
-@final
-@dataclass(frozen=True)
-class WithAlpha:
-    """An estimator on the chain with another pull at its last stage."""
-
-    alpha: float | str
-    inner: Estimator
-    name: str
-
-    @property
-    def unit(self) -> str | None:
-        return self.inner.unit
-
-    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
-        last = chain.stages[-1]
-        assert isinstance(last.link, Proximal)
-        again = replace(last, link=replace(last.link, alpha=self.alpha))  # pyright: ignore[reportArgumentType]
-        return self.inner.removal_effects(Chain(*chain.stages[:-1], again), query, stage, progress)
 
 
 @final

@@ -27,6 +27,7 @@ from experiments.figures import extremes
 from experiments.images import Images
 from experiments.intervals import over_seeds
 from experiments.networks import ConvNet
+from experiments.other_alpha import WithAlpha, alpha_of_steps
 from experiments.result import write_result
 from experiments.settings import Settings
 from experiments.tasks import Task, tasks_of
@@ -60,6 +61,7 @@ SHOWN = 20
 STAGES = ("pretrain", "finetune")
 OURS, PAPERS, IDENTITY = "multi-stage influence", "multi-stage, the paper's damping", "identity curvature"
 GAUSS_NEWTON = "multi-stage, Gauss-Newton + 0.1"
+OF_STEPS = "multi-stage, Gauss-Newton + 0.1, alpha of the steps"
 """What `docs/how-to-choose.md` takes for stages that are not at a minimum, as these; chosen on another seed (100). The
 default is beside it, and decides which scores are the largest."""
 
@@ -174,6 +176,9 @@ def estimators(plan: Plan, seed: int) -> list[Estimator]:
         EmbeddingSimilarity("embedding"),
         Random(seed),
     ]
+    if not plan.frozen:
+        alpha = alpha_of_steps(plan.rate, plan.again["finetune"])
+        every.insert(3, WithAlpha(alpha, every[2], OF_STEPS))
     return [each for each in every if not plan.compared or each.name in plan.compared]
 
 
