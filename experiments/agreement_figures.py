@@ -32,10 +32,8 @@ def panels(path: Path, rows: Mapping[str, Sequence[Sequence[Measured]]], estimat
                 estimator,
                 f"{title}\n{seeds[0][place].choice}",
             )
-    figure.supxlabel(
-        "predicted change of the query loss (nats, by each panel's power of ten); negative = removal helps"
-    )
-    figure.supylabel("change after retraining (nats)")
+    figure.supxlabel("predicted change of the query loss\n(nats; negative = removal helps)", fontsize=9)
+    figure.supylabel("change after retraining (nats)", fontsize=9)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
 
