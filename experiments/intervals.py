@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import stats
+from stagetrace.validation import mean_over_seeds
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -14,13 +14,9 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
         >>> over_seeds([1.0, 2.0, 3.0])["mean"]
         2.0
     """
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return {"n": n, "mean": mean, "low": None, "high": None, "each": list(values)}
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = float(stats.t.ppf(0.975, n - 1)) * error
-    return {"n": n, "mean": mean, "low": mean - half, "high": mean + half, "each": list(values)}
+    found = mean_over_seeds(values)
+    low, high = (None, None) if found.n < 2 else (found.low, found.high)
+    return {"n": found.n, "mean": found.mean, "low": low, "high": high, "each": list(values)}
 
 
 def ratio_over_seeds(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:

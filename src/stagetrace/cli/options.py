@@ -17,7 +17,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the r
 
 Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(settings.SOLVERS)}.")]
 Damping = Annotated[
-    list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve; lanczos damps H^2.")
+    list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve, or auto; lanczos damps H^2.")
 ]
 MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
 Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
