@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from experiments.folders import open_split
 from stagetrace.errors import DataError
 
 GREY = ("1", "L", "I", "I;16", "F")
@@ -75,23 +76,7 @@ def class_names(folder: Path, split: str) -> list[str]:
 
 def _open(folder: Path, split: str) -> tuple[Any, str, str]:
     """The split, and the names of its columns of images and of labels."""
-    import datasets  # slow to import, and wanted here only
-
-    if not folder.is_dir():
-        raise DataError(
-            f"there is no folder {folder}; --data names the folder that holds it, --dataset another data set"
-        )
-    datasets.disable_progress_bars()
-    try:
-        splits: Any = datasets.load_dataset(str(folder))
-    except Exception as cause:
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise DataError(f"{folder} is not a data set in the Hugging Face layout ({line})") from cause
-    if split not in splits:
-        raise DataError(f"{folder}: there is no split '{split}'; it has {', '.join(map(repr, splits))}")
-    table = splits[split]
-    if len(table) == 0:
-        raise DataError(f"{folder}: the split '{split}' is empty")
+    table = open_split(folder, split)
     kinds = {name: type(feature).__name__ for name, feature in table.features.items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"] or [
