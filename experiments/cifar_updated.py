@@ -21,6 +21,7 @@ PLAN = replace(
     headline=paper.OF_STEPS,
     compared=(
         paper.OURS,
+        paper.DEFAULT,
         paper.GAUSS_NEWTON,
         paper.OF_STEPS,
         paper.IDENTITY,

@@ -15,7 +15,7 @@ PLAN = replace(
     mnist_frozen.PLAN,
     name=NAME,
     headline=paper.IDENTITY,
-    compared=(paper.OURS, paper.PAPERS, paper.IDENTITY),
+    compared=(paper.OURS, paper.DEFAULT, paper.PAPERS, paper.IDENTITY),
     reference="r = 0.17 (section 4.1), one run, n not given",
 )
 

@@ -14,7 +14,7 @@ from experiments.pages.cells import (
     seeds_of,
     truth,
 )
-from experiments.paper import OURS
+from experiments.resolve import OURS
 
 
 def runs_of(result: Found) -> list[tuple[str, str, str, list[Found]]]:

@@ -176,7 +176,7 @@ def test_words_per_stage(stage_trace: Command, tmp_path: Path):
 
 BAD_WORDS = [
     (("--solver", "magic"), "--solver must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'"),
-    (("--curvature", "pretrain=flat"), "--curvature must be one of hessian, gauss-newton, identity, got 'flat'"),
+    (("--curvature", "pretrain=flat"), "--curvature must be one of auto, hessian, gauss-newton, identity, got 'flat'"),
     (("--damping", "nope=1"), "--damping: no stage is called 'nope'; the chain's stages are 'pretrain', 'finetune'"),
     (("--damping", "much"), "--damping needs a number (or STAGE=NUMBER), got 'much'"),
     (("--max-steps", "1.5"), "--max-steps needs a whole number (or STAGE=NUMBER), got '1.5'"),

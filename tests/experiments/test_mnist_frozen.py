@@ -161,7 +161,7 @@ def test_the_identity_has_the_truth_of_the_same_folder(copy, data):
     assert result["experiment"] == "identity-ablation"
     assert result["estimator"] == paper.IDENTITY
     compared = result["retraining"]["largest"]["estimators"]
-    assert set(compared) == {paper.OURS, paper.PAPERS, paper.IDENTITY}
+    assert set(compared) == {paper.OURS, paper.DEFAULT, paper.PAPERS, paper.IDENTITY}
     assert compared.items() <= truth["retraining"]["largest"]["estimators"].items()
     assert result["pearson_r"] == truth["retraining"]["largest"]["estimators"][paper.IDENTITY]["pearson_r"]["mean"]
 

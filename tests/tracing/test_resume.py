@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from stagetrace import Direct, Hessian, Query, Stage, Trace, trace
+from stagetrace import Direct, Query, Stage, Trace, trace
+from stagetrace.curvature import Auto
 from stagetrace.errors import ResultsError
 from tests import jobs
 
@@ -182,7 +183,7 @@ def test_a_changed_run_does_not_resume(changed: str, half_solved: Path, monkeypa
     if changed == "query":
         query = Query(jobs.examples(6, 8))
     if changed == "curvature":
-        settings["curvature"] = {last.name: Hessian(examples=5)}
+        settings["curvature"] = {last.name: Auto(examples=5)}
     if changed == "solver":
         settings["solver"] = {first.name: options["solver"], last.name: Direct()}
     assert isinstance(first, Stage)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, final
 
+from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature, GaussNewton, Hessian, Identity
 from stagetrace.errors import refuse
 from stagetrace.solvers import CG, Direct, Lanczos, LiSSA, Normal
@@ -18,7 +19,12 @@ SOLVERS: dict[str, Solver] = {
     "lissa": LiSSA(),
     "direct": Direct(),
 }
-CURVATURES: dict[str, Curvature] = {"hessian": Hessian(), "gauss-newton": GaussNewton(), "identity": Identity()}
+CURVATURES: dict[str, Curvature] = {
+    "auto": Auto(),
+    "hessian": Hessian(),
+    "gauss-newton": GaussNewton(),
+    "identity": Identity(),
+}
 
 
 @final
@@ -53,7 +59,7 @@ def solvers(chain: Chain, words: Words, given: Any) -> dict[str, Solver]:
 
 def curvatures(chain: Chain, words: Words, given: Any) -> dict[str, Curvature]:
     """Each stage's curvature: the target's or the default, changed by what was typed."""
-    chosen = by_stage(chain, given, Hessian(), "curvature")
+    chosen = by_stage(chain, given, Auto(), "curvature")
     for name, word in per_stage(chain, words.curvature, "--curvature").items():
         chosen[name] = named(word, CURVATURES, "--curvature")
     for name, word in per_stage(chain, words.examples, "--hessian-examples").items():

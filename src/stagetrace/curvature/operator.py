@@ -27,6 +27,11 @@ class LinearOperator(ABC):
     def apply(self, vectors: Tensor) -> Tensor:
         """The product with each column of `vectors` `[dim, k]`; returns `[dim, k]`."""
 
+    @property
+    def definite(self) -> "LinearOperator | None":
+        """A positive semi-definite operator to invert where this one is indefinite; None if there is none."""
+        return None
+
     @final
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with one vector `[dim]` or with several `[dim, k]`, in the same shape."""

@@ -8,7 +8,9 @@ off below it, so the size of the most negative eigenvalue is where to cut:
     damping = max(|min(0, smallest)|, rounding * largest)^2,    rounding = sqrt(machine epsilon)
 
 The ends of the spectrum come from a short Lanczos run from a random vector, so that the damping is the stage's own: it
-depends on no query. Measured against retraining in `docs/how-to-choose.md`.
+depends on no query. Where the operator has a positive semi-definite stand-in (Gauss-Newton for the Hessian), a negative
+end of the spectrum means that the stand-in is inverted instead, plus the size of that end:
+`(G + |smallest| I) x = b`. Both rules are measured against retraining in `docs/how-to-choose.md`.
 """
 
 from collections.abc import Sequence
@@ -37,10 +39,29 @@ class Chosen:
     products: int
 
     @property
+    def cut(self) -> float:
+        """The curvature below which nothing is inverted: the damping's square root."""
+        return self.damping**0.5
+
+    @property
+    def indefinite(self) -> bool:
+        """Whether negative curvature chose the damping, rather than rounding."""
+        return -self.spectrum.smallest >= self.cut * (1 - 1e-6)
+
+    @property
     def note(self) -> str:
         """How it came about, in words."""
-        ends = f"eigenvalues from {self.spectrum.smallest:.2e} to {self.spectrum.largest:.2e}"
-        return f"damping='auto' chose {self.damping:.3g} ({ends}, {self.products} products)"
+        return f"damping='auto' chose {self.damping:.3g} ({self._ends})"
+
+    @property
+    def note_of_stand_in(self) -> str:
+        """The same where Gauss-Newton was inverted in the Hessian's place."""
+        return f"the Hessian is indefinite ({self._ends}): Gauss-Newton G + {self.cut:.3g} was inverted in its place"
+
+    @property
+    def _ends(self) -> str:
+        spectrum = self.spectrum
+        return f"eigenvalues from {spectrum.smallest:.2e} to {spectrum.largest:.2e}, {self.products} products"
 
 
 def choose_damping(operator: LinearOperator, steps: int = PROBE_STEPS) -> Chosen:

@@ -16,7 +16,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
 from stagetrace.solvers.auto import Chosen, choose_damping
 from stagetrace.solvers.base import Report, Solution, Spectrum, silent
-from stagetrace.solvers.filters import Filter, Tikhonov
+from stagetrace.solvers.filters import Filter, Shift, Tikhonov
 from stagetrace.solvers.krylov import Answer, Krylov, Memory, run_lanczos
 from stagetrace.solvers.lockstep import lockstep
 from stagetrace.solvers.numerics import as_columns, stacked
@@ -29,7 +29,8 @@ class Lanczos:
     """`(H^2 + damping I) x = H b` for any symmetric `H`, one product per column and step.
 
     damping: a number of at least 0 (0 is the plain inverse), or "auto": from the ends of the spectrum, see `auto.py`;
-        the Solution's notes say what was chosen.
+        the Solution's notes say what was chosen. Where the spectrum has a negative end and the operator a positive
+        semi-definite stand-in `G` (the default curvature has), that is `(G + |smallest| I) x = b`.
     filter: `Tikhonov` (the above) or `Shift` for `(H + damping I) x = b`, then with the least residual of the Krylov
         space (MINRES), safe for indefinite `H`.
     memory: bytes for the basis. While it fits it is kept and the run stays orthogonal to rounding; several
@@ -150,8 +151,15 @@ class LanczosInverse:
         chosen, damping = self.chosen, self.solver.damping
         if chosen is None or damping != "auto":
             return self.solver.sweep(self.operator, rhs, (float(damping),), report)[0]
-        solution = self.solver.sweep(self.operator, rhs, (chosen.damping,), report)[0]
-        return replace(solution, products=solution.products + chosen.products, notes=(chosen.note, *solution.notes))
+        definite = self.operator.definite if chosen.indefinite else None
+        if definite is None:
+            note, solution = chosen.note, self.solver.sweep(self.operator, rhs, (chosen.damping,), report)[0]
+        else:
+            note, shifted = chosen.note_of_stand_in, replace(self.solver, damping=chosen.cut, filter=Shift)
+            solution = shifted.sweep(definite, rhs, (chosen.cut,), report)[0]
+            # the spectrum stays the Hessian's: it says that the stage is not at a minimum
+            solution = replace(solution, system=solution.system.replace("H", "G"), spectrum=chosen.spectrum)
+        return replace(solution, products=solution.products + chosen.products, notes=(note, *solution.notes))
 
 
 def _later(report: Report, done: int, step: int, residual: float) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from stagetrace.curvature.choices import Curvature, Hessian
+from stagetrace.curvature.auto import Auto
+from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
@@ -42,7 +43,8 @@ def trace(
         chain: the stages, in training order.
         query: the loss to explain.
         curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it
-            does not name take the default, `Hessian()`).
+            does not name take the default: the Hessian, or Gauss-Newton where that is indefinite, see
+            `stagetrace.curvature.Auto`).
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
             damping is taken from the stage's spectrum.
         of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
@@ -85,7 +87,7 @@ def trace(
         tensor([ 4., -4.], dtype=torch.float64)
     """
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
-    curvatures = by_stage(chain, curvature, Hessian(), "curvature")
+    curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
     _guard(chain, query)

@@ -7,7 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from stagetrace.curvature.choices import Curvature, Hessian
+from stagetrace.curvature.auto import Auto
+from stagetrace.curvature.choices import Curvature
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.sign import UNIT
 from stagetrace.solvers.base import Solver
@@ -76,7 +77,7 @@ class SingleStage:
 
     def _adjoint(self, chain: Chain, last: Problem, query: Query, progress: Progress) -> Tensor:
         """`H^-1 dq/dtheta`, `[theta, k]`."""
-        curvature = by_stage(chain, self.curvature, Hessian(), "curvature")
+        curvature = by_stage(chain, self.curvature, Auto(), "curvature")
         solver = by_stage(chain, self.solver, Lanczos(), "solver")
         operators = {last.name: curvature[last.name].operator(last)}
         walk = Walk(Chain(last.stage), curvature, operators, solver, progress)

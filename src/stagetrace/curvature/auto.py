@@ -1,0 +1,81 @@
+"""The default curvature: the Hessian where it can be inverted, Gauss-Newton where it cannot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.choices import GIB, GaussNewton, Hessian
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.objectives.objective import splits
+from stagetrace.stages.problem import Problem
+
+
+@final
+@dataclass(frozen=True)
+class Auto:
+    """The exact Hessian, with the Gauss-Newton matrix at hand for where the Hessian turns out to be indefinite.
+
+    At a strict minimum the Hessian is what retraining follows. Where training stopped before one, some of its
+    eigenvalues are negative, and its inverse takes them for curvatures of a minimum; there `Lanczos(damping="auto")`
+    inverts `Gauss-Newton + |most negative eigenvalue|` in its place and says so in the Solution's notes. Any other
+    solver sees the Hessian alone, and so does the coupling between stages, which is always exact. An objective that is
+    a plain loss function has no Gauss-Newton matrix: the Hessian stays.
+
+    Args:
+        examples, seed, memory: as for `Hessian`; both matrices average over the same examples.
+
+    Source: measured against retraining in `docs/how-to-choose.md`.
+
+    Example:
+        >>> Auto(examples=100)
+        Auto(examples=100, seed=0)
+    """
+
+    examples: int | None = None
+    seed: int = 0
+    memory: int = 2 * GIB
+
+    def __post_init__(self) -> None:
+        Hessian(self.examples, self.seed, self.memory)  # checks the settings
+
+    def __repr__(self) -> str:
+        return f"Auto(examples={self.examples}, seed={self.seed})"
+
+    def operator(self, problem: Problem) -> LinearOperator:
+        hessian = Hessian(self.examples, self.seed, self.memory).operator(problem)
+        if not splits(problem.stage.loss):
+            return hessian
+        return WithStandIn(hessian, problem, GaussNewton(self.examples, self.seed, self.memory))
+
+    def indices(self, problem: Problem) -> Sequence[int]:
+        return Hessian(self.examples, self.seed).indices(problem)
+
+
+@final
+class WithStandIn(LinearOperator):
+    """A stage's Hessian, and its Gauss-Newton matrix once it is asked for."""
+
+    def __init__(self, hessian: LinearOperator, problem: Problem, stand_in: GaussNewton) -> None:
+        self.hessian, self._problem, self._stand_in = hessian, problem, stand_in
+        self.size, self.dtype, self.device = hessian.size, hessian.dtype, hessian.device
+
+    @property
+    def definite(self) -> LinearOperator:
+        return self._built
+
+    @cached_property
+    def _built(self) -> LinearOperator:
+        return self._stand_in.operator(self._problem)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return self.hessian.apply(vectors)
+
+    def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
+        return self.hessian.subsample(examples, generator)
+
+    def how(self) -> dict[str, int | float | str | None]:
+        return self.hessian.how()
