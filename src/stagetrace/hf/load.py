@@ -1,0 +1,221 @@
+"""Models and tokenizers from folders, and nothing newly initialised."""
+
+import json
+import warnings
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from stagetrace.errors import refuse
+from stagetrace.hf.packages import is_adapted, package
+from stagetrace.hf.task import Task, task_named
+
+ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+ADAPTED = {"SEQ_CLS": Task.CLASSIFICATION, "TOKEN_CLS": Task.TOKENS}
+"""The `task_type` of adapters that bring a new head -> the task of the class that has it."""
+
+AUTO = {Task.CLASSIFICATION: "AutoModelForSequenceClassification", Task.TOKENS: "AutoModelForTokenClassification"}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model, and where a tokenizer may lie: folders or hub names, the likelier first.
+
+    notices: what was left aside and should be known.
+    """
+
+    model: Any
+    tokenizers: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+def load(model: Any, where: str) -> Loaded:
+    """A model as given, or from a folder or hub name.
+
+    Weights are read from safetensors files only, in their own dtype, into the class that `config.architectures` names;
+    an adapter's base is read likewise, and its adapters stay trainable.
+
+    Raises:
+        DescriptionError: nothing to load there; files that are no safetensors; weights that are missing, of another
+            shape, or left over below the base model. A left-over head (as for next sentences in BERT's own files) is
+            said in a notice.
+    """
+    transformers = package("transformers")
+    if isinstance(model, transformers.PreTrainedModel) or is_adapted(model):
+        return Loaded(model, ())
+    if not isinstance(model, (str, Path)):
+        refuse(
+            f"{where}: model must be a folder written by save_pretrained, a hub name, a PreTrainedModel or a "
+            f"PeftModel, got {type(model).__name__}; for other modules write Stage(...)"
+        )
+    place = str(model)
+    with _quiet(transformers):
+        return _adapted(place, where) if (Path(place) / ADAPTER).is_file() else _plain(place, where)
+
+
+def load_tokenizer(given: Any, places: Iterable[str], where: str) -> Any:
+    """The tokenizer as given or named, or that beside the model.
+
+    Raises:
+        DescriptionError: there is none.
+    """
+    if given is not None and not isinstance(given, (str, Path)):
+        return given
+    transformers = package("transformers")
+    tried = [str(given)] if given is not None else list(places)
+    for place in tried:
+        folder = Path(place)
+        if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZERS):
+            continue
+        with _quiet(transformers):
+            try:
+                return transformers.AutoTokenizer.from_pretrained(place)
+            except (OSError, ValueError) as cause:
+                refuse(f"{where}: no tokenizer can be loaded from {place} ({_line(cause)}); give tokenizer=")
+    lies = f"none lies in {tried[0]}" if tried else "a model in memory has none"
+    refuse(f"{where}: the texts need a tokenizer, and {lies}; give tokenizer=, a tokenizer or the folder of one")
+
+
+def _plain(place: str, where: str) -> Loaded:
+    cls = _architecture(place, where)
+    model, report = _from_pretrained(cls, place, where)
+    return Loaded(model, (place,), _check_complete(report, place, where, base=cls.base_model_prefix))
+
+
+def _adapted(place: str, where: str) -> Loaded:
+    """Adapters on their base; the base may lack what the adapters' file brings, such as a new head."""
+    peft, transformers = package("peft"), package("transformers")
+    settings: dict[str, Any] = json.loads((Path(place) / ADAPTER).read_text(encoding="utf-8"))
+    saved = _saved_shapes(Path(place), where)
+    base_place = settings.get("base_model_name_or_path")
+    if not base_place:
+        refuse(
+            f"{where}: {ADAPTER} in {place} does not say which base the adapters were trained on; load it yourself and "
+            "give model=PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        )
+    cls, extra = _architecture(base_place, where), dict[str, Any]()
+    task = ADAPTED.get(settings.get("task_type") or "")
+    if task is not None and task_named(cls) is not task:  # the base is still that of an earlier task
+        cls = getattr(transformers, AUTO[task])
+        counts = {shape[0] for name, shape in saved.items() if name.endswith(("classifier.weight", "score.weight"))}
+        extra = {"num_labels": counts.pop()} if len(counts) == 1 else {}
+    base, report = _from_pretrained(cls, base_place, where, **extra)
+    brought = {name.removeprefix("base_model.model.") for name in saved}
+    _check_complete(report, base_place, where, brought, new_head=bool(extra))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between the two libraries, nothing to do with the weights
+        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # checked below
+        model = peft.PeftModel.from_pretrained(base, place, is_trainable=True)
+    wanted = set(peft.get_peft_model_state_dict(model))
+    if wanted != set(saved):
+        refuse(f"{where}: the adapters' file in {place} has other weights than the model: {_few(wanted ^ set(saved))}")
+    return Loaded(model.eval(), (place, base_place))  # the adapters' dropout too
+
+
+def _saved_shapes(folder: Path, where: str) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        refuse(f"{where}: {folder} has no {file.name}; write it by model.save_pretrained(folder)")
+    with safe_open(file, framework="pt") as weights:
+        return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+
+
+def _architecture(place: str, where: str) -> Any:
+    """The class that `config.architectures` names."""
+    transformers = package("transformers")
+    folder = Path(place)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            refuse(f"{where}: {place} has no config.json; give a folder written by save_pretrained")
+        if not any(folder.glob("*.safetensors")):
+            refuse(
+                f"{where}: {place} has no *.safetensors file, and other files may run code when they are read; write "
+                "one by model.save_pretrained(folder) after loading the model yourself, or give the loaded model"
+            )
+    try:
+        config = transformers.AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as cause:
+        refuse(f"{where}: no model can be loaded from '{place}' ({_line(cause)})")
+    names: list[str] = config.architectures or []
+    if not names or not hasattr(transformers, names[0]):
+        refuse(
+            f"{where}: config.json in {place} names the class {names[0] if names else None}, which transformers does "
+            "not have; load the model yourself and give it as model="
+        )
+    return getattr(transformers, names[0])
+
+
+def _from_pretrained(cls: Any, place: str, where: str, **extra: Any) -> tuple[Any, dict[str, Any]]:
+    try:
+        return cls.from_pretrained(place, use_safetensors=True, output_loading_info=True, dtype="auto", **extra)
+    except (OSError, ValueError, RuntimeError) as cause:
+        refuse(f"{where}: no {cls.__name__} can be loaded from '{place}' ({_line(cause)})")
+
+
+def _check_complete(
+    report: dict[str, Any],
+    place: str,
+    where: str,
+    brought: Iterable[str] = (),
+    *,
+    base: str = "",
+    new_head: bool = False,
+) -> tuple[str, ...]:
+    """Refuse missing, left-over or misshapen weights: new ones give numbers that look right.
+
+    brought: names that another file brings. base: the prefix of the base model, beside which a head may be left over.
+    new_head: whether the file's own head may be left over without a word.
+
+    Returns:
+        A notice of a head that was left over, if there was one.
+    """
+    missing = set(report["missing_keys"]) - set(brought)
+    over = set() if new_head else set(report["unexpected_keys"])
+    heads = {name for name in over if base and not name.startswith(f"{base}.")}
+    over -= heads
+    misshapen = {str(key) for key in report["mismatched_keys"]}
+    faults = {
+        "lacks weights that would be drawn anew": missing,
+        "has weights that the model does not": over,
+        "has weights of another shape": misshapen,
+    }
+    for what, names in faults.items():
+        if names:
+            refuse(
+                f"{where}: the file in {place} {what}: {_few(names)}; give the folder that this stage's training "
+                "wrote, or load the model yourself and give it as model="
+            )
+    if not heads:
+        return ()
+    return (f"{where}: the file in {place} has a head that this model has not, and that is left out: {_few(heads)}",)
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Generator[None]:
+    """No progress bars and no report of loaded weights: what matters in it is an error here."""
+    log = transformers.utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _few(names: Iterable[str], limit: int = 4) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,89 @@
+"""What a model was trained to do, read off its class and configuration."""
+
+from enum import StrEnum
+from typing import Any, Literal, final
+
+from stagetrace.errors import refuse
+from stagetrace.hf.losses import MultiLabel
+from stagetrace.hf.packages import base_of
+from stagetrace.objectives import Classification, MaskedToken, NextToken, Objective, Regression
+
+Reduction = Literal["mean", "sum"]
+
+
+@final
+class Task(StrEnum):
+    """What an example's labels are."""
+
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+    MULTI_LABEL = "multi-label"
+    TOKENS = "tokens"
+    MASKED = "masked"
+    CAUSAL = "causal"
+    OTHER = "other"
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether there is a label per token."""
+        return self in (Task.TOKENS, Task.MASKED, Task.CAUSAL)
+
+
+HEADS = {
+    "ForSequenceClassification": Task.CLASSIFICATION,
+    "ForTokenClassification": Task.TOKENS,
+    "ForMaskedLM": Task.MASKED,
+    "ForCausalLM": Task.CAUSAL,
+    "LMHeadModel": Task.CAUSAL,
+}
+"""How the name of a model's class ends -> its task."""
+
+PROBLEMS = {
+    "regression": Task.REGRESSION,
+    "single_label_classification": Task.CLASSIFICATION,
+    "multi_label_classification": Task.MULTI_LABEL,
+}
+"""`config.problem_type` -> task."""
+
+
+def task_of(model: Any, objective: object, where: str) -> Task:
+    """The task by the name of the model's class (or of one it inherits from), and by `config.problem_type`.
+
+    Without a `problem_type`, one label is a regression and more are classes, as in transformers.
+
+    Raises:
+        DescriptionError: a class without a loss of its own here, and no objective given.
+    """
+    base = base_of(model)
+    found = task_named(type(base))
+    if found is None and objective is None:
+        refuse(
+            f"{where}: there is no ready-made loss for {type(base).__name__}; classes that end in {', '.join(HEADS)} "
+            "have one; for another give objective=, an objective or a function losses(model, batch) -> Tensor[batch]"
+        )
+    if found is not Task.CLASSIFICATION:
+        return found or Task.OTHER
+    if base.config.problem_type is not None:
+        return PROBLEMS[base.config.problem_type]
+    return Task.REGRESSION if base.config.num_labels == 1 else Task.CLASSIFICATION
+
+
+def task_named(cls: type) -> Task | None:
+    """The task by the name of a class, or of one it inherits from; any problem of classification is one."""
+    names = [each.__name__ for each in cls.__mro__]
+    return next((task for name in names for end, task in HEADS.items() if name.endswith(end)), None)
+
+
+def objective_of(task: Task, reduction: Reduction) -> Objective:
+    """The loss of a task; `reduction` is that over a sentence's tokens."""
+    match task:
+        case Task.REGRESSION:
+            return Regression()
+        case Task.MULTI_LABEL:
+            return MultiLabel()
+        case Task.TOKENS | Task.MASKED:
+            return MaskedToken(reduction)
+        case Task.CAUSAL:
+            return NextToken(reduction)
+        case _:
+            return Classification()
