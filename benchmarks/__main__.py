@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import memory, products, retraining, scoring, solvers
+from benchmarks import embeddings, memory, products, retraining, scoring, solvers
 from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "scoring": scoring.run,
     "memory": memory.run,
     "retraining": retraining.run,
+    "embeddings": embeddings.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -56,3 +56,9 @@ class CurvatureWarning(StagetraceWarning):
 def refuse(message: str) -> NoReturn:
     """Raise a `DescriptionError`: the one-line form for checks at birth."""
     raise DescriptionError(message)
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence of an error's message, without PyTorch's advice after it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else line[:197] + "..."

@@ -389,12 +389,12 @@ TABLE = [
     Bad(
         "a class of curvature",
         at("settings", curvature=Hessian),
-        ("curvature of stage 'pretrain'", "an instance such as Hessian("),
+        ("curvature of stage 'pretrain'", "an instance such as Auto("),
     ),
     Bad(
         "a class for a stage",
         at("settings", curvature={"finetune": GaussNewton}),
-        ("curvature of stage 'finetune'", "an instance such as Hessian("),
+        ("curvature of stage 'finetune'", "an instance such as Auto("),
     ),
     Bad(
         "a class of solver",
@@ -404,7 +404,7 @@ TABLE = [
     Bad(
         "a solver for a curvature",
         at("settings", curvature=CG()),
-        ("curvature of stage 'pretrain'", "an instance such as Hessian("),
+        ("curvature of stage 'pretrain'", "an instance such as Auto("),
     ),
     Bad(
         "a word for a solver",

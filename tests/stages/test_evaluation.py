@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, Frozen, GaussNewton, Hessian, Proximal, Query, Stage, trace
+from stagetrace.curvature.chunk import hessian_graph, hessian_linearised
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
 from stagetrace.solvers import Lanczos
@@ -126,17 +127,62 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
 
 def test_kernels_are_restored_after_an_error():
-    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    def switches() -> tuple[bool, ...]:
+        return torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.compiler.is_exporting()
+
+    before = switches()
 
     def fails() -> None:
         with differentiable_kernels(recurrent=True):
-            assert not torch.backends.mha.get_fastpath_enabled()
-            assert not torch.backends.mkldnn.enabled
+            assert switches() == (False, False, True)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fails()
-    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled) == before
+    assert switches() == before == (True, True, False)
+
+
+class Looking(nn.Module):
+    """Leaves a step out where its data allow that, unless it is asked to do the same for all data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or not mask.all():
+            x = x * mask
+        return self.layer(x)
+
+
+def test_models_that_look_into_their_data_have_batched_and_traced_derivatives():
+    mask = torch.ones(7, 3)
+    mask[2, 1] = 0
+    model = Looking()
+    described = stage(model, data=TensorDataset(X, mask, Y))
+    risk = Problem.of(described, None).risk
+    batch = next(iter(risk.read([range(7)])))
+    adjoint = torch.randn(risk.own.size, 1)
+    expected = gradient_by_hand(model, lambda m: nn.functional.cross_entropy(m(X, mask), Y))
+    torch.testing.assert_close(per_example(risk, batch, adjoint)[1].mean(dim=0), adjoint.T @ expected)
+    torch.testing.assert_close(hessian_linearised(risk, batch)(adjoint), hessian_graph(risk, batch)(adjoint))
+
+
+def test_a_compiled_model_is_evaluated_without_the_compiler():
+    inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    called: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        called.append(len(inputs))
+        return graph
+
+    compiled: Any = torch.compile(inner, backend=backend)
+    torch.testing.assert_close(gradient_of(stage(compiled)), gradient_by_hand(inner, cross_entropy))
+    risk = Problem.of(stage(compiled), None).risk
+    assert next(iter(risk.own_values)) == "_orig_mod.0.weight"
+    assert forward_mode(risk, next(iter(risk.read([range(7)]))), risk.own.zeros(1))[1].shape == (7, 1)
+    assert not called
+    assert type(compiled).__name__ == "OptimizedModule"
 
 
 # Ways to write a model

@@ -2,17 +2,18 @@
 
 The probe differentiates a few examples twice. It tells whether the model has forward-mode derivatives, and how many
 bytes an example's intermediates take; with the memory budget that decides between keeping them (a product then costs
-1.7 to 2.3 gradients) and computing them anew (3.5). Tracing the tangent map costs the better part of a second
-whatever the size, so small problems keep the graph instead. Counted bytes and operations decide, not seconds: the same
-run always goes the same way.
+1.7 to 2.3 gradients) and computing them anew (3.5). Tracing the tangent map costs up to some seconds whatever the size,
+so small problems keep the graph instead. Counted bytes and operations decide, not seconds: the same run always goes the
+same way.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +27,7 @@ from stagetrace.curvature.chunk import (
     hessian_linearised,
 )
 from stagetrace.errors import DifferentiationError, StagetraceError
+from stagetrace.errors import first_line as first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
@@ -44,9 +46,15 @@ CHUNK_EXAMPLES = 1024
 
 PROBE_EXAMPLES = 8
 
-TRACED_OPERATIONS = 2.5e8
-"""Floating-point operations of a gradient (counted in matrix products and convolutions) from which tracing pays: it
-costs 0.3 to 1.3 s and saves about one gradient a product, so a gradient of 10 ms earns it back in some tens of them."""
+TRACED_OPERATIONS = 1e6
+"""From how many floating-point operations in a chunk's gradient (matrix products and convolutions) tracing pays, over
+the squared number of calls that the forward pass makes to PyTorch. Tracing a chunk costs 0.3 s for a small network of
+convolutions (15 calls) and 4 s for BERT with two layers (184), and saves a quarter to one gradient a product: at 2e8
+operations and at 4e10 it earns that back in some tens of products."""
+
+ASYMMETRY = 0.02
+"""How far `u' H v` and `v' H u` may be apart, over the size of `H v`, for standard normal u and v: above rounding in
+half precision, below what a wrong derivative does."""
 
 TRACED_BYTES = 3
 """What a traced tangent map keeps, at most, over what the graph of the same gradient keeps."""
@@ -101,9 +109,16 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
     """Decide how `share` of the examples are multiplied within `memory` bytes, from a probe of a few of them.
 
     Raises:
-        DifferentiationError: the model has no second derivatives in either mode; names what PyTorch says.
+        DifferentiationError: the model has no second derivatives in either mode (names what PyTorch says), or wrong
+            ones.
     """
     one, few = risk.read([indices[:1], indices[:PROBE_EXAMPLES]])
+    plan = _planned(risk, matrix, one, few, share, memory)
+    _check_symmetric(risk, plan, few)
+    return plan
+
+
+def _planned(risk: Risk, matrix: Matrix, one: Batch, few: Batch, share: int, memory: int) -> Plan:
     per_example, per_chunk = _bytes_saved(risk, matrix, one, few)
     missing = _failure(ANEW[matrix], risk, one)
     chunk_examples = max(1, min(CHUNK_EXAMPLES, share, (memory - per_chunk) // per_example))
@@ -111,7 +126,7 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
     if kept_bytes > memory:
         return Plan(matrix, "reverse anew" if missing else "forward anew", chunk_examples, per_example, 0, missing)
     traced = not missing and kept_bytes * TRACED_BYTES <= memory
-    if traced and _gradient_operations(risk, few) * share >= TRACED_OPERATIONS:
+    if traced and _tracing_pays(risk, few, chunk_examples):
         untraced = _failure(LINEARISED[matrix], risk, one)
         if untraced:
             return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, None, untraced)
@@ -119,12 +134,49 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
     return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, missing)
 
 
-def _gradient_operations(risk: Risk, batch: Batch) -> float:
-    """Floating-point operations of one example's gradient: three times those of its forward pass."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
+    """Refuse second derivatives that are no second derivatives: `u' H v = v' H u` holds for right ones.
+
+    A fused operation can have a first derivative that is right and, without a word, a second one that is not.
+    """
+    product = (GRAPH if plan.way in ("graph kept", "reverse anew") else ANEW)[plan.matrix](risk, few)
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(risk.own.size, 2, generator=generator).to(risk.own.device, risk.own.dtype)
+    products = product(pair)
+    between = pair.mT @ products
+    size = torch.linalg.vector_norm(products, dim=0).max()
+    rounding = torch.finfo(pair.dtype).eps ** 0.5 * len(few)  # of losses of about one: all there is where H is zero
+    if bool((between[0, 1] - between[1, 0]).abs() > ASYMMETRY * size + rounding):
+        raise DifferentiationError(
+            f"{risk.where}: the {plan.matrix} of a few examples is not symmetric (u'Hv = {float(between[0, 1]):.3g}, "
+            f"v'Hu = {float(between[1, 0]):.3g}): the second derivative of an operation is wrong, as that of the fused "
+            "weight norm is; write the operation out in plain PyTorch (torch.nn.utils.parametrizations.weight_norm for "
+            "torch.nn.utils.weight_norm), or use curvature=Identity() for this stage"
+        )
+
+
+def _tracing_pays(risk: Risk, batch: Batch, chunk_examples: int) -> bool:
+    """Whether a chunk's gradient, three times its forward pass, is work enough for what it takes to trace it."""
+    operations, calls = FlopCounterMode(display=False), _Calls()
+    with torch.no_grad(), operations, calls:
         risk.losses(risk.own_values, risk.inherited_values, batch)
-    return 3 * counter.get_total_flops() / len(batch)
+    gradient = 3 * operations.get_total_flops() * chunk_examples / len(batch)
+    return gradient >= TRACED_OPERATIONS * calls.number**2
+
+
+@final
+class _Calls(TorchDispatchMode):
+    """Counts the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.number += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[int, int]:
@@ -156,8 +208,22 @@ def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
         raise DifferentiationError(
             f"{risk.where}: the {matrix} needs second derivatives, which an operation of the model or loss lacks "
             f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
+            f"{_instead(cause)}"
         ) from cause
     return sum(saved.values())
+
+
+INSTEAD = {
+    "embedding_bag": "use nn.EmbeddingBag instead of the function",
+    "flash_attention": "use F.scaled_dot_product_attention, or set_attn_implementation('eager')",
+    "saved tensor hooks": "use the model without torch.utils.checkpoint",
+    "once_differentiable": "use a function whose backward is made of differentiable operations",
+}
+
+
+def _instead(cause: BaseException) -> str:
+    """What to use instead of the operation that an error names, as the end of a message; empty where unknown."""
+    return next((f": {advice}" for word, advice in INSTEAD.items() if word in str(cause)), "")
 
 
 def _failure(way: Callable[[Risk, Batch], Product], risk: Risk, probe: Batch) -> str | None:
@@ -169,9 +235,3 @@ def _failure(way: Callable[[Risk, Batch], Product], risk: Risk, probe: Batch) ->
     except (RuntimeError, NotImplementedError) as cause:
         return first_line(cause)
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first sentence of an error's message, without PyTorch's advice after it."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 200 else line[:197] + "..."

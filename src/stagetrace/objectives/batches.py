@@ -34,7 +34,7 @@ def call(model: nn.Module, batch: Any) -> Tensor:
     """The model's output tensor for a batch, its targets left out.
 
     A dict is passed by keyword, only what `forward` takes (as `transformers.Trainer` does); a single input goes in
-    by position. Of a `ModelOutput` the `logits` are taken, of a tuple the first element.
+    by position. Of a dict, a `ModelOutput` or another object the `logits` are taken, of a tuple the first element.
     """
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in LABELS}
@@ -60,9 +60,13 @@ def tensor_of(output: Any) -> Tensor:
         return output
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
+    named = getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
         return output[0]
     raise DataError(
-        f"the model returned {type(output).__name__}, from which no output tensor can be taken; "
-        "write an objective whose outputs(model, batch) returns the tensor"
+        f"the model returned {type(output).__name__}, from which no output tensor can be taken: it is no tensor, has "
+        "no 'logits', and is no tuple that starts with a tensor; write an objective whose outputs(model, batch) "
+        "returns the tensor, or the loss as a function losses(model, batch)"
     )

@@ -9,7 +9,8 @@ from stagetrace.preflight.stationary import curvature_findings, displacement, st
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.guards import Coverage, guard, notices
+from stagetrace.stages.guards import Coverage, guard, moved_statistics, notices
+from stagetrace.stages.links import Proximal
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.query import Query
 
@@ -34,6 +35,7 @@ def inspect(
         if problem.previous is not None:
             yield Finding(problem.name, "mapping", Level.OK, _mapping(problem))
             yield from displacement(problem)
+            yield from (Finding(problem.name, "statistics", Level.WARNING, text) for text in moved_statistics(problem))
         yield stationarity(problem)
         operator = curvature[problem.name].operator(problem)
         yield from curvature_findings(problem, operator, progress)
@@ -56,10 +58,17 @@ def _coverage(problem: Problem) -> tuple[Level, str]:
     coverage = Coverage.of(problem)
     text = str(coverage)
     if coverage.buffers:
-        text += (
-            f"; buffers are constants ({', '.join(coverage.buffers[:3])}{', ...' if len(coverage.buffers) > 3 else ''})"
-        )
+        text += f"; buffers are constants ({_some(coverage.buffers)})"
+    if coverage.shared_buffers:
+        still = "moved" if coverage.moved_buffers else "the same in both stages"
+        if isinstance(problem.stage.link, Proximal):
+            still = "trained further with their layers"
+        text += f"; shared with the previous stage: {_some(coverage.shared_buffers)}, {still}"
     return (Level.NOTE if coverage.constant or coverage.buffers else Level.OK), text
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _mapping(problem: Problem) -> str:

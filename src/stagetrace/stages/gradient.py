@@ -6,13 +6,13 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
-from stagetrace.errors import DataError
+from stagetrace.errors import DataError, DifferentiationError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.stages.space import Params
 
 
 @final
@@ -33,16 +33,39 @@ class Gradient:
 def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
     """The gradient of the sum of a batch's losses, one column.
 
+    By autograd itself and not by `torch.func`, so that it works for whatever a training loop can differentiate:
+    functions with a `backward` and nothing else, checkpointing.
+
     Raises:
         DataError: a loss is NaN or infinite (the example is named), or a gradient is.
+        DifferentiationError: the gradient cannot be taken; says what PyTorch says.
     """
-    (own, inherited), total = grad_and_value(
-        lambda own, inherited: risk.losses(own, inherited, batch).sum(), argnums=(0, 1)
-    )(risk.own_values, risk.inherited_values)
+    total, own, inherited = _differentiated(risk, batch)
     gradient = Gradient(risk.own.flatten(own).unsqueeze(1), risk.inherited.flatten(inherited).unsqueeze(1))
     if not bool(torch.isfinite(total + gradient.own.sum() + gradient.inherited.sum())):
         explain_not_finite(risk, batch)
     return gradient
+
+
+def _differentiated(risk: Risk, batch: Batch) -> tuple[Tensor, Params, Params]:
+    """The sum of the losses, and its gradient in the own and in the inherited parameters."""
+    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
+    inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
+    inputs = (*own.values(), *inherited.values())
+    try:
+        with torch.enable_grad():
+            total = risk.losses(own, inherited, batch).sum()
+            if not total.requires_grad:  # a loss without the parameters
+                slopes = tuple(torch.zeros_like(value) for value in inputs)
+            else:
+                slopes = torch.autograd.grad(total, inputs, materialize_grads=True)
+    except (RuntimeError, NotImplementedError) as cause:
+        raise DifferentiationError(
+            f"{risk.where}: the gradient of the loss cannot be taken ({first_line(cause)}); the library needs what a "
+            "training step needs: replace the operation that is named"
+        ) from cause
+    found = dict(zip((*own, *inherited), (s.to_dense() if s.is_sparse else s for s in slopes), strict=True))
+    return total.detach(), {name: found[name] for name in own}, {name: found[name] for name in inherited}
 
 
 def explain_not_finite(risk: Risk, batch: Batch) -> None:
@@ -51,8 +74,7 @@ def explain_not_finite(risk: Risk, batch: Batch) -> None:
         check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch.indices, risk.where)
     for index in batch.indices:
         single = next(iter(risk.read([[index]])))
-        grads = torch.func.grad(lambda own: risk.losses(own, risk.inherited_values, single).sum())(risk.own_values)  # noqa: B023
-        for name, g in grads.items():
+        for name, g in _differentiated(risk, single)[1].items():
             if not bool(torch.isfinite(g).all()):
                 raise DataError(
                     f"{risk.where}: the loss of example {index} is finite, but its gradient "

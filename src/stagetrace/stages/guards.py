@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import DataError
+from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.data import Batch
 from stagetrace.stages.fingerprint import digest
 from stagetrace.stages.problem import Problem
@@ -40,30 +41,72 @@ def guard(risk: Risk) -> None:
 
 
 def notices(stage: Stage) -> list[str]:
-    """What was handled for the user and should be known: layers that behave otherwise in training mode."""
+    """What was handled for the user and should be known: what the data set says of itself in an attribute `notices`,
+    and layers that behave otherwise in training mode.
+    """
+    said: list[str] = [*getattr(stage.data, "notices", ())]
     found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
     if not found:
+        return said
+    return [
+        *said,
+        f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode",
+    ]
+
+
+def notices_at(problem: Problem) -> list[str]:
+    """The stage's own notices, and that of its place: running statistics that moved beside kept weights."""
+    return [*notices(problem.stage), *moved_statistics(problem)]
+
+
+def moved_statistics(problem: Problem) -> list[str]:
+    """One notice where running statistics moved although the weights beside them were kept; nothing otherwise."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in _buffers(problem)[1]))
+    if not layers:
         return []
-    return [f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode"]
+    some = ", ".join(f"'{name}'" for name in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+    return [
+        f"{problem.stage.where}: the running statistics (buffers) of {some} moved although the weights there were "
+        "kept; scores treat them as constants. To keep them, call eval() on the kept layers while fine-tuning, after "
+        "model.train()"
+    ]
+
+
+def _buffers(problem: Problem) -> tuple[dict[str, str], list[str]]:
+    """The shared buffers, and those of them that moved beside kept weights."""
+    stage, previous = problem.stage, problem.previous
+    if stage.link is None or previous is None:
+        return {}, []
+    shared = shared_buffers(stage.link, {**problem.kept, **problem.moved}, stage.model, previous.model)
+    return shared, moved_buffers(stage.link, shared, stage.model, previous.model)
 
 
 @final
 @dataclass(frozen=True)
 class Coverage:
-    """How many of a stage's parameters its scores account for, and the names of those they do not."""
+    """How many of a stage's parameters its scores account for, and the names of those they do not.
+
+    buffers: floating-point buffers, which no score accounts for; shared_buffers: those of them beside shared
+        parameters; moved_buffers: those of these that differ from the previous stage's although the parameters were
+        kept.
+    """
 
     trained: int
     kept: int
     constant: int
     constant_names: tuple[str, ...]
     buffers: tuple[str, ...]
+    shared_buffers: tuple[str, ...] = ()
+    moved_buffers: tuple[str, ...] = ()
 
     @staticmethod
     def of(problem: Problem) -> "Coverage":
         sizes = {name: p.numel() for name, p in problem.stage.model.named_parameters()}
         buffers = tuple(name for name, b in problem.stage.model.named_buffers() if b.is_floating_point())
         constant = sum(sizes[name] for name in problem.constant_names)
-        return Coverage(problem.own.size, problem.inherited.size, constant, problem.constant_names, buffers)
+        shared, moved = _buffers(problem)
+        sizes_of = problem.own.size, problem.inherited.size
+        return Coverage(*sizes_of, constant, problem.constant_names, buffers, tuple(shared), tuple(moved))
 
     def __str__(self) -> str:
         total = self.trained + self.kept + self.constant

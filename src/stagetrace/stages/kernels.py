@@ -1,10 +1,13 @@
 """Kernels that have every derivative we need.
 
 Fused attention, the fused recurrent kernels and the fast path of `nn.TransformerEncoderLayer` have no forward-mode
-derivative or no second one; the plain kernels behind the same layers have both. One context chooses the plain ones
-while a model is evaluated for a derivative, and restores what was set.
+derivative or no second one; the plain kernels behind the same layers have both. Compiled code has neither, and some
+models look into their data to leave a step out (`transformers` skips an attention mask that masks nothing), which a
+trace or a batched derivative cannot follow. One context chooses the plain way everywhere while a model is evaluated
+for a derivative, and restores what was set.
 """
 
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
@@ -30,7 +33,28 @@ def differentiable_kernels(*, recurrent: bool) -> Generator[None]:
             stack.enter_context(_mkldnn_off())
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(_encoder_fast_path_off())
+        stack.enter_context(_as_if_exported())
+        if "torch._dynamo" in sys.modules:  # else nothing can have been compiled, and its import takes a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+@contextmanager
+def _as_if_exported() -> Generator[None]:
+    """Have `torch.compiler.is_exporting()` answer yes: the public question whether a model may look into its data.
+
+    Models that ask take the branch that is right for all data; the loss is the same to rounding. The flag behind the
+    question has no public setter: where a version of PyTorch lacks it, nothing changes.
+    """
+    before = getattr(torch.compiler, "_is_exporting_flag", None)
+    if before is None:
+        yield
+        return
+    torch.compiler._is_exporting_flag = True  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        torch.compiler._is_exporting_flag = before  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager

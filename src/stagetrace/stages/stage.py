@@ -14,6 +14,8 @@ from stagetrace.errors import DescriptionError, refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.stages.data import Examples
 from stagetrace.stages.links import Link
+from stagetrace.stages.plainly import with_plain_layers
+from stagetrace.stages.wrappers import refuse_wrapped
 
 
 @final
@@ -63,6 +65,7 @@ class Stage:
             refuse(f"a stage's name must be letters, digits, '.', '_' or '-' (it names a folder), got {self.name!r}")
         if not isinstance(self.model, nn.Module):
             refuse(f"{self.where}: model must be a torch.nn.Module, got {type(self.model).__name__}")
+        refuse_wrapped(self.model, self.where)
         if self.link is not None and not isinstance(self.link, Link):
             refuse(f"{self.where}: link must be Frozen(...) or Proximal(...), got {type(self.link).__name__}")
         if not (isinstance(self.weight_decay, (int, float)) and 0 <= self.weight_decay < math.inf):
@@ -91,12 +94,13 @@ class Stage:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
         shared = {id(parameter): parameter for parameter in self.model.parameters()}
         try:
-            return copy.deepcopy(self.model, dict(shared)).eval()
+            copied = copy.deepcopy(self.model, dict(shared)).eval()
         except Exception as cause:
             raise DescriptionError(
                 f"{self.where}: the model cannot be copied ({type(cause).__name__}: {cause}); the library evaluates a "
                 "copy in eval mode, so remove tensors with a gradient history and other uncopyable attributes from it"
             ) from cause
+        return with_plain_layers(copied, self.where)
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())

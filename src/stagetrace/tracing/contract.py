@@ -9,6 +9,7 @@ network on the CPU by `benchmarks/scoring.py`; the counts explain them):
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,11 +18,11 @@ from torch.func import grad_and_value, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from stagetrace.curvature.plan import first_line
-from stagetrace.errors import StagetraceError
+from stagetrace.errors import StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.space import ParameterSpace, Params
 from stagetrace.tracing.tangent import directional
 
 Way = Literal["forward mode", "per-example gradients", "one example at a time"]
@@ -29,20 +30,33 @@ Way = Literal["forward mode", "per-example gradients", "one example at a time"]
 TANGENTS = 8
 """Adjoints that go through one forward pass together."""
 
+COPIED_AT_ONCE = 2**16
+"""Parameters below which several adjoints go through the model as one batch on the CPU too."""
+
 GRADIENT_BYTES = 2**28
 """Memory for the per-example gradients of a batch."""
+
+DISAGREEMENT = 0.05
+"""Over the gradient's norm: how far from plain autograd a way may be on the probe before it counts as wrong."""
 
 FORWARDS_PER_TANGENT = 1.75
 FORWARDS_OF_GRADIENTS = 7.0
 
 
-def contract(way: Way, risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses `[batch]` and contractions `[batch, k]` with each adjoint of `[own.size, k]`."""
+def contract(
+    way: Way, risk: Risk, batch: Batch, adjoints: Tensor, along: Sequence[Params] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Losses `[batch]` and contractions `[batch, k]` with each adjoint of `[own.size, k]`.
+
+    along: what `directions` made of the adjoints, so that many batches share it.
+    """
     if way == "one example at a time":
         return one_by_one(risk, batch, adjoints)
     with warnings.catch_warnings():  # an operation that cannot be batched (EmbeddingBag) is looped over
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-        return forward_mode(risk, batch, adjoints) if way == "forward mode" else per_example(risk, batch, adjoints)
+        if way == "forward mode":
+            return forward_mode(risk, batch, adjoints, along)
+        return per_example(risk, batch, adjoints)
 
 
 def forward_passes(way: Way, columns: int) -> float:
@@ -50,22 +64,36 @@ def forward_passes(way: Way, columns: int) -> float:
     return 1 + 2 * columns if way == "forward mode" else FORWARDS_OF_GRADIENTS
 
 
-def forward_mode(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
-    """The directional derivative of the batch's loss vector along each adjoint."""
+def directions(space: ParameterSpace, adjoints: Tensor) -> tuple[Params, ...] | None:
+    """The adjoints as tangents with storage of their own; None where several go through the model as one batch.
+
+    A tangent that is a view of a vector is copied whole for each batch, and `vmap` copies all of them. An example
+    touches a few rows of an embedding, so for large tables that copy would be most of the work.
+    """
+    if adjoints.shape[1] > 1 and (adjoints.device.type != "cpu" or space.size < COPIED_AT_ONCE):
+        return None
+    return tuple({name: t.clone() for name, t in space.unflatten(one).items()} for one in adjoints.unbind(1))
+
+
+def forward_mode(
+    risk: Risk, batch: Batch, adjoints: Tensor, along: Sequence[Params] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The directional derivative of the batch's loss vector along each adjoint; `along` as in `contract`."""
 
     def losses_at(own: dict[str, Tensor]) -> Tensor:
         return risk.losses(own, risk.inherited_values, batch)
 
-    def along(direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def in_batch(direction: Params) -> tuple[Tensor, Tensor]:
         losses, dots, *_ = jvp(losses_at, (risk.own_values,), (direction,))
         return losses, dots
 
     with torch.no_grad():
-        if adjoints.shape[1] == 1:
-            losses, dots = directional(losses_at, risk.own_values, risk.own.unflatten(adjoints[:, 0]))
-            return losses, dots.unsqueeze(1)
+        along = along or directions(risk.own, adjoints)
+        if along is not None:
+            found = [directional(losses_at, risk.own_values, direction) for direction in along]
+            return found[0][0], torch.stack([dots for _, dots in found], dim=1)
         blocks = [
-            vmap(along, out_dims=(None, 1))(  # pyright: ignore[reportArgumentType]
+            vmap(in_batch, out_dims=(None, 1))(  # pyright: ignore[reportArgumentType]
                 risk.own.unflatten_columns(block)
             )
             for block in adjoints.split(TANGENTS, dim=1)
@@ -136,10 +164,29 @@ def _failure(way: Way, risk: Risk, probe: Batch, columns: int) -> str | None:
         leaves = tree_leaves(probe.content)
         if not all(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(probe) for leaf in leaves):
             return "the batch holds more than tensors of one row per example"
+    directions = _directions(risk, min(columns, 2))
     try:
-        contract(way, risk, probe, risk.own.zeros(min(columns, 2)))
+        dots = contract(way, risk, probe, directions)[1]
     except StagetraceError:
         raise
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as cause:
         return first_line(cause)
-    return None
+    return None if _agrees(dots, risk, probe, directions) else "it gives another derivative than plain autograd"
+
+
+def _directions(risk: Risk, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(risk.own.size, columns, generator=generator).to(risk.own.device, risk.own.dtype)
+
+
+def _agrees(dots: Tensor, risk: Risk, probe: Batch, directions: Tensor) -> bool:
+    """Whether contractions `[batch, k]` are those of plain autograd: a derivative rule can be wrong and say nothing.
+
+    Directions are standard normal, so a contraction is of the size of its gradient's norm; a twentieth of that is
+    above rounding, in half precision too, and far below what a wrong rule does.
+    """
+    for row, single in zip(dots, risk.read([[index] for index in probe.indices]), strict=True):
+        gradient = batch_gradient(risk, single).own
+        if bool(((gradient.mT @ directions)[0] - row).abs().max() > DISAGREEMENT * torch.linalg.vector_norm(gradient)):
+            return False
+    return True

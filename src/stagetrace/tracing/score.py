@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -11,7 +12,8 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress
 from stagetrace.results.part import Part, part_size
 from stagetrace.stages.risk import Risk, check_finite
-from stagetrace.tracing.contract import Way, choose, contract, forward_passes
+from stagetrace.stages.space import Params
+from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
 
 
 @final
@@ -36,6 +38,11 @@ class Scorer:
         """Probe the model on two examples and decide how to contract."""
         probe = next(iter(risk.read([risk.examples.plan(size=2)[0]])))
         return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
+
+    @cached_property
+    def _directions(self) -> tuple[Params, ...] | None:
+        """The adjoints as forward mode wants them: made once, used for every batch."""
+        return directions(self.risk.own, self.adjoints) if self.way == "forward mode" else None
 
     @property
     def forward_passes(self) -> float:
@@ -73,7 +80,7 @@ class Scorer:
         done = 0
         for batch in self.risk.read(mine):
             here = slice(done, done + len(batch))
-            losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints)
+            losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints, self._directions)
             done += len(batch)
             advance(len(batch) * world().size)
         # looked at once a part, so that an accelerator is not waited for after every batch

@@ -14,7 +14,7 @@ from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.guards import Coverage, notices
+from stagetrace.stages.guards import Coverage, notices_at
 from stagetrace.tracing.score import Scorer
 
 
@@ -60,7 +60,7 @@ class Tally:
             "solving": {stage: self._work(stage, how) for stage, how in self._solving.items()},
             "scoring": self._scoring,
             "alpha": {problem.name: problem.alpha for problem in self._chain if problem.moved},
-            "notices": [notice for problem in self._chain for notice in notices(problem.stage)],
+            "notices": [notice for problem in self._chain for notice in notices_at(problem)],
         }
 
     def _work(self, stage: str, how: Mapping[str, int | float | str | None]) -> dict[str, JSON]:

@@ -17,7 +17,7 @@ from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.guards import guard, notices
+from stagetrace.stages.guards import guard, notices_at
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
@@ -120,7 +120,7 @@ def trace(
 def _guard(chain: Chain, query: Query) -> None:
     """Refuse what cannot give right numbers, and say what was handled."""
     for problem in chain:
-        for notice in notices(problem.stage):
+        for notice in notices_at(problem):
             warnings.warn(notice, StagetraceWarning, stacklevel=3)
         guard(problem.risk)
     guard(query.risk(chain.last))

@@ -1,0 +1,53 @@
+"""Buffers under shared parameters: running statistics, which training moves without a gradient.
+
+A batch norm's running mean and variance are part of the function that a stage inherits, and no parameter. Scores treat
+them as constants: what an example did to them is not in its score.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from stagetrace.stages.links import Frozen, Link
+
+
+def shared_buffers(link: Link, pairs: dict[str, str], model: nn.Module, previous: nn.Module) -> dict[str, str]:
+    """`{this stage's floating-point buffer: previous stage's}` in the modules whose parameters are shared.
+
+    pairs: the shared parameters, `{this stage's: previous stage's}`.
+    """
+    modules = {_module_of(ours): _module_of(theirs) for ours, theirs in pairs.items()}
+    ours, theirs = _floating(model), _floating(previous)
+    found: dict[str, str] = {}
+    for name, buffer in ours.items():
+        other = _counterpart(name, modules, link)
+        if other in theirs and theirs[other].shape == buffer.shape:
+            found[name] = other
+    return found
+
+
+def moved_buffers(link: Link, shared: dict[str, str], model: nn.Module, previous: nn.Module) -> list[str]:
+    """Those of the shared buffers that differ although the parameters beside them were kept."""
+    if not isinstance(link, Frozen):
+        return []
+    ours, theirs = _floating(model), _floating(previous)
+    return [name for name, other in shared.items() if not torch.equal(ours[name], theirs[other].to(ours[name]))]
+
+
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _counterpart(name: str, modules: dict[str, str], link: Link) -> str:
+    """Its name in the previous stage: by the module of a shared parameter, else by the link's own prefixes."""
+    module, _, last = name.rpartition(".")
+    if module in modules:
+        return f"{modules[module]}.{last}".lstrip(".")
+    for ours, theirs in link.pairs.items():
+        if not ours or name.startswith(f"{ours}."):
+            rest = name.removeprefix(ours).lstrip(".")
+            return f"{theirs}.{rest}".lstrip(".")
+    return ""

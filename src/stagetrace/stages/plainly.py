@@ -1,0 +1,59 @@
+"""The library's own copy of a model, with layers computed so that every derivative exists and is right."""
+
+from functools import wraps
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from stagetrace.stages.lookups import with_plain_lookups
+
+
+def with_plain_layers(model: nn.Module, where: str) -> nn.Module:
+    """The same function of the parameters; changes `model`, which must be the library's own.
+
+    Raises:
+        DescriptionError: a layer has no plain form as it is; says what to type.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "OptimizedModule":  # by name: importing the compiler takes a second
+            _uncompile(module)
+        if type(module) is parametrizations._WeightNorm:  # pyright: ignore[reportPrivateUsage]
+            module.__class__ = PlainWeightNorm
+    return with_plain_lookups(model, where)
+
+
+def _uncompile(module: nn.Module) -> None:
+    """Have a compiled module call what it was compiled from; names and signature stay."""
+    inner = module.get_submodule("_orig_mod")
+
+    @wraps(inner.forward)
+    def forward(*arguments: Any, **named: Any) -> Any:
+        return inner(*arguments, **named)
+
+    module.__class__ = Uncompiled
+    module.forward = forward
+
+
+@final
+class Uncompiled(nn.Module):
+    """What stands in for a compiled module: its attributes are those of the module inside."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_orig_mod"), name)
+
+
+@final
+class PlainWeightNorm(parametrizations._WeightNorm):  # pyright: ignore[reportPrivateUsage]
+    """`g v / |v|`, written out: the fused kernel (PyTorch 2.13) has no forward mode, and its second derivative takes
+    `|v|` for a constant, which makes the Hessian wrong without a word.
+    """
+
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        kept = None if self.dim == -1 else self.dim % weight_v.ndim
+        reduced = [dim for dim in range(weight_v.ndim) if dim != kept]
+        return weight_v * (weight_g / torch.linalg.vector_norm(weight_v, dim=reduced, keepdim=True))

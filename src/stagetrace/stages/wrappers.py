@@ -1,0 +1,38 @@
+"""Modules around a model, which are not the model: what to give instead."""
+
+from torch import nn
+from torch.jit import ScriptModule
+
+from stagetrace.errors import refuse
+
+
+def refuse_wrapped(model: nn.Module, where: str) -> None:
+    """Refuse modules whose parameters or derivatives are out of reach.
+
+    A compiled module (`torch.compile`) is none of them: it is evaluated without the compiler.
+
+    Raises:
+        DescriptionError: the model is wrapped for several devices, or is (or has) a scripted module; says what to give.
+    """
+    kind = type(model).__name__
+    if kind in ("DataParallel", "DistributedDataParallel"):
+        refuse(
+            f"{where}: model is wrapped in {kind}; give what is inside, model=wrapped.module "
+            "(several processes: start the run by torchrun)"
+        )
+    for name, module in model.named_modules():
+        if type(module).__name__.startswith(("FullyShardedDataParallel", "FSDP")):
+            refuse(
+                f"{where}: the parameters of {_at(name)} lie in shards ({type(module).__name__}); save the full state "
+                "dict, load it into the plain module, and give that as model="
+            )
+        if isinstance(module, ScriptModule):
+            refuse(
+                f"{where}: {_at(name)} is a scripted or traced module ({type(module).__name__}), in which no "
+                "parameter can be exchanged; give the plain module it was made from, filled by "
+                "plain.load_state_dict(scripted.state_dict())"
+            )
+
+
+def _at(name: str) -> str:
+    return f"'{name}'" if name else "the model"
