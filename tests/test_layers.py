@@ -23,6 +23,8 @@ LAYERS = [
     {"hf"},
     {"validation"},
     {"report"},
+    {"curate"},
+    {"export"},
     {PACKAGE},
     {"demo"},
     {"cli"},

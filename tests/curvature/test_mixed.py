@@ -211,15 +211,22 @@ def test_contributions_of_a_parameter_kept_twice_add_up():
     assert not by_name["head.bias"].any()
 
 
-def test_the_two_ways_are_what_is_called(monkeypatch: pytest.MonkeyPatch):
+def test_forward_mode_is_taken_where_the_reverse_product_fails(monkeypatch: pytest.MonkeyPatch):
     problem, called = linked(MLP, "0"), []
 
     def counted(name: str) -> Callable[..., Any]:
         original = getattr(mixed, name)
         return lambda *arguments: (called.append(name), original(*arguments))[1]
 
-    monkeypatch.setattr(mixed, "_reverse", counted("_reverse"))
-    mixed_product(problem.risk, range(N), torch.ones(15, 1, dtype=torch.float64))
+    def fails(*arguments: Any) -> Any:
+        raise DifferentiationError("no second backward")
+
+    monkeypatch.setattr(mixed, "_forward", counted("_forward"))
+    ones = torch.ones(15, 1, dtype=torch.float64)
+    expected = mixed_product(problem.risk, range(N), ones)
     assert called == []
-    mixed_product(linked(BACKWARDS, "last").risk, range(N), torch.ones(16, 1, dtype=torch.float64))
-    assert called == ["_reverse"]
+    monkeypatch.setattr(mixed, "_reverse", fails)
+    torch.testing.assert_close(mixed_product(problem.risk, range(N), ones), expected)
+    assert called == ["_forward"]
+    with pytest.raises(DifferentiationError, match="no second backward"):  # it has no forward mode either
+        mixed_product(linked(BACKWARDS, "last").risk, range(N), torch.ones(16, 1, dtype=torch.float64))

@@ -85,7 +85,13 @@ def test_the_print_shows_digits_scores_and_agreement(demo: tuple[DemoResult, Pat
 
 
 def test_the_folder_holds_the_run_and_the_checks(demo: tuple[DemoResult, Path, str]):
-    result, out, _ = demo
+    result, out, text = demo
+    assert f"to look at it, open {out / 'report.html'}" in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])["previews"]
+    for index in result.scores.top(5).indices:
+        preview = shown[f"0:{index}"]
+        assert (preview["kind"], preview["label"]) == ("image", f"digit {result.digits[index]}")
     assert torch.equal(Trace.load(out)["pretrain"].values, result.scores.values)
     record = json.loads((out / "demo.json").read_text(encoding="utf-8"))
     assert [check["rows"] for check in record["checks"]] == [[asdict(r) for r in c.rows] for c in result.checks]

@@ -162,6 +162,10 @@ def test_adapters_and_their_base_come_from_folders(tmp_path: Path):
         if "original_module" not in name:
             assert torch.equal(parameter, theirs[name])
             assert parameter.requires_grad == theirs[name].requires_grad
+    torch.manual_seed(5)
+    again = hf.stage("second", tmp_path / "adapters", DATA["labelled"], after=first)
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, second.model.get_parameter(name)), "a run is recognised by every parameter"
     problem = Chain(first, second)["second"]
     assert isinstance(second.link, Frozen)
     assert all("lora_" in name or "modules_to_save" in name for name in problem.own_values)

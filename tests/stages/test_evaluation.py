@@ -17,6 +17,7 @@ from stagetrace.solvers import Lanczos
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import differentiable_kernels
 from stagetrace.stages.problem import Problem
+from stagetrace.stages.risk import Evaluation
 from stagetrace.tracing.contract import forward_mode, one_by_one, per_example
 
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
@@ -133,7 +134,7 @@ def test_kernels_are_restored_after_an_error():
     before = switches()
 
     def fails() -> None:
-        with differentiable_kernels(recurrent=True):
+        with differentiable_kernels(recurrent=True, fused_on_cpu=True):
             assert switches() == (False, False, True)
             raise ZeroDivisionError
 
@@ -284,3 +285,19 @@ def test_alpha_is_given_or_nothing():
     moved = Problem.of(stage(after, link=Proximal("embedding", alpha=0.3)), stage(before, name="before"))
     assert moved.alpha == 0.3
     assert Problem.of(stage(before), None).alpha == 0.0
+
+
+@pytest.mark.parametrize(("projected", "kept"), [(0, False), (2, True)])
+def test_convolutions_keep_their_kernels_beside_recurrence_that_is_not_fused(projected: int, kept: bool):
+    """A projection has no fused kernel on the CPU; switching those off would slow convolutions for nothing."""
+    seen: list[bool] = []
+
+    class Watched(nn.LSTM):
+        def forward(self, *given: Any) -> Any:
+            seen.append(torch.backends.mkldnn.enabled)
+            return super().forward(*given)
+
+    model = Watched(3, 4, proj_size=projected)
+    with torch.no_grad():
+        Evaluation(model)({}, lambda module: module(torch.ones(2, 1, 3))[0])
+    assert seen == [kept]

@@ -21,6 +21,9 @@ from tests import jobs
 PART = "7"
 """Examples in a part: "pretrain" (37 examples) has 6, "finetune" (23) has 4."""
 
+SHOWN = "report.html", "previews.parquet"
+"""What `score` writes for people once the run is complete; the report says seconds."""
+
 WHOLE = {"pretrain": 6, "finetune": 4}
 
 
@@ -67,9 +70,9 @@ def resumed(job: str, folder: Path) -> Done:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but its record."""
+    """Every file of a run but its record, and what shows the record."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name != "run.json"}
+    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", *SHOWN)}
 
 
 def record(folder: Path) -> dict[str, Any]:

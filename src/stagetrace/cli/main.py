@@ -3,7 +3,11 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace demo                                      the whole job on bundled real digits
     stagetrace check examples/mnist.py:job               what would be wrong, and what it would cost
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
+    stagetrace show runs/a                               the run in the terminal
+    stagetrace report runs/a                             the run as one HTML file (score writes it, too)
     stagetrace validate examples/mnist.py:job --out runs/b  trains again, and compares with what was predicted
+    stagetrace curate runs/a --drop 10% --out runs/kept  what to train on next, and what that should change
+    stagetrace export runs/a --format csv --out a.csv    the scores for other tools, the sign turned as they expect
 
 Several processes, one machine:      torchrun --nproc-per-node 2 -m stagetrace score TARGET --out DIR
 Several machines, on each of them:   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
@@ -25,11 +29,18 @@ from rich.console import Console
 import stagetrace
 from stagetrace import parallel
 from stagetrace.cli import options, settings, show
-from stagetrace.cli.target import load
+from stagetrace.cli.curate import curate_run
+from stagetrace.cli.export import export_run
+from stagetrace.cli.report import report, write_after
+from stagetrace.cli.show_run import show_run
+from stagetrace.cli.target import Target, load
 from stagetrace.cli.validate import validate
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.preflight import inspect
-from stagetrace.progress import Bars, Silent
+from stagetrace.progress import Bars, Progress, Silent
+from stagetrace.report.extras import write_findings
+from stagetrace.report.sweep import check_damped, sweep, write_sweep
+from stagetrace.results.manifest import read_manifest
 from stagetrace.tracing.trace import trace
 
 app = typer.Typer(
@@ -67,6 +78,9 @@ def score(
     seed: options.Seed = None,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
     parts: Annotated[bool, typer.Option("--parts", help="Keep the paper's two parts of each score apart.")] = False,
+    moved: Annotated[
+        bool, typer.Option("--sweep", help="Also score at a tenth and ten times the damping: how stable is the order?")
+    ] = False,
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Rows of the most harmful and helpful.")] = 5,
     debug: options.Debug = False,
 ) -> None:
@@ -75,18 +89,24 @@ def score(
     words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
     with parallel.started() as world:
         job = load(target)
-        result = trace(
-            job.chain,
-            job.query,
-            curvature=settings.curvatures(job.chain, words, job.options.get("curvature")),
-            solver=settings.solvers(job.chain, words, job.options.get("solver")),
-            of=of or job.options.get("of"),
-            parts=parts or job.options.get("parts", False),
-            out=out,
-            progress=Bars() if world.is_first else Silent(),
-        )
-        if world.is_first:
-            show.result(result, top, Console(), out)
+        how = _how(job, words, Bars() if world.is_first else Silent())
+        if moved:
+            check_damped(how["solver"])
+        split = parts or job.options.get("parts", False)
+        result = trace(job.chain, job.query, **how, of=of or job.options.get("of"), parts=split, out=out)
+        found = sweep(result, job.chain, job.query, **how) if moved else ()
+        is_first = world.is_first
+    if is_first:  # the other processes are gone: what follows is one process's work
+        if found:
+            write_sweep(out, found)
+        show.result(result, top, Console(), out, write_after(out, job.chain, job.query))
+
+
+def _how(job: Target, words: settings.Words, progress: Progress) -> dict[str, Any]:
+    """How the stages are solved, by the target and by what was typed, as keyword arguments."""
+    curvature = settings.curvatures(job.chain, words, job.options.get("curvature"))
+    solver = settings.solvers(job.chain, words, job.options.get("solver"))
+    return {"curvature": curvature, "solver": solver, "progress": progress}
 
 
 @app.command()
@@ -99,23 +119,28 @@ def check(
     curvature: options.Curvature = [],  # noqa: B006
     hessian_examples: options.HessianExamples = [],  # noqa: B006
     seed: options.Seed = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="A run's folder: its report then shows the findings.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Look before you run: mapping, coverage, stationarity, curvature, differentiability, memory and time."""
     del debug
     words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
+    if out is not None:
+        read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
-    findings = inspect(
-        job.chain,
-        job.query,
-        settings.curvatures(job.chain, words, job.options.get("curvature")),
-        settings.solvers(job.chain, words, job.options.get("solver")),
-        Bars(),
-    )
-    show.findings(job.chain, findings, Console())
+    findings = inspect(job.chain, job.query, **_how(job, words, Bars()))
+    found = show.findings(job.chain, findings, Console())
+    if out is not None:
+        write_findings(out, found)
 
 
 app.command()(validate)
+app.command()(report)
+app.command("show")(show_run)
+app.command("curate")(curate_run)
+app.command("export")(export_run)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from stagetrace.cli import fits, settings
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")
 ]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; the same command resumes it.")]
 

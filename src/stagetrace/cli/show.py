@@ -1,6 +1,7 @@
 """What the commands print."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,32 +10,92 @@ from rich.text import Text
 
 from stagetrace.cli.fits import in_words
 from stagetrace.preflight import Finding, Level
-from stagetrace.results import Trace
+from stagetrace.report.numbers import number
+from stagetrace.results import Scores, Trace
+from stagetrace.results.previews import Preview, Previews, read_previews
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Fit, Validation, report
+
+LINE = 60
+"""Characters of an example in a table, at most."""
+
+NUMBERS = 64
+"""Characters of a line that the other columns need."""
 
 STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow"}
 
 
-def result(trace: Trace, top: int, console: Console, out: Path) -> None:
+def result(trace: Trace, top: int, console: Console, out: Path, page: Path | None = None) -> None:
     """The summary table, the most harmful and most helpful examples of each stage, and where it all is."""
-    console.print(_legible(trace.sheet().rich(), console.width))
+    summary(trace, console)
     if top:
+        previews = read_previews(out)
         for scores in trace.scores.values():
-            console.print(scores.top(top, harmful=True))
-            console.print(scores.top(top, harmful=False))
+            ranking(scores, top, console, previews)
+    if page is not None:
+        console.print(f"to look at it, open {page}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"kept in {out}", markup=False, soft_wrap=True)
 
 
-def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
-    """A line per finding, and a verdict."""
+def summary(trace: Trace, console: Console) -> None:
+    """A line a stage."""
+    console.print(_legible(trace.sheet().rich(), console.width))
+
+
+def question(previews: Previews, query: int, console: Console) -> None:
+    """The query example itself, if it was kept."""
+    item = previews.by_place().get((None, query))
+    if item is None:
+        return
+    loss = "" if item.loss is None else f"loss {number(item.loss)}"
+    prediction = item.prediction and f"predicted {item.prediction}"
+    said = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
+    console.print(f"query {query}: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def ranking(
+    scores: Scores, top: int, console: Console, previews: Previews | None = None, query: int | None = None
+) -> None:
+    """The most harmful and the most helpful examples of a stage, with what they look like where that was kept."""
+    known = {} if previews is None else previews.by_place()
+    room = max(16, min(LINE, console.width - NUMBERS))
+    for harmful in (True, False):
+        found = scores.top(top, harmful=harmful, query=query)
+        sheet = found.sheet()
+        items = [known.get((scores.stage, index)) for index in found.indices]
+        for heading, cells in (
+            ("class", [item.label if item else "" for item in items]),
+            ("example", [in_a_line(item, room) if item else "" for item in items]),
+        ):
+            if any(cells):
+                rows = tuple((*row, printable(cell)) for row, cell in zip(sheet.rows, cells, strict=True))
+                words = sheet.words | {heading}
+                sheet = replace(sheet, headings=(*sheet.headings, heading), rows=rows, words=words)
+        console.print(_legible(sheet.rich(), console.width))
+
+
+def in_a_line(item: Preview, room: int = LINE) -> str:
+    """The beginning of an example's text or of its fields, in `room` characters; nothing of an image."""
+    text = item.text or ", ".join(f"{name}: {value}" for name, value in item.fields)
+    words = printable(" ".join(text[: 4 * LINE].split()))
+    return words if len(words) <= room else f"{words[: room - 3]}..."
+
+
+def printable(text: str) -> str:
+    """The text without what would act on a terminal: control characters and marks of direction."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[Finding]:
+    """A line per finding, and a verdict; gives the findings back."""
     console.print(f"{chain}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "what", "level", "found"):
         table.add_column(heading, overflow="fold")
-    warned = 0
+    warned, seen = 0, list[Finding]()
     try:
         for finding in found:
+            seen.append(finding)
             warned += finding.level is Level.WARNING
             table.add_row(
                 finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
@@ -44,6 +105,7 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> None:
     console.print(
         f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
     )
+    return seen
 
 
 def validation(

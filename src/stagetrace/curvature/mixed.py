@@ -8,7 +8,7 @@ from torch.func import grad, jvp
 
 from stagetrace.curvature.chunk import check_differentiable_again
 from stagetrace.curvature.plan import first_line
-from stagetrace.errors import DifferentiationError, StagetraceError
+from stagetrace.errors import DifferentiationError
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
@@ -19,8 +19,9 @@ from stagetrace.stages.space import Params
 def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress: Progress | None = None) -> Tensor:
     """`(d2F / dW dTheta) v` for each column v: own parameters Theta in, inherited parameters W out.
 
-    F is the mean loss over `indices`; penalties do not couple the two. Computed as the derivative, along v, of the
-    gradient in W (forward mode), or of `<dF/dTheta, v>` in W where an operation has no forward mode.
+    F is the mean loss over `indices`; penalties do not couple the two. Computed as the gradient in W of
+    `<dF/dTheta, v>`, which goes back through W's part of the model once; where an operation's backward has no backward,
+    as the derivative, along v, of the gradient in W.
 
     Args:
         adjoints: `[own.size, k]`.
@@ -33,11 +34,10 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
     if risk.inherited.size == 0 or not live:
         return total
     mine = world().shard(indices)
-    product = _reverse if _loses_tangents(risk, next(iter(risk.read([indices[:1]])))) else _either
     with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
         for batch in risk.read(risk.examples.plan(mine)):
             for column in live:
-                rows = product(risk, batch, risk.own.unflatten(adjoints[:, column]))
+                rows = _either(risk, batch, risk.own.unflatten(adjoints[:, column]))
                 total[:, column] += risk.inherited.flatten(rows)
             advance(len(batch))
     return world().sum(total) / len(indices)
@@ -46,7 +46,7 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
 def _loses_tangents(risk: Risk, probe: Batch) -> bool:
     """Whether the gradient in the inherited parameters passes an operation that is marked as differentiable once.
 
-    Such an operation's backward drops tangents without a word; the reverse product may still pass it just once.
+    Such an operation's backward drops tangents without a word.
     """
     own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
@@ -64,11 +64,15 @@ def _loses_tangents(risk: Risk, probe: Batch) -> bool:
 
 def _either(risk: Risk, batch: Batch, vector: Params) -> Params:
     try:
-        return _forward(risk, batch, vector)
-    except StagetraceError:
-        raise
-    except (RuntimeError, NotImplementedError):
         return _reverse(risk, batch, vector)
+    except DifferentiationError:
+        if _loses_tangents(risk, batch):
+            raise
+        try:
+            return _forward(risk, batch, vector)
+        except (RuntimeError, NotImplementedError):
+            pass  # the reverse product's error names the operation
+        raise
 
 
 def _forward(risk: Risk, batch: Batch, vector: Params) -> Params:

@@ -23,8 +23,10 @@ class Digits:
 
     @property
     def data(self) -> TensorDataset:
-        """Pairs of an image and its label, which counts from `first`."""
-        return TensorDataset(self.images, self.digits - self.first)
+        """Pairs of an image and its label, which counts from `first`; `classes` says which digit a label is."""
+        data = TensorDataset(self.images, self.digits - self.first)
+        data.classes = [f"digit {digit}" for digit in range(self.first, 10)]  # pyright: ignore[reportAttributeAccessIssue]
+        return data
 
     def __len__(self) -> int:
         return len(self.digits)

@@ -1,6 +1,7 @@
 """`stagetrace demo`, from the digits to the printed agreement."""
 
 import json
+import shlex
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from stagetrace import Chain, Hessian, Lanczos, Query, Trace, trace
+from stagetrace import Chain, Hessian, Lanczos, Query, Trace, report, trace
 from stagetrace.demo.check import Check, check, drawn
 from stagetrace.demo.data import Splits, load
 from stagetrace.demo.result import DemoResult
@@ -33,7 +34,7 @@ def run(
     What is left between prediction and truth is that removing a whole digit is no small change; hence the tenths.
 
     Args:
-        out: a folder for the run (see `trace`) with `demo.json` beside it; None keeps nothing.
+        out: a folder for the run (see `trace`) with `demo.json` and `report.html` beside it; None keeps nothing.
         progress: what to draw on the way.
         console: where to print the result; None prints nothing (it can be printed later, `rich.print(result)`).
         settings: sizes and seed; the same settings give the same numbers.
@@ -49,6 +50,10 @@ def run(
             temporary.write_text(json.dumps(found.record(), indent=2) + "\n", encoding="utf-8")
     if console is not None:
         console.print(found)
+        if out is not None:
+            console.print(
+                f"to look at it, open {Path(out) / report.NAME}", markup=False, soft_wrap=True, highlight=False
+            )
     return found
 
 
@@ -65,6 +70,8 @@ def _measured(out: str | Path | None, progress: Progress, settings: Settings) ->
     at_scores = time.perf_counter()
     checks = _checks(chain, query, result, splits, randomly, settings, progress)
     ended = time.perf_counter()
+    if out is not None:
+        report.write(out, chain, query, command=f"stagetrace demo --out {shlex.quote(str(out))}")
     return DemoResult(
         stages=trained,
         test_loss=float(query_loss(chain, query)),

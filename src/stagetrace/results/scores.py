@@ -8,10 +8,12 @@ from torch import Tensor
 
 from stagetrace.errors import DataError, refuse
 from stagetrace.results.frame import frame
+from stagetrace.results.plot import plot_scores
 from stagetrace.results.sign import UNIT
 from stagetrace.results.top import Row, Top
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
 
 
@@ -137,6 +139,16 @@ class Scores:
             elif tensor is not None:
                 columns |= {f"{name}_{query}": _numbers(row) for query, row in enumerate(tensor)}
         return frame({"index": range(self.n_examples), **columns})
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """A histogram of the scores (of a matrix: of their means over queries), both sides marked in words.
+
+        ax: where to draw; None makes a new figure.
+
+        Raises:
+            DescriptionError: matplotlib is not installed.
+        """
+        return plot_scores(self, ax)
 
     def __repr__(self) -> str:
         n = f"{self.n_examples:,} examples"

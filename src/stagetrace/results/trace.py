@@ -4,17 +4,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from rich.table import Table
 
 from stagetrace.errors import DescriptionError, refuse
+from stagetrace.results.frame import frame
 from stagetrace.results.json_value import JSON
+from stagetrace.results.plot import plot_stages
 from stagetrace.results.scores import Scores
 from stagetrace.results.sheet import Sheet
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.versions import versions
 from stagetrace.solvers.base import Solution
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
 
 _WORDS = frozenset({"stage", "status"})
 _HEADINGS = ("stage", "examples", "smallest", "largest", "harmful", "residual", "status")
@@ -128,6 +134,34 @@ class Trace:
         ]
         caption = f"{warning}solved {'; '.join(solved)}\n{SIGN}" if solved else f"{warning}{SIGN}"
         return Sheet(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
+
+    def to_pandas(self) -> "DataFrame":
+        """A frame with a row a stage: examples, smallest and largest score, share harmful, residual, status.
+
+        Raises:
+            DescriptionError: pandas is not installed.
+        """
+        each = [(scores, self.solutions.get(name)) for name, scores in self.scores.items()]
+        ranked = [scores.per_example for scores, _ in each]
+        columns: dict[str, list[object]] = {
+            "examples": [scores.n_examples for scores, _ in each],
+            "smallest_score": [values.min().item() for values in ranked],
+            "largest_score": [values.max().item() for values in ranked],
+            "share_harmful": [scores.share_harmful for scores, _ in each],
+            "residual": [None if solution is None else solution.relative_residual for _, solution in each],
+            "status": [None if solution is None else solution.status.value for _, solution in each],
+        }
+        return frame(columns, index=list(self.scores))
+
+    def plot(self) -> "Figure":
+        """A histogram of the scores of each stage, one panel below the other, in chain order.
+
+        Raises:
+            DescriptionError: matplotlib is not installed, or no stage has scores.
+        """
+        if not self.scores:
+            refuse("Trace.plot: no stage has scores, so there is nothing to draw")
+        return plot_stages(list(self.scores.values()))
 
     def __repr__(self) -> str:
         failed = [stage for stage in self.solutions if not self._converged(stage)]

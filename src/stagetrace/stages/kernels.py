@@ -8,6 +8,7 @@ for a derivative, and restores what was set.
 """
 
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
@@ -21,16 +22,24 @@ def is_recurrent(model: nn.Module) -> bool:
     return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
+def has_fused_recurrence_on_cpu(model: nn.Module) -> bool:
+    """Whether one of them is fused on the CPU too: with a projection (`proj_size`) none is."""
+    return any(isinstance(module, nn.RNNBase) and not module.proj_size for module in model.modules())
+
+
 @contextmanager
-def differentiable_kernels(*, recurrent: bool) -> Generator[None]:
+def differentiable_kernels(*, recurrent: bool, fused_on_cpu: bool) -> Generator[None]:
     """Evaluate with kernels that allow forward mode and double backward.
 
-    The recurrent switch also covers convolutions on the CPU, which are slower without it: set it only where needed.
+    The switch for the CPU also covers convolutions, which are slower without it: set it only where needed.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if recurrent:
+        if fused_on_cpu:
             stack.enter_context(_mkldnn_off())
+        if recurrent:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(_encoder_fast_path_off())
         stack.enter_context(_as_if_exported())

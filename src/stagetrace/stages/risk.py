@@ -15,7 +15,7 @@ from torch.func import functional_call
 from stagetrace.errors import DataError
 from stagetrace.objectives.objective import Objective
 from stagetrace.stages.data import Batch, Examples, place
-from stagetrace.stages.kernels import differentiable_kernels, is_recurrent
+from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
 from stagetrace.stages.space import ParameterSpace, Params
 
 
@@ -36,12 +36,12 @@ class Evaluation:
 
     def __init__(self, model: nn.Module) -> None:
         self._caller = _Caller(model)
-        self._recurrent = is_recurrent(model)
+        self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
         self._constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         values = {f"model.{name}": value for name, value in {**self._constants, **params}.items()}
-        with differentiable_kernels(recurrent=self._recurrent):
+        with differentiable_kernels(**self._kernels):
             return functional_call(self._caller, values, (function, *arguments))
 
 

@@ -1,0 +1,145 @@
+"""`stagetrace curate`: what to train on next, what that is predicted to change, and the check."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from stagetrace.cli import fits, options
+from stagetrace.cli.target import Target, load
+from stagetrace.curate import Curation, Drop, DropAbove, KeepTop, Rows, Rule, curate, read_rows, verify
+from stagetrace.curate.rules import amount
+from stagetrace.curate.tables import classes, groups, headline, verified
+from stagetrace.curate.verify import RANDOM, check_same
+from stagetrace.curate.write import RECORD, add_verification, read_record, write
+from stagetrace.errors import refuse
+from stagetrace.progress import Bars
+from stagetrace.results import JSON
+from stagetrace.validation import Fit
+
+
+def curate_run(
+    folder: options.Folder,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write; a new or empty folder.")],
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples (default: the first's).")
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option("--drop", metavar="N|P%", help="Drop the most harmful: 25 examples, or 10% of them.")
+    ] = None,
+    drop_above: Annotated[
+        float | None, typer.Option("--drop-above", metavar="X", help="Drop scores above X (query loss, + harmful).")
+    ] = None,
+    keep_top: Annotated[
+        str | None, typer.Option("--keep-top", metavar="N|P%", help="Keep the most helpful, drop all others.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="The stage's rows: Parquet file or data set folder.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Of a folder with several.")] = None,
+    balance: Annotated[
+        str | None, typer.Option("--balance", metavar="COLUMN", help="Drop the same share of each class.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", metavar="COLUMN", help="Show totals by source, with intervals.")
+    ] = None,
+    kind: Annotated[
+        Literal["indices", "parquet", "hf"] | None,
+        typer.Option(
+            "--format", help="Of the kept rows: none, one Parquet file, a datasets folder (default: parquet)."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--verify", metavar="TARGET", help="Train again without what was dropped.")
+    ] = None,
+    random: Annotated[
+        int, typer.Option("--random", metavar="N", min=2, help="--verify: random sets of as many examples.")
+    ] = RANDOM,
+    fit: options.Fit = [],  # noqa: B006
+    steps: options.Steps = [],  # noqa: B006
+    rate: options.Rate = [],  # noqa: B006
+    batch_size: options.BatchSize = [],  # noqa: B006
+    start: options.Start = [],  # noqa: B006
+    schedule: options.Schedule = [],  # noqa: B006
+    tolerance: options.Tolerance = [],  # noqa: B006
+    proximity: options.Proximity = [],  # noqa: B006
+    seeds: options.Seeds = 3,
+    processes: options.Processes = None,
+    together: options.Together = 8,
+    seed: Annotated[int, typer.Option("--seed", help="--verify: of the draw of the random sets.")] = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Choose the examples to train on next by their scores; write them, and what that is predicted to change."""
+    del debug
+    words = fits.Words(fit, steps, batch_size, rate, start, schedule, tolerance, proximity)
+    if target is None and any((*vars(words).values(), random != RANDOM)):
+        refuse("curate: --fit and what goes with it is for --verify TARGET; add that, or leave it out")
+    rule, console = _rule(drop, drop_above, keep_top), Console()
+    rows = _rows(data, split, {"--balance": balance, "--group": group, "--split": split, "--format": kind})
+    curation = curate(
+        folder,
+        stage=stage,
+        rule=rule,
+        classes=None if rows is None or balance is None else rows.column(balance),
+        groups=None if rows is None or group is None else rows.column(group),
+    )
+    job = None if target is None else _same(target, curation)
+    fitted = {} if job is None else fits.fits(job.chain, curation.stage, words, job.options.get("fit"))
+    as_ = kind or ("indices" if rows is None else "parquet")
+    files = write(curation, out, rows, as_, f"stagetrace {shlex.join(sys.argv[1:])}")
+    _show(read_record(out), console)
+    if job is not None:
+        runs = range(seeds if any(each.draws for each in fitted.values()) else 1)
+        again: dict[str, Any] = {"processes": processes, "together": together, "progress": Bars()}
+        again["out"] = out / "retrained"
+        found = verify(curation, job.chain, job.query, fit=fitted, random=random, seed=seed, seeds=runs, **again)
+        add_verification(out, found, in_words(fitted))
+        console.print(verified(read_record(out)).rich())
+    console.print(f"kept in {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _rule(drop: str | None, above: float | None, keep: str | None) -> Rule:
+    """The one that was typed."""
+    typed = [rule for rule in (drop, above, keep) if rule is not None]
+    if len(typed) != 1:
+        refuse(f"curate: type one of --drop, --drop-above and --keep-top, got {len(typed) or 'none'} of them")
+    if above is not None:
+        return DropAbove(above)
+    return Drop(amount(drop, "--drop")) if drop is not None else KeepTop(amount(keep or "", "--keep-top"))
+
+
+def _rows(data: Path | None, split: str | None, needing: Mapping[str, str | None]) -> Rows | None:
+    """The data, if they were given; refused where an option needs them and they were not."""
+    if data is not None:
+        return read_rows(data, split)
+    for option, word in needing.items():
+        if word is not None and word != "indices":
+            refuse(f"{option} reads the rows that the stage was trained on; type --data FOLDER_OR_PARQUET, too")
+    return None
+
+
+def _same(target: str, curation: Curation) -> Target:
+    """The target, if it is what was traced: before anything is written."""
+    job = load(target)
+    check_same(curation, job.chain, job.query)
+    return job
+
+
+def in_words(fitted: Mapping[str, Fit]) -> dict[str, str]:
+    """How each stage is trained again."""
+    return {name: fits.in_words(how) for name, how in fitted.items()}
+
+
+def _show(record: Mapping[str, JSON], console: Console) -> None:
+    """What was dropped, and the tables."""
+    for line in headline(record):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if record["classes"]:
+        console.print(classes(record).rich())
+    if record["groups"]:
+        console.print(groups(record).rich())
+    console.print(f"first order, and for the query that was traced; see {RECORD}", markup=False, highlight=False)

@@ -1,0 +1,34 @@
+"""`stagetrace export`: the scores of a stage for another tool."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stagetrace.cli import options
+from stagetrace.errors import refuse
+from stagetrace.export import FORMATS, export
+from stagetrace.results import Trace
+
+
+def export_run(
+    folder: options.Folder,
+    kind: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(FORMATS)}.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PATH", help="A file for csv and numpy, a new folder for the tools.")
+    ],
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help="Whose scores (default: the first's).")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write a stage's scores for another tool, in its format and with its sign; says which sign that is."""
+    del debug
+    trace = Trace.load(folder)
+    if not len(trace):
+        refuse(f"{folder}: no stage of this run has scores; trace it again with --of STAGE")
+    scores = trace[next(iter(trace)) if stage is None else stage]
+    written, console = export(scores, kind, out), Console()
+    for line in (f"stage '{scores.stage}': {written.sign}", f"kept in {', '.join(map(str, written.files))}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

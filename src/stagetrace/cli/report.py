@@ -1,0 +1,49 @@
+"""`stagetrace report`: one HTML file from a run's folder."""
+
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stagetrace.cli import options
+from stagetrace.cli.target import load
+from stagetrace.errors import StagetraceError, StagetraceWarning
+from stagetrace.report import write
+from stagetrace.stages.chain import Chain
+from stagetrace.tracing.query import Query
+
+
+def report(
+    folder: options.Folder,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="TARGET", help="Of the run: shows its examples anew. Needed once at most."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to write it (default: DIR/report.html).")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write a run's report: one HTML file that needs no network and no other file."""
+    del debug
+    job = None if target is None else load(target)
+    path = write(folder, job and job.chain, job and job.query, out=out)
+    Console().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_after(folder: Path, chain: Chain, query: Query) -> Path | None:
+    """The report of a run that has just ended. The run stands whatever becomes of its report: what is amiss is said."""
+    try:
+        return write(folder, chain, query, command=f"stagetrace {shlex.join(sys.argv[1:])}")
+    except StagetraceError as cause:
+        warnings.warn(
+            f"the run is complete, its report is not written: {cause}; when that is put right, type: "
+            f"stagetrace report {folder} --target TARGET",
+            StagetraceWarning,
+            stacklevel=2,
+        )
+        return None

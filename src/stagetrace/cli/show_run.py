@@ -1,0 +1,36 @@
+"""`stagetrace show`: a kept run in the terminal."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stagetrace.cli import options, show
+from stagetrace.results import Trace
+from stagetrace.results.previews import read_previews
+
+
+def show_run(
+    folder: options.Folder,
+    stage: Annotated[
+        str | None,
+        typer.Option("--stage", metavar="STAGE", help="Only this stage's examples (default: all)."),
+    ] = None,
+    query: Annotated[
+        int | None,
+        typer.Option("--query", metavar="K", min=0, help="Rank for query example K; needs a run of reduction 'none'."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Rows of the most harmful and helpful.")] = 10,
+    debug: options.Debug = False,
+) -> None:
+    """Show a kept run: its summary, and the most harmful and most helpful examples."""
+    del debug
+    trace = Trace.load(folder)
+    shown = list(trace.scores.values()) if stage is None else [trace[stage]]
+    previews = read_previews(folder)
+    console = Console()
+    show.summary(trace, console)
+    if query is not None and previews is not None:
+        show.question(previews, query, console)
+    for scores in shown:
+        show.ranking(scores, top, console, previews, query)

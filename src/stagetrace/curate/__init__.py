@@ -1,0 +1,15 @@
+"""What to train on next: examples kept and dropped by their scores, what that is predicted to change, and the check."""
+
+from stagetrace.curate.curation import Curation as Curation
+from stagetrace.curate.curation import curate as curate
+from stagetrace.curate.groups import GroupTotal as GroupTotal
+from stagetrace.curate.rules import Drop as Drop
+from stagetrace.curate.rules import DropAbove as DropAbove
+from stagetrace.curate.rules import KeepTop as KeepTop
+from stagetrace.curate.rules import Rule as Rule
+from stagetrace.curate.source import HuggingFace as HuggingFace
+from stagetrace.curate.source import Rows as Rows
+from stagetrace.curate.source import Table as Table
+from stagetrace.curate.source import read_rows as read_rows
+from stagetrace.curate.verify import Verified as Verified
+from stagetrace.curate.verify import verify as verify

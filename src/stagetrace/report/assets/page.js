@@ -1,0 +1,257 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const STEP = { harmful: 12, helpful: 12, queries: 12 };
+  const shown = { ...STEP };
+  const found = { harmful: [], helpful: [], queries: [] };
+
+  // All that comes from a data set goes through these two: it becomes text, never markup.
+  const make = (tag, className, text) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  // Characters that are not seen but act: direction marks, controls, zero-width spaces (joiners belong to scripts and emoji).
+  const ACTING = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff])/u;
+  const legible = (node, text) => {
+    text.split(ACTING).forEach((part, place) => {
+      if (place % 2) {
+        const code = part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+        node.append(make("span", "hidden-character", "U+" + code));
+      } else if (part) {
+        node.append(part);
+      }
+    });
+    return node;
+  };
+
+  const preview = (item) => {
+    if (!item) return null;
+    if (item.kind === "image" && item.image) {
+      const image = make("img", "thumb");
+      image.src = item.image;
+      image.alt = item.label ? "example of class " + item.label : "example";
+      return image;
+    }
+    const box = make("div");
+    if (item.kind === "text") {
+      const text = legible(make("p", "text"), item.text || "");
+      text.dir = "auto";
+      text.lang = "";
+      text.tabIndex = 0;
+      text.setAttribute("role", "group");
+      text.setAttribute("aria-label", "text of the example");
+      box.append(text);
+      if (item.cut) box.append(make("p", "cut", item.cut.toLocaleString("en") + " more characters are not shown"));
+    } else if (item.fields) {
+      const table = make("table", "fields");
+      for (const [name, value] of item.fields) {
+        const row = table.insertRow();
+        const head = legible(make("th"), name);
+        head.scope = "row";
+        head.dir = "auto";
+        const cell = legible(make("td"), value);
+        cell.dir = "auto";
+        row.append(head, cell);
+      }
+      box.append(table);
+    } else {
+      return null;
+    }
+    return box;
+  };
+  const isLong = (item) => !item || item.kind !== "image";
+
+  const heading = (level, title, label) => {
+    const head = make(level, "title", title);
+    if (label) {
+      const name = make("span", "class");
+      name.append("class ", legible(make("bdi"), label));
+      head.append(name);
+    }
+    return head;
+  };
+  const pairs = (list) => {
+    const node = make("dl", "effect");
+    for (const [name, value, className, word] of list) {
+      const pair = make("div");
+      const said = legible(make("dd", className), value);
+      if (word) said.append(make("span", "word", " " + word));
+      pair.append(make("dt", "", name), said);
+      node.append(pair);
+    }
+    return node;
+  };
+
+  const example = (row) => {
+    const item = data.previews[row.stage + ":" + row.index];
+    const node = make("li", isLong(item) ? "item long" : "item");
+    const said = make("div");
+    const harmful = row.score > 0;
+    said.append(heading("h4", "#" + row.index, item && item.label));
+    const list = [
+      ["score", row.said + (harmful ? " ▲" : " ▽"), "score", harmful ? "harmful" : "helpful"],
+      ["if removed", row.removal, "", harmful ? "(helps)" : "(hurts)"],
+      ["percentile", row.percentile],
+    ];
+    if (row.parts) list.push(["via shared", row.parts[0]], ["via head", row.parts[1]]);
+    said.append(pairs(list));
+    const picture = preview(item);
+    if (picture) node.append(picture);
+    node.append(said);
+    return node;
+  };
+  const question = (item, button) => {
+    const node = make("li", isLong(item) ? "item long" : "item");
+    const said = make("div");
+    said.append(heading("h3", "query #" + item.index, item.label));
+    const list = [];
+    if (item.prediction) list.push(["prediction", item.prediction]);
+    if (item.loss) list.push(["loss", item.loss]);
+    said.append(pairs(list));
+    if (button && data.each) {
+      const trace = make("button", "copy", "Show its examples");
+      trace.type = "button";
+      trace.setAttribute("aria-label", "Show the examples behind query " + item.index);
+      trace.addEventListener("click", () => {
+        byId("f-query").value = String(item.index);
+        update();
+        byId("examples-title").scrollIntoView();
+        byId("f-query").focus({ preventScroll: true });
+      });
+      said.append(trace);
+    }
+    const picture = preview(item);
+    if (picture) node.append(picture);
+    node.append(said);
+    return node;
+  };
+
+  const draw = (side, build, from) => {
+    const list = byId(side);
+    if (!list) return;
+    if (!from) list.replaceChildren();
+    if (side !== "queries") {
+      const pictured = (row) => (data.previews[row.stage + ":" + row.index] || {}).kind === "image";
+      list.classList.toggle("pictures", found[side].every(pictured));
+    }
+    found[side].slice(from, shown[side]).forEach((each) => list.append(build(each)));
+    if (!found[side].length) list.append(make("li", "empty", "None here."));
+    const more = document.querySelector('.more[data-side="' + side + '"]');
+    more.hidden = found[side].length <= shown[side];
+  };
+  const builders = { harmful: example, helpful: example, queries: (item) => question(item, true) };
+
+  const words = new Map();
+  const searched = (row) => {
+    const key = row.stage + ":" + row.index;
+    if (!words.has(key)) {
+      const item = data.previews[key] || {};
+      const cells = (item.fields || []).flat();
+      words.set(key, ["#" + row.index, item.label, item.text, ...cells].filter(Boolean).join("\n").toLowerCase());
+    }
+    return words.get(key);
+  };
+  const labelOf = (row) => (data.previews[row.stage + ":" + row.index] || {}).label || "";
+  const ORDERS = {
+    size: (a, b) => Math.abs(b.score) - Math.abs(a.score),
+    index: (a, b) => a.index - b.index,
+    class: (a, b) => labelOf(a).localeCompare(labelOf(b)) || Math.abs(b.score) - Math.abs(a.score),
+  };
+
+  const option = (select, value, text) => {
+    const node = make("option", "", text);
+    node.value = value;
+    select.append(node);
+  };
+  const classes = () => {
+    const stage = Number(byId("f-stage").value);
+    const before = byId("f-class").value;
+    const labels = [...new Set(data.rows.filter((row) => row.stage === stage).map(labelOf))].filter(Boolean).sort();
+    byId("f-class").replaceChildren();
+    option(byId("f-class"), "", "all");
+    labels.forEach((label) => option(byId("f-class"), label, label));
+    byId("f-class").value = labels.includes(before) ? before : "";
+    byId("l-class").hidden = labels.length < 2 || labels.length > 200;
+  };
+
+  const update = () => {
+    const stage = Number(byId("f-stage").value);
+    const query = byId("f-query").value === "" ? null : Number(byId("f-query").value);
+    const label = byId("f-class").value;
+    const text = byId("f-text").value.trim().toLowerCase();
+    const rows = data.rows.filter(
+      (row) =>
+        row.stage === stage && row.query === query && (!label || labelOf(row) === label) &&
+        (!text || (/^#\d+$/.test(text) ? "#" + row.index === text : searched(row).includes(text))),
+    );
+    rows.sort(ORDERS[byId("f-sort").value]);
+    found.harmful = rows.filter((row) => row.score > 0);
+    found.helpful = rows.filter((row) => row.score < 0);
+    for (const side of ["harmful", "helpful"]) {
+      shown[side] = STEP[side];
+      draw(side, builders[side], 0);
+    }
+    const alone = query === null && data.queries.length === 1;
+    const asked = alone ? data.queries[0] : data.queries.find((item) => item.index === query);
+    byId("asked").replaceChildren();
+    if (asked) {
+      const list = make("ul", "list");
+      list.append(question(asked, false));
+      byId("asked").append(list);
+    }
+    const what = query === null ? "the whole query" : "query #" + query;
+    byId("status").textContent =
+      found.harmful.length + " harmful and " + found.helpful.length + " helpful examples of stage " +
+      data.stages[stage] + ", ranked for " + what + ".";
+  };
+
+  const copy = async (button) => {
+    const text = found[button.dataset.side].map((row) => row.index).join(", ");
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // a file opened from disk may have no clipboard: the older way, through a selection
+      const area = make("textarea", "", text);
+      document.body.append(area);
+      area.select();
+      done = document.execCommand("copy");
+      area.remove();
+      button.focus();
+    }
+    const count = found[button.dataset.side].length;
+    byId("status").textContent = done ? count + " indices are on the clipboard." : "The browser refused to copy: " + text;
+  };
+
+  data.stages.forEach((name, place) => option(byId("f-stage"), String(place), name));
+  option(byId("f-query"), "", "all together");
+  const ranked = new Set(data.rows.map((row) => row.query));
+  data.queries.filter((item) => ranked.has(item.index)).forEach((item) => {
+    option(byId("f-query"), String(item.index), "#" + item.index + (item.loss ? ", loss " + item.loss : ""));
+  });
+  byId("l-query").hidden = byId("f-query").options.length < 2;
+  classes();
+
+  byId("f-stage").addEventListener("change", () => { classes(); update(); });
+  for (const id of ["f-query", "f-class", "f-sort"]) byId(id).addEventListener("change", update);
+  byId("f-text").addEventListener("input", update);
+  document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
+  document.querySelectorAll("button.copy[data-side]").forEach((button) => button.addEventListener("click", () => copy(button)));
+  document.querySelectorAll(".more").forEach((button) =>
+    button.addEventListener("click", () => {
+      const side = button.dataset.side;
+      const from = shown[side];
+      shown[side] += 4 * STEP[side];
+      draw(side, builders[side], from);
+      const first = byId(side).children[from];
+      if (first) { first.tabIndex = -1; first.focus(); }
+    }),
+  );
+
+  found.queries = [...data.queries].sort((a, b) => (b.value || 0) - (a.value || 0));
+  draw("queries", builders.queries, 0);
+  update();
+})();

@@ -1,0 +1,126 @@
+"""The previews of a run: the examples that a report shows, and the query with what the model makes of it."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.objectives import Classification
+from stagetrace.report import picture
+from stagetrace.report.item import Reader, fields_of, in_words, label_column
+from stagetrace.results import Scores, Trace
+from stagetrace.results.previews import Previews
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.risk import check_finite
+from stagetrace.tracing.query import Query
+
+EACH_SIDE = 100
+"""Examples of each stage on each side, harmful and helpful, by the score over all queries."""
+
+EACH_QUERY = 10
+"""The same by the score of one query, where the scores of each query were kept."""
+
+QUERIES = 200
+"""Query examples that are kept: all, or those of the largest loss."""
+
+
+def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
+    """Preview what a report shows of a run; one forward pass over the query, the training data is not scanned.
+
+    Raises:
+        DescriptionError: the run is of another chain or query: a stage is missing, or its number of examples differs.
+        DataError: a query loss cannot be used.
+    """
+    _check(trace, chain, query)
+    losses, predictions = _losses(chain, query)
+    shown = shown_queries(losses)
+    reader = Reader.of(query.data)
+    names = _class_names(reader, chain)
+    classes = isinstance(query.risk(chain.last).objective, Classification)
+    words = {index: _in_words(predictions.get(index), names, classes=classes) for index in shown}
+    items = [
+        replace(reader.preview(None, index), loss=float(losses[index]), prediction=words[index]) for index in shown
+    ]
+    for name, scores in trace.scores.items():
+        of_stage = Reader.of(chain[name].stage.data)
+        items += [of_stage.preview(name, index) for index in shown_examples(scores, shown)]
+    if not picture.available() and any(_has_picture(Reader.of(p.stage.data)) for p in chain):
+        missing = "images are shown as tables: pillow is not installed; type: pip install 'stagetrace[report]'"
+        warnings.warn(missing, StagetraceWarning, stacklevel=3)
+    total = losses.sum() if query.reduction == "sum" else losses.mean()
+    return Previews(tuple(items), {"query_examples": len(losses), "query_loss": float(total)})
+
+
+def shown_queries(losses: Tensor) -> list[int]:
+    """The query examples that are shown, ascending: all, or those of the largest loss."""
+    if len(losses) <= QUERIES:
+        return list(range(len(losses)))
+    return sorted(losses.sort(descending=True, stable=True).indices[:QUERIES].tolist())
+
+
+def shown_examples(scores: Scores, queries: Sequence[int]) -> list[int]:
+    """The examples of a stage that are shown, ascending: the ends of each ranking."""
+    rankings: list[tuple[int | None, int]] = [(None, EACH_SIDE)]
+    if scores.n_queries is not None:
+        rankings += [(query, EACH_QUERY) for query in queries]
+    chosen = set[int]()
+    for query, count in rankings:
+        for harmful in (True, False):
+            chosen |= set(scores.top(count, harmful=harmful, query=query).indices)
+    return sorted(chosen)
+
+
+def _check(trace: Trace, chain: Chain, query: Query) -> None:
+    for name, scores in trace.scores.items():
+        if name not in chain.names:
+            refuse(f"report: the run has scores of stage {name!r}, the chain has {', '.join(map(repr, chain.names))}")
+        n = len(chain[name].stage.examples)
+        if n != scores.n_examples:
+            refuse(f"report: the run has {scores.n_examples} scores of stage {name!r}, its data set {n} examples")
+        if scores.n_queries is not None and scores.n_queries != len(query.data):
+            refuse(f"report: the run has scores of {scores.n_queries} queries, the query {len(query.data)} examples")
+
+
+def _losses(chain: Chain, query: Query) -> tuple[Tensor, dict[int, Any]]:
+    """Each query example's loss, `[n]` in float64, and what the model predicts for it where that is one value."""
+    risk = query.risk(chain.last)
+    found, predicted = list[Tensor](), dict[int, Any]()
+    with torch.no_grad():
+        for batch in risk.read(risk.examples.plan()):
+            outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
+            losses = risk.reduce(outputs, batch).double().cpu()
+            check_finite(losses, batch.indices, risk.where)
+            found.append(losses)
+            if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == len(batch):
+                predicted.update(zip(batch.indices, outputs.double().cpu(), strict=True))
+    return torch.cat(found), predicted
+
+
+def _in_words(outputs: Tensor | None, names: Sequence[str], *, classes: bool) -> str:
+    """Of a classifier the likeliest class and its probability; else the outputs."""
+    if outputs is None:
+        return ""
+    if not classes or len(outputs) == 1:
+        return in_words(outputs)
+    place = int(outputs.argmax())
+    name = names[place] if place < len(names) else str(place)
+    return f"{name} ({float(outputs.softmax(0)[place]):.0%})"
+
+
+def _class_names(reader: Reader, chain: Chain) -> Sequence[str]:
+    """Names of the model's outputs: of its own configuration, or those that the query's labels have.
+
+    A column's names are taken only if the items still have that column: a transform may count labels from elsewhere.
+    """
+    given = getattr(getattr(chain.last.stage.model, "config", None), "id2label", None)
+    if isinstance(given, Mapping) and given and not all(str(name).startswith("LABEL_") for name in given.values()):
+        return [str(given.get(place, place)) for place in range(len(given))]
+    return reader.names.get(label_column(fields_of(reader.data[0])) or "", ())
+
+
+def _has_picture(reader: Reader) -> bool:
+    return any(picture.is_picture(part) for part in fields_of(reader.data[0]).values())

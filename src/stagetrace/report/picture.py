@@ -1,0 +1,87 @@
+"""An image of any common kind as a small PNG. pillow is loaded when there is an image."""
+
+import importlib.util
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST = 96
+"""Pixels of the longer side of a preview."""
+
+_CHANNELS = (1, 3, 4)
+_SMALLEST_SIDE = 4
+
+
+def available() -> bool:
+    """Whether pillow is installed."""
+    return importlib.util.find_spec("PIL") is not None
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value can be shown as an image: a pillow image, or an array `[h, w]`, `[c, h, w]` or `[h, w, c]`.
+
+    Integers other than bytes are token ids or labels, and an array without a channel axis must be 8 by 8 at least:
+    smaller ones are features more often than pixels.
+    """
+    if type(value).__module__.startswith("PIL.") and hasattr(value, "thumbnail"):
+        return True
+    if not isinstance(value, Tensor | np.ndarray):
+        return False
+    array = torch.as_tensor(value)
+    if not (array.is_floating_point() or array.dtype == torch.uint8):
+        return False
+    shape = tuple(array.shape)
+    if len(shape) == 2:
+        return min(shape) >= 2 * _SMALLEST_SIDE
+    return len(shape) == 3 and _channel_axis(shape) is not None
+
+
+def png(value: Any) -> bytes:
+    """The image as PNG, no side longer than 96 pixels; small images keep their pixels.
+
+    Numbers from 0 to 1 and bytes are taken as they are, numbers up to 255 as bytes; all others are stretched, since
+    data is often standardised: the smallest becomes black and the largest white.
+    """
+    image = _image(value) if isinstance(value, Tensor | np.ndarray) else value.copy()
+    if image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    image.thumbnail((LARGEST, LARGEST))
+    written = BytesIO()
+    image.save(written, format="PNG", optimize=True)
+    return written.getvalue()
+
+
+def _image(value: Any) -> "Image":
+    from PIL import Image
+
+    array = torch.as_tensor(value).detach().cpu()
+    if array.ndim == 3 and (axis := _channel_axis(tuple(array.shape))) is not None:
+        array = array.movedim(axis, -1)
+        array = array[..., 0] if array.shape[-1] == 1 else array
+    return Image.fromarray(np.ascontiguousarray(_bytes(array).numpy()))
+
+
+def _bytes(array: Tensor) -> Tensor:
+    if array.dtype == torch.uint8:
+        return array
+    array = torch.nan_to_num(array.double())
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 255:
+        array = (array - low) / ((high - low) or 1.0)
+    elif high > 1:
+        array = array / 255
+    return (array * 255).round().to(torch.uint8)
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of the channels: the first, as in PyTorch, if it can be; else the last."""
+    for axis, sides in ((0, shape[1:]), (2, shape[:2])):
+        if shape[axis] in _CHANNELS and min(sides) >= _SMALLEST_SIDE:
+            return axis
+    return None

@@ -1,0 +1,121 @@
+"""A report as one HTML string: everything that people or data sets wrote is escaped, and nothing is fetched."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from stagetrace.report import charts
+from stagetrace.report.model import Report, Row
+from stagetrace.report.numbers import number, percent, signed
+from stagetrace.results.previews import Preview
+from stagetrace.results.sign import SIGN, UNIT
+from stagetrace.version import __version__
+
+CITATION = (
+    "Hongge Chen, Si Si, Yang Li, Ciprian Chelba, Sanjiv Kumar, Duane Boning, Cho-Jui Hsieh. Multi-Stage Influence "
+    "Function. Advances in Neural Information Processing Systems 33, 2020."
+)
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def render(report: Report) -> str:
+    """The page.
+
+    Example:
+        >>> import torch
+        >>> from stagetrace import Scores, Trace
+        >>> page = render(Report.of(Trace({"<b>": Scores("<b>", torch.tensor([0.5, -1.0]).double())})))
+        >>> page.startswith("<!doctype html>"), "<b>" in page
+        (True, False)
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(signed=signed, number=number, percent=percent)
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    drawn = charts.available()
+    return environment.from_string(_asset("page.html")).render(
+        report=report,
+        histograms=[Markup(charts.scores_chart(stage)) for stage in report.stages] if drawn else [],
+        spectra=[Markup(charts.spectrum_chart(stage)) for stage in report.stages] if drawn else [],
+        plots={name: data_uri(content) for name, content in report.extras.plots.items()},
+        data=Markup(embedded(data_of(report))),
+        style=Markup(_asset("style.css")),
+        script=Markup(script),
+        digest=digest,
+        sign=SIGN,
+        unit=UNIT,
+        citation=CITATION,
+        version=__version__,
+    )
+
+
+def data_of(report: Report) -> dict[str, Any]:
+    """What the page's script shows: rankings, and a preview for each place that a ranking or the query names."""
+    wanted = {(row.stage, row.index) for row in report.rows}
+    names = [stage.name for stage in report.stages]
+    return {
+        "stages": names,
+        "rows": [_row(row, names.index(row.stage)) for row in report.rows],
+        "previews": {
+            f"{names.index(item.stage)}:{item.index}": _preview(item)
+            for item in report.previews.values()
+            if item.stage is not None and (item.stage, item.index) in wanted
+        },
+        "queries": [{"index": item.index, **_preview(item)} for item in report.queries],
+        "each": any(row.query is not None for row in report.rows),
+    }
+
+
+def embedded(value: Any) -> str:
+    r"""JSON that can stand in a script element: no text in it can end the element or open another.
+
+    Example:
+        >>> print(embedded({"text": "</script>"}))
+        {"text": "\u003c/script\u003e"}
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_ESCAPES)
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as an address that holds all of it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _row(row: Row, stage: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "stage": stage,
+        "query": row.query,
+        "index": row.index,
+        "score": row.score,
+        "said": signed(row.score),
+        "removal": signed(row.removal_effect),
+        "percentile": f"{row.percentile:.1f}",
+    }
+    if row.via_shared is not None and row.via_head is not None:
+        found["parts"] = [signed(row.via_shared), signed(row.via_head)]
+    return found
+
+
+def _preview(item: Preview) -> Mapping[str, Any]:
+    shown = {
+        "kind": item.kind,
+        "text": item.text,
+        "image": data_uri(item.image) if item.image else "",
+        "fields": [list(pair) for pair in item.fields],
+        "cut": item.cut,
+        "label": item.label,
+        "prediction": item.prediction,
+        "loss": None if item.loss is None else number(item.loss),
+        "value": item.loss,
+    }
+    return {name: value for name, value in shown.items() if value not in ("", [], 0, None)}
+
+
+def _asset(name: str) -> str:
+    return (files("stagetrace.report") / "assets" / name).read_text(encoding="utf-8")

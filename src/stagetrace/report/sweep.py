@@ -1,0 +1,134 @@
+"""How much of a ranking is the data's, and how much the damping's: the scores again at ten times more and less."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.errors import CurvatureWarning, refuse
+from stagetrace.progress import Progress
+from stagetrace.results import Scores, Trace
+from stagetrace.results.atomic import atomic
+from stagetrace.solvers import Lanczos
+from stagetrace.solvers.auto import choose_damping
+from stagetrace.solvers.base import Inverse, Solver
+from stagetrace.solvers.filters import Shift
+from stagetrace.stages.chain import Chain
+from stagetrace.tracing.describe import by_stage
+from stagetrace.tracing.query import Query
+from stagetrace.tracing.trace import trace
+from stagetrace.validation.agreement import Agreement
+
+NAME = "sweep.json"
+FACTORS = (0.1, 10.0)
+TOP = 100
+
+
+@final
+@dataclass(frozen=True)
+class Stability:
+    """What became of a stage's ranking when the damping of every stage was multiplied by `factor`.
+
+    spearman: rank correlation of the scores with those of the run; 1: the order is the same.
+    kept: the share of the run's `top` most harmful examples that are still among them, from 0 to 1.
+    """
+
+    stage: str
+    factor: float
+    spearman: float
+    kept: float
+    top: int
+
+    @staticmethod
+    def of(before: Scores, after: Scores, factor: float) -> "Stability":
+        """Compare two sets of scores of the same stage; a stage of one example has no order."""
+        top = min(TOP, max(1, before.n_examples // 10))
+        same = set(before.top(top).indices) & set(after.top(top).indices)
+        alone = before.n_examples < 2
+        found = 1.0 if alone else Agreement.of(before.per_example, after.per_example, resamples=1).spearman_r
+        return Stability(before.stage, factor, found, len(same) / top, top)
+
+
+@final
+@dataclass(frozen=True)
+class Moved:
+    """A solver with its damping multiplied by `factor`; one that chooses its damping chooses first."""
+
+    solver: Solver
+    factor: float
+
+    def prepare(self, operator: LinearOperator) -> Inverse:
+        if not isinstance(self.solver, Lanczos) or self.solver.damping != "auto":
+            return _with_damping(self.solver, self.factor * _damping(self.solver)).prepare(operator)
+        chosen = choose_damping(operator)
+        definite = operator.definite if chosen.indefinite else None
+        if definite is None:
+            return replace(self.solver, damping=self.factor * chosen.damping).prepare(operator)
+        return replace(self.solver, damping=self.factor * chosen.cut, filter=Shift).prepare(definite)
+
+
+def sweep(
+    result: Trace,
+    chain: Chain,
+    query: Query,
+    *,
+    curvature: Curvature | Mapping[str, Curvature] | None = None,
+    solver: Solver | Mapping[str, Solver] | None = None,
+    progress: Progress | bool = False,
+) -> tuple[Stability, ...]:
+    """Trace twice more, with the damping of every stage a tenth and ten times as large, and compare the rankings.
+
+    curvature, solver: those of the run.
+
+    Raises:
+        DescriptionError: no stage is damped, so that there is nothing to move.
+    """
+    solvers = by_stage(chain, solver, Lanczos(), "solver")
+    check_damped(solvers)
+    found = list[Stability]()
+    for factor in FACTORS:
+        moved = {name: Moved(each, factor) for name, each in solvers.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CurvatureWarning)  # the run has said it of the same stages
+            again = trace(chain, query, curvature=curvature, solver=moved, of=list(result), progress=progress)
+        found += [Stability.of(result[stage], again[stage], factor) for stage in result]
+    return tuple(found)
+
+
+def check_damped(solvers: Mapping[str, Solver]) -> None:
+    """Refuse to move the damping where no stage has any.
+
+    Raises:
+        DescriptionError: so it is.
+    """
+    if not any(_damping(each) for each in solvers.values()):
+        refuse("the damping sweep: no stage is damped, so there is nothing to multiply; leave --sweep out")
+
+
+def write_sweep(folder: Path, found: Sequence[Stability]) -> None:
+    """Keep a sweep beside its run.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    with atomic(folder / NAME) as temporary:
+        temporary.write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
+
+
+def read_sweep(record: Any) -> tuple[Stability, ...]:
+    """What `write_sweep` wrote, from its JSON; nothing from None."""
+    return tuple(Stability(**each) for each in record or ())
+
+
+def _damping(solver: Any) -> float:
+    """The damping of a solver: 0 where it has none, 1 where it chooses its own."""
+    damping = getattr(solver, "damping", 0.0)
+    return 1.0 if damping == "auto" else float(damping)
+
+
+def _with_damping(solver: Any, damping: float) -> Solver:
+    return replace(solver, damping=damping) if getattr(solver, "damping", 0.0) else solver

@@ -1,0 +1,131 @@
+"""What the examples looked like: kept with the run, so that a report outlives the data.
+
+DIR/previews.parquet holds a row for each example that a report may show; its metadata hold what is said once.
+"""
+
+# pyarrow has no type information.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, final, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stagetrace.errors import ResultsError, refuse
+from stagetrace.results.atomic import atomic
+
+NAME = "previews.parquet"
+FORMAT = "1"
+
+Kind = Literal["image", "text", "table"]
+
+_FACTS = b"facts"
+_SCHEMA = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("index", pa.int64()),
+        ("kind", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.binary()),
+        ("fields", pa.list_(pa.list_(pa.string()))),
+        ("cut", pa.int64()),
+        ("label", pa.string()),
+        ("prediction", pa.string()),
+        ("loss", pa.float64()),
+    ]
+)
+
+
+@final
+@dataclass(frozen=True)
+class Preview:
+    """What one example looks like.
+
+    stage: whose example it is; None for a query example.
+    index: in that data set.
+    kind: which of `image` (PNG), `text` and `fields` (pairs of a name and a value) is to be shown.
+    cut: characters of the text that were left out at its end.
+    label: the example's class or target in words; "" if the data does not say.
+    prediction, loss: of a query example, by the last stage's model; loss is None where it was not measured.
+
+    Raises:
+        DescriptionError: a kind that does not exist, or a negative index.
+    """
+
+    stage: str | None
+    index: int
+    kind: Kind
+    text: str = ""
+    image: bytes = b""
+    fields: tuple[tuple[str, str], ...] = ()
+    cut: int = 0
+    label: str = ""
+    prediction: str = ""
+    loss: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            refuse(f"Preview: kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if self.index < 0:
+            refuse(f"Preview: index must be at least 0, got {self.index}")
+
+
+@final
+@dataclass(frozen=True)
+class Previews:
+    """All previews of a run, and what is said once: facts such as the mean query loss, as JSON holds them."""
+
+    items: tuple[Preview, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def by_place(self) -> dict[tuple[str | None, int], Preview]:
+        """The previews by stage (None: the query) and index."""
+        return {(item.stage, item.index): item for item in self.items}
+
+
+def write_previews(folder: Path, previews: Previews) -> None:
+    """Write `previews.parquet`, atomically; the same previews give the same bytes.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    rows = [{name: getattr(item, name) for name in _SCHEMA.names} for item in previews.items]
+    for row in rows:
+        row["fields"] = [list(pair) for pair in row["fields"]]
+    facts = json.dumps(dict(previews.facts), ensure_ascii=False, allow_nan=False, sort_keys=True)
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"format": FORMAT, "facts": facts}))
+    with atomic(folder / NAME) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_previews(folder: Path) -> Previews | None:
+    """The previews of a run; None if none were kept.
+
+    Raises:
+        ResultsError: the file is damaged, or of another format.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        if metadata.get(b"format") != FORMAT.encode():
+            raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
+        items = tuple(_preview(row) for row in table.to_pylist())
+        return Previews(items, cast("dict[str, Any]", json.loads(metadata[_FACTS])))
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as cause:
+        raise ResultsError(
+            f"{path} cannot be read as previews ({' '.join(str(cause).split())}); delete this file, and type "
+            f"`stagetrace report {folder} --target TARGET` to make it anew"
+        ) from cause
+
+
+def _preview(row: Mapping[str, Any]) -> Preview:
+    fields: dict[str, Any] = {**row, "fields": tuple((name, value) for name, value in row["fields"])}
+    return Preview(**fields)
