@@ -26,8 +26,10 @@ check: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-docs: $(VENV)/.dev ## run the examples in README.md and docs
-	$(BIN)/python -m pytest --doctest-glob='*.md' README.md $(wildcard docs)
+docs: $(VENV)/.dev ## run the examples in README.md and docs, and build the site into build/site
+	$(BIN)/python -m pytest --doctest-glob='*.md' README.md docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/site
+	@echo "to look at it, open build/site/index.html"
 
 format: $(VENV)/.dev ## put the code in its format and mend what lint can mend
 	$(BIN)/ruff format .
