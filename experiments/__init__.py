@@ -2,12 +2,17 @@
 
 A module per experiment (`mnist_frozen.py`), a word for it in `__main__.py`, and what they share beside them:
 
-images.py       images and labels from a folder in the Hugging Face layout
+language/       `language`: the ELMo-shaped network, its texts and stages, what a score costs at the paper's size
+word_vectors/   `word-vectors`: skip-gram, a classifier on its vectors, a larger size
+bert_and_gpt/   `bert` and `gpt`: models, texts, stages, traces and comparison of small transformers
+folders.py      data sets in the Hugging Face layout
+images.py       images and labels from such a folder
+corpora.py      texts and labels, and tokenizers trained on them
 paper.py        the paper's protocol: take one example out, go on training, compare
 small.py        chains small enough to be solved to strict minima
 two_stages.py   both stages of one seed, trained or found on disk
 intervals.py    a mean over seeds and how far it can be trusted
-pages.py        the tables in docs/experiments, filled from results
+pages/          the tables in docs/experiments, filled from results
 agreement_figures.py  predictions beside what retraining did
 tasks.py        which classes the first stage saw, which the second, which the query asks about
 networks.py     the models

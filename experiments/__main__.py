@@ -18,11 +18,14 @@ from experiments import (
     cleansing,
     finetune_size,
     identity_ablation,
+    language,
     misclassified,
     mnist_frozen,
     resolve,
     similarity,
+    word_vectors,
 )
+from experiments.bert_and_gpt import bert, gpt
 from experiments.settings import Settings
 from stagetrace.errors import StagetraceError
 from stagetrace.progress import Bars, Progress
@@ -38,7 +41,13 @@ EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
     similarity.NAME: similarity.run,
     finetune_size.NAME: finetune_size.run,
     misclassified.NAME: misclassified.run,
+    language.NAME: language.run,
+    bert.NAME: bert.run,
+    gpt.NAME: gpt.run,
+    word_vectors.NAME: word_vectors.run,
 }
+SIZES = {language.NAME: tuple(language.SIZES)}
+"""Of the experiments that come in several sizes: their names, the one that is taken if none is asked for first."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -63,14 +72,20 @@ def experiment(
         str | None,
         typer.Option("--dataset", metavar="FOLDER", help="Another data set of the same layout, in DIR or a path."),
     ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Of experiments that have several, such as language: small, paper.")
+    ] = None,
 ) -> None:
     """Run one experiment and write its numbers, settings and figures."""
     if name not in EXPERIMENTS:
         raise typer.BadParameter(
             f"there is no experiment '{name}'; there are: {', '.join(EXPERIMENTS)}", param_hint="NAME"
         )
+    if size is not None and size not in SIZES.get(name, ()):
+        there = f"there are: {', '.join(SIZES[name])}" if name in SIZES else f"'{name}' has no sizes: leave it out"
+        raise typer.BadParameter(f"there is no size '{size}'; {there}", param_hint="--size")
     out = out or Path("runs") / name
-    settings = Settings(data, out, seed, examples, _device(device), dataset)
+    settings = Settings(data, out, seed, examples, _device(device), dataset, size)
     EXPERIMENTS[name](settings, Bars())
     typer.echo(f"written: {out / 'result.json'}")
 

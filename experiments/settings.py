@@ -18,6 +18,7 @@ class Settings:
     examples: at most so many training examples a stage, drawn by the seed; None takes the experiment's own numbers.
     device: where the models live.
     dataset: a folder that stands in for the experiment's own data set: inside `data`, or a path.
+    size: which of an experiment's sizes, where it has several; None takes its first.
     """
 
     data: Path
@@ -26,6 +27,7 @@ class Settings:
     examples: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dataset: str | None = None
+    size: str | None = None
 
     def folder(self, own: str) -> Path:
         """The data set to read: `--dataset` if given, or the experiment's own."""

@@ -15,6 +15,7 @@ from experiments.pages.cells import (
     spread,
 )
 from experiments.pages.choosing import settings_compared
+from experiments.pages.language_tables import TABLES as OF_LANGUAGE
 from experiments.pages.others import (
     SIZES,
     cleansed,
@@ -30,6 +31,8 @@ from experiments.pages.others import (
 )
 from experiments.pages.paper_protocol import agreement, compared, each_seed, paper_cost, protocol, scoring
 from experiments.pages.solved_again import controls, lds, resolve_cost, singles, stages
+from experiments.pages.transformers_tables import TABLES as OF_TRANSFORMERS
+from experiments.pages.word_vector_tables import TABLES as OF_WORD_VECTORS
 from experiments.paper import OURS
 from stagetrace.errors import refuse
 
@@ -52,7 +55,11 @@ PAPER: dict[str, tuple[str, str]] = {
     "similarity": ("section 4.3, figure 5", "0.055 for A, 0.025 for B"),
     "finetune-size": ("section 4.4, figure 6", '0.15 for D, "much less" than C'),
     "misclassified": ("section 4.1, figure 4", "judged by eye"),
+    "language": ("section 4.5, table 1", "0.94 s a pretraining example"),
     "choices": ("not in the paper", "-"),
+    "bert": ("not in the paper", "-"),
+    "gpt": ("not in the paper", "-"),
+    "word-vectors": ("named, no experiment", "-"),
 }
 AGREEING = ("mnist-frozen", "cifar-frozen", "cifar-updated", "identity-ablation")
 
@@ -104,6 +111,9 @@ TABLES: dict[str, tuple[Callable[..., str], str]] = {
     "nature": (nature, "data_sets"),
     "mistakes-cost": (mistakes_cost, "data_sets"),
     "settings": (settings_compared, "tables"),
+    **OF_LANGUAGE,
+    **OF_TRANSFORMERS,
+    **OF_WORD_VECTORS,
 }
 """Block -> what makes it, and the entry of the result without which there is nothing to show yet."""
 
