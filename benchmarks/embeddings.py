@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.report import Report, Row
 from benchmarks.timing import Work, in_turn
-from experiments.word_vectors_model import NegativeSampling, SkipGram
+from experiments.word_vectors.model import NegativeSampling, SkipGram
 from stagetrace import Hessian, Stage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
