@@ -131,7 +131,7 @@ def fits(plan: Plan, name: str, both: Trained) -> dict[str, Steps]:
 
 
 def estimators(plan: Plan, chain: Chain, seed: int, folder: Path) -> list[Estimator]:
-    """The Hessian with a damping from its spectrum, the curvature that is positive, and the controls; traces are kept in `folder`."""
+    """The Hessian with a damping from its spectrum, a positive curvature, the controls; traces kept in `folder`."""
     choices = settings_by_name(chain, plan.curvature_examples, seed)
     default, positive = choices[DEFAULT], choices[POSITIVE]
     of_steps: list[Estimator] = []

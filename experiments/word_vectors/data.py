@@ -59,7 +59,7 @@ class Vocabulary:
             DataError: no line has one of them.
         """
         tokenizer = new_tokenizer([*lines, *others], "words", size + SKIPPED, longest=10**6)
-        words = tuple(tokenizer.convert_ids_to_tokens(range(SKIPPED, len(tokenizer))))
+        words = tuple(tokenizer.convert_ids_to_tokens(list(range(SKIPPED, len(tokenizer)))))
         empty = Vocabulary(tokenizer, ("", *words), np.zeros(1 + len(words), dtype=np.int64))
         counts = np.bincount(np.concatenate(empty.numbers(lines)), minlength=len(empty))
         if not counts.any():

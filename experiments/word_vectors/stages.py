@@ -179,7 +179,7 @@ def _kept(folder: Path, stage: Stage, train: Any) -> tuple[Stage, dict[str, Any]
     done, facts = train()
     values: Mapping[str, Tensor] = {name: value.detach() for name, value in done.model.named_parameters()}
     facts |= {"seconds": time.perf_counter() - started, "weight_decay": stage.weight_decay, "examples": len(stage.data)}
-    facts["parameters"] = sum(value.numel() for name, value in values.items())
+    facts["parameters"] = sum(value.numel() for value in values.values())
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"values": values, "facts": facts}, path)
     return done, facts

@@ -103,4 +103,4 @@ def test_a_function_that_is_differentiable_once_is_named():
     (case,) = (case for case in ZOO if not case.second)
     problem = Problem.of(case.stage(case.model()), None)
     with pytest.raises(DifferentiationError, match=r"stage 'only': the Hessian needs second derivatives.*once_diff"):
-        Hessian().operator(problem) @ directions(problem.own.size, 1)
+        _ = Hessian().operator(problem) @ directions(problem.own.size, 1)

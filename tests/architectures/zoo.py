@@ -160,8 +160,14 @@ IMAGES = vectors(1, 8, 8)
 
 
 def resnet() -> nn.Module:
-    sizes: dict[str, Any] = {"num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1]}
-    model = t.ResNetForImageClassification(t.ResNetConfig(**sizes, layer_type="basic", num_labels=2))
+    sizes: dict[str, Any] = {
+        "num_channels": 1,
+        "embedding_size": 4,
+        "hidden_sizes": [4, 6],
+        "depths": [1, 1],
+        "num_labels": 2,
+    }
+    model = t.ResNetForImageClassification(t.ResNetConfig(**sizes, layer_type="basic"))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             layers.settled(module)
@@ -169,8 +175,8 @@ def resnet() -> nn.Module:
 
 
 def vit() -> nn.Module:
-    sizes: dict[str, Any] = {key: BERT[key] for key in list(BERT)[:4]}
-    return t.ViTForImageClassification(t.ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1, num_labels=2))
+    sizes: dict[str, Any] = {key: BERT[key] for key in list(BERT)[:4]} | {"num_labels": 2}
+    return t.ViTForImageClassification(t.ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1))
 
 
 def plain(name: str, make: Callable[[], nn.Module], rows: Any, **settings: Any) -> Case:

@@ -1,6 +1,7 @@
 """Texts from folders in the Hugging Face layout, and tokenizers trained on them."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from datasets import Dataset
@@ -37,7 +38,7 @@ def test_no_column_of_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["words", "pieces"])
-def test_an_unknown_word_of_the_data_set_is_one_token(kind: str) -> None:
+def test_an_unknown_word_of_the_data_set_is_one_token(kind: Literal["words", "pieces"]) -> None:
     tokenizer = new_tokenizer(["the cat and the dog"] * 3, kind, 60)
     assert tokenizer.tokenize(f"The cat {UNKNOWN}") == ["the", "cat", UNKNOWN]
     assert tokenizer("the", padding=True)["input_ids"] == [2, tokenizer.convert_tokens_to_ids("the"), 3]

@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def chain_of(link: Link, *moved: str) -> Chain:
     after = copy.deepcopy(before)
     for name in moved:
         after.get_submodule(name).get_buffer("running_mean").add_(0.5)
-    described = {"objective": Classification(), "data": DATA}
+    described: dict[str, Any] = {"objective": Classification(), "data": DATA}
     return Chain(Stage("before", model=before, **described), Stage("after", model=after, link=link, **described))
 
 

@@ -128,7 +128,7 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
 
 def test_kernels_are_restored_after_an_error():
-    def switches() -> tuple[bool, ...]:
+    def switches() -> tuple[Any, ...]:
         return torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.compiler.is_exporting()
 
     before = switches()
@@ -290,7 +290,7 @@ def test_alpha_is_given_or_nothing():
 @pytest.mark.parametrize(("projected", "kept"), [(0, False), (2, True)])
 def test_convolutions_keep_their_kernels_beside_recurrence_that_is_not_fused(projected: int, kept: bool):
     """A projection has no fused kernel on the CPU; switching those off would slow convolutions for nothing."""
-    seen: list[bool] = []
+    seen: list[Any] = []
 
     class Watched(nn.LSTM):
         def forward(self, *given: Any) -> Any:
