@@ -1,6 +1,7 @@
 """Texts, and labels where there are any, from a folder in the Hugging Face layout; and tokenizers trained on them."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,15 @@ def read_texts(folder: Path, split: str) -> Texts:
         raise DataError(f"{folder}: '{split}' needs a column 'text'; it has {', '.join(table.features)}")
     labels = tuple(int(label) for label in table["label"]) if "label" in table.features else None
     return Texts(tuple(table[column]), labels, tuple(range(len(table))))
+
+
+def without_names(text: str) -> str:
+    """A text as it may be shown: people's names on the network and links are left out.
+
+    >>> without_names("RT @someone: see https://t.co/x @-@ this")
+    'RT @user: see (link) @-@ this'
+    """
+    return re.sub(r"https?://\S+", "(link)", re.sub(r"@\w+", "@user", text))
 
 
 def new_tokenizer(

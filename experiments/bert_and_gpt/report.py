@@ -8,7 +8,7 @@ import torch
 
 from experiments.bert_and_gpt.stages import TWEETS, Trained
 from experiments.bert_and_gpt.training import outputs_of
-from experiments.corpora import Texts
+from experiments.corpora import Texts, without_names
 from experiments.settings import Settings
 from experiments.tracing import solving, warnings_of
 from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Query, Scores, hf, trace
@@ -102,8 +102,8 @@ def chosen_tweets(chain: Chain, query: Query, test: Texts) -> tuple[dict[str, An
 
 
 def shown(text: str) -> str:
-    """On one line, and not too long."""
-    line = " ".join(text.split())
+    """On one line, not too long, and without names."""
+    line = without_names(" ".join(text.split()))
     return line if len(line) <= LETTERS else line[: LETTERS - 1] + "…"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.corpora import Texts
+from experiments.corpora import Texts, without_names
 from experiments.language.stages import Trained, features_of
 from experiments.language.text import examples
 from experiments.settings import Settings
@@ -50,7 +50,7 @@ def chosen_tweets(both: Trained, settings: Settings, score: Influence, progress:
         ends = {"largest": ranked[:SHOWN], "smallest": ranked[-SHOWN:]}
         rows.append(
             {
-                "text": tests.texts[tweet],
+                "text": without_names(tests.texts[tweet]),
                 "row": tests.rows[tweet],
                 "label": (tests.labels or ())[tweet],
                 **said[tweet],

@@ -1,8 +1,8 @@
 """The tables of `language`."""
 
-import re
 from collections.abc import Callable
 
+from experiments.corpora import without_names
 from experiments.language.cost import STEPS
 from experiments.pages.cells import NOT_RUN, Found, agreed, figures, markdown, mean, seeds_of, truth
 
@@ -139,7 +139,7 @@ def language_cost(result: Found) -> str:
 
 def _short(text: str) -> str:
     """On one line, cut where it is long; people's names on the network and links are left out."""
-    line = re.sub(r"https?://\S+", "(link)", re.sub(r"@\w+", "@user", " ".join(text.split())))
+    line = without_names(" ".join(text.split()))
     line = line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
     return line.replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[").replace("*", "\\*").replace("#", "\\#")
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.corpora import without_names
 from experiments.word_vectors.stages import Corpora, Trained
 from stagetrace import Hessian, Query, Trace, trace
 from stagetrace.solvers.base import Solver
@@ -47,7 +48,7 @@ def described(corpora: Corpora, result: Trace, place: int | None = None) -> list
     scores = result["pretrain"]
     asked: dict[str, Any] = {"query": "the mean loss over the test tweets"}
     if place is not None:
-        asked = {"query": corpora.test_texts.texts[place], "label": int(corpora.test.tensors[1][place])}
+        asked = {"query": without_names(corpora.test_texts.texts[place]), "label": int(corpora.test.tensors[1][place])}
     return [
         {
             **asked,

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from datasets import Dataset
 
-from experiments.corpora import UNKNOWN, new_tokenizer, read_texts
+from experiments.corpora import UNKNOWN, new_tokenizer, read_texts, without_names
 from stagetrace.errors import DataError
 
 
@@ -42,3 +42,7 @@ def test_an_unknown_word_of_the_data_set_is_one_token(kind: Literal["words", "pi
     tokenizer = new_tokenizer(["the cat and the dog"] * 3, kind, 60)
     assert tokenizer.tokenize(f"The cat {UNKNOWN}") == ["the", "cat", UNKNOWN]
     assert tokenizer("the", padding=True)["input_ids"] == [2, tokenizer.convert_tokens_to_ids("the"), 3]
+
+
+def test_names_and_links_are_not_shown() -> None:
+    assert without_names("RT @Some_1: https://t.co/x, 3 @-@ 4") == "RT @user: (link) 3 @-@ 4"
