@@ -13,6 +13,7 @@ small.py        chains small enough to be solved to strict minima
 two_stages.py   both stages of one seed, trained or found on disk
 intervals.py    a mean over seeds and how far it can be trusted
 pages/          the tables in docs/experiments, filled from results
+recorded.py     a validation as plain numbers
 agreement_figures.py  predictions beside what retraining did
 tasks.py        which classes the first stage saw, which the second, which the query asks about
 networks.py     the models

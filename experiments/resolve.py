@@ -15,7 +15,6 @@ far away, and each takes minutes. A variant that did not converge is reported as
 The random examples and groups are drawn by the seed before any score is computed.
 """
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 from experiments.agreement_figures import panels, points
 from experiments.intervals import over_seeds
+from experiments.recorded import recorded
 from experiments.result import write_result
 from experiments.settings import Settings
 from experiments.small import LINKS, solved, splits
@@ -41,7 +41,6 @@ from stagetrace.validation import (
     Groups,
     Influence,
     Largest,
-    LinearDatamodelling,
     Random,
     Resolve,
     SingleStage,
@@ -94,7 +93,7 @@ def run(settings: Settings, progress: Progress) -> None:
                         continue
                     drawings.setdefault(f"{dataset}, {link}, {variant}", []).append(validation)
                     entry = found.setdefault(dataset, {}).setdefault(link, {})
-                    entry.setdefault(variant, []).append({"seed": seed, **_figures(validation)})
+                    entry.setdefault(variant, []).append({"seed": seed, **recorded(validation)})
                     entry.setdefault("stages", {})[str(seed)] = chains[link].facts
                     _write(settings, found, failed, drawings, time.perf_counter() - started)
 
@@ -125,29 +124,6 @@ def _estimators(damping: float, seed: int) -> list[Estimator]:
         EmbeddingSimilarity("embedding"),
         Random(seed),
     ]
-
-
-def _figures(validation: Validation) -> dict[str, Any]:
-    """The numbers of one chain and variant."""
-    choices: dict[str, Any] = {}
-    for measured in validation.measured:
-        is_group = len(measured.removals[0]) > 1
-        choices[re.sub(r", seed \d+", "", measured.choice)] = {
-            "estimators": {name: agreement.record() for name, agreement in measured.agreement.items()},
-            "lds": {
-                name: LinearDatamodelling.of(values, measured.true).record()
-                for name, values in measured.predicted.items()
-            }
-            if is_group
-            else None,
-            "reliability": measured.reliability.record() if measured.reliability else None,
-            "mean_absolute_effect": measured.true.abs().mean().item(),
-        }
-    return {
-        "choices": choices,
-        "retrainings": validation.retrainings,
-        "retrainings_per_minute_and_process": validation.per_minute,
-    }
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:

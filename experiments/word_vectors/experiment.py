@@ -12,7 +12,6 @@ draw the lines, their pairs, the tweets, the initial values and what is taken ou
 left where Adam left it, is scored but not validated. Everything was chosen on another seed (100).
 """
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from experiments.agreement_figures import panels
+from experiments.recorded import recorded
 from experiments.result import write_result
 from experiments.settings import Settings
 from experiments.word_vectors.data import Drawing
@@ -43,7 +43,6 @@ from stagetrace.validation import (
     Groups,
     Influence,
     Largest,
-    LinearDatamodelling,
     Random,
     Resolve,
     SingleStage,
@@ -83,7 +82,7 @@ def run(settings: Settings, progress: Progress) -> None:
                 found["failed"][f"{variant}, seed {seed}"] = str(failure)
                 continue
             drawings.setdefault(variant, []).append(validation)
-            found["seeds"].setdefault(variant, []).append({"seed": seed, **figures(validation)})
+            found["seeds"].setdefault(variant, []).append({"seed": seed, **recorded(validation)})
             _write(settings, found, drawings, started)
         if seed == settings.seed:
             found["lines"]["small"] = ends_of(corpora, both, _exact(PULLS[-1]))
@@ -116,29 +115,6 @@ def estimators(pull: float, seed: int, corpora: Corpora) -> list[Estimator]:
         BM25(lambda example: vocabulary.text(example[0])),
         Random(seed),
     ]
-
-
-def figures(validation: Validation) -> dict[str, Any]:
-    """The numbers of one seed and variant."""
-    choices: dict[str, Any] = {}
-    for measured in validation.measured:
-        groups = len(measured.removals[0]) > 1
-        choices[re.sub(r", seed \d+", "", measured.choice)] = {
-            "estimators": {name: agreement.record() for name, agreement in measured.agreement.items()},
-            "lds": {
-                name: LinearDatamodelling.of(values, measured.true).record()
-                for name, values in measured.predicted.items()
-            }
-            if groups
-            else None,
-            "reliability": measured.reliability.record() if measured.reliability else None,
-            "mean_absolute_effect": measured.true.abs().mean().item(),
-        }
-    return {
-        "choices": choices,
-        "retrainings": validation.retrainings,
-        "retrainings_per_minute_and_process": validation.per_minute,
-    }
 
 
 def _exact(pull: float) -> Lanczos:
