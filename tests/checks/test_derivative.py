@@ -372,6 +372,63 @@ def test_a_trace_warns_of_it_and_keeps_the_finding():
     assert {(check["where"], check["what"]) for check in kept} == {("only", "derivative"), ("query", "derivative")}
 
 
+# A second derivative that is not that of the gradient
+
+
+class Squared(torch.autograd.Function):
+    """`x^3` whose backward is right, but computed from numbers that no second backward sees."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.slope = 3 * x.detach().square()
+        return x.detach() ** 3
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return slope * ctx.slope
+
+
+def of_cubes(model: nn.Module, batch: Any) -> Tensor:
+    return Squared.apply(model(batch[0])).sum(1)  # pyright: ignore[reportAttributeAccessIssue,reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_second_derivative_that_is_lost_is_said_with_its_size(dtype: torch.dtype):
+    data = TensorDataset(X.to(dtype), Y.to(dtype))
+    found = findings(nn.Linear(3, 1).to(dtype), of_cubes, data)
+    assert found["derivative"].level is Level.OK
+    assert found["second derivative"].level is Level.WARNING
+    assert "they differ by" in found["second derivative"].text
+
+
+@pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU, nn.GELU, nn.Hardtanh, nn.ELU])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_second_derivatives_of_usual_layers_are_right(kind: Any, dtype: torch.dtype):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 8), kind(), nn.Linear(8, 8), kind(), nn.Linear(8, 1)).to(dtype)
+    found = findings(model, data=TensorDataset(X.to(dtype), Y.to(dtype)))
+    assert [found[what].level for what in ("derivative", "second derivative")] == [Level.OK, Level.OK]
+
+
+def test_the_coupling_is_judged_too():
+    """The lost part lies between the head, which is trained, and the body, which is kept."""
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return Squared.apply(model.body(batch[0])).sum(1) * model.head(batch[0].new_ones(len(batch[0]), 4))[:, 0]  # pyright: ignore[reportAttributeAccessIssue,reportOptionalMemberAccess]
+
+    chain = two_stages(None, Frozen("body"))
+    after = Stage("after", model=chain.last.stage.model, objective=loss, data=DATA, link=Frozen("body"))
+    found = {f.what: f for f in verify_problem(Chain(chain.stages[0], after)["after"])}
+    assert found["second derivative"].level is Level.OK  # linear in the cubes: the coupling needs their first only
+
+    def curved(model: Any, batch: Any) -> Tensor:
+        return Squared.apply(model.head(model.body(batch[0]))).sum(1)  # pyright: ignore[reportAttributeAccessIssue,reportOptionalMemberAccess]
+
+    after = Stage("after", model=chain.last.stage.model, objective=curved, data=DATA, link=Frozen("body"))
+    found = {f.what: f for f in verify_problem(Chain(chain.stages[0], after)["after"])}
+    assert found["second derivative"].level is Level.WARNING
+
+
 # Scores that would all be zero
 
 

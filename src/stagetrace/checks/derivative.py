@@ -63,7 +63,7 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
         steep = [name for name in names if name in found.of]
         if not steep:
             continue
-        direction = _direction({name: point[name] for name in steep})
+        direction = direction_of({name: point[name] for name in steep})
         shares = [float((found.of[name].double() * direction[name].double()).sum()) for name in steep]
         scale = sum(map(abs, shares))
         measured = _along(risk, batch, point, direction, size, precision.eps)
@@ -102,7 +102,7 @@ def _refuse_detached(risk: Risk, batch: Batch, found: Slopes, point: Params, siz
 
 def _depends(risk: Risk, batch: Batch, names: Sequence[str], point: Params, size: float, eps: float) -> bool:
     """Whether differences say that the loss has a slope in these parameters, beyond doubt."""
-    measured = _along(risk, batch, point, _direction({name: point[name] for name in names}), size, eps)
+    measured = _along(risk, batch, point, direction_of({name: point[name] for name in names}), size, eps)
     return abs(measured.value) > 5 * measured.uncertainty
 
 
@@ -139,7 +139,7 @@ def difference(at: Callable[[float], float], size: float, eps: float) -> Differe
     return best
 
 
-def _direction(values: Params) -> Params:
+def direction_of(values: Params) -> Params:
     """Standard normal in each parameter, times the size that its entries have: small ones move little."""
     generator = torch.Generator().manual_seed(0)
     sizes = {name: float(v.double().square().mean().sqrt()) if v.numel() else 0.0 for name, v in values.items()}

@@ -13,9 +13,12 @@ from stagetrace.checks.independence import losses_are_their_own
 from stagetrace.checks.lookout import Lookout
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
 from stagetrace.checks.rounding import Precision, Rounding
-from stagetrace.stages.data import Batch
+from stagetrace.checks.second import second_derivative_is_right
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk, check_finite
+
+QUERY = "query"
+"""How findings name the query; no curvature is taken of it."""
 
 
 def verify_problem(problem: Problem) -> list[Finding]:
@@ -25,7 +28,7 @@ def verify_problem(problem: Problem) -> list[Finding]:
 
 def verify_query(risk: Risk) -> list[Finding]:
     """`verify` for a query's examples."""
-    return verify(risk, "query")
+    return verify(risk, QUERY)
 
 
 def verify(risk: Risk, where: str) -> list[Finding]:
@@ -70,13 +73,11 @@ def _looked_at(risk: Risk, where: str) -> list[Finding]:
     look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout.alone, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))
     look("dependence", lambda: depends_on_its_model_only(risk, few))
-    look("derivative", lambda: _judged(risk, few))
+    judged = in_double(risk, few) or (risk, few)
+    look("derivative", lambda: gradient_is_the_derivative(*judged))
+    if where != QUERY and findings[-1].level is Level.OK:
+        look("second derivative", lambda: second_derivative_is_right(*judged))
     return findings
-
-
-def _judged(risk: Risk, few: Batch) -> tuple[Level, str]:
-    wide = in_double(risk, few)
-    return gradient_is_the_derivative(*(wide or (risk, few)))
 
 
 def _chosen(lookout: Lookout, total: int) -> str:
