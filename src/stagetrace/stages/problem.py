@@ -10,9 +10,10 @@ from torch import Tensor
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.objectives.objective import Objective
 from stagetrace.stages.data import Examples
+from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.links import Proximal, shared_names
-from stagetrace.stages.risk import Evaluation, Risk
+from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
 from stagetrace.stages.stage import Stage
 
@@ -74,7 +75,7 @@ class Problem:
 
     @cached_property
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.stage.model.named_parameters()}
+        return {name: plain_tensor(p) for name, p in self.stage.model.named_parameters()}
 
     @cached_property
     def constant_names(self) -> tuple[str, ...]:

@@ -4,49 +4,22 @@ Everything the method needs (gradients, curvature products, scores) is a derivat
 stage's own examples and for a query alike.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
 from stagetrace.stages.data import Batch, Examples, place
-from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
+from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
 from stagetrace.stages.space import ParameterSpace, Params
-
-
-class _Caller(nn.Module):
-    """Calls a function of the model, so that parameters are swapped whichever of its methods the function uses."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        return function(self.model, *arguments)
-
-
-@final
-class Evaluation:
-    """A model as a function of named parameters; the ones not given keep their values, as constants."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._caller = _Caller(model)
-        self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
-        self._constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        values = {f"model.{name}": value for name, value in {**self._constants, **params}.items()}
-        with differentiable_kernels(**self._kernels):
-            return functional_call(self._caller, values, (function, *arguments))
 
 
 @final
@@ -83,8 +56,8 @@ class Risk:
             raise DataError(f"{self.where}: {self._wrong_shape(losses, batch)}")
         if not losses.is_floating_point():
             raise DataError(
-                f"{self.where}: the losses are {dtype_of(losses)}, and must be real floating-point numbers that depend on the "
-                "parameters smoothly; return the loss that was trained, not how often the model is right"
+                f"{self.where}: the losses are {dtype_of(losses)}, and must be real floating-point numbers that depend "
+                "on the parameters smoothly; return the loss that was trained, not how often the model is right"
             )
         return losses
 
