@@ -82,7 +82,9 @@ class Classification:
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels that are no classes; `shape` is that of an example's outputs, `[classes]`."""
         targets = target_tensor(batch, "Classification")
-        if targets.ndim == 1 and len(shape) == 1:
+        if len(shape) != 1 or shape[0] == 1:
+            return  # the shapes are to blame, not the labels
+        if targets.ndim == 1:
             check_whole(targets, "class indices")
             check_indices(targets, shape[0], "the label", ignored=False)
         elif targets.is_floating_point() and targets.shape[1:] == (*shape,):

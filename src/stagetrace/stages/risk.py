@@ -93,7 +93,8 @@ class Risk:
                 outputs = self.outputs(self.own_values, self.inherited_values, placed)
                 shape = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else ()
                 self._check(batch, shape)
-                self.reduce(outputs, placed)
+                with self._naming(batch):
+                    self.objective.losses(outputs, placed.content)
         except StagetraceError:
             raise
         except Exception as cause:
