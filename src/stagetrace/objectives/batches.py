@@ -23,8 +23,8 @@ def targets_of(batch: Any) -> Any:
         found = [name for name in LABELS if name in batch]
         if len(found) > 1:
             raise BatchError(
-                f"the batch has {' and '.join(map(repr, found))}, and each could be the labels; keep one of them, in the "
-                f"data set or by collate=, or {BY_HAND}"
+                f"the batch has {' and '.join(map(repr, found))}, and each could be the labels; keep one of them, "
+                f"in the data set or by collate=, or {BY_HAND}"
             )
         if found:
             return batch[found[0]]

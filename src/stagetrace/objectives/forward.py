@@ -76,9 +76,7 @@ def _check_names(
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     missing = [key for key, p in parameters.items() if p.kind in named and p.default is p.empty and key not in known]
     if not model._forward_pre_hooks and missing:  # a hook may give what the batch lacks
-        also = (
-            f"; '{missing[0]}' is taken for the labels and is not passed on" if missing[0] in LABELS else ""
-        )
+        also = f"; '{missing[0]}' is taken for the labels and is not passed on" if missing[0] in LABELS else ""
         raise BatchError(
             f"{type(model).__name__}.forward takes ({_signature(model)}), but the batch has no {_quoted(missing)}; its "
             f"inputs are {_quoted(inputs) or 'none'}{also}; rename them in the data set or by collate=, or {BY_HAND}"
@@ -91,8 +89,8 @@ def _check_names(
     if left and not _is_of_transformers(model):
         raise BatchError(
             f"the batch has {_quoted(left)}, which {type(model).__name__}.forward does not take: it takes "
-            f"({_signature(model)}); rename or leave out {'it' if len(left) == 1 else 'them'} in the data set or by "
-            f"collate=, or {BY_HAND}"
+            f"({_signature(model)}); rename {'it or leave it' if len(left) == 1 else 'them or leave them'} out in the "
+            f"data set or by collate=, or {BY_HAND}"
         )
 
 

@@ -74,7 +74,7 @@ class Classification:
             return F.cross_entropy(outputs, targets.long(), reduction="none")
         if not targets.is_floating_point():
             raise BatchError(
-                f"labels of shape [batch, classes] are taken for probabilities and must be floats; for classes marked "
+                "labels of shape [batch, classes] are taken for probabilities and must be floats; for classes marked "
                 "by a one give labels.argmax(dim=1), for several labels at once use MultiLabel()"
             )
         return F.cross_entropy(outputs, targets.to(outputs.dtype), reduction="none")

@@ -5,7 +5,9 @@ from numbers import Number
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from stagetrace.errors import refuse
 from stagetrace.objectives.batches import in_short
@@ -28,6 +30,11 @@ def refuse_no_data_set(data: Any, collate: Callable[[list[Any]], Any] | None, wh
         refuse(f"{where}: data is a {kind}; give the data set itself, or a list of examples")
     if isinstance(data, tuple) and any(isinstance(part, (Tensor, np.ndarray, Number)) for part in data):
         refuse(f"{where}: data is {in_short(data)}, {_either(len(data))}")
+    if isinstance(data, TensorDataset) and any(tensor.layout is not torch.strided for tensor in data.tensors):
+        refuse(
+            f"{where}: data is a TensorDataset with a sparse tensor, whose rows PyTorch does not give; use "
+            "tensor.to_dense(), or a list of examples with collate=..."
+        )
     if isinstance(data, list) and collate is None and len(data) == 2 and _unlike(*data):
         refuse(f"{where}: data is {in_short(data)}, {_either(2)}")
 

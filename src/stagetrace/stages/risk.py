@@ -114,13 +114,15 @@ class Risk:
                     self.objective.losses(outputs, content)
             except IndexError:
                 return position
-            except Exception:  # noqa: BLE001, S112  (another fault is told where it stops the run)
+            except Exception:
                 continue
         return None
 
     def _wrong_shape(self, losses: object, batch: Batch) -> str:
         if not isinstance(losses, Tensor):
-            remedy = "return the losses alone" if isinstance(losses, (tuple, list, Mapping)) else "no .item(), no float()"
+            remedy = (
+                "return the losses alone" if isinstance(losses, (tuple, list, Mapping)) else "no .item(), no float()"
+            )
             return f"the loss must return a tensor of one loss per example, got {in_short(losses)}; {remedy}"
         if losses.ndim == 0:
             return (
