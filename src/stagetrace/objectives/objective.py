@@ -56,6 +56,15 @@ class Checks(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsLabels(Protocol):
+    """What an objective has beside its two methods where examples may be without anything to predict."""
+
+    def labelled(self, batch: Any) -> int:
+        """How many predictions of the batch count in its losses."""
+        ...
+
+
 PlainLoss = Callable[[nn.Module, Any], Tensor]
 """`losses(model, batch) -> Tensor[batch]`: enough for everything but the Gauss-Newton matrix."""
 

@@ -10,6 +10,7 @@ from stagetrace.errors import DataError
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.data import Batch
 from stagetrace.stages.fingerprint import digest
+from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.stage import Stage
@@ -34,6 +35,7 @@ def guard(risk: Risk) -> None:
     head, tail = list(range(min(PROBED, total))), list(range(max(0, total - PROBED), total))
     for indices in (head, tail):
         _same_twice(risk, indices)
+    check_some_labelled(risk, (head, tail))
     batch = next(iter(risk.read([head])))
     losses = _losses(risk, batch)
     check_finite(losses, batch.indices, risk.where)
