@@ -42,7 +42,10 @@ def _setting(given: Any, default: Any, where: str, what: str) -> Any:
             refuse(f"{where} must be {', '.join(map(repr, named))} or an instance such as {default!r}, got {given!r}")
         return named[given]
     if isinstance(given, type):
-        refuse(f"{where} is the class {given.__name__}; write {given.__name__}() with parentheses")
+        refuse(
+            f"{where} must be an instance such as {default!r}, got the class {given.__name__}; write "
+            f"{given.__name__}() with parentheses"
+        )
     if not callable(getattr(given, "operator" if what == "curvature" else "prepare", None)):
         refuse(f"{where} must be {', '.join(map(repr, named))} or an instance such as {default!r}, got {given!r}")
     return given
