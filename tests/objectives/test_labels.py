@@ -231,7 +231,7 @@ def next_tokens(tokens: Tensor) -> Tensor:
 
 
 SHIFTED = {
-    "next tokens": ([{"input_ids": t, "labels": s} for t, s in zip(TOKENS, next_tokens(TOKENS), strict=True)], "second"),
+    "next tokens": ([{"input_ids": t, "labels": next_tokens(t[None])[0]} for t in TOKENS], "second"),
     "rolled": ([{"input_ids": t, "labels": t.roll(-1)} for t in TOKENS], "second"),
     "cut": ([{"input_ids": t[:-1], "targets": t[1:]} for t in TOKENS], "second"),
     "not shifted": (TensorDataset(TOKENS, TOKENS), "does not shift"),

@@ -571,7 +571,10 @@ def test_the_chain_that_is_broken_above_is_sound(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (lambda chain, query: (chain, query.data), r"the query is a TensorDataset; write trace\(chain, Query\(data\)\)"),
+        (
+            lambda chain, query: (chain, query.data),
+            r"the query is a TensorDataset; write trace\(chain, Query\(data\)\)",
+        ),
         (lambda chain, query: (chain, [*query.data]), r"the query is a list; write trace\(chain, Query\(data\)\)"),
         (lambda chain, query: (chain, Query), r"the query is the class Query; write trace\(chain, Query\(test_set\)\)"),
         (lambda chain, query: (chain, None), r"the query is missing \(None\)"),

@@ -26,10 +26,9 @@ def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def storages_of(tensor: Tensor) -> dict[int, int]:
     """`{address: bytes}` of what the tensor keeps alive."""
-    if tensor.layout is torch.sparse_coo:  # as they are: coalesced parts may be copies
+    parts = parts_of(tensor)
+    if tensor.layout is torch.sparse_coo:  # as they are: coalesced ones may be copies
         parts = (tensor._indices(), tensor._values())  # pyright: ignore[reportPrivateUsage]
-    else:
-        parts = parts_of(tensor)
     held = (part.untyped_storage() for part in parts if part.layout is torch.strided)
     return {storage.data_ptr(): storage.nbytes() for storage in held}
 
