@@ -610,9 +610,9 @@ def test_a_chain_is_made_of_stages(stages: Callable[[Stage], Any], says: str):
 
 def test_names_stand_for_what_the_command_line_takes():
     described = Described()
-    described.settings = {"curvature": GaussNewton(), "solver": Direct()}
+    described.settings = {"curvature": GaussNewton(), "solver": Lanczos()}
     expected = described.trace()
-    described.settings = {"curvature": "gauss-newton", "solver": {"pretrain": "direct", "finetune": Direct()}}
+    described.settings = {"curvature": "gauss-newton", "solver": {"pretrain": "lanczos", "finetune": Lanczos()}}
     found = described.trace()
     for name in described.names:
         assert torch.equal(found[name].values, expected[name].values)

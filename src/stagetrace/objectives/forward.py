@@ -75,7 +75,8 @@ def _check_names(
     """Refuse inputs that `forward` needs and lacks, and tensors that it would never see."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     missing = [key for key, p in parameters.items() if p.kind in named and p.default is p.empty and key not in known]
-    if not model._forward_pre_hooks and missing:  # a hook may give what the batch lacks
+    hooks = model._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]  (one may give what the batch lacks)
+    if missing and not hooks:
         also = f"; '{missing[0]}' is taken for the labels and is not passed on" if missing[0] in LABELS else ""
         raise BatchError(
             f"{type(model).__name__}.forward takes ({_signature(model)}), but the batch has no {_quoted(missing)}; its "

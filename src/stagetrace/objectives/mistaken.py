@@ -29,8 +29,10 @@ MODULES = {
     "MultiLabelSoftMarginLoss": "multilabel_soft_margin_loss",
 }
 
-OUTPUTS = {"outputs", "output", "out", "logits", "logit", "pred", "preds", "prediction", "predictions", "y_pred"}
-OUTPUTS |= {"y_hat", "yhat", "scores", "probs", "log_probs", "input"}
+OUTPUTS = {
+    *("outputs", "output", "out", "logits", "logit", "pred", "preds", "prediction", "predictions", "y_pred", "y_hat"),
+    *("yhat", "scores", "probs", "log_probs", "input"),
+}
 LABELS = {"labels", "label", "targets", "target", "y", "y_true", "truth", "ground_truth"}
 
 
@@ -83,7 +85,7 @@ def refuse_signature(function: Callable[..., Any], wanted: str, where: str) -> N
     except (TypeError, ValueError):
         return
     name = getattr(function, "__name__", type(function).__name__)
-    takes = f"{name}({', '.join(map(str, signature.parameters.values()))})"
+    takes = f"{name}({', '.join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())})"
     try:
         signature.bind(None, None)
     except TypeError:

@@ -11,8 +11,8 @@ def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
     """The dense tensors that a tensor consists of: itself, or its indices and values.
 
     Example:
-        >>> [list(part.shape) for part in parts_of(torch.eye(3).to_sparse_csr())]
-        [[4], [3], [3]]
+        >>> [list(part.shape) for part in parts_of(torch.eye(3).to_sparse())]
+        [[2, 3], [3]]
     """
     if tensor.layout is torch.sparse_coo:
         whole = tensor.detach().coalesce()
