@@ -18,6 +18,7 @@ LAYERS = [
     {"curvature"},
     {"solvers"},
     {"results"},
+    {"checks"},
     {"tracing"},
     {"preflight"},
     {"hf"},

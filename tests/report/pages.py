@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stagetrace import Scores, Trace
-from stagetrace.preflight.finding import Finding, Level
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.report import write
 from stagetrace.report.extras import write_findings
 from stagetrace.report.item import Reader

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.errors import ResultsError
-from stagetrace.preflight.finding import Finding, Level
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.atomic import atomic

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
+import torch
 from torch import Tensor, nn
 
 from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
@@ -59,4 +60,7 @@ def plain_tensor(parameter: Tensor) -> Tensor:
     """The values without a history, sharing memory; a copy of what was made under `torch.inference_mode`, which no
     derivative may touch.
     """
-    return parameter.detach().clone() if parameter.is_inference() else parameter.detach()
+    if not parameter.is_inference():
+        return parameter.detach()
+    with torch.inference_mode(False):
+        return parameter.clone().detach()

@@ -7,7 +7,7 @@ from stagetrace.objectives.objective import CountsLabels
 from stagetrace.stages.risk import Risk
 
 
-def check_some_labelled(risk: Risk, looked_at: Sequence[Sequence[int]]) -> None:
+def check_some_labelled(risk: Risk, looked_at: Sequence[int]) -> None:
     """Refuse examples of which none has a label that counts.
 
     Raises:
@@ -16,9 +16,9 @@ def check_some_labelled(risk: Risk, looked_at: Sequence[Sequence[int]]) -> None:
     objective = risk.objective
     if not isinstance(objective, CountsLabels):
         return
-    if any(objective.labelled(batch.content) for batch in risk.read(looked_at)):
+    if any(objective.labelled(batch.content) for batch in risk.read([looked_at])):
         return
-    indices = sorted({index for part in looked_at for index in part})
+    indices = sorted(looked_at)
     which = f"example {indices[0]:,}" if len(indices) == 1 else f"examples {indices[0]:,} to {indices[-1]:,}"
     raise DataError(
         f"{risk.where}, {which}: none of the {len(indices)} examples looked at has a label that is not ignored, so "
