@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stagetrace.checks.dependence import Slopes, has_a_slope, slopes
 from stagetrace.checks.finding import Level
-from stagetrace.checks.rounding import Precision, Rounding
+from stagetrace.checks.rounding import Rounding
+from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.errors import DifferentiationError
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
@@ -49,12 +50,13 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
     """
     found = slopes(risk, batch)
     point = {**risk.inherited_values, **risk.own_values}
-    with torch.no_grad(), Precision() as precision:
+    with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
         outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
         losses = risk.reduce(outputs, batch)
-    size = max(float(losses.abs().sum()), len(batch) * Rounding.seen(precision, outputs).size)
+    rounding = Rounding.of_outputs(outputs, seen.coarsest)
+    size = max(float(losses.abs().sum()), len(batch) * rounding.size)
     if found.flat:
-        _refuse_detached(risk, batch, found, point, size, precision.eps)
+        _refuse_detached(risk, batch, found, point, size, rounding.eps)
     said = [f"{len(found.flat)} parameters have no slope there ({_some(found.flat)})"] if found.flat else []
     without = has_a_slope(risk, found)
     said.extend([without] if without else [])
@@ -66,7 +68,7 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
         direction = direction_of({name: point[name] for name in steep})
         shares = [float((found.of[name].double() * direction[name].double()).sum()) for name in steep]
         scale = sum(map(abs, shares))
-        measured = _along(risk, batch, point, direction, size, precision.eps)
+        measured = _along(risk, batch, point, direction, size, rounding.eps)
         if measured.uncertainty > JUDGED * scale:
             unjudged += 1
             continue

@@ -12,8 +12,10 @@ from stagetrace.checks.finding import Finding, Level
 from stagetrace.checks.independence import losses_are_their_own
 from stagetrace.checks.lookout import Lookout
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
-from stagetrace.checks.rounding import Precision, Rounding
+from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
+from stagetrace.curvature.rounding import RoundedTo
+from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk, check_finite
 
@@ -63,12 +65,13 @@ def _looked_at(risk: Risk, where: str) -> list[Finding]:
     chosen = time.perf_counter() - started
     findings.append(Finding(where, "examples", Level.OK, _chosen(lookout, len(risk.examples)), chosen))
     look("reading", lambda: examples_repeat(risk, lookout.together))
+    check_some_labelled(risk, list(lookout.together))
     batch = next(iter(risk.read([list(lookout.together)])))
-    with torch.no_grad(), Precision() as precision:
+    with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
         outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
         losses = risk.reduce(outputs, batch)
     check_finite(losses, batch.indices, risk.where)
-    rounding = Rounding.seen(precision, outputs)
+    rounding = Rounding.of_outputs(outputs, seen.coarsest)
     look("repetition", lambda: losses_repeat(risk, batch, rounding))
     look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout.alone, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))

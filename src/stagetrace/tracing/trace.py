@@ -21,6 +21,7 @@ from stagetrace.stages.coverage import notices_at
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.problem import Problem
+from stagetrace.tracing.arguments import check_arguments
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
@@ -34,8 +35,8 @@ def trace(
     chain: Chain,
     query: Query,
     *,
-    curvature: Curvature | Mapping[str, Curvature] | None = None,
-    solver: Solver | Mapping[str, Solver] | None = None,
+    curvature: Curvature | str | Mapping[str, Curvature | str] | None = None,
+    solver: Solver | str | Mapping[str, Solver | str] | None = None,
     of: Iterable[str] | str | None = None,
     parts: bool = False,
     out: str | Path | None = None,
@@ -48,9 +49,10 @@ def trace(
         query: the loss to explain.
         curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it
             does not name take the default: the Hessian, or Gauss-Newton where that is indefinite, see
-            `stagetrace.curvature.Auto`).
+            `stagetrace.curvature.Auto`). The names of the command line stand for their defaults: "auto", "hessian",
+            "gauss-newton", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
-            damping is taken from the stage's spectrum.
+            damping is taken from the stage's spectrum. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
         of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
@@ -91,6 +93,7 @@ def trace(
         >>> result["first"].values  # d(7 - 8)^2 = 2 (-1) dq, and q = 3 w + b moves by 3 dw - dw, dw = -dloss_i / 2
         tensor([ 4., -4.], dtype=torch.float64)
     """
+    check_arguments(chain, query)
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
