@@ -18,6 +18,7 @@ Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.report.extras import write_findings
 from stagetrace.report.sweep import check_damped, sweep, write_sweep
 from stagetrace.results.manifest import read_manifest
+from stagetrace.terminal import terminal
 from stagetrace.tracing.trace import trace
 
 app = typer.Typer(
@@ -99,7 +101,7 @@ def score(
     if is_first:  # the other processes are gone: what follows is one process's work
         if found:
             write_sweep(out, found)
-        show.result(result, top, Console(), out, write_after(out, job.chain, job.query))
+        show.result(result, top, terminal(), out, write_after(out, job.chain, job.query))
 
 
 def _how(job: Target, words: settings.Words, progress: Progress) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def check(
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
     findings = inspect(job.chain, job.query, **_how(job, words, Bars()))
-    found = show.findings(job.chain, findings, Console())
+    found = show.findings(job.chain, findings, terminal())
     if out is not None:
         write_findings(out, found)
 
@@ -152,23 +154,24 @@ def demo(
     del debug
     from stagetrace.demo import run  # scikit-learn is needed here only
 
-    run(out=out, progress=Bars(), console=Console())
+    run(out=out, progress=Bars(), console=terminal())
 
 
 def main() -> None:
     """The entry point: library errors are one line on standard error, tracebacks only with --debug."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = terminal(stderr=True, in_lines=True)
     warnings.showwarning = _one_line(errors)
     try:
         app()
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of a KeyboardInterrupt
-            errors.print("interrupted; what was finished is kept: the same command continues", markup=False)
+            errors.print("interrupted; what was finished is kept: the same command continues")
         raise
     except Exception as error:
         if "--debug" in sys.argv:
+            sys.excepthook = lambda *raised: errors.print("".join(traceback.format_exception(*raised)), end="")
             raise
-        errors.print(f"error: {_in_a_line(error)}", style="red", markup=False)
+        errors.print(f"error: {_in_a_line(error)}", style="red")
         sys.exit(1)
 
 
@@ -184,13 +187,20 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _one_line(errors: Console) -> Callable[..., None]:
-    """Shows our own warnings as one line each, others as Python does."""
-    usual = warnings.showwarning
+    """Shows our own warnings as one line each, others in the words that Python has for them."""
 
-    def show_one(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    def show_one(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        del file
         if issubclass(category, StagetraceWarning):
-            errors.print(f"warning: {message}", style="yellow", markup=False)
+            errors.print(f"warning: {message}", style="yellow")
         else:
-            usual(message, category, *where)
+            errors.print(warnings.formatwarning(message, category, filename, lineno, line), end="")
 
     return show_one

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagetrace.cli.fits import in_words
+from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
 from stagetrace.results import Scores, Trace
@@ -33,8 +34,8 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
         for scores in trace.scores.values():
             ranking(scores, top, console, previews)
     if page is not None:
-        console.print(f"to look at it, open {page}", markup=False, soft_wrap=True, highlight=False)
-    console.print(f"kept in {out}", markup=False, soft_wrap=True)
+        console.print(f"to look at it, open {page}", soft_wrap=True, highlight=False)
+    console.print(f"kept in {out}", soft_wrap=True)
 
 
 def summary(trace: Trace, console: Console) -> None:
@@ -50,7 +51,7 @@ def question(previews: Previews, query: int, console: Console) -> None:
     loss = "" if item.loss is None else f"loss {number(item.loss)}"
     prediction = item.prediction and f"predicted {item.prediction}"
     said = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
-    console.print(f"query {query}: {said}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(f"query {query}: {said}"), highlight=False, soft_wrap=True)
 
 
 def ranking(
@@ -68,7 +69,7 @@ def ranking(
             ("example", [in_a_line(item, room) if item else "" for item in items]),
         ):
             if any(cells):
-                rows = tuple((*row, printable(cell)) for row, cell in zip(sheet.rows, cells, strict=True))
+                rows = tuple((*row, cell) for row, cell in zip(sheet.rows, cells, strict=True))
                 words = sheet.words | {heading}
                 sheet = replace(sheet, headings=(*sheet.headings, heading), rows=rows, words=words)
         console.print(_legible(sheet.rich(), console.width))
@@ -81,14 +82,9 @@ def in_a_line(item: Preview, room: int = LINE) -> str:
     return words if len(words) <= room else f"{words[: room - 3]}..."
 
 
-def printable(text: str) -> str:
-    """The text without what would act on a terminal: control characters and marks of direction."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[Finding]:
     """A line per finding, and a verdict; gives the findings back."""
-    console.print(f"{chain}", markup=False, highlight=False)
+    console.print(f"{chain}", highlight=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "what", "level", "found"):
         table.add_column(heading, overflow="fold")
@@ -98,13 +94,14 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[F
             seen.append(finding)
             warned += finding.level is Level.WARNING
             table.add_row(
-                finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
+                Text(printable(finding.where)),
+                finding.what,
+                Text(finding.level.value, style=STYLES[finding.level]),
+                Text(printable(finding.text, lines=True)),
             )
     finally:  # what was found stands, also where a later check refuses
         console.print(_legible(table, console.width))
-    console.print(
-        f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
-    )
+    console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way")
     return seen
 
 
@@ -115,12 +112,12 @@ def validation(
     for sheet in report.sheets(found):
         console.print(_legible(sheet.rich(), console.width))
     for name, reason in left_out.items():
-        console.print(f"{name} does not apply: {reason}", markup=False, highlight=False)
+        console.print(f"{name} does not apply: {reason}", highlight=False)
     for name, fit in fitted.items():
-        console.print(f"stage '{name}' was trained again by {in_words(fit)}", markup=False, highlight=False)
+        console.print(f"stage '{name}' was trained again by {in_words(fit)}", highlight=False)
     for words in (report.SIGN, report.FIGURES, report.work(found)):
-        console.print(words, markup=False, highlight=False)
-    console.print(f"kept in {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+        console.print(words, highlight=False)
+    console.print(f"kept in {', '.join(map(str, files))}", soft_wrap=True)
 
 
 def _legible(table: Table, width: int) -> Table:
