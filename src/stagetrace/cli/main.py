@@ -147,7 +147,10 @@ app.command("export")(export_run)
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the run in this folder.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder of the run and its report; an earlier demo's is replaced."),
+    ] = Path("runs/demo"),
     debug: options.Debug = False,
 ) -> None:
     """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""

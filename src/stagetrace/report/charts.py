@@ -5,6 +5,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from stagetrace.plaintext import printable
 from stagetrace.report.model import StageView
 from stagetrace.results.plot import Palette, draw_scores, plain
 
@@ -91,4 +92,4 @@ def _svg(figure: "Figure", said: str, salt: str) -> str:
         text = text.replace(colour, variable)
     # as wide as the page lets it be: the picture's own size goes, its viewBox stays
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(printable(said))}"', 1)

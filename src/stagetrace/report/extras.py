@@ -1,20 +1,26 @@
 """What may lie in a run's folder beside the run: preflight findings, a damping sweep, a validation with its plots."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from stagetrace.errors import ResultsError
 from stagetrace.preflight.finding import Finding, Level
+from stagetrace.report.picture import is_png
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.atomic import atomic
+from stagetrace.results.json_value import read_json
 from stagetrace.validation.report import RECORD, between, figure
+
+T = TypeVar("T")
 
 CHECK = "check.json"
 PLOTS = ("agreement.png", "estimators.png")
+LARGEST_PLOT = 10_000
+"""Pixels of a side of a plot."""
 
 
 @final
@@ -49,14 +55,14 @@ class Extras:
         Raises:
             ResultsError: a file cannot be read; the message names it.
         """
-        record = _json(folder / RECORD)
         return Extras(
-            findings=tuple(_finding(found) for found in _json(folder / CHECK) or ()),
-            stability=read_sweep(_json(folder / SWEEP)),
-            validation=()
-            if record is None
-            else tuple(_table(choice, record["estimators"]) for choice in record["choices"]),
-            plots={name: (folder / name).read_bytes() for name in PLOTS if (folder / name).exists()},
+            findings=_read(folder / CHECK, lambda found: tuple(map(_finding, found))),
+            stability=_read(folder / SWEEP, read_sweep),
+            validation=_read(
+                folder / RECORD,
+                lambda record: tuple(_table(choice, record["estimators"]) for choice in record["choices"]),
+            ),
+            plots={name: picture for name in PLOTS if (picture := _plot(folder / name))},
         )
 
 
@@ -72,19 +78,28 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> Path:
     return folder / CHECK
 
 
-def _json(path: Path) -> Any:
+def _read(path: Path, made: Callable[[Any], tuple[T, ...]]) -> tuple[T, ...]:
+    """What is made of a file; nothing where there is none."""
     if not path.exists():
-        return None
+        return ()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+        return made(read_json(path))
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         raise ResultsError(
             f"{path} cannot be read ({cause}); delete it, or write it anew, then report again"
         ) from cause
 
 
-def _finding(record: Mapping[str, str]) -> Finding:
-    return Finding(record["where"], record["what"], Level(record["level"]), record["text"])
+def _plot(path: Path) -> bytes:
+    """The plot; nothing where there is none that is a picture of a size to be shown."""
+    if not path.exists():
+        return b""
+    content = path.read_bytes()
+    return content if is_png(content, LARGEST_PLOT) else b""
+
+
+def _finding(record: Mapping[str, Any]) -> Finding:
+    return Finding(str(record["where"]), str(record["what"]), Level(record["level"]), str(record["text"]))
 
 
 def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Table:

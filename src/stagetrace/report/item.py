@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagetrace.objectives.batches import LABELS
 from stagetrace.report import picture
-from stagetrace.results.previews import Preview
+from stagetrace.results.previews import Preview, whole_characters
 
 LONGEST = 2_000
 """Characters of a text that are kept."""
@@ -129,11 +129,6 @@ def in_words(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError):
         return type(value).__name__
-
-
-def whole_characters(text: str) -> str:
-    """The text without halves of characters, which no file can hold: those are written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def fields_of(item: Any) -> dict[str, Any]:

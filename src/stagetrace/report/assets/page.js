@@ -13,13 +13,15 @@
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  // Characters that are not seen but act: direction marks, controls, zero-width spaces (joiners belong to scripts and emoji).
-  const ACTING = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff])/u;
+  // Characters that are not seen, or act: direction marks, controls, zero-width spaces, tags (joiners belong to scripts and emoji).
+  const ACTING = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e0fff}])/u;
+  const codeOf = (character) => "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  // The same for places that hold no markup: names in menus, words read aloud.
+  const visible = (text) => text.split(ACTING).map((part, place) => (place % 2 ? "[" + codeOf(part) + "]" : part)).join("");
   const legible = (node, text) => {
     text.split(ACTING).forEach((part, place) => {
       if (place % 2) {
-        const code = part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-        node.append(make("span", "hidden-character", "U+" + code));
+        node.append(make("span", "hidden-character", codeOf(part)));
       } else if (part) {
         node.append(part);
       }
@@ -32,7 +34,7 @@
     if (item.kind === "image" && item.image) {
       const image = make("img", "thumb");
       image.src = item.image;
-      image.alt = item.label ? "example of class " + item.label : "example";
+      image.alt = item.label ? "example of class " + visible(item.label) : "example";
       return image;
     }
     const box = make("div");
@@ -162,7 +164,7 @@
   };
 
   const option = (select, value, text) => {
-    const node = make("option", "", text);
+    const node = make("option", "", visible(text));
     node.value = value;
     select.append(node);
   };
@@ -205,7 +207,7 @@
     const what = query === null ? "the whole query" : "query #" + query;
     byId("status").textContent =
       found.harmful.length + " harmful and " + found.helpful.length + " helpful examples of stage " +
-      data.stages[stage] + ", ranked for " + what + ".";
+      visible(data.stages[stage]) + ", ranked for " + what + ".";
   };
 
   const copy = async (button) => {
