@@ -14,11 +14,15 @@ from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
 from stagetrace.results import Scores, Trace
 from stagetrace.results.previews import Preview, Previews, read_previews
+from stagetrace.results.top import Row, Top
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Fit, Validation, report
 
 LINE = 60
 """Characters of an example in a table, at most."""
+
+FAR = 100
+"""Examples of a ranking that are looked at for some that look the same: of more there are no previews."""
 
 NUMBERS = 64
 """Characters of a line that the other columns need."""
@@ -61,8 +65,8 @@ def ranking(
     known = {} if previews is None else previews.by_place()
     room = max(16, min(LINE, console.width - NUMBERS))
     for harmful in (True, False):
-        found = scores.top(top, harmful=harmful, query=query)
-        sheet = found.sheet()
+        found, alike = _grouped(scores, top, known, harmful=harmful, query=query)
+        sheet = replace(found.sheet(), caption="\n".join(alike))
         items = [known.get((scores.stage, index)) for index in found.indices]
         for heading, cells in (
             ("class", [item.label if item else "" for item in items]),
@@ -73,6 +77,28 @@ def ranking(
                 words = sheet.words | {heading}
                 sheet = replace(sheet, headings=(*sheet.headings, heading), rows=rows, words=words)
         console.print(_legible(sheet.rich(), console.width))
+
+
+def _grouped(
+    scores: Scores, top: int, known: Mapping[tuple[str | None, int], Preview], *, harmful: bool, query: int | None
+) -> tuple[Top, list[str]]:
+    """The end of a ranking with a row for all examples that look the same, and in words which those are."""
+    found = scores.top(top, harmful=harmful, query=query)
+    rows, alike = list[Row](), dict[object, list[int]]()
+    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if known else found:
+        item = known.get((scores.stage, row.index))
+        look: object = row.index if item is None or item.look is None else item.look
+        if look not in alike and len(rows) == top:
+            continue
+        if look not in alike:
+            rows.append(row)
+        alike.setdefault(look, []).append(row.index)
+    said = [
+        f"#{indices[0]} stands for {len(indices)} examples that look the same: {', '.join(map(str, indices))}"
+        for indices in alike.values()
+        if len(indices) > 1
+    ]
+    return replace(found, rows=tuple(rows)), said
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:

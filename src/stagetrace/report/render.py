@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -69,13 +69,13 @@ def data_of(report: Report) -> dict[str, Any]:
     """What the page's script shows: rankings, and a preview for each place that a ranking or the query names."""
     wanted = {(row.stage, row.index) for row in report.rows}
     names = [stage.name for stage in report.stages]
+    shown = [item for item in report.previews.values() if item.stage is not None and (item.stage, item.index) in wanted]
     return {
         "stages": names,
         "rows": [_row(row, names.index(row.stage)) for row in report.rows],
         "previews": {
-            f"{names.index(item.stage)}:{item.index}": _preview(item)
-            for item in report.previews.values()
-            if item.stage is not None and (item.stage, item.index) in wanted
+            f"{names.index(str(item.stage))}:{item.index}": {**_preview(item), **same}
+            for item, same in zip(shown, _look_alikes(shown), strict=True)
         },
         "queries": [{"index": item.index, **_preview(item)} for item in report.queries],
         "each": any(row.query is not None for row in report.rows),
@@ -135,6 +135,19 @@ def _preview(item: Preview) -> Mapping[str, Any]:
         "value": item.loss if item.loss is not None and math.isfinite(item.loss) else None,
     }
     return {name: value for name, value in shown.items() if value not in ("", [], 0, None)}
+
+
+def _look_alikes(items: Sequence[Preview]) -> list[dict[str, int]]:
+    """For each example that looks as another of its stage does a number that they share."""
+    places: dict[object, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.look is not None:
+            places.setdefault((item.stage, item.look), []).append(place)
+    found: list[dict[str, int]] = [{} for _ in items]
+    for group, alike in enumerate(places.values()):
+        for place in alike if len(alike) > 1 else ():
+            found[place] = {"same": group}
+    return found
 
 
 def _asset(name: str) -> str:

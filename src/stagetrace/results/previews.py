@@ -68,6 +68,13 @@ class Preview:
     prediction: str = ""
     loss: float | None = None
 
+    @property
+    def look(self) -> tuple[object, ...] | None:
+        """What people see of an example: equal for two that look the same; None where not all of it was kept."""
+        if self.cut or any(value.endswith("...") for _, value in self.fields):
+            return None
+        return self.kind, self.text, self.image, self.fields, self.label
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             refuse(f"Preview: kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
