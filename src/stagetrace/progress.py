@@ -80,5 +80,5 @@ class Bars:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with RichProgress(*columns, console=self.console) as bars:
-            bar = bars.add_task(printable(what), total=total, unit=unit, note="")
+            bar = bars.add_task(printable(what), total=total, unit=printable(unit), note="")
             yield lambda n=1, note="": bars.update(bar, advance=n, note=printable(note))

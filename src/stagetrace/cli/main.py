@@ -37,6 +37,7 @@ from stagetrace.cli.show_run import show_run
 from stagetrace.cli.target import Target, load
 from stagetrace.cli.validate import validate
 from stagetrace.errors import StagetraceError, StagetraceWarning
+from stagetrace.plaintext import printable
 from stagetrace.preflight import inspect
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.report.extras import write_findings
@@ -174,7 +175,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             sys.excepthook = lambda *raised: errors.print("".join(traceback.format_exception(*raised)), end="")
             raise
-        errors.print(f"error: {_in_a_line(error)}", style="red")
+        errors.print(printable(f"error: {_in_a_line(error)}", lines=True), style="red")
         sys.exit(1)
 
 
@@ -202,7 +203,7 @@ def _one_line(errors: Console) -> Callable[..., None]:
     ) -> None:
         del file
         if issubclass(category, StagetraceWarning):
-            errors.print(f"warning: {message}", style="yellow")
+            errors.print(printable(f"warning: {message}", lines=True), style="yellow")
         else:
             errors.print(warnings.formatwarning(message, category, filename, lineno, line), end="")
 

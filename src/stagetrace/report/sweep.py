@@ -120,10 +120,10 @@ def write_sweep(folder: Path, found: Sequence[Stability]) -> None:
 
 
 def read_sweep(record: Any) -> tuple[Stability, ...]:
-    """What `write_sweep` wrote, from its JSON; nothing from None."""
+    """What `write_sweep` wrote, from its JSON."""
     return tuple(
         Stability(str(each["stage"]), *(float(each[key]) for key in ("factor", "spearman", "kept")), int(each["top"]))
-        for each in record or ()
+        for each in record
     )
 
 
