@@ -20,6 +20,10 @@ WIDTH, HEIGHT = 4.5, 2.3
 """Inches of 72 points: narrow enough that the letters stay legible on a phone."""
 
 
+LARGEST = 1e200
+"""What can be drawn: matplotlib multiplies numbers with each other."""
+
+
 def available() -> bool:
     """Whether matplotlib is installed."""
     from stagetrace.validation import plots
@@ -29,6 +33,8 @@ def available() -> bool:
 
 def scores_chart(stage: StageView) -> str:
     """The histogram of a stage's scores."""
+    if float(stage.scores.per_example.abs().max()) > LARGEST:
+        return '<p class="small">Scores of this size cannot be drawn.</p>'
     figure, ax = _axes(HEIGHT)
     draw_scores(ax, stage.scores, PALETTE)
     n = stage.scores.n_examples

@@ -13,6 +13,7 @@ from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.atomic import atomic
 from stagetrace.results.json_value import read_json
+from stagetrace.results.previews import whole_characters
 from stagetrace.validation.report import RECORD, between, figure
 
 T = TypeVar("T")
@@ -74,7 +75,8 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> Path:
     """
     records = [{"where": f.where, "what": f.what, "level": f.level.value, "text": f.text} for f in findings]
     with atomic(folder / CHECK) as temporary:
-        temporary.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = whole_characters(json.dumps(records, indent=2, ensure_ascii=False))
+        temporary.write_text(text + "\n", encoding="utf-8")
     return folder / CHECK
 
 

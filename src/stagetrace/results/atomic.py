@@ -39,9 +39,10 @@ def atomic(path: Path) -> Generator[Path, None, None]:
     except OSError as cause:
         raise cannot_write(path, cause) from cause
     except UnicodeEncodeError as cause:
-        if str(temporary) not in str(cause.object):
-            raise
-        raise ResultsError(f"cannot write {path}: its name is not in UTF-8; choose another folder") from cause
+        half = ascii(cause.object[cause.start : cause.end])
+        raise ResultsError(
+            f"cannot write {path}: {half} is half a character, which no file can hold; rename what has it"
+        ) from cause
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
