@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def written(folder: Path, text: str) -> None:
         "solver": {text: {"name": text, "damping": text, text: [text, {text: 1}]}},
     }
     solved = solution(0)
-    solved = type(solved)(**{**vars(solved), "system": text, "notes": (text,)})
+    solved = replace(solved, system=text, notes=(text,))
     Trace(stages, {text: solved}, how, {"device": text, "alpha": {text: text}}, {text: text}).save(folder)
     kinds: list[dict[str, Any]] = [{"kind": "text", "text": texts}, {"kind": "table", "fields": ((texts, texts),)}]
     items = [

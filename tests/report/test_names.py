@@ -80,6 +80,8 @@ def test_several_labels_at_once_are_named():
 
 def test_a_columns_names_come_before_others():
     class Rows(list[Any]):
-        features = {"label": SimpleNamespace(names=["of the column", "its second"])}
+        features: Any = None
 
-    assert Reader.of(Rows([{"label": 1}]), ("a", "b")).preview("only", 0).label == "its second"
+    rows = Rows([{"label": 1}])
+    rows.features = {"label": SimpleNamespace(names=["of the column", "its second"])}
+    assert Reader.of(rows, ("a", "b")).preview("only", 0).label == "its second"

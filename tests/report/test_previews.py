@@ -189,14 +189,7 @@ def test_only_a_picture_of_a_size_to_be_shown_is_one(tmp_path: Path):
     assert picture.is_png(small, 8)
     assert not picture.is_png(small, 7)
     huge = small[:16] + (60_000).to_bytes(4) + small[20:]
-    for content in (
-        huge,
-        b"",
-        b"<svg onload=alert(1)>",
-        b"\x89PNG\r\n\x1a\n",
-        small[:20],
-        b"root:x:0:0:root:/root:/bin/bash",
-    ):
+    for content in (huge, b"", b"<svg onload=alert(1)>", small[:8], small[:20], b"root:x:0:0:root:/root:/bin/bash"):
         assert not picture.is_png(content, 10_000)
         item = Preview("a", 0, "image", image=content)
         trace = Trace({"a": Scores("a", torch.tensor([1.0]).double())})

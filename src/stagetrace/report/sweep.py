@@ -122,7 +122,9 @@ def write_sweep(folder: Path, found: Sequence[Stability]) -> None:
 def read_sweep(record: Any) -> tuple[Stability, ...]:
     """What `write_sweep` wrote, from its JSON."""
     return tuple(
-        Stability(str(each["stage"]), *(float(each[key]) for key in ("factor", "spearman", "kept")), int(each["top"]))
+        Stability(
+            str(each["stage"]), float(each["factor"]), float(each["spearman"]), float(each["kept"]), int(each["top"])
+        )
         for each in record
     )
 
