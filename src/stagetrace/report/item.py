@@ -94,9 +94,9 @@ class Reader:
         return self.decode([int(token) for token in ids])
 
     def _label(self, column: str, label: Any) -> str:
-        value = label.tolist() if isinstance(label, Tensor | np.ndarray | np.generic) else label
+        value: Any = label.tolist() if isinstance(label, Tensor | np.ndarray | np.generic) else label
         names = self.names.get(column) or self.classes
-        if isinstance(value, float) and (value == 0 or value == 1) and len(names) == 2:
+        if isinstance(value, float) and value in (0.0, 1.0) and len(names) == 2:
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
             return _short(names[value])
