@@ -17,7 +17,7 @@ class Chain:
     a link says were kept still have the values the previous stage left.
 
     Args:
-        stages: two or more; with one stage the trace is the ordinary, single-stage influence function.
+        stages: one or more; with one stage the trace is the ordinary, single-stage influence function.
 
     Raises:
         DescriptionError: the stages do not fit together; the message names stage and parameter.
