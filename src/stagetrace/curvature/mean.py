@@ -5,15 +5,20 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
 from stagetrace.errors import SolveError, StagetraceError
 from stagetrace.parallel import world
+from stagetrace.progress import part_done
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import explain_not_finite
 from stagetrace.stages.risk import Risk
+
+BATCH_BYTES = 2**28
+"""What a process keeps of the examples it has read, at most, so that no product reads and collates them again."""
 
 
 @final
@@ -33,6 +38,7 @@ class MeanCurvature(LinearOperator):
         self.risk, self.indices, self.plan = risk, indices, plan
         self._mine = world().shard(indices)
         self._kept: list[Product] | None = None
+        self._read: list[Batch] | None = None
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
@@ -41,9 +47,10 @@ class MeanCurvature(LinearOperator):
         return MeanCurvature(risk, indices, make_plan(risk, matrix, indices, max(1, mine), memory))
 
     def apply(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
-        for product in self._products():
+        total, plan = torch.zeros_like(vectors), self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)
+        for done, product in enumerate(self._products(), start=1):
             total += product(vectors)
+            part_done(done / len(plan))
         total = world().sum(total) / len(self.indices)
         if not bool(torch.isfinite(total.sum())):
             self._explain()
@@ -87,7 +94,18 @@ class MeanCurvature(LinearOperator):
             return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
 
     def _batches(self) -> Iterator[Batch]:
-        return self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples))
+        """The chunks' examples: read once, and kept if they are small."""
+        if self._read is not None:
+            yield from self._read
+            return
+        read, size = list[Batch](), 0
+        for batch in self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)):
+            yield batch
+            size += sum(leaf.nbytes for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor))
+            if size <= BATCH_BYTES:
+                read.append(batch)
+        if size <= BATCH_BYTES and not self.plan.keeps:
+            self._read = read
 
     def _explain(self) -> None:
         for batch in self.risk.read(self.risk.examples.plan(self._mine)):
