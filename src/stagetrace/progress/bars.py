@@ -15,6 +15,7 @@ from stagetrace.progress.task import Task
 PERIOD = 5.0
 """Seconds between two lines where there is no terminal."""
 
+
 @final
 class Bars:
     """Draws what is done, how far, how fast, the time left and a note (the residual of a solve), as wide as there is.
