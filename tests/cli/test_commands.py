@@ -417,11 +417,11 @@ def test_the_package_is_imported_when_it_is_used():
 
 
 def test_names_and_numbers_in_the_help_are_those_of_the_settings():
-    assert options.SOLVERS == tuple(settings.SOLVERS)
-    assert options.CURVATURES == tuple(settings.CURVATURES)
+    assert tuple(settings.SOLVERS) == options.SOLVERS
+    assert tuple(settings.CURVATURES) == options.CURVATURES
     assert options.FITS == fits.KINDS
     assert (options.EPOCHS, options.BATCH) == (fits.EPOCHS, fits.BATCH)
-    assert (options.ADAM_RATE, options.SGD_RATE) == (fits.RULES["adam"].rate, fits.RULES["sgd"].rate)
+    assert (fits.RULES["adam"].rate, fits.RULES["sgd"].rate) == (options.ADAM_RATE, options.SGD_RATE)
     quick = settings.QUICK_EXAMPLES, settings.QUICK_RTOL, settings.QUICK_STEPS
     assert quick == (options.QUICK_EXAMPLES, options.QUICK_RTOL, options.QUICK_STEPS)
     assert {options.EXACT_RTOL} == set(settings.EXACT_RTOL.values())

@@ -1,7 +1,7 @@
 """The words that several commands share, and those of `validate`.
 
-`--help` is answered without PyTorch, so that the names and numbers in it stand here once more; a test holds them to what
-they are the names of.
+`--help` is answered without PyTorch, so that the names and numbers in it stand here once more; a test holds them to
+what they are the names of.
 """
 
 from pathlib import Path
@@ -43,8 +43,8 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help=f"A first look: {QUICK_EXAMPLES} examples in the curvature, residual {QUICK_RTOL:g}, at most {QUICK_STEPS} "
-        "steps. What is typed beside it wins.",
+        help=f"A first look: {QUICK_EXAMPLES} examples in the curvature, residual {QUICK_RTOL:g}, at most "
+        f"{QUICK_STEPS} steps. What is typed beside it wins.",
     ),
 ]
 Exact = Annotated[

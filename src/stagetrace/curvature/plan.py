@@ -157,11 +157,21 @@ def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
 
 def _tracing_pays(risk: Risk, batch: Batch, chunk_examples: int) -> bool:
     """Whether a chunk's gradient, three times its forward pass, is work enough for what it takes to trace it."""
+    operations, calls = _counted(risk, batch)
+    return 3 * operations * chunk_examples / len(batch) >= TRACED_OPERATIONS * calls**2
+
+
+def counted_operations(risk: Risk, batch: Batch) -> int:
+    """Floating-point operations of a batch's forward pass, in matrix products and convolutions."""
+    return _counted(risk, batch)[0]
+
+
+def _counted(risk: Risk, batch: Batch) -> tuple[int, int]:
+    """Those operations, and the calls to PyTorch."""
     operations, calls = FlopCounterMode(display=False), _Calls()
     with torch.no_grad(), operations, calls:
         risk.losses(risk.own_values, risk.inherited_values, batch)
-    gradient = 3 * operations.get_total_flops() * chunk_examples / len(batch)
-    return gradient >= TRACED_OPERATIONS * calls.number**2
+    return operations.get_total_flops(), calls.number
 
 
 @final

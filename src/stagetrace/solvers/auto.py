@@ -7,8 +7,8 @@ off below it, so the size of the most negative eigenvalue is where to cut:
 
     damping = max(|min(0, smallest)|, rounding * largest)^2,    rounding = sqrt(machine epsilon)
 
-The ends of the spectrum come from a Lanczos run from a random vector, so that the damping is the stage's own: it depends
-on no query. The run ends once its ends have settled:
+The ends of the spectrum come from a Lanczos run from a random vector, so that the damping is the stage's own: it
+depends on no query. The run ends once its ends have settled:
 
     residual of the end's Ritz pair <= 5 % of what the end decides, at both ends, and
     the smallest moved by at most 1 % of that over the last 5 steps,
