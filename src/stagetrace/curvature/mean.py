@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
 from stagetrace.errors import SolveError, StagetraceError
 from stagetrace.parallel import world
@@ -43,8 +44,11 @@ class MeanCurvature(LinearOperator):
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
         """Probe the model, decide how to multiply within `memory` bytes per process, and build the operator."""
-        mine = len(world().shard(indices))
-        return MeanCurvature(risk, indices, make_plan(risk, matrix, indices, max(1, mine), memory))
+        ordered, differ = by_size(risk.examples, indices)
+        if differ:  # each process's share has short and long ones
+            ordered = [index for rank in range(world().size) for index in ordered[rank :: world().size]]
+        mine = max(1, len(world().shard(ordered)))
+        return MeanCurvature(risk, ordered, make_plan(risk, matrix, ordered, mine, memory, differ=differ))
 
     def apply(self, vectors: Tensor) -> Tensor:
         total, plan = torch.zeros_like(vectors), self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)
@@ -58,7 +62,7 @@ class MeanCurvature(LinearOperator):
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         """The same curvature over `examples` of its examples, drawn without replacement and computed anew."""
-        drawn = torch.randperm(len(self.indices), generator=generator)[:examples].tolist()
+        drawn = sorted(torch.randperm(len(self.indices), generator=generator)[:examples].tolist())
         return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.anew())
 
     def how(self) -> dict[str, int | float | str | None]:
