@@ -1,33 +1,52 @@
 """stagetrace: trace what a fine-tuned model does back through every training stage to the examples that caused it.
 
-This is the whole public contract; everything else may move.
+This is the whole public contract; everything else may move. A name is imported when it is first used, so that
+`stagetrace --help` does not wait for PyTorch.
 """
 
-# describe
-# curvature
-from stagetrace.curvature import GaussNewton as GaussNewton
-from stagetrace.curvature import Hessian as Hessian
-from stagetrace.curvature import Identity as Identity
-from stagetrace.objectives import Objective as Objective
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# trace
-from stagetrace.results import Scores as Scores
-from stagetrace.results import Trace as Trace
-
-# solve
-from stagetrace.solvers import CG as CG
-from stagetrace.solvers import Direct as Direct
-from stagetrace.solvers import Lanczos as Lanczos
-from stagetrace.solvers import LiSSA as LiSSA
-from stagetrace.solvers import Normal as Normal
-from stagetrace.solvers import Solution as Solution
-from stagetrace.stages import Chain as Chain
-from stagetrace.stages import Frozen as Frozen
-from stagetrace.stages import Proximal as Proximal
-from stagetrace.stages import Stage as Stage
-from stagetrace.tracing import Query as Query
-from stagetrace.tracing import trace as trace
 from stagetrace.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    # curvature
+    from stagetrace.curvature import GaussNewton as GaussNewton
+    from stagetrace.curvature import Hessian as Hessian
+    from stagetrace.curvature import Identity as Identity
+
+    # describe
+    from stagetrace.objectives import Objective as Objective
+
+    # trace
+    from stagetrace.results import Scores as Scores
+    from stagetrace.results import Trace as Trace
+
+    # solve
+    from stagetrace.solvers import CG as CG
+    from stagetrace.solvers import Direct as Direct
+    from stagetrace.solvers import Lanczos as Lanczos
+    from stagetrace.solvers import LiSSA as LiSSA
+    from stagetrace.solvers import Normal as Normal
+    from stagetrace.solvers import Solution as Solution
+    from stagetrace.stages import Chain as Chain
+    from stagetrace.stages import Frozen as Frozen
+    from stagetrace.stages import Proximal as Proximal
+    from stagetrace.stages import Stage as Stage
+    from stagetrace.tracing import Query as Query
+    from stagetrace.tracing import trace as trace
+
+_HOMES = {
+    "curvature": ("GaussNewton", "Hessian", "Identity"),
+    "objectives": ("Objective",),
+    "results": ("Scores", "Trace"),
+    "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Solution"),
+    "stages": ("Chain", "Frozen", "Proximal", "Stage"),
+    "tracing": ("Query", "trace"),
+}
+"""Where each public name lives."""
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CG",
@@ -50,3 +69,18 @@ __all__ = [
     "__version__",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        found = getattr(import_module(f"stagetrace.{_HOME[name]}"), name)
+    elif name in _HOMES:  # `import stagetrace` alone gave its subpackages, too
+        return import_module(f"stagetrace.{name}")
+    else:
+        raise AttributeError(f"module 'stagetrace' has no attribute '{name}'")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_HOMES})

@@ -1,6 +1,7 @@
 """The command line: what it prints and where, how it ends, and what its options mean."""
 
 import re
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -16,7 +17,10 @@ from typer.testing import CliRunner
 
 import stagetrace
 from stagetrace import Trace
+from stagetrace.cli import fits, options, settings
+from stagetrace.cli.later import LATER
 from stagetrace.cli.main import app, main
+from stagetrace.curvature.subset import ENOUGH
 from stagetrace.errors import ResultsError, StagetraceWarning
 from stagetrace.progress import Bars
 from tests import jobs
@@ -377,3 +381,56 @@ def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
     assert "Traceback (most recent call last)" in ended.stderr
     assert "DescriptionError: " in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+# What is imported
+
+
+QUICK_WORDS = [("--help",), ("--version",), ("score", "--help"), ("check", "--help")]
+
+
+@pytest.mark.parametrize("words", QUICK_WORDS, ids=" ".join)
+def test_help_and_version_do_not_wait_for_pytorch(words: tuple[str, ...]):
+    code = (
+        "import sys; from stagetrace.cli.main import main; sys.argv = ['stagetrace', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = [name for name in ('torch', 'numpy', 'pyarrow', 'transformers') if name in sys.modules]\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout
+
+
+def test_the_package_is_imported_when_it_is_used():
+    code = (
+        "import sys, stagetrace; assert 'torch' not in sys.modules; stagetrace.__version__\n"
+        "from stagetrace import Chain, trace; assert 'torch' in sys.modules\n"
+        "assert callable(trace) and isinstance(Chain, type) and stagetrace.solvers.CG is stagetrace.CG\n"
+        "assert set(stagetrace.__all__) <= set(dir(stagetrace))\n"
+        "try: stagetrace.nothing\n"
+        "except AttributeError as error: assert 'nothing' in str(error)\n"
+        "else: raise SystemExit('an unknown name was found')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_and_numbers_in_the_help_are_those_of_the_settings():
+    assert tuple(settings.SOLVERS) == options.SOLVERS
+    assert tuple(settings.CURVATURES) == options.CURVATURES
+    assert options.FITS == fits.KINDS
+    assert (options.EPOCHS, options.BATCH) == (fits.EPOCHS, fits.BATCH)
+    assert (fits.RULES["adam"].rate, fits.RULES["sgd"].rate) == (options.ADAM_RATE, options.SGD_RATE)
+    quick = settings.QUICK_EXAMPLES, settings.QUICK_RTOL, settings.QUICK_STEPS
+    assert quick == (options.QUICK_EXAMPLES, options.QUICK_RTOL, options.QUICK_STEPS)
+    assert {options.EXACT_RTOL} == set(settings.EXACT_RTOL.values())
+    assert options.ENOUGH == ENOUGH
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(stage_trace: Command):
+    listed = stage_trace("--help").out
+    for name, (_, _, summary) in LATER.items():
+        said = " ".join(stage_trace(name, "--help").out.split())
+        assert summary.rstrip(".") in said
+        assert re.search(rf"^  {name} +{re.escape(summary[:30])}", listed, flags=re.MULTILINE)

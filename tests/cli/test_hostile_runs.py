@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from stagetrace.preflight.finding import Finding, Level
 
 from stagetrace import Scores, Trace
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.cli.main import main
 from stagetrace.errors import StagetraceWarning
 from stagetrace.plaintext import printable

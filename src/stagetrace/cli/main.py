@@ -22,29 +22,20 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-import stagetrace
-from stagetrace import parallel
-from stagetrace.cli import options, settings, show
-from stagetrace.cli.curate import curate_run
-from stagetrace.cli.export import export_run
-from stagetrace.cli.report import report, write_after
-from stagetrace.cli.show_run import show_run
-from stagetrace.cli.target import Target, load
-from stagetrace.cli.validate import validate
+from stagetrace.cli import options
+from stagetrace.cli.later import Commands
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.plaintext import printable
-from stagetrace.preflight import inspect
-from stagetrace.progress import Bars, Progress, Silent
-from stagetrace.report.extras import write_findings
-from stagetrace.report.sweep import check_damped, sweep, write_sweep
-from stagetrace.results.manifest import read_manifest
-from stagetrace.terminal import terminal
-from stagetrace.tracing.trace import trace
+from stagetrace.version import __version__
+
+if TYPE_CHECKING:
+    from stagetrace.cli.settings import Words
+    from stagetrace.cli.target import Target
+    from stagetrace.progress import Progress
 
 app = typer.Typer(
     name="stagetrace",
@@ -53,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=Commands,
 )
 
 
@@ -64,7 +56,7 @@ def root(
     """Trace a fine-tuned model's loss back through every training stage to the examples that caused it."""
     del debug
     if version:
-        typer.echo(f"stagetrace {stagetrace.__version__}")
+        typer.echo(f"stagetrace {__version__}")
         raise typer.Exit
 
 
@@ -79,6 +71,8 @@ def score(
     curvature: options.Curvature = [],  # noqa: B006
     hessian_examples: options.HessianExamples = [],  # noqa: B006
     seed: options.Seed = None,
+    quick: options.Quick = False,
+    exact: options.Exact = False,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
     parts: Annotated[bool, typer.Option("--parts", help="Keep the paper's two parts of each score apart.")] = False,
     moved: Annotated[
@@ -89,10 +83,23 @@ def score(
 ) -> None:
     """Score every stage's examples against the query loss, and keep the run in a folder."""
     del debug
-    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
+
+    from stagetrace import parallel
+    from stagetrace.cli import settings, show
+    from stagetrace.cli.report import write_after
+    from stagetrace.cli.target import load
+    from stagetrace.progress import Bars, Silent
+    from stagetrace.report.sweep import check_damped, sweep, write_sweep
+    from stagetrace.terminal import terminal
+    from stagetrace.tracing.trace import trace
+
+    preset = options.preset(quick=quick, exact=exact)
+    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed, preset)
     with parallel.started() as world:
         job = load(target)
         how = _how(job, words, Bars() if world.is_first else Silent())
+        for line in settings.subsets(job.chain, how["curvature"]) if world.is_first else ():
+            _say(f"note: {line}")
         if moved:
             check_damped(how["solver"])
         split = parts or job.options.get("parts", False)
@@ -105,8 +112,10 @@ def score(
         show.result(result, top, terminal(), out, write_after(out, job.chain, job.query))
 
 
-def _how(job: Target, words: settings.Words, progress: Progress) -> dict[str, Any]:
+def _how(job: "Target", words: "Words", progress: "Progress") -> dict[str, Any]:
     """How the stages are solved, by the target and by what was typed, as keyword arguments."""
+    from stagetrace.cli import settings
+
     curvature = settings.curvatures(job.chain, words, job.options.get("curvature"))
     solver = settings.solvers(job.chain, words, job.options.get("solver"))
     return {"curvature": curvature, "solver": solver, "progress": progress}
@@ -122,6 +131,8 @@ def check(
     curvature: options.Curvature = [],  # noqa: B006
     hessian_examples: options.HessianExamples = [],  # noqa: B006
     seed: options.Seed = None,
+    quick: options.Quick = False,
+    exact: options.Exact = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="A run's folder: its report then shows the findings.")
     ] = None,
@@ -129,7 +140,17 @@ def check(
 ) -> None:
     """Look before you run: mapping, coverage, stationarity, curvature, differentiability, memory and time."""
     del debug
-    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
+
+    from stagetrace.cli import settings, show
+    from stagetrace.cli.target import load
+    from stagetrace.preflight import inspect
+    from stagetrace.progress import Bars
+    from stagetrace.report.extras import write_findings
+    from stagetrace.results.manifest import read_manifest
+    from stagetrace.terminal import terminal
+
+    preset = options.preset(quick=quick, exact=exact)
+    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed, preset)
     if out is not None:
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
@@ -137,13 +158,6 @@ def check(
     found = show.findings(job.chain, findings, terminal())
     if out is not None:
         write_findings(out, found)
-
-
-app.command()(validate)
-app.command()(report)
-app.command("show")(show_run)
-app.command("curate")(curate_run)
-app.command("export")(export_run)
 
 
 @app.command()
@@ -157,26 +171,37 @@ def demo(
     """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""
     del debug
     from stagetrace.demo import run  # scikit-learn is needed here only
+    from stagetrace.progress import Bars
+    from stagetrace.terminal import terminal
 
     run(out=out, progress=Bars(), console=terminal())
 
 
 def main() -> None:
     """The entry point: library errors are one line on standard error, tracebacks only with --debug."""
-    errors = terminal(stderr=True, in_lines=True)
-    warnings.showwarning = _one_line(errors)
+    warnings.showwarning = _one_line()
+    if sys.argv[1:] == ["--version"]:  # Typer would import pydantic first, where that is installed
+        print(f"stagetrace {__version__}")
+        sys.exit(0)
     try:
         app()
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of a KeyboardInterrupt
-            errors.print("interrupted; what was finished is kept: the same command continues")
+            _say("interrupted; what was finished is kept: the same command continues")
         raise
     except Exception as error:
         if "--debug" in sys.argv:
-            sys.excepthook = lambda *raised: errors.print("".join(traceback.format_exception(*raised)), end="")
+            sys.excepthook = lambda *raised: _say("".join(traceback.format_exception(*raised)), end="")
             raise
-        errors.print(printable(f"error: {_in_a_line(error)}", lines=True), style="red")
+        _say(f"error: {_in_a_line(error)}", style="red")
         sys.exit(1)
+
+
+def _say(line: str, style: str | None = None, end: str = "\n") -> None:
+    """Lines on standard error, however long, in which nothing but the words acts."""
+    from stagetrace.terminal import terminal  # rich is about a fifth of what `--help` takes
+
+    terminal(stderr=True, in_lines=True).print(printable(line, lines=True), style=style, end=end)
 
 
 def _in_a_line(error: Exception) -> str:
@@ -190,7 +215,7 @@ def _in_a_line(error: Exception) -> str:
     return f"{said} (a bug? --debug shows where it happened)"
 
 
-def _one_line(errors: Console) -> Callable[..., None]:
+def _one_line() -> Callable[..., None]:
     """Shows our own warnings as one line each, others in the words that Python has for them."""
 
     def show_one(
@@ -203,8 +228,8 @@ def _one_line(errors: Console) -> Callable[..., None]:
     ) -> None:
         del file
         if issubclass(category, StagetraceWarning):
-            errors.print(printable(f"warning: {message}", lines=True), style="yellow")
+            _say(f"warning: {message}", style="yellow")
         else:
-            errors.print(warnings.formatwarning(message, category, filename, lineno, line), end="")
+            _say(warnings.formatwarning(message, category, filename, lineno, line), end="")
 
     return show_one

@@ -1,11 +1,19 @@
-"""The words that several commands share, and those of `validate`."""
+"""The words that several commands share, and those of `validate`.
+
+`--help` is answered without PyTorch, so that the names and numbers in it stand here once more; a test holds them to
+what they are the names of.
+"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from stagetrace.cli import fits, settings
+SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
+CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
+FITS = ("resolve", "adam", "sgd")
+EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
+QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS, EXACT_RTOL, ENOUGH = 250, 1e-2, 50, 1e-8, 1000
 
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")
@@ -16,17 +24,35 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the r
 
 # What the score is made of
 
-Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(settings.SOLVERS)}.")]
+Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(SOLVERS)}.")]
 Damping = Annotated[
     list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve, or auto; lanczos damps H^2.")
 ]
 MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
 Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
-Curvature = Annotated[
-    list[str], typer.Option("--curvature", metavar="[STAGE=]NAME", help=f"{', '.join(settings.CURVATURES)}.")
-]
+Curvature = Annotated[list[str], typer.Option("--curvature", metavar="[STAGE=]NAME", help=f"{', '.join(CURVATURES)}.")]
 HessianExamples = Annotated[
-    list[str], typer.Option("--hessian-examples", metavar="[STAGE=]N", help="Average the curvature over N examples.")
+    list[str],
+    typer.Option(
+        "--hessian-examples",
+        metavar="[STAGE=]N",
+        help=f"Average the curvature over N examples, or all, or auto (all of up to {ENOUGH:,}, of more {ENOUGH:,}).",
+    ),
+]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help=f"A first look: {QUICK_EXAMPLES} examples in the curvature, residual {QUICK_RTOL:g}, at most "
+        f"{QUICK_STEPS} steps. What is typed beside it wins.",
+    ),
+]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help=f"All examples in the curvature, residual {EXACT_RTOL:g} in float64. What is typed beside it wins.",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw of --hessian-examples.")]
 
@@ -37,24 +63,22 @@ Fit = Annotated[
     typer.Option(
         "--fit",
         metavar="[STAGE=]NAME",
-        help=f"{', '.join(fits.KINDS)}. Default: resolve if every stage from --stage on is float64, else adam.",
+        help=f"{', '.join(FITS)}. Default: resolve if every stage from --stage on is float64, else adam.",
     ),
 ]
 Steps = Annotated[
     list[str],
-    typer.Option("--steps", metavar="[STAGE=]N", help=f"Steps of adam and sgd (default: {fits.EPOCHS} epochs)."),
+    typer.Option("--steps", metavar="[STAGE=]N", help=f"Steps of adam and sgd (default: {EPOCHS} epochs)."),
 ]
 Rate = Annotated[
     list[str],
     typer.Option(
         "--rate",
         metavar="[STAGE=]X",
-        help=f"Learning rate (adam {fits.RULES['adam'].rate:g}, sgd {fits.RULES['sgd'].rate:g}).",
+        help=f"Learning rate (adam {ADAM_RATE:g}, sgd {SGD_RATE:g}).",
     ),
 ]
-BatchSize = Annotated[
-    list[str], typer.Option("--batch-size", metavar="[STAGE=]N", help=f"Examples a step ({fits.BATCH}).")
-]
+BatchSize = Annotated[list[str], typer.Option("--batch-size", metavar="[STAGE=]N", help=f"Examples a step ({BATCH}).")]
 Start = Annotated[
     list[str], typer.Option("--start", metavar="[STAGE=]NAME", help="warm (from the trained values) or cold.")
 ]
@@ -112,3 +136,14 @@ Embedding = Annotated[
 Text = Annotated[
     str | None, typer.Option("--text", metavar="COLUMN", help="Also show BM25, of this column of the examples.")
 ]
+
+
+def preset(*, quick: bool, exact: bool) -> Literal["quick", "exact"] | None:
+    """The one that was typed.
+
+    Raises:
+        typer.BadParameter: both were.
+    """
+    if quick and exact:
+        raise typer.BadParameter("--quick and --exact exclude each other: type one of them")
+    return "quick" if quick else "exact" if exact else None

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
-from stagetrace.curvature.auto import Auto
+import torch
+
+from stagetrace.curvature.auto import Auto, subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES as CURVATURES
+from stagetrace.curvature.subset import Count
 from stagetrace.errors import refuse
 from stagetrace.solvers import Lanczos
 from stagetrace.solvers.base import Solver
@@ -14,11 +17,24 @@ from stagetrace.solvers.named import SOLVERS as SOLVERS
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.describe import by_stage
 
+Preset = Literal["quick", "exact"]
+
+QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS = 250, 1e-2, 50
+"""`--quick`: a first look. The curvature is that of fewer examples, and the solve is rough."""
+
+EXACT_RTOL = {torch.float64: 1e-8}
+"""`--exact`: the residual by dtype; others take the solver's own, about which rounding lets no solve go far."""
+
+EXACT_STEPS = 5000
+
 
 @final
 @dataclass(frozen=True)
 class Words:
-    """Options as typed: each entry is VALUE for every stage, or STAGE=VALUE for one."""
+    """Options as typed: each entry is VALUE for every stage, or STAGE=VALUE for one.
+
+    preset: changes what was not typed, in the target's own settings too.
+    """
 
     solver: Sequence[str] = ()
     damping: Sequence[str] = ()
@@ -27,6 +43,7 @@ class Words:
     curvature: Sequence[str] = ()
     examples: Sequence[str] = ()
     seed: int | None = None
+    preset: Preset | None = None
 
 
 def solvers(chain: Chain, words: Words, given: Any) -> dict[str, Solver]:
@@ -34,6 +51,8 @@ def solvers(chain: Chain, words: Words, given: Any) -> dict[str, Solver]:
     chosen = by_stage(chain, given, Lanczos(), "solver")
     for name, word in per_stage(chain, words.solver, "--solver").items():
         chosen[name] = named(word, SOLVERS, "--solver")
+    for name in chosen if words.preset else ():
+        chosen[name] = _preset_solver(chosen[name], words.preset, chain[name].own.dtype)
     for option, field, kind in (
         ("--damping", "damping", float),
         ("--max-steps", "max_steps", int),
@@ -49,16 +68,22 @@ def curvatures(chain: Chain, words: Words, given: Any) -> dict[str, Curvature]:
     """Each stage's curvature: the target's or the default, changed by what was typed."""
     chosen = by_stage(chain, given, Auto(), "curvature")
     for name, word in per_stage(chain, words.curvature, "--curvature").items():
-        chosen[name] = named(word, CURVATURES, "--curvature")
+        chosen[name] = _with_examples(named(word, CURVATURES, "--curvature"), "auto")
+    for name in chosen if words.preset else ():
+        chosen[name] = _with_examples(chosen[name], QUICK_EXAMPLES if words.preset == "quick" else None)
     for name, word in per_stage(chain, words.examples, "--hessian-examples").items():
-        chosen[name] = with_field(
-            chosen[name], "examples", number(word, int, "--hessian-examples"), "--hessian-examples"
-        )
+        chosen[name] = with_field(chosen[name], "examples", _count(word), "--hessian-examples")
     if words.seed is not None:
         chosen = {
             name: with_field(c, "seed", words.seed, "--seed") if applies(c, "seed") else c for name, c in chosen.items()
         }
     return chosen
+
+
+def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
+    """A line for each stage whose curvature is that of some of its examples."""
+    said = [(problem, subset_in_words(curvature[problem.name], problem)) for problem in chain]
+    return [f"{problem.stage.where}: {text}" for problem, text in said if text]
 
 
 def per_stage(chain: Chain, typed: Sequence[str], option: str) -> dict[str, str]:
@@ -67,6 +92,29 @@ def per_stage(chain: Chain, typed: Sequence[str], option: str) -> dict[str, str]
     singled: Mapping[str, str] = dict(word.split("=", 1) for word in typed if "=" in word)
     chain.check_names(singled, option)
     return {**everywhere, **singled}
+
+
+def _preset_solver(solver: Solver, preset: Preset | None, dtype: torch.dtype) -> Solver:
+    """The solver, rough or to the end; one without such settings stays as it is."""
+    rtol, steps = (QUICK_RTOL, QUICK_STEPS) if preset == "quick" else (EXACT_RTOL.get(dtype), EXACT_STEPS)
+    for field, value in (("rtol", rtol), ("max_steps", steps)):
+        if value is not None and applies(solver, field):
+            solver = with_field(solver, field, value, f"--{preset}")
+    return solver
+
+
+def _with_examples(curvature: Curvature, examples: Count) -> Curvature:
+    return with_field(curvature, "examples", examples, "") if applies(curvature, "examples") else curvature
+
+
+def _count(word: str) -> Count:
+    """What was typed for a number of examples."""
+    if word in ("all", "auto"):
+        return None if word == "all" else "auto"
+    try:
+        return int(word)
+    except ValueError:
+        refuse(f"--hessian-examples needs a whole number, all or auto (or STAGE=NUMBER), got '{word}'")
 
 
 def named(word: str, known: Mapping[str, Any], option: str) -> Any:

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.choices import GIB, GaussNewton, Hessian
+from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.subset import Count, in_words
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.problem import Problem
 
@@ -26,7 +27,8 @@ class Auto:
     a plain loss function has no Gauss-Newton matrix: the Hessian stays.
 
     Args:
-        examples, seed, memory: as for `Hessian`; both matrices average over the same examples.
+        examples, seed, memory: as for `Hessian`, except that nothing said means "auto": all of up to 1,000 examples, of
+            more 1,000 drawn by the seed. None takes all. Both matrices average over the same examples.
 
     Source: measured against retraining in `docs/how-to-choose.md`.
 
@@ -35,7 +37,7 @@ class Auto:
         Auto(examples=100, seed=0)
     """
 
-    examples: int | None = None
+    examples: Count = "auto"
     seed: int = 0
     memory: int = 2 * GIB
 
@@ -43,7 +45,7 @@ class Auto:
         Hessian(self.examples, self.seed, self.memory)  # checks the settings
 
     def __repr__(self) -> str:
-        return f"Auto(examples={self.examples}, seed={self.seed})"
+        return f"Auto(examples={self.examples!r}, seed={self.seed})"
 
     def operator(self, problem: Problem) -> LinearOperator:
         hessian = Hessian(self.examples, self.seed, self.memory).operator(problem)
@@ -83,3 +85,11 @@ class WithStandIn(LinearOperator):
 
     def how(self) -> dict[str, int | float | str | None]:
         return self.hessian.how()
+
+
+def subset_in_words(curvature: Curvature, problem: Problem) -> str | None:
+    """Which of a stage's examples a choice of curvature averages over; None where it is all of them."""
+    chosen, total = len(curvature.indices(problem)), len(problem.stage.examples)
+    if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton):
+        return None
+    return in_words(chosen, total, curvature.examples, curvature.seed)

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
-import torch
-
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import DiagonalOperator, IdentityOperator, LinearOperator
 from stagetrace.curvature.plan import Matrix
+from stagetrace.curvature.subset import Count, check_subset
+from stagetrace.curvature.subset import seeded_subset as seeded_subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.problem import Problem
-from stagetrace.stages.stage import check_count
 
 GIB = 2**30
 
@@ -37,8 +36,9 @@ class Hessian:
     `H = (1/n) sum_i d2 loss_i + weight_decay I + 2 alpha P_W`. It may be indefinite away from a minimum.
 
     Args:
-        examples: how many of the stage's examples to average over; None takes all. A subset is drawn without
-            replacement by `seed` and used for the coupling between stages too.
+        examples: how many of the stage's examples to average over; None takes all, "auto" as many as the default's
+            rule says (`subset.py`). A subset is drawn without replacement by `seed` and used for the coupling between
+            stages too.
         seed: of the draw.
         memory: bytes that intermediates may take per process; beyond it products are computed anew, chunk by chunk.
 
@@ -58,12 +58,12 @@ class Hessian:
                 [2.0000, 4.5000]])
     """
 
-    examples: int | None = None
+    examples: Count = None
     seed: int = 0
     memory: int = 2 * GIB
 
     def __post_init__(self) -> None:
-        _check_subset("Hessian", self.examples, self.seed, self.memory)
+        check_subset("Hessian", self.examples, self.seed, self.memory)
 
     def operator(self, problem: Problem) -> LinearOperator:
         return _mean_and_penalty(problem, "Hessian", self.indices(problem), self.memory)
@@ -98,12 +98,12 @@ class GaussNewton:
         tensor([4., 6.])
     """
 
-    examples: int | None = None
+    examples: Count = None
     seed: int = 0
     memory: int = 2 * GIB
 
     def __post_init__(self) -> None:
-        _check_subset("GaussNewton", self.examples, self.seed, self.memory)
+        check_subset("GaussNewton", self.examples, self.seed, self.memory)
 
     def operator(self, problem: Problem) -> LinearOperator:
         if not splits(problem.stage.loss):
@@ -136,26 +136,5 @@ class Identity:
         return range(len(problem.stage.examples))
 
 
-def seeded_subset(total: int, examples: int | None, seed: int) -> Sequence[int]:
-    """`examples` of `total` indices, ascending, the same on every machine for the same seed.
-
-    Example:
-        >>> list(seeded_subset(4, None, seed=0)), len(seeded_subset(100, 10, seed=0))
-        ([0, 1, 2, 3], 10)
-    """
-    if examples is None or examples >= total:
-        return range(total)
-    generator = torch.Generator().manual_seed(seed)
-    return sorted(torch.randperm(total, generator=generator)[:examples].tolist())
-
-
 def _mean_and_penalty(problem: Problem, matrix: Matrix, indices: Sequence[int], memory: int) -> LinearOperator:
     return MeanCurvature.planned(problem.risk, matrix, indices, memory) + DiagonalOperator(problem.penalty)
-
-
-def _check_subset(what: str, examples: int | None, seed: int, memory: int) -> None:
-    if examples is not None:
-        check_count(examples, f"{what}(examples=...)")
-    check_count(memory, f"{what}(memory=...), in bytes,")
-    if not isinstance(seed, int):
-        refuse(f"{what}(seed=...) must be a whole number, got {seed!r}")

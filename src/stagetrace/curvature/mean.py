@@ -5,15 +5,21 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
 from stagetrace.errors import SolveError, StagetraceError
 from stagetrace.parallel import world
+from stagetrace.progress import part_done
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import explain_not_finite
 from stagetrace.stages.risk import Risk
+
+BATCH_BYTES = 2**28
+"""What a process keeps of the examples it has read, at most, so that no product reads and collates them again."""
 
 
 @final
@@ -33,21 +39,26 @@ class MeanCurvature(LinearOperator):
         self.risk, self.indices, self.plan = risk, indices, plan
         self._mine = world().shard(indices)
         self._kept: list[Product] | None = None
+        self._read: list[Batch] | None = None
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
         """Probe the model, decide how to multiply within `memory` bytes per process, and build the operator."""
-        mine = len(world().shard(indices))
-        return MeanCurvature(risk, indices, make_plan(risk, matrix, indices, max(1, mine), memory))
+        ordered, differ = by_size(risk.examples, indices)
+        if differ:  # each process's share has short and long ones
+            ordered = [index for rank in range(world().size) for index in ordered[rank :: world().size]]
+        mine = max(1, len(world().shard(ordered)))
+        return MeanCurvature(risk, ordered, make_plan(risk, matrix, ordered, mine, memory, differ=differ))
 
     @property
     def rounding(self) -> float:
         return max(torch.finfo(self.dtype).eps, self.plan.rounding)
 
     def apply(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
-        for product in self._products():
+        total, plan = torch.zeros_like(vectors), self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)
+        for done, product in enumerate(self._products(), start=1):
             total += product(vectors)
+            part_done(done / len(plan))
         total = world().sum(total) / len(self.indices)
         if not bool(torch.isfinite(total.sum())):
             self._explain()
@@ -55,7 +66,7 @@ class MeanCurvature(LinearOperator):
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         """The same curvature over `examples` of its examples, drawn without replacement and computed anew."""
-        drawn = torch.randperm(len(self.indices), generator=generator)[:examples].tolist()
+        drawn = sorted(torch.randperm(len(self.indices), generator=generator)[:examples].tolist())
         return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.anew())
 
     def how(self) -> dict[str, int | float | str | None]:
@@ -92,7 +103,18 @@ class MeanCurvature(LinearOperator):
             return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
 
     def _batches(self) -> Iterator[Batch]:
-        return self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples))
+        """The chunks' examples: read once, and kept if they are small."""
+        if self._read is not None:
+            yield from self._read
+            return
+        read, size = list[Batch](), 0
+        for batch in self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)):
+            yield batch
+            size += sum(leaf.nbytes for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor))
+            if size <= BATCH_BYTES:
+                read.append(batch)
+        if size <= BATCH_BYTES and not self.plan.keeps:
+            self._read = read
 
     def _explain(self) -> None:
         for batch in self.risk.read(self.risk.examples.plan(self._mine)):

@@ -46,6 +46,9 @@ COST = {"linearised": 1.7, "graph kept": 2.3, "forward anew": 3.5, "reverse anew
 CHUNK_EXAMPLES = 1024
 """Most examples in a chunk: larger ones leave the caches and are slower per example."""
 
+SMALL_CHUNK = 128
+"""The same where examples differ in size: a chunk is padded to its longest."""
+
 PROBE_EXAMPLES = 8
 
 TRACED_OPERATIONS = 1e6
@@ -109,24 +112,40 @@ class Plan:
         return GRAPH[self.matrix](risk, batch)
 
 
-def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, memory: int) -> Plan:
+def make_plan(
+    risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, memory: int, *, differ: bool = False
+) -> Plan:
     """Decide how `share` of the examples are multiplied within `memory` bytes, from a probe of a few of them.
+
+    differ: the examples differ in size and are in its order; few of each size are looked at, and chunks are small.
 
     Raises:
         DifferentiationError: the model has no second derivatives in either mode (names what PyTorch says), or wrong
             ones.
     """
-    one, few = risk.read([indices[:1], indices[:PROBE_EXAMPLES]])
-    plan = _planned(risk, matrix, one, few, share, memory)
+    groups = [indices[start : start + PROBE_EXAMPLES] for start in _starts(len(indices), differ=differ)]
+    probes = [tuple(risk.read([group[:1], group])) for group in groups]
+    few = probes[0][1]
+    plan = _planned(risk, matrix, probes, share, memory, SMALL_CHUNK if differ else CHUNK_EXAMPLES)
     plan = replace(plan, rounding=torch.finfo(coarsest(risk, few)).eps)
     _check_symmetric(risk, plan, few)
     return plan
 
 
-def _planned(risk: Risk, matrix: Matrix, one: Batch, few: Batch, share: int, memory: int) -> Plan:
-    per_example, per_chunk = _bytes_saved(risk, matrix, one, few)
+def _starts(total: int, *, differ: bool) -> list[int]:
+    """Where the examples that are looked at begin: in the middle of the shortest, middle and longest third."""
+    last = max(0, total - PROBE_EXAMPLES)
+    return [last * sixth // 6 for sixth in (3, 1, 5)] if differ else [0]
+
+
+def _planned(
+    risk: Risk, matrix: Matrix, probes: Sequence[tuple[Batch, ...]], share: int, memory: int, most: int
+) -> Plan:
+    saved = [_bytes_saved(risk, matrix, one, few) for one, few in probes]
+    per_example, per_chunk = sum(each for each, _ in saved) // len(saved), max(rest for _, rest in saved)
+    one, few = probes[0]
     missing = _failure(ANEW[matrix], risk, one)
-    chunk_examples = max(1, min(CHUNK_EXAMPLES, share, (memory - per_chunk) // per_example))
+    chunk_examples = max(1, min(most, share, (memory - per_chunk) // max(each for each, _ in saved)))
     kept_bytes = per_example * share + per_chunk * -(-share // chunk_examples)
     if kept_bytes > memory:
         return Plan(matrix, "reverse anew" if missing else "forward anew", chunk_examples, per_example, 0, missing)
@@ -162,11 +181,21 @@ def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
 
 def _tracing_pays(risk: Risk, batch: Batch, chunk_examples: int) -> bool:
     """Whether a chunk's gradient, three times its forward pass, is work enough for what it takes to trace it."""
+    operations, calls = _counted(risk, batch)
+    return 3 * operations * chunk_examples / len(batch) >= TRACED_OPERATIONS * calls**2
+
+
+def counted_operations(risk: Risk, batch: Batch) -> int:
+    """Floating-point operations of a batch's forward pass, in matrix products and convolutions."""
+    return _counted(risk, batch)[0]
+
+
+def _counted(risk: Risk, batch: Batch) -> tuple[int, int]:
+    """Those operations, and the calls to PyTorch."""
     operations, calls = FlopCounterMode(display=False), _Calls()
     with torch.no_grad(), operations, calls:
         risk.losses(risk.own_values, risk.inherited_values, batch)
-    gradient = 3 * operations.get_total_flops() * chunk_examples / len(batch)
-    return gradient >= TRACED_OPERATIONS * calls.number**2
+    return operations.get_total_flops(), calls.number
 
 
 @final

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 
 from stagetrace.checks import Finding, Level, verify_problem, verify_query
+from stagetrace.curvature.auto import subset_in_words
 from stagetrace.curvature.choices import Curvature
-from stagetrace.preflight.plan import plan_scoring, plan_solve
-from stagetrace.preflight.stationary import curvature_findings, displacement, stationarity
+from stagetrace.preflight.plan import Cost, plan_scoring, plan_solve, total
+from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
+from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.chain import Chain
@@ -29,6 +31,7 @@ def inspect(
     Raises:
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
+    costs: list[Cost] = []
     for problem in chain:
         yield from verify_problem(problem)
         yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))
@@ -37,15 +40,28 @@ def inspect(
             yield Finding(problem.name, "mapping", Level.OK, _mapping(problem))
             yield from displacement(problem)
             yield from (Finding(problem.name, "statistics", Level.WARNING, text) for text in moved_statistics(problem))
-        yield stationarity(problem)
+        yield stationarity(problem, progress)
+        yield from _subset(curvature[problem.name], problem)
         operator = curvature[problem.name].operator(problem)
-        yield from curvature_findings(problem, operator, progress)
-        yield plan_solve(problem, operator, solver[problem.name])
-        yield plan_scoring(problem, query)
+        look = Look.at(problem, operator, progress)
+        yield curvature_finding(problem, operator, solver[problem.name], look)
+        for cost in (
+            plan_solve(problem, operator, solver[problem.name], look, query.rows or 1),
+            plan_scoring(problem, query),
+        ):
+            costs.append(cost)
+            yield cost.finding
     risk = query.risk(chain.last)
     yield from verify_query(risk)
     text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "data", Level.OK, text)
+    yield total(costs)
+
+
+def _subset(curvature: Curvature, problem: Problem) -> Iterator[Finding]:
+    text = subset_in_words(curvature, problem)
+    if text:
+        yield Finding(problem.name, "examples", Level.OK, text)
 
 
 def _coverage(problem: Problem) -> tuple[Level, str]:

@@ -1,42 +1,105 @@
-"""What a run will cost: memory and time of solving and of scoring, from one measured product and one batch."""
+"""What a run will cost: memory and time of solving and of scoring, from measured products and one batch."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log, sqrt
+from typing import Any, final
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.preflight.work import How, Look
+from stagetrace.progress.task import clock
+from stagetrace.solvers import Direct, Lanczos, Shift
+from stagetrace.solvers.auto import PROBE_STEPS, cut_of
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.settings import most_steps
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
 
 
-def plan_solve(problem: Problem, operator: LinearOperator, solver: Solver) -> Finding:
-    """How products are computed, what they keep in memory, and how long the solve can take."""
-    rhs = problem.own.zeros(1)
-    operator.apply(rhs)  # set-up is paid here
-    started = time.perf_counter()
-    operator.apply(rhs)
-    seconds = time.perf_counter() - started
-    text, how = f"{solver}: {seconds:.3g} s a product", operator.how()
-    if not how:
-        return Finding(problem.name, "solving", Level.OK, text)
-    text += f" over {how['examples']:,} examples ({how['way']}, keeps {int(how['kept bytes'] or 0) / 2**20:,.0f} MiB)"
-    for what in ("no forward mode", "not traced"):
-        if how[what]:
-            return Finding(problem.name, "solving", Level.NOTE, f"{text}; {what}: {how[what]}")
-    return Finding(problem.name, "solving", Level.OK, text)
+@final
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one part of a run; None where they cannot be told."""
+
+    seconds: float | None
+    finding: Finding
 
 
-def plan_scoring(problem: Problem, query: Query) -> Finding:
-    """Which way scores are computed, and how long it will take."""
+def plan_solve(problem: Problem, operator: LinearOperator, solver: Solver, look: Look, columns: int) -> Cost:
+    """How products are computed, what they keep in memory, how many it can take, and how long that is at most."""
+    most = most_products(problem, operator, solver, look)
+    text, seconds = f"{solver}: {look.seconds:.2g} s a product", None
+    if most is not None:
+        seconds = look.seconds * most * columns
+        each = f"{columns:,} x " if columns > 1 else ""
+        text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s = {clock(seconds)}"
+    if not look.how:
+        return Cost(seconds, Finding(problem.name, "solving", Level.OK, text))
+    text += f"; over {look.of:,} of {len(problem.stage.examples):,} examples ({_way(look.how)})"
+    lacking = [f"{what}: {look.how[what]}" for what in ("no forward mode", "not traced") if look.how.get(what)]
+    level = Level.NOTE if lacking else Level.OK
+    return Cost(seconds, Finding(problem.name, "solving", level, "; ".join((text, *lacking[:1]))))
+
+
+def most_products(problem: Problem, operator: LinearOperator, solver: Solver, look: Look) -> int | None:
+    """Products of one right-hand side after which a solve has ended, by the eigenvalues' range or by its own limit.
+
+    A Krylov solve of `(G + s I) x = b` needs `sqrt(condition) / 2 log(2 / rtol)` steps at most, one of
+    `(H + i s I) z = b` with an indefinite `H` `largest / s log(2 / rtol)` (Greenbaum 1997, sections 3.1 and 3.2).
+    None: no such bound.
+    """
+    if isinstance(solver, Direct):
+        return problem.own.size
+    limit = most_steps(solver)
+    if not isinstance(solver, Lanczos):
+        return limit
+    low, high = look.spectrum.smallest, max(abs(look.spectrum.smallest), abs(look.spectrum.largest))
+    cut, probe, positive = cut_of(low, look.spectrum.largest, operator.dtype), min(PROBE_STEPS, problem.own.size), True
+    if solver.damping != "auto":
+        shifted = solver.filter is Shift
+        cut, probe = float(solver.damping) if shifted else float(solver.damping) ** 0.5, 0
+        positive = shifted and low >= 0
+    elif operator.definite is None or -low < cut:
+        positive = False
+    if not cut:
+        return limit
+    steps = (sqrt((high + cut) / cut) / 2 if positive else high / cut) * log(2 / solver.rtol)
+    return probe + min(solver.max_steps, problem.own.size, ceil(steps))
+
+
+def plan_scoring(problem: Problem, query: Query) -> Cost:
+    """Which way scores are computed, and how long reading the examples and scoring them will take."""
     columns = query.rows or 1
     scorer = Scorer.of(problem.risk, problem.own.zeros(columns), parts=False, rows=query.rows)
     plan = problem.stage.examples.plan()
+    started = time.perf_counter()
     batch = next(iter(problem.risk.read(plan[:1])))
+    read = time.perf_counter() - started
     started = time.perf_counter()
     contract(scorer.way, problem.risk, batch, scorer.adjoints)
-    seconds = (time.perf_counter() - started) / len(batch) * len(problem.stage.examples)
-    text = f"{len(problem.stage.examples):,} examples by {scorer.way} ({scorer.why}): about {seconds:.3g} s"
+    examples = len(problem.stage.examples)
+    scored = (time.perf_counter() - started) / len(batch) * examples
+    twice = 2 * read / len(batch) * examples  # once to recognise the data, once to score them
+    text = (
+        f"{examples:,} examples by {scorer.way} ({scorer.why}): about {clock(scored)}, and {clock(twice)} to read them"
+        " twice"
+    )
     level = Level.OK if scorer.way == "forward mode" else Level.NOTE
-    return Finding(problem.name, "scoring", level, text)
+    return Cost(scored + twice, Finding(problem.name, "scoring", level, text))
+
+
+def total(costs: Sequence[Cost]) -> Finding:
+    """What all of a run takes at most, beside the query's gradient and the report."""
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    more = "" if len(known) == len(costs) else ", and what has no limit"
+    text = f"at most {clock(sum(known))} on this machine as it is now{more}; a solve that converges sooner ends sooner"
+    return Finding("run", "time", Level.OK, text)
+
+
+def _way(how: How) -> str:
+    kept: Any = how.get("kept bytes") or 0
+    return f"{how.get('way')}, keeps {kept / 2**20:,.0f} MiB"

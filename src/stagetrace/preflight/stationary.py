@@ -3,30 +3,42 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.subset import seeded_subset
 from stagetrace.errors import DescriptionError
+from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
-from stagetrace.solvers.auto import ends_of_spectrum
-from stagetrace.stages.gradient import batch_gradient
+from stagetrace.solvers import Lanczos, Normal, Shift
+from stagetrace.solvers.auto import cut_of
+from stagetrace.solvers.base import Solver
+from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.problem import Problem
 
 LOOKED_AT = 64
 """Examples whose single gradients give the scale that the mean gradient is compared with."""
 
-SPECTRUM_STEPS = 20
 
-
-def stationarity(problem: Problem) -> Finding:
+def stationarity(problem: Problem, progress: Progress) -> Finding:
     """The gradient of what the stage minimised, next to the size of single examples' gradients.
 
-    At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen.
+    At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen. Of more than
+    1,000 examples the mean is that of 1,000, whose standard error is taken off: `|g|^2 = |mean|^2 - spread / n`.
     """
-    norm = float(torch.linalg.vector_norm((problem.stationarity + _pull(problem)).double()))
-    typical = _typical_gradient(problem)
+    total = len(problem.stage.examples)
+    indices = seeded_subset(total, "auto", seed=0)
+    values = problem.own.flatten(problem.own_values)
+    mean = mean_gradient(problem.risk, indices, progress=progress).own.squeeze(1)
+    found = (mean + problem.stage.weight_decay * values + _pull(problem)).double()
+    typical, spread = _single_gradients(problem, mean)
+    error = (spread * (1 / len(indices) - 1 / total)) ** 0.5
+    norm = max(0.0, float(found @ found) - error**2) ** 0.5
     share = norm / typical if typical else 0.0
     text = f"|gradient| {norm:.2e}, {share:.1%} of a single example's ({typical:.2e})"
+    if len(indices) < total:
+        text += f"; from {len(indices):,} of {total:,} examples, standard error {error:.1e}"
     if share > 0.1:
         return Finding(
             problem.name,
@@ -53,17 +65,36 @@ def displacement(problem: Problem) -> Iterator[Finding]:
         yield Finding(problem.name, "distance", Level.WARNING, str(cause))
 
 
-def curvature_findings(problem: Problem, operator: LinearOperator, progress: Progress) -> Iterator[Finding]:
-    """The ends of the spectrum, from a short Lanczos run."""
-    with progress.task(f"spectrum of stage '{problem.name}'", SPECTRUM_STEPS, "steps") as advance:
-        spectrum, products = ends_of_spectrum(operator, SPECTRUM_STEPS)
-        advance(products)
-    text = f"eigenvalues from {spectrum.smallest:.2e} to {spectrum.largest:.2e} ({SPECTRUM_STEPS} Lanczos steps)"
-    if spectrum.smallest < -1e-5 * abs(spectrum.largest):
-        text += "; negative curvature: not a minimum; use GaussNewton(), or damping above its square"
-        yield Finding(problem.name, "curvature", Level.WARNING, text)
-    else:
-        yield Finding(problem.name, "curvature", Level.OK, text)
+def curvature_finding(problem: Problem, operator: LinearOperator, solver: Solver, look: Look) -> Finding:
+    """The ends of the spectrum, and what to type where the solve does not deal with its negative end."""
+    low, high = look.spectrum.smallest, look.spectrum.largest
+    text = f"eigenvalues from {low:.2e} to {high:.2e} ({look.products} Lanczos steps"
+    text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: fewer look more negative)"
+    if low >= -1e-5 * abs(high):
+        return Finding(problem.name, "curvature", Level.OK, text)
+    text += "; negative curvature: not a minimum"
+    if isinstance(solver, Lanczos) and solver.damping == "auto":
+        done = "inverts Gauss-Newton plus its size" if operator.definite is not None else "damps by its size"
+        return Finding(problem.name, "curvature", Level.NOTE, f"{text}, so the solve {done}")
+    if solver_bears(solver, -low):
+        return Finding(problem.name, "curvature", Level.NOTE, f"{text}; the damping is above its size")
+    return Finding(problem.name, "curvature", Level.WARNING, f"{text}; {_advice(problem, operator, low, high)}")
+
+
+def solver_bears(solver: Solver, size: float) -> bool:
+    """Whether a solver's damping is above a negative eigenvalue of this size, or above its square where it is H^2's."""
+    squared = isinstance(solver, Normal) or getattr(solver, "filter", Shift) is not Shift
+    return float(getattr(solver, "damping", 0.0)) >= (size**2 if squared else size)
+
+
+def _advice(problem: Problem, operator: LinearOperator, low: float, high: float) -> str:
+    """What to type."""
+    cut = cut_of(low, high, operator.dtype)
+    stage = problem.name
+    return (
+        f"type --curvature {stage}=auto --solver {stage}=lanczos --damping {stage}=auto (the default), or --curvature "
+        f"{stage}=gauss-newton --solver {stage}=cg --damping {stage}={cut:.1g}"
+    )
 
 
 def _pull(problem: Problem) -> torch.Tensor:
@@ -74,12 +105,15 @@ def _pull(problem: Problem) -> torch.Tensor:
         return torch.zeros_like(problem.displacement)
 
 
-def _typical_gradient(problem: Problem) -> float:
-    """Mean norm of single examples' gradients, over a few spread through the data set."""
+def _single_gradients(problem: Problem, mean: Tensor) -> tuple[float, float]:
+    """Of single examples' gradients, over a few spread through the data set: the mean norm, and the mean squared
+    distance from the `mean` gradient.
+    """
     total = len(problem.stage.examples)
     chosen = sorted({position * total // LOOKED_AT for position in range(LOOKED_AT)})
-    norms = [
-        float(torch.linalg.vector_norm(batch_gradient(problem.risk, single).own.double()))
-        for single in problem.risk.read([[index] for index in chosen])
-    ]
-    return sum(norms) / len(norms)
+    norms, spread = 0.0, 0.0
+    for single in problem.risk.read([[index] for index in chosen]):
+        gradient = batch_gradient(problem.risk, single).own.squeeze(1).double()
+        norms += float(torch.linalg.vector_norm(gradient))
+        spread += float(torch.linalg.vector_norm(gradient - mean.double())) ** 2
+    return norms / len(chosen), spread / len(chosen)

@@ -107,7 +107,10 @@ class Solution:
 
 
 class Report(Protocol):
-    """Called after each iteration with the steps done and the worst relative residual estimate so far."""
+    """Called after each iteration with the steps done and the worst relative residual estimate so far.
+
+    The residual is NaN while there is no answer yet: a solver that chooses its damping looks at the spectrum first.
+    """
 
     def __call__(self, step: int, residual: float, /) -> None: ...
 

@@ -125,7 +125,7 @@ def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: floa
     length, aim = norm(b), AIM * rtol
     if length == 0:
         return Krylov(tuple(Answer(torch.zeros_like(b), 0.0, True) for _ in filters), 0.0, 0)
-    vectors = _vectors(b, filters, memory, max_steps)
+    vectors = vectors_of(b, filters, memory, max_steps)
     run = Recurrence(b, length, vectors)
     damped = [_Damped(filter, length) for filter in filters]
     image = steps = 0
@@ -146,7 +146,8 @@ def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: floa
     return Krylov(answers, max(one.residual for one in damped), steps, image, run.T.ritz())
 
 
-def _vectors(b: Tensor, filters: Sequence[Filter], memory: Memory, max_steps: int) -> AnsweringVectors:
+def vectors_of(b: Tensor, filters: Sequence[Filter], memory: Memory, max_steps: int) -> AnsweringVectors:
+    """What a run from `b` remembers of its vectors: all, or as little as the memory asks for."""
     if memory.kept:
         return Basis(b, min(max_steps, b.numel()))
     return Directions(b, len(filters), complex_valued=any(filter.shift.imag for filter in filters))

@@ -6,8 +6,8 @@ projected problem (`shifted_qr.py`), so a sweep over dampings costs no further p
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, final
 
 from torch import Tensor
@@ -140,28 +140,32 @@ class LanczosInverse:
 
     solver: Lanczos
     operator: LinearOperator
+    _found: list[Chosen] = field(default_factory=list[Chosen], init=False, repr=False, compare=False)
 
-    @cached_property
-    def chosen(self) -> Chosen | None:
-        """The damping that "auto" found, once for all right-hand sides."""
-        return choose_damping(self.operator) if self.solver.damping == "auto" else None
+    def chosen(self, report: Report = silent) -> Chosen | None:
+        """The damping that "auto" found, once for all right-hand sides; None where one was given."""
+        if self.solver.damping != "auto":
+            return None
+        if not self._found:
+            self._found.append(choose_damping(self.operator, report=report))
+        return self._found[0]
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         as_columns(self.operator, rhs)  # a bad right-hand side is refused before any product
-        chosen, damping = self.chosen, self.solver.damping
+        chosen, damping = self.chosen(report), self.solver.damping
         if chosen is None or damping != "auto":
             return self.solver.sweep(self.operator, rhs, (float(damping),), report)[0]
-        definite = self.operator.definite if chosen.indefinite else None
+        definite, then = self.operator.definite if chosen.indefinite else None, partial(_later, report, chosen.products)
         if definite is None:
-            note, solution = chosen.note, self.solver.sweep(self.operator, rhs, (chosen.damping,), report)[0]
+            note, solution = chosen.note, self.solver.sweep(self.operator, rhs, (chosen.damping,), then)[0]
         else:
             note, shifted = chosen.note_of_stand_in, replace(self.solver, damping=chosen.cut, filter=Shift)
-            solution = shifted.sweep(definite, rhs, (chosen.cut,), report)[0]
+            solution = shifted.sweep(definite, rhs, (chosen.cut,), then)[0]
             # the spectrum stays the Hessian's: it says that the stage is not at a minimum
             solution = replace(solution, system=solution.system.replace("H", "G"), spectrum=chosen.spectrum)
         return replace(solution, products=solution.products + chosen.products, notes=(note, *solution.notes))
 
 
 def _later(report: Report, done: int, step: int, residual: float) -> None:
-    """Report a step of a group of columns that comes after `done` steps of others."""
+    """Report a step that comes after `done` others."""
     report(done + step, residual)

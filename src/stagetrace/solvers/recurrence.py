@@ -45,12 +45,21 @@ class Tridiagonal:
 
     def ritz(self) -> tuple[float, ...]:
         """The eigenvalues of `T`, ascending."""
-        if not self.alphas:
-            return ()
+        return tuple(torch.linalg.eigvalsh(self._dense()).tolist()) if self.alphas else ()
+
+    def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The smallest and the largest eigenvalue of `T`, each with a bound on how far `H` has one from it.
+
+        The bound is the residual of the Ritz pair, `beta |last entry of T's eigenvector|` (Parlett 1998, section 13.2).
+        """
+        values, vectors = torch.linalg.eigh(self._dense())
+        bounds = self.betas[-1] * vectors[-1].abs()
+        return (float(values[0]), float(bounds[0])), (float(values[-1]), float(bounds[-1]))
+
+    def _dense(self) -> Tensor:
         beside = torch.tensor(self.betas[:-1], dtype=torch.float64)
         diagonal = torch.tensor(self.alphas, dtype=torch.float64)
-        matrix = torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
-        return tuple(torch.linalg.eigvalsh(matrix).tolist())
+        return torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
 
 
 @final

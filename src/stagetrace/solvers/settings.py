@@ -25,6 +25,17 @@ def check_count(who: str, name: str, count: Any, example: int) -> None:
         refuse(f"{who}({name}=...) must be a whole number above 0, got {count!r}; type {who}({name}={example}) instead")
 
 
+def most_steps(solver: Any) -> int | None:
+    """The steps after which a solver gives up, its own or those of the solver that it wraps; None: it has no limit.
+
+    Example:
+        >>> from stagetrace.solvers import CG, Direct, Normal
+        >>> most_steps(Normal(CG(max_steps=7), damping=0.1)), most_steps(Direct())
+        (7, None)
+    """
+    return getattr(solver, "max_steps", None) or getattr(getattr(solver, "inner", None), "max_steps", None)
+
+
 def compact(solver: Any) -> str:
     """The solver in one line: its damping and tolerance, and whatever else differs from its default."""
     shown = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.parallel import world
-from stagetrace.progress import Progress
+from stagetrace.progress import KEPT, Progress
 from stagetrace.results.part import Part, part_size
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
@@ -66,7 +66,7 @@ class Scorer:
                     part = self._part(range(start, min(total, start + size)), advance)
                     keep(number, part)
                 else:
-                    advance(part.stop - part.start, note="kept")
+                    advance(part.stop - part.start, note=KEPT)
                 parts.append(part)
         return parts
 

@@ -1,14 +1,19 @@
 """The walk back: a query's gradient, one inverse-curvature product per stage, one step through each link."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import final
 
+from stagetrace.curvature.auto import subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceWarning
-from stagetrace.progress import Progress
+from stagetrace.progress import Advance, Progress
+from stagetrace.progress.task import clock
 from stagetrace.solvers.base import Solution, Solver, Status
+from stagetrace.solvers.settings import most_steps
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.problem import Problem
@@ -49,21 +54,36 @@ class Walk:
 
     def _solve(self, problem: Problem, gradient: Gradient) -> Solution:
         solver = self.solver[problem.name]
+        unit = "products" if gradient.own.shape[1] == 1 else "steps"
         try:
             operator = self.operators.pop(problem.name)
-            with self.progress.task(f"solving stage '{problem.name}'", None, "steps") as advance:
-                done = 0
-
-                def report(step: int, residual: float, /) -> None:
-                    nonlocal done
-                    advance(step - done, note=f"residual {residual:.1e}")
-                    done = step
-
-                return _usable(solver.prepare(operator).solve(gradient.own, report))
+            with self.progress.task(f"solving stage '{problem.name}'", None, unit) as advance:
+                solution = _usable(solver.prepare(operator).solve(gradient.own, Told(advance, most_steps(solver))))
+            left_out = subset_in_words(self.curvature[problem.name], problem)
+            return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
         except SolveError as cause:
             raise SolveError(
                 f"while solving {problem.stage.where} ({problem.own.size:,} parameters, {solver}): {cause}"
             ) from cause
+
+
+@final
+class Told:
+    """The report of a solve, handed on to its task: products done, the residual, and how long it can still take."""
+
+    def __init__(self, advance: Advance, most: int | None) -> None:
+        self._advance, self._most, self._started = advance, most, time.perf_counter()
+        self._done = self._before = 0
+
+    def __call__(self, step: int, residual: float, /) -> None:
+        note = "looking at the spectrum" if isnan(residual) else f"residual {residual:.1e}"
+        if isnan(residual):
+            self._before = step
+        elif self._most is not None and step - self._before < self._most:
+            left = (time.perf_counter() - self._started) / step * (self._most - step + self._before)
+            note += f", < {clock(left)} left"
+        self._advance(step - self._done, note=note)
+        self._done = step
 
 
 def concerns(stage: str, solution: Solution) -> list[StagetraceWarning]:

@@ -1,0 +1,86 @@
+"""How many examples the curvature averages over: what is said, what nobody said, and what is left out."""
+
+import pytest
+import torch
+from torch import nn
+
+from stagetrace import Chain, Frozen, GaussNewton, Hessian, Query, Stage, trace
+from stagetrace.curvature import Auto
+from stagetrace.curvature.auto import subset_in_words
+from stagetrace.curvature.subset import ENOUGH, seeded_subset
+from stagetrace.errors import DescriptionError
+from stagetrace.objectives import Regression
+
+MANY = ENOUGH + 200
+
+
+def problem(examples: int):
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(2, generator=generator), torch.randn(1, generator=generator)) for _ in range(examples)]
+    return Chain(Stage("only", model=nn.Linear(2, 1), objective=Regression(), data=data))["only"]
+
+
+@pytest.mark.parametrize("total", [1, ENOUGH - 1, ENOUGH])
+def test_up_to_the_rules_number_all_examples_are_taken(total: int) -> None:
+    assert seeded_subset(total, "auto", seed=3) == range(total)
+
+
+def test_of_more_the_rules_number_is_drawn_by_the_seed() -> None:
+    few, again, other = (seeded_subset(MANY, "auto", seed) for seed in (0, 0, 1))
+    assert list(few) == list(again) != list(other)
+    assert len(set(few)) == ENOUGH
+    assert list(few) == list(seeded_subset(MANY, ENOUGH, 0))
+
+
+def test_the_default_takes_the_rule_and_a_named_matrix_takes_all() -> None:
+    many = problem(MANY)
+    assert len(Auto().indices(many)) == ENOUGH
+    for choice in (Auto(examples=None), Hessian(), GaussNewton()):
+        assert len(choice.indices(many)) == MANY
+    for choice in (Hessian("auto"), GaussNewton("auto")):
+        assert list(choice.indices(many)) == list(Auto().indices(many))
+
+
+def test_the_default_matrix_is_the_mean_over_the_drawn_examples() -> None:
+    many = problem(MANY)
+    xs = torch.stack([many.stage.data[index][0] for index in Auto().indices(many)]).double()
+    ones = torch.cat([xs, torch.ones(len(xs), 1).double()], dim=1)
+    dense = Auto().operator(many).to_dense().double()
+    torch.testing.assert_close(dense, 2 * ones.mT @ ones / len(ones), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_left_out_is_said_and_how_all_are_taken() -> None:
+    many = problem(MANY)
+    said = subset_in_words(Auto(seed=4), many)
+    assert said is not None
+    for word in (f"{ENOUGH:,} of {MANY:,} examples", "seed 4", "--hessian-examples all", "examples=None"):
+        assert word in said
+    typed = subset_in_words(Hessian(50), many)
+    assert typed is not None
+    assert "--hessian-examples" not in typed
+    assert subset_in_words(Auto(examples=None), many) is None
+    assert subset_in_words(Auto(), problem(20)) is None
+
+
+def test_a_run_says_it_of_each_stage_that_it_holds_for(recwarn: pytest.WarningsRecorder) -> None:
+    first = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).double()
+    data = [(torch.randn(2).double(), torch.randn(1).double()) for _ in range(MANY)]
+    second = nn.Sequential(first[0], nn.Linear(2, 1)).double()
+    chain = Chain(
+        Stage("first", model=first, objective=Regression(), data=data),
+        Stage("second", model=second, objective=Regression(), data=data[:30], link=Frozen("0")),
+    )
+    result = trace(chain, Query(data[:3]))
+    notes = {stage: " ".join(solution.notes) for stage, solution in result.solutions.items()}
+    assert f"{ENOUGH:,} of {MANY:,} examples" in notes["first"]
+    assert "examples, drawn" not in notes["second"]
+    assert not [
+        each for each in recwarn if "examples, drawn" in str(each.message) and "converge" not in str(each.message)
+    ]
+
+
+@pytest.mark.parametrize("examples", ["all", "1000", 0, 1.5, True])
+@pytest.mark.parametrize("choice", [Auto, Hessian, GaussNewton])
+def test_no_number(choice, examples) -> None:
+    with pytest.raises(DescriptionError, match=r"examples=\.\.\."):
+        choice(examples=examples)
