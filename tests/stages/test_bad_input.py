@@ -337,7 +337,7 @@ TABLE = [
     Bad(
         "a reduced loss",
         at("pretrain", objective=reduced),
-        ("'pretrain'", "reduced to one number for 32 examples", "reduction='none'"),
+        ("'pretrain'", "reduced to one number for", "reduction='none'"),
         DataError,
     ),
     Bad(
@@ -349,7 +349,7 @@ TABLE = [
     Bad(
         "a loss per logit",
         at("pretrain", objective=per_logit),
-        ("'pretrain'", "shape [32, 3]", "must be [32]"),
+        ("'pretrain'", "3] for a batch of", "it must be ["),
         DataError,
     ),
     Bad(
@@ -473,7 +473,7 @@ TABLE = [
     Bad(
         "a loss and more",
         at("pretrain", objective=lambda model, batch: (sound(model, batch), model(batch[0]))),
-        ("'pretrain'", "got a tuple (float64 [32], float64 [32, 3])", "return the losses alone"),
+        ("'pretrain'", "got a tuple (float64 [", "return the losses alone"),
         DataError,
     ),
     Bad(

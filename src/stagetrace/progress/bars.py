@@ -60,7 +60,7 @@ class Bars:
         def write() -> None:
             nonlocal said
             said = self._clock()
-            self.console.print(task.line(said), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(Text(task.line(said)), soft_wrap=True)
 
         def changed() -> None:
             if self._clock() - said >= self._period:
