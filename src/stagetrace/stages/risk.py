@@ -84,7 +84,7 @@ class Risk:
     def read(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The batches of a plan, on the model's device, floating-point tensors in its dtype."""
         for batch in self.examples.read(plan):
-            yield Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device))
+            yield Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device, self.where))
 
     def _wrong_shape(self, losses: object, batch: Batch) -> str:
         if not isinstance(losses, Tensor):
