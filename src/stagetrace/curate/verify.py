@@ -15,6 +15,7 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.results import JSON, UNIT
 from stagetrace.results.json_value import differences, listed, plain
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.describe import describe
 from stagetrace.tracing.query import Query
@@ -187,7 +188,13 @@ def check_same(curation: Curation, chain: Chain, query: Query, progress: Progres
     now = describe(chain, query, {}, {}, (), parts=False, progress=progress or Silent())
     here = cast("Mapping[str, JSON]", plain(now, "chain"))
     asked = [key for key in ("stages", "query") if key in curation.run]
+    if asked and curation.run.get("fingerprints") != here["fingerprints"]:
+        refuse(
+            "curate.verify: the run was made by an older stagetrace, whose record does not say enough to be compared "
+            "with this chain; score it again, in another folder"
+        )
     changed = differences({key: curation.run[key] for key in asked}, {key: here[key] for key in asked})
+    changed = tuple(each for each in changed if f'"{NOT_TAKEN}"' not in each)
     if changed:
         refuse(
             "curate.verify: this is not what was traced; it differs in (traced -> here):\n"

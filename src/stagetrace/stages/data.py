@@ -163,15 +163,15 @@ def _check_map_style(data: Any, where: str) -> None:
         )
     if type(data) is tuple and data and all(isinstance(column, (Tensor, np.ndarray)) for column in data):
         refuse(
-            f"{where}: data is a tuple of {len(data)} tensors; if these are columns pass TensorDataset(*data), if each is "
-            "an example pass list(data)"
+            f"{where}: data is a tuple of {len(data)} tensors; if these are columns pass TensorDataset(*data), if each "
+            "is an example pass list(data)"
         )
     try:
         length = len(data)
     except Exception as cause:
         raise DescriptionError(
-            f"{where}: data of class {type(data).__name__} has no length ({type(cause).__name__}: {first_line(cause)}); "
-            "pass a map-style data set or a list of examples"
+            f"{where}: data of class {type(data).__name__} has no length ({type(cause).__name__}: "
+            f"{first_line(cause)}); pass a map-style data set or a list of examples"
         ) from cause
     if length == 0:
         raise DataError(f"{where}: the data set is empty; it needs at least one example")

@@ -16,6 +16,9 @@ from stagetrace.stages.problem import Problem
 
 Json = dict[str, Any]
 
+SCHEME = 2
+"""Which fingerprints these are; those of scheme 1, without a number, saw neither attributes nor code."""
+
 NOT_TAKEN = "not taken"
 """Stands for the digest of a data set that was not read for one."""
 
@@ -105,7 +108,7 @@ def fingerprint_examples(
 
 
 def fingerprint_collate(collate: Collate | None, data: Any, identity: Identity) -> Json | None:
-    """A collation's digest; None for PyTorch's own. The data set, whose method it may be, is identified by its contents."""
+    """A collation's digest, the data set apart, whose method it may be; None for PyTorch's own."""
     return None if collate is None else identity.of(collate, {id(data): "the data set"})
 
 

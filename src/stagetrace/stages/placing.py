@@ -1,4 +1,4 @@
-"""Batches where the model lies: its device, floating-point tensors in its dtype; a batch's own class stays what it is."""
+"""Batches where the model lies: on its device, floating-point tensors in its dtype; their class stays what it is."""
 
 import copy
 import enum
@@ -120,7 +120,8 @@ class _Placing:
         if all(one is other for one, other in zip(placed, content, strict=True)):
             return content
         try:
-            return content._make(placed) if isinstance(content, tuple) and hasattr(content, "_make") else kind(placed)
+            make = getattr(kind, "_make", kind)  # a named tuple's
+            return make(placed)
         except Exception as cause:
             raise self._refusal(content, cause) from cause
 
@@ -148,9 +149,9 @@ class _Placing:
     def _refusal(self, content: Any, cause: Exception | None) -> DataError:
         why = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
         return DataError(
-            f"{self._where}: a batch of class {type(content).__name__} holds tensors of another dtype or device than the model's "
-            f"({self._dtype}, {self._device}) and cannot be copied to change them{why}; let collate= make them so, or "
-            "give back a tuple, a dict or a dataclass"
+            f"{self._where}: a batch of class {type(content).__name__} holds tensors of another dtype or device than "
+            f"the model's ({self._dtype}, {self._device}) and cannot be copied to change them{why}; "
+            "let collate= make them so, or give back a tuple, a dict or a dataclass"
         )
 
 

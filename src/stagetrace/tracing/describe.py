@@ -11,6 +11,7 @@ from stagetrace.results import JSON
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import (
+    SCHEME,
     fingerprint_collate,
     fingerprint_examples,
     fingerprint_objective,
@@ -21,9 +22,6 @@ from stagetrace.stages.identity.origin import library_of
 from stagetrace.tracing.query import Query
 
 T = TypeVar("T")
-
-SCHEME = 2
-"""Which fingerprints these are; those of scheme 1, without a number, saw neither attributes nor code."""
 
 
 def by_stage(chain: Chain, given: T | Mapping[str, T] | None, default: T, what: str) -> dict[str, T]:

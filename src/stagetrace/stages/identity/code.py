@@ -74,7 +74,7 @@ def add_function(walk: Walk, function: FunctionType) -> None:
 
 
 def add_class(walk: Walk, kind: type) -> None:
-    """A class: of the user's own all that stands in it, of a package's its name and what was put into it from outside."""
+    """A class: of the user's own all that stands in it; of a package's its name, and what was put in from outside."""
     own = _is_own(walk, kind)
     walk.word("class", kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}")
     generated = "__dataclass_fields__" in kind.__dict__

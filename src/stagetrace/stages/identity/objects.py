@@ -1,4 +1,7 @@
-"""What modules and all other objects are made of. No property and no method of the user's is called but `__getstate__`."""
+"""What modules and all other objects are made of.
+
+No property and no method of the user's is called, but for a `__getstate__` that the class declares.
+"""
 
 import copyreg
 import struct
@@ -14,7 +17,13 @@ from stagetrace.stages.identity.origin import library_of
 from stagetrace.stages.identity.values import add_mapping, add_sequence, add_set
 from stagetrace.stages.identity.walk import Walk
 
-_CONTENT = {dict: add_mapping, list: add_sequence, tuple: add_sequence, set: add_set, frozenset: add_set}
+_CONTENT: dict[type, Callable[[Walk, Any], None]] = {
+    dict: add_mapping,
+    list: add_sequence,
+    tuple: add_sequence,
+    set: add_set,
+    frozenset: add_set,
+}
 _NUMBERS: dict[type, Callable[[Any], str | memoryview]] = {
     str: str.__str__,
     bytes: memoryview,
@@ -61,7 +70,7 @@ _OF_CONFIGURATIONS = frozenset({"_name_or_path", "name_or_path", "_commit_hash",
 
 def add_module(walk: Walk, module: nn.Module) -> None:
     """A module: class, attributes, hooks, parameters, buffers, and the modules within, in their order."""
-    inner = module._modules.get("_orig_mod")
+    inner = vars(module).get("_modules", {}).get("_orig_mod")
     if type(module).__name__ == "OptimizedModule" and inner is not None:
         walk.visit("", inner)  # what torch.compile wraps; it is evaluated without the compiler
         return
@@ -154,6 +163,7 @@ def _add_reduced(walk: Walk, value: Any) -> None:
 
 
 def add_referent(walk: Walk, reference: "weakref.ref[Any]") -> None:
+    """What a weak reference leads to."""
     walk.visit("'s referent", reference())
 
 
@@ -178,6 +188,5 @@ def _hides_state(kind: type) -> bool:
 
 
 def _named(kind: type) -> str:
-    article = "an" if kind.__name__[0].lower() in "aeiou" else "a"
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{article} {module}{kind.__name__}"
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -7,7 +7,7 @@ package's version beside it; for packages not listed here, a digest of their sou
 import hashlib
 import sys
 import sysconfig
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -42,11 +42,11 @@ _FOLDERS = ("site-packages", "dist-packages")
 _LONGEST = 64 * 2**20
 
 
-@lru_cache(maxsize=None)
+@cache
 def library_of(module: str | None) -> str | None:
     """The package that a module belongs to: `"python"`, or its top-level name; None for the user's own code."""
     top = (module or "__main__").partition(".")[0]
-    if top == "stagetrace" or top == "torch":
+    if top in ("stagetrace", "torch"):
         return top
     if top == "builtins" or top in sys.builtin_module_names:
         return PYTHON
@@ -63,7 +63,7 @@ def versions_of(libraries: set[str]) -> dict[str, str]:
     return {name: _version(name) for name in sorted(libraries)}
 
 
-@lru_cache(maxsize=1)
+@cache
 def _standard() -> Path:
     return Path(sysconfig.get_path("stdlib")).resolve()
 
@@ -78,7 +78,7 @@ def _place(top: str) -> Path | None:
     return Path(folders[0]).resolve() if folders else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _version(library: str) -> str:
     if library == PYTHON:
         return f"{sys.version_info.major}.{sys.version_info.minor}"

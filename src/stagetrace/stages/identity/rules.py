@@ -45,7 +45,7 @@ WITHOUT_NUMBERS = (
 )
 """Loggers and locks: of these a digest has the class alone."""
 
-_TEXTS = (
+_TEXTS: tuple[Any, ...] = (
     torch.dtype,
     torch.device,
     torch.layout,
@@ -53,9 +53,7 @@ _TEXTS = (
     types.GenericAlias,
     types.UnionType,
     typing.TypeVar,
-    type(typing.Any),
-    type(typing.Optional[int]),
-    type(list[int]),
+    type(typing.List[int]),  # noqa: UP006  (the class of typing's own)
 )
 _NAMED = (
     types.BuiltinFunctionType,
@@ -203,6 +201,8 @@ def rule_of(kind: type) -> Rule:
         if issubclass(kind, kinds):
             return rule
     names = {f"{base.__module__}.{base.__name__}" for base in kind.__mro__}
+    if kind.__name__ == "cython_function_or_method":
+        return _named
     if "PIL.Image.Image" in names:
         return add_picture
     if "transformers.tokenization_utils_base.PreTrainedTokenizerBase" in names:

@@ -1,5 +1,6 @@
 """What tensors, arrays, pictures, tokenizers and containers are made of."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -74,8 +75,6 @@ def add_tokenizer(walk: Walk, tokenizer: Any) -> None:
     if backend is None:
         walk.visit("'s vocabulary", sorted(tokenizer.get_vocab().items()))
     else:
-        import json
-
         content = json.loads(backend.to_str())
         walk.visit("'s content", {key: value for key, value in content.items() if key not in ("padding", "truncation")})
     for name in ("padding_side", "truncation_side", "model_max_length", "model_input_names", "chat_template"):
@@ -94,9 +93,9 @@ def add_mapping(walk: Walk, mapping: Mapping[Any, Any]) -> None:
 
 
 def add_sequence(walk: Walk, sequence: Any) -> None:
-    """The items of a list, a tuple or a queue."""
-    base = next(kind for kind in (list, tuple, object) if isinstance(sequence, kind))
-    items = list(sequence) if base is object else list(base.__iter__(sequence))
+    """The items of a list or a tuple."""
+    base: type[Any] = list if isinstance(sequence, list) else tuple
+    items: list[Any] = list(base.__iter__(sequence))
     walk.word("sequence", f"{base.__name__} {len(items)}")
     for place, item in enumerate(items):
         written = PLAIN.get(type(item))
@@ -119,6 +118,7 @@ def apart(walk: Walk, item: Any) -> bytes:
 
 
 def add_path(walk: Walk, path: PurePath) -> None:
+    """The path itself; what lies there is not read."""
     walk.word("path", str(path))
 
 
@@ -128,6 +128,7 @@ def add_text_of(walk: Walk, value: Any) -> None:
 
 
 def add_generator(walk: Walk, generator: torch.Generator) -> None:
+    """A random generator of PyTorch, by its state."""
     walk.word("generator", str(generator.device))
     walk.visit("'s state", generator.get_state())
 

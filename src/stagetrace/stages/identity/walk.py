@@ -1,4 +1,4 @@
-"""One walk over a value and all that it refers to: a digest that is the same in every process, or what stood in its way.
+"""One walk over a value and all that it refers to: a digest that is the same in every process.
 
 Nothing of it depends on addresses, on the order of sets or on which equal objects are one. What an object is made of is
 for the rules (`rules.py`); the walk keeps the order, the cycles and the bounds.
