@@ -101,7 +101,7 @@ def _within(name: str, value: object) -> str | None:
         items = cast("Sequence[object]", value)
         if not items:
             return f"{name} is an empty {type(value).__name__}, which no tensor holds; give a tensor, or collate="
-        if any(_is_one_number(item) for item in items):
+        if all(_is_one_number(item) for item in items):
             return _turned(name, items)
         return next((said for place, item in enumerate(items) if (said := _within(f"{name}[{place}]", item))), None)
     if value is None:
