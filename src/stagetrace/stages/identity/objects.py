@@ -65,7 +65,10 @@ _OF_MODULES = frozenset(
 )
 """Attributes of modules that are looked at otherwise, or that carry no number of a loss."""
 
-_OF_CONFIGURATIONS = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
+_OF_CONFIGURATIONS = frozenset(
+    {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype"}
+)
+"""What saving and loading write into a configuration of transformers; a parameter's dtype is seen at the parameter."""
 
 
 def add_module(walk: Walk, module: nn.Module) -> None:

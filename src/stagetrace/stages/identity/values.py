@@ -12,14 +12,19 @@ from torch import Tensor
 from stagetrace.stages.identity.walk import PLAIN, Walk
 
 
+_OF_TENSORS = frozenset({"grad", "_is_hf_initialized", "_is_buffer", "persistent"})
+"""Attributes that PyTorch and transformers keep on tensors for themselves."""
+
+
 def add_tensor(walk: Walk, tensor: Tensor) -> None:
     """Kind, type, shape and bytes of a tensor, wherever it lies."""
     kind = type(tensor)
     walk.word("tensor", f"{tensor.dtype} {tensor.layout} {tensor.is_nested or tuple(tensor.shape)}")
     if kind is not Tensor and kind is not torch.nn.Parameter:
         walk.visit("'s class", kind)
-    if tensor.__dict__ and kind is not torch.nn.Parameter:
-        walk.visit("'s attributes", {name: value for name, value in tensor.__dict__.items() if name != "grad"})
+    held = {name: value for name, value in sorted(tensor.__dict__.items()) if name not in _OF_TENSORS}
+    if held:
+        walk.visit("'s attributes", held)
     for part in _dense(walk, tensor.detach()):
         flat = part.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         walk.word("bytes", f"{part.dtype}{tuple(part.shape)}")
