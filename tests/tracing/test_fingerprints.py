@@ -265,11 +265,15 @@ def test_without_a_folder_no_data_set_is_read_for_a_fingerprint(monkeypatch: pyt
             yield batch
 
     monkeypatch.setattr(reading.Examples, "read", counted)
+    monkeypatch.setattr("stagetrace.stages.fingerprint.ENDS", 1)
     result = run()
     without, _ = sum(read), read.clear()
     run(tmp_path / "kept")
-    assert sum(read) == without + 2 * N
-    assert result.description["stages"]["only"]["data"] == {"examples": N, "sha256": "not taken"}
+    ends = 2 * 2  # the first and the last example, of the stage and of the query
+    assert sum(read) == without - ends + 2 * N
+    data = result.description["stages"]["only"]["data"]
+    assert (data["examples"], data["sha256"]) == (N, "not taken")
+    assert data["ends"] != result.description["query"]["data"]["ends"]
 
 
 def test_a_saved_trace_is_whole_and_says_that_its_data_were_not_fingerprinted(tmp_path: Path):

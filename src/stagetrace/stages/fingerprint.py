@@ -22,6 +22,9 @@ SCHEME = 2
 NOT_TAKEN = "not taken"
 """Stands for the digest of a data set that was not read for one."""
 
+ENDS = 32
+"""Examples looked at on each end of a data set that is not read for its digest."""
+
 
 def fingerprint_problem(
     problem: Problem, progress: Progress | None = None, identity: Identity | None = None, *, read: bool = True
@@ -87,12 +90,15 @@ def fingerprint_objective(objective: Objective, model: nn.Module, identity: Iden
 def fingerprint_examples(
     examples: Examples, progress: Progress | None = None, identity: Identity | None = None, *, read: bool = True
 ) -> Json:
-    """Number of examples and a digest of all their contents, read once; sharded over processes."""
-    if not read:
-        return {"examples": len(examples), "sha256": NOT_TAKEN}
-    identity = identity or Identity()
-    plan, walk, digests = world().shard(examples.plan()), identity.walk(), list[bytes]()
-    with (progress or Silent()).task(f"fingerprint of {examples.where}", sum(map(len, plan)), "examples") as advance:
+    """Number of examples and a digest of all their contents, read once; sharded over processes.
+
+    Where they are not to be `read`, `sha256` is "not taken", and `ends` is the digest of the first and the last few.
+    """
+    identity, digests = identity or Identity(), list[bytes]()
+    walk = identity.walk()
+    what = f"fingerprint of {examples.where}" if read else f"ends of {examples.where}"
+    plan = world().shard(examples.plan() if read else examples.plan(_ends(len(examples))))
+    with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance:
         for batch in examples.read(plan):
             digests.append(walk.digest(batch.content, "batch"))
             walk.forget()
@@ -104,12 +110,19 @@ def fingerprint_examples(
             whole.word("batch", each)
         whole.unidentified += [name for name in unidentified if name not in whole.unidentified]
         whole.libraries |= libraries
-    return {"examples": len(examples), **identity.told(whole, whole.finished())}
+    found = identity.told(whole, whole.finished())
+    if not read:
+        found = {**found, "sha256": NOT_TAKEN, "ends": found["sha256"]}
+    return {"examples": len(examples), **found}
 
 
 def fingerprint_collate(collate: Collate | None, data: Any, identity: Identity) -> Json | None:
     """A collation's digest, the data set apart, whose method it may be; None for PyTorch's own."""
     return None if collate is None else identity.of(collate, {id(data): "the data set"})
+
+
+def _ends(count: int) -> list[int]:
+    return [*range(min(ENDS, count)), *range(max(ENDS, count - ENDS), count)]
 
 
 def digest(content: Any) -> bytes:

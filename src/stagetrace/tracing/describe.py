@@ -93,7 +93,7 @@ def describe(
 ) -> dict[str, JSON]:
     """Fingerprints and settings: a run is resumed only if all of these are equal, and nothing is `unidentified`.
 
-    read: whether the data sets are read for their digests; else these are "not taken".
+    read: whether the data sets are read for their digests; else these are "not taken", but for their ends.
     """
     risk, last, identity = query.risk(chain.last), chain.last.stage, Identity()
     collate = query.collate or last.collate

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stagetrace.stages.identity.walk import PLAIN, Walk
 
-
 _OF_TENSORS = frozenset({"grad", "_is_hf_initialized", "_is_buffer", "persistent"})
 """Attributes that PyTorch and transformers keep on tensors for themselves."""
 
