@@ -124,8 +124,8 @@ def test_only_what_was_traced_is_trained_again(solved: tuple[Chain, Query, Trace
     chain, query, options = jobs.frozen()
     curation = of(chain, query, options)
     for given, asked, words in (
-        (other_data(chain), query, r"stages\.pretrain\.data\.sha256"),
-        (chain, Query(jobs.examples(6, 8)), r"query\.data\.sha256"),
+        (other_data(chain), query, r"stages\.pretrain\.data\.ends"),
+        (chain, Query(jobs.examples(6, 8)), r"query\.data\.ends"),
         (solved[0], solved[1], "37 scores; give the chain that was traced"),
         (jobs.three()[0], query, r"stages\.middle"),
     ):

@@ -193,7 +193,6 @@ class Bad:
 
 SHARED = "finetune"
 NEITHER_NAN = "remove the example or fix its data"
-COLLATE = ("cannot be read or collated", "fix the data set or give collate=")
 
 TABLE = [
     # the mapping
@@ -324,13 +323,13 @@ TABLE = [
     Bad(
         "pictures",
         at("finetune", data=[(Picture(), 0)] * 3),
-        ("'finetune'", "examples 0..2", "Picture", *COLLATE),
+        ("'finetune', example 0", "item 0 is a Picture", "give collate="),
         DataError,
     ),
     Bad(
         "ragged lists",
         at("finetune", data=[([1.0] * n, 0) for n in (4, 5, 4)]),
-        ("'finetune'", "examples 0..2", *COLLATE),
+        ("'finetune', example 0", "item 0 is a list of 4 numbers", "torch.tensor(...)", "collate="),
         DataError,
     ),
     # losses

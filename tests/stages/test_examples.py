@@ -1,13 +1,16 @@
 """Reading data: any map-style data set, in the library's order, and nothing else of the caller's touched."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
+import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
     ConcatDataset,
@@ -17,11 +20,13 @@ from torch.utils.data import (
     StackDataset,
     Subset,
     TensorDataset,
+    default_collate,
     get_worker_info,
 )
 
 from stagetrace.errors import DataError, DescriptionError
-from stagetrace.stages.data import Batch, Examples, place
+from stagetrace.hf.collate import Collation
+from stagetrace.stages.data import Batch, Examples
 
 N = 7
 X, Y = torch.arange(2.0 * N).reshape(N, 2), torch.arange(N)
@@ -181,46 +186,216 @@ def test_what_has_no_order_of_its_own_is_refused(data: Any, says: str):
 
 def test_examples_that_cannot_be_collated_are_named():
     ragged = [(torch.ones(length), 0) for length in (2, 2, 3)]
-    with pytest.raises(DataError, match=r"the data: examples 1\.\.2 cannot be read or collated \(RuntimeError: stack"):
+    with pytest.raises(DataError, match=r"^the data, example 2: item 0 has shape \[3\], in another .* \[2\]$"):
         list(examples(ragged).read([[0], [1, 2]]))
 
 
-def test_an_example_that_cannot_be_read_is_named():
-    class Broken(Items):
-        def __getitem__(self, index: int) -> Any:
-            return super().__getitem__(index) if index < 4 else 1 / 0
+class Broken(Items):
+    """Says a length, and fails from some example on."""
 
-    with pytest.raises(DataError, match=r"examples 3\.\.5 cannot be read or collated \(ZeroDivisionError"):
-        list(examples(Broken()).read([[0, 1, 2], [3, 4, 5]]))
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
-
-# Where a batch lies
-
-
-class Point(NamedTuple):
-    x: Tensor
-    y: Tensor
+    def __getitem__(self, index: int) -> Any:
+        if index < 4:
+            return super().__getitem__(index)
+        raise self.error
 
 
-def test_a_batch_goes_to_the_model_s_dtype_in_any_nesting():
-    content: dict[str, Any] = {
-        "x": torch.ones(2),
-        "tokens": torch.tensor([1, 2]),
-        "mask": torch.tensor([True, False]),
-        "nested": [(torch.ones(1, dtype=torch.float16), "text"), Point(torch.ones(1), torch.tensor([3]))],
-        "nothing": None,
-    }
-    placed = place(content, torch.float64, torch.device("cpu"))
-    assert placed["x"].dtype == torch.float64
-    assert placed["tokens"].dtype == torch.int64
-    assert placed["mask"].dtype == torch.bool
-    pair, point = placed["nested"]
-    assert isinstance(pair, tuple)
-    assert (pair[0].dtype, pair[1]) == (torch.float64, "text")
-    assert isinstance(point, Point)
-    assert (point.x.dtype, point.y.dtype) == (torch.float64, torch.int64)
-    assert placed["nothing"] is None
-    assert content["x"].dtype == torch.float32
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_example_that_cannot_be_read_is_named(workers: int):
+    says = r"^the data: example 4 cannot be read \(ZeroDivisionError: by nothing\); fix the data set$"
+    with pytest.raises(DataError, match=says):
+        list(examples(Broken(ZeroDivisionError("by nothing")), workers=workers).read([[0, 1, 2], [3, 4, 5]]))
+
+
+def test_a_length_that_is_not_true_is_said():
+    with pytest.raises(DataError, match=r"its length is 7, but example 4 cannot be read \(IndexError: out\); correct"):
+        list(examples(Broken(IndexError("out"))).read([[0, 1, 2], [3, 4, 5]]))
+
+
+# A data set is read as PyTorch's loader reads it
+
+
+class Unit(TensorDataset):
+    def __getitem__(self, index: Any) -> Any:
+        x, y = super().__getitem__(index)
+        return x / x.norm(), y
+
+
+class Turned(TensorDataset):
+    def __getitem__(self, index: Any) -> Any:
+        x, y = super().__getitem__(index)
+        return x.flip(0), y
+
+
+class Counted(TensorDataset):
+    """Adds the index, which must be one number."""
+
+    def __getitem__(self, index: Any) -> Any:
+        x, y = super().__getitem__(index)
+        return x + float(index), y
+
+
+class Longer(TensorDataset):
+    """Every example twice."""
+
+    def __len__(self) -> int:
+        return 2 * super().__len__()
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index // 2)
+
+
+class Renamed(TensorDataset):
+    def __getitem__(self, index: Any) -> Any:
+        x, y = super().__getitem__(index)
+        return {"x": x, "label": y}
+
+
+class Several(Items):
+    """Reads several items at once, otherwise than one by one."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [(X[index] + 100, Y[index]) for index in indices]
+
+
+class Clipped(Several):
+    """Changes items, but inherits the reading of several at once, by which PyTorch's loader goes."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x.clamp(max=3), y
+
+
+READ = {
+    "item by item": lambda: Unit(X + 1, Y),
+    "turned": lambda: Turned(X, Y),
+    "its index": lambda: Counted(X, Y),
+    "another length": lambda: Longer(X, Y),
+    "other rows": lambda: Renamed(X, Y),
+    "several at once": Several,
+    "several at once, inherited": Clipped,
+    "parts of subclasses": lambda: ConcatDataset([Unit(X + 1, Y), Turned(X, Y)]),
+    "stacked subclasses": lambda: StackDataset(Turned(X, Y), Unit(X + 1, Y)),
+    "an array": lambda: X.numpy(),
+}
+
+
+@pytest.mark.parametrize("data", READ)
+def test_batches_are_those_of_pytorch_s_loader(data: str):
+    source = READ[data]()
+    own = examples(source, 3)
+    loader = DataLoader(source, batch_size=3)
+    batches = [batch.content for batch in own.read(own.plan())]
+    assert len(batches) == len(loader)
+    for ours, theirs in zip(batches, loader, strict=True):
+        torch.testing.assert_close(listed(ours), listed(theirs))
+
+
+def listed(content: Any) -> Any:
+    return [listed(part) for part in content] if isinstance(content, (tuple, list)) else content
+
+
+# Rows that PyTorch's own collation would turn round or cut
+
+
+ROWS = {
+    "a list in a dict": ([{"input_ids": [1, 2, 3], "label": 0}], "'input_ids' is a list of 3 numbers.*3 columns"),
+    "a list in a tuple": ([([1.0, 2.0], 0)], "item 0 is a list of 2 numbers"),
+    "a tuple in a tuple": ([((1.0, 2.0), 0)], "item 0 is a tuple of 2 numbers"),
+    "lists of lists": ([{"image": [[1, 2], [3, 4]]}], r"'image'\[0\] is a list of 2 numbers"),
+    "a list of numbers": ([[0.1, 0.2, 0.3]], "it is a list of 3 numbers"),
+    "a list of texts": ([{"words": ["a", "b"]}], "'words' is a list of 2 texts"),
+    "a list of single tensors": ([{"x": [torch.tensor(1.0), torch.tensor(2.0)]}], "'x' is a list of 2 numbers"),
+    "lists of different length": ([{"x": [1, 2]}, {"x": [1]}], "'x' is a list of 2 numbers"),
+    "an empty list": ([{"x": []}], "'x' is an empty list"),
+    "scalars of numpy": ([{"x": [np.float32(1)] * 2}], "'x' is a list of 2 numbers"),
+    "none": ([{"x": torch.ones(1), "y": None}], "'y' is None"),
+    "a picture": ([(Image.new("L", (2, 2)), 0)], r"item 0 is a picture \(Image\)"),
+    "an array of objects": ([(np.array([None, 1]), 0)], "item 0 is an array of object"),
+    "an object": ([(object(), 0)], "item 0 is a object"),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_that_could_mean_several_things_are_refused(rows: str, workers: int):
+    if workers and rows != "a list in a dict":
+        pytest.skip("one is enough to see that the message comes through")
+    data, says = ROWS[rows]
+    with pytest.raises(DataError, match=rf"^the data, example 0: {says}.*collate="):
+        list(examples(data, workers=workers).read([range(len(data))]))
+
+
+LATER = {
+    "another key": ([{"x": 1.0}, {"x": 1.0, "weight": 2.0}], r"keys \['x', 'weight'\].*not in both: 'weight'"),
+    "a key less": ([{"x": 1.0, "y": 2.0}, {"x": 1.0}], "not in both: 'y'"),
+    "another length": ([(1.0, 2.0), (1.0, 2.0, 3.0)], "it has 3 items, another example of its batch 2"),
+    "another kind": ([(1.0, 2.0), {"x": 1.0}], "it is a dict, another example of its batch a tuple"),
+    "another shape": ([{"x": torch.ones(2)}, {"x": torch.ones(3)}], r"'x' has shape \[3\].*\[2\]"),
+    "a list later on": ([{"x": torch.ones(2)}, {"x": [1.0, 2.0]}], "'x' is a list of 2 numbers"),
+}
+
+
+@pytest.mark.parametrize("rows", LATER)
+def test_an_example_unlike_those_before_it_is_named(rows: str):
+    data, says = LATER[rows]
+    with pytest.raises(DataError, match=rf"^the data, example 1: .*{says}"):
+        list(examples(data).read([[0, 1]]))
+
+
+def test_pytorch_s_own_form_is_there_for_the_asking():
+    [batch] = examples([{"x": [1, 2]}, {"x": [3, 4]}], collate=default_collate).read([[0, 1]])
+    torch.testing.assert_close(batch.content["x"], [torch.tensor([1, 3]), torch.tensor([2, 4])])
+
+
+def test_what_has_one_meaning_is_put_together_as_pytorch_does():
+    rows = [
+        {"x": torch.ones(2), "text": "a", "n": 1, "pair": (torch.ones(1), np.ones(2)), "deep": {"flag": True}},
+        {"x": torch.ones(2), "text": "b", "n": 2, "pair": (torch.ones(1), np.ones(2)), "deep": {"flag": False}},
+    ]
+    [batch] = examples(rows).read([[0, 1]])
+    wanted = default_collate(rows)
+    assert batch.content.pop("text") == wanted.pop("text") == ["a", "b"]
+    torch.testing.assert_close(batch.content, wanted)
+
+
+def test_a_collation_that_fails_is_named_with_the_example_that_differs():
+    def stacked(rows: list[Any]) -> Any:
+        return torch.stack([row["x"] for row in rows])
+
+    rows = [{"x": torch.ones(2)}, {"x": torch.ones(2)}, {"x": torch.ones(3)}]
+    says = (
+        r"examples 0\.\.2 cannot be read or collated \(RuntimeError: stack.*in example 2 'x' has shape \[3\].*stacked"
+    )
+    with pytest.raises(DataError, match=says):
+        list(examples(rows, collate=stacked).read([[0, 1, 2]]))
+
+
+def test_rows_of_texts_are_sent_to_the_hugging_face_part():
+    rows = [{"text": "a film", "label": 1}]
+    with pytest.raises(DataError, match=r"Collation got rows of texts.*\['text', 'label'\].*hf\.query\(data, stage="):
+        list(examples(rows, collate=Collation()).read([[0]]))
+
+
+NO_SETS: dict[str, tuple[Any, str]] = {
+    "a pair of tensors": ((X, Y), r"a tuple of 2 tensors; if these are columns pass TensorDataset\(\*data\)"),
+    "a pair of arrays": ((X.numpy(), Y.numpy()), "a tuple of 2 tensors"),
+    "a frame": (pandas.DataFrame({"x": [1.0]}), r"a pandas DataFrame.*from_pandas\(data\)"),
+    "a series": (pandas.Series([1.0, 2.0], index=[1, 0]), "a pandas Series"),
+    "one number": (torch.tensor(1.0), "has no length"),
+    "bytes": (b"text", "got bytes"),
+    "a set": ({1, 2}, "got set"),
+}
+
+
+@pytest.mark.parametrize("data", NO_SETS)
+def test_what_is_no_list_of_examples_is_refused(data: str):
+    given, says = NO_SETS[data]
+    with pytest.raises(DescriptionError, match=says):
+        examples(given)
 
 
 def test_a_batch_is_as_long_as_its_indices():

@@ -8,9 +8,10 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import TensorDataset
 
 from stagetrace.stages.data import Examples
+from stagetrace.stages.rows import PlainCollation
 
 TOGETHER = 16
 """Fewest examples that are evaluated together, where the data set has them: curvature does not keep to a batch size."""
@@ -63,7 +64,7 @@ def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:
     data = examples.data
     if type(data) is TensorDataset or isinstance(data, (Tensor, np.ndarray)):
         return {}
-    if examples.collate is default_collate and not _has_text(data[0]):
+    if isinstance(examples.collate, PlainCollation) and not _has_text(data[0]):
         return {}
     ask = getattr(data, "length_of", None) or (lambda index: length(data[index]))
     found: dict[int, int] = {}

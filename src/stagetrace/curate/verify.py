@@ -13,8 +13,9 @@ from stagetrace.curate.labels import by_label
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.results import JSON, UNIT
-from stagetrace.results.json_value import differences, listed, plain
+from stagetrace.results.json_value import differences, leaves_named, listed, plain
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.describe import describe
 from stagetrace.tracing.query import Query
@@ -184,9 +185,15 @@ def check_same(curation: Curation, chain: Chain, query: Query, progress: Progres
             f"curate.verify: stage '{curation.stage}' has {examples:,} examples, but {curation.scores.n_examples:,} "
             "scores; give the chain that was traced"
         )
-    now = describe(chain, query, {}, {}, (), parts=False, progress=progress or Silent())
+    read = all(value != NOT_TAKEN for _, value in leaves_named(curation.run, "sha256"))
+    now = describe(chain, query, {}, {}, (), parts=False, progress=progress or Silent(), read=read)
     here = cast("Mapping[str, JSON]", plain(now, "chain"))
     asked = [key for key in ("stages", "query") if key in curation.run]
+    if asked and curation.run.get("fingerprints") != here["fingerprints"]:
+        refuse(
+            "curate.verify: the run was made by an older stagetrace, whose record does not say enough to be compared "
+            "with this chain; score it again, in another folder"
+        )
     changed = differences({key: curation.run[key] for key in asked}, {key: here[key] for key in asked})
     if changed:
         refuse(

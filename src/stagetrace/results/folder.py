@@ -9,6 +9,7 @@ from stagetrace.errors import ResultsError
 from stagetrace.results.adjoint import read_solution, write_solution
 from stagetrace.results.assemble import missing_files, read_parts, read_scores
 from stagetrace.results.atomic import cannot_write, is_litter, sweep
+from stagetrace.results.certain import refuse_uncertain
 from stagetrace.results.json_value import JSON, differences, listed, plain
 from stagetrace.results.layout import adjoint_path, part_numbers, part_path
 from stagetrace.results.manifest import NAME, Manifest, read_manifest, records, shapes
@@ -195,6 +196,7 @@ def check_folder(folder: Path, wanted: Mapping[str, JSON]) -> Manifest | None:
     if not (folder / NAME).exists():
         raise ResultsError(f"{folder} is not a stagetrace run folder (no {NAME} in it); choose an empty or new folder")
     manifest = read_manifest(folder)
+    refuse_uncertain(folder, manifest.description, wanted)
     changed = differences(manifest.description, wanted)
     if changed:
         raise ResultsError(

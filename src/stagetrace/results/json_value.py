@@ -90,6 +90,21 @@ def differences(old: JSON, new: JSON) -> tuple[str, ...]:
     )
 
 
+def leaves_named(value: JSON, key: str, path: str = "") -> list[tuple[str, JSON]]:
+    """Every value under a key of that name, at any depth, with the path to where it stands.
+
+    Example:
+        >>> leaves_named({"stages": {"fit": {"unidentified": ["x"]}}}, "unidentified")
+        [('stages.fit', ['x'])]
+    """
+    if not isinstance(value, Mapping):
+        return []
+    found = [(path, value[key])] if key in value else []
+    for name, entry in value.items():
+        found += leaves_named(entry, key, f"{path}.{name}" if path else name)
+    return found
+
+
 def listed(lines: Sequence[str]) -> str:
     """The lines, indented, at most eight of them and then a count; long ones are cut in the middle of a value."""
     rest = len(lines) - _SHOWN

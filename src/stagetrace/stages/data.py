@@ -1,15 +1,20 @@
 """Reading a data set in the library's own order, so that an example's id is its index."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from stagetrace.errors import DataError, DescriptionError, refuse
+from stagetrace.errors import DataError, DescriptionError, StagetraceError, first_line, refuse
 from stagetrace.stages.mistaken import refuse_no_data_set
+from stagetrace.stages.placing import place as place
+from stagetrace.stages.rows import PlainCollation, UnfitRowError, complaint, has_text, misfit, name_of, unstackable
+
+Collate = Callable[[list[Any]], Any]
 
 
 @final
@@ -44,24 +49,11 @@ class Examples:
         self, data: Any, batch_size: int, collate: Callable[[list[Any]], Any] | None, workers: int, where: str
     ) -> None:
         refuse_no_data_set(data, collate, where)
-        if isinstance(data, DataLoader):
-            refuse(
-                f"{where}: data is a DataLoader, with an order of its own; pass the data set (data=loader.dataset, "
-                "collate=loader.collate_fn), so that an example's id is its index"
-            )
-        if isinstance(data, IterableDataset) or not (
-            hasattr(type(data), "__len__") and hasattr(type(data), "__getitem__")
-        ):
-            refuse(
-                f"{where}: data must be a map-style data set or a list (length and indices), got {type(data).__name__}"
-            )
-        if isinstance(data, (Mapping, str)):
-            refuse(f"{where}: data must be indexed by 0, 1, 2, ...; got {type(data).__name__}; pass a list of examples")
-        if len(data) == 0:
-            raise DataError(f"{where}: the data set is empty; it needs at least one example")
+        _check_map_style(data, where)
         self.data, self.batch_size, self.workers, self.where = data, batch_size, workers, where
-        self.collate = collate or default_collate
-        self._sliceable = isinstance(data, TensorDataset) and collate is None
+        self.collate = collate or PlainCollation()
+        # a subclass may do anything to an item, so slices are for the class itself
+        self._sliceable = type(data) is TensorDataset and collate is None and _are_strided(data)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -98,13 +90,10 @@ class Examples:
                 raise DataError(
                     f"{self.where}: the data set ended early, at example {indices[0]} of {len(self)}"
                 ) from cause
-            except DescriptionError:
-                raise
             except Exception as cause:
-                raise DataError(
-                    f"{self.where}: examples {indices[0]}..{indices[-1]} cannot be read or collated "
-                    f"({type(cause).__name__}: {_first_line(cause)}); fix the data set or give collate="
-                ) from cause
+                if isinstance(cause, StagetraceError) and not self.workers:
+                    raise  # it says where itself; from a worker it comes with the worker's traceback in its text
+                raise self._trouble(indices, cause) from cause
             yield Batch(indices, content)
 
     @staticmethod
@@ -113,19 +102,84 @@ class Examples:
         first, stop = indices[0], indices[0] + len(indices)
         return slice(first, stop) if indices == list(range(first, stop)) else indices
 
+    def _trouble(self, indices: list[int], cause: Exception) -> StagetraceError:
+        """Which example of a batch was the trouble, looked for one by one."""
+        rows = list[Any]()
+        for index in indices:
+            try:
+                rows.append(self._row(index))
+            except StagetraceError as error:
+                return error
+            except Exception as error:
+                return self._unreadable(index, error)
+        if isinstance(self.collate, PlainCollation):
+            for index, row in zip(indices, rows, strict=True):
+                said = complaint(row) or misfit(rows[0], row) or unstackable(rows[0], row)
+                if said:
+                    return DataError(f"{self.where}, example {index}: {said}")
+        where = f"{self.where}: examples {indices[0]}..{indices[-1]} cannot be read or collated"
+        what = first_line(cause) if not isinstance(cause, UnfitRowError) else str(cause)
+        remedy = "fix the data set or give collate="
+        if has_text(rows[0]):
+            remedy = (
+                f"{name_of(self.collate)} got rows of texts with the keys {list(rows[0])}: tokenise them, or describe "
+                "the stage by stagetrace.hf.stage(...) and the query by stagetrace.hf.query(data, stage=...)"
+            )
+        elif not isinstance(self.collate, PlainCollation):
+            odd = [(i, said) for i, row in zip(indices, rows, strict=True) if (said := unstackable(rows[0], row))]
+            seen = f"in example {odd[0][0]} {odd[0][1]}; " if odd else ""
+            remedy = f"{seen}fix the data set or give collate= another than {name_of(self.collate)}"
+        return DataError(f"{where} ({type(cause).__name__}: {what}); {remedy}")
 
-def place(content: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The batch on the model's device, its floating-point tensors in the model's dtype."""
-    if isinstance(content, Tensor):
-        return content.to(device, dtype if content.is_floating_point() else None, non_blocking=True)
-    if isinstance(content, Mapping):
-        return {key: place(value, dtype, device) for key, value in content.items()}
-    if isinstance(content, tuple) and type(content) is not tuple:
-        return type(content)(*(place(value, dtype, device) for value in content))
-    if isinstance(content, (tuple, list)):
-        return type(content)(place(value, dtype, device) for value in content)
-    return content
+    def _row(self, index: int) -> Any:
+        """An example as PyTorch's loader fetches it."""
+        fetch = getattr(self.data, "__getitems__", None)
+        return fetch([index])[0] if fetch else self.data[index]
+
+    def _unreadable(self, index: int, error: Exception) -> DataError:
+        if isinstance(error, IndexError):
+            return DataError(
+                f"{self.where}: the data set says that its length is {len(self)}, but example {index} cannot be read "
+                f"(IndexError: {first_line(error)}); correct its __len__"
+            )
+        return DataError(
+            f"{self.where}: example {index} cannot be read ({type(error).__name__}: {first_line(error)}); "
+            "fix the data set"
+        )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+def _check_map_style(data: Any, where: str) -> None:
+    if isinstance(data, DataLoader):
+        refuse(
+            f"{where}: data is a DataLoader, with an order of its own; pass the data set (data=loader.dataset, "
+            "collate=loader.collate_fn), so that an example's id is its index"
+        )
+    if isinstance(data, (IterableDataset, Set)) or not (
+        hasattr(type(data), "__len__") and hasattr(type(data), "__getitem__")
+    ):
+        refuse(f"{where}: data must be a map-style data set or a list (length and indices), got {type(data).__name__}")
+    if isinstance(data, (Mapping, str, bytes)):
+        refuse(f"{where}: data must be indexed by 0, 1, 2, ...; got {type(data).__name__}; pass a list of examples")
+    if type(data).__module__.partition(".")[0] == "pandas":
+        refuse(
+            f"{where}: data is a pandas {type(data).__name__}, which is indexed by labels; pass "
+            "datasets.Dataset.from_pandas(data), or data.to_dict('records'), or data.tolist() of a Series"
+        )
+    if type(data) is tuple and data and all(isinstance(column, (Tensor, np.ndarray)) for column in data):
+        refuse(
+            f"{where}: data is a tuple of {len(data)} tensors; if these are columns pass TensorDataset(*data), if each "
+            "is an example pass list(data)"
+        )
+    try:
+        length = len(data)
+    except Exception as cause:
+        raise DescriptionError(
+            f"{where}: data of class {type(data).__name__} has no length ({type(cause).__name__}: "
+            f"{first_line(cause)}); pass a map-style data set or a list of examples"
+        ) from cause
+    if length == 0:
+        raise DataError(f"{where}: the data set is empty; it needs at least one example")
+
+
+def _are_strided(data: TensorDataset) -> bool:
+    return all(tensor.layout is torch.strided and not tensor.is_nested for tensor in data.tensors)

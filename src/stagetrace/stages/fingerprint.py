@@ -1,95 +1,156 @@
 """What identifies a model, a data set and a stage: digests of contents, so that a resumed run is the same run."""
 
-import hashlib
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stagetrace.objectives.objective import Objective, Plain, name_of
+from stagetrace.objectives.objective import Objective, Plain
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
-from stagetrace.stages.data import Examples
+from stagetrace.stages.data import Collate, Examples
+from stagetrace.stages.identity import Identity
+from stagetrace.stages.links import Link, Proximal
 from stagetrace.stages.problem import Problem
 
 Json = dict[str, Any]
 
+SCHEME = 2
+"""Which fingerprints these are; those of scheme 1, without a number, saw neither attributes nor code."""
 
-def fingerprint_problem(problem: Problem, progress: Progress | None = None) -> Json:
-    """A stage's identity as plain values: model, objective, data, link and the settings that move its numbers."""
-    stage = problem.stage
+NOT_TAKEN = "not taken"
+"""Stands for the digest of a data set that was not read for one."""
+
+ENDS = 32
+"""Examples looked at on each end of a data set that is not read for its digest."""
+
+
+def fingerprint_problem(
+    problem: Problem, progress: Progress | None = None, identity: Identity | None = None, *, read: bool = True
+) -> Json:
+    """A stage's identity as plain values: model, objective, data, link and the settings that move its numbers.
+
+    identity: collects the packages met; read: whether the data set is read for its digest.
+    """
+    stage, identity = problem.stage, identity or Identity()
     return {
         "name": stage.name,
-        "model": fingerprint_model(stage.model),
-        "objective": fingerprint_objective(stage.loss),
-        "data": fingerprint_examples(stage.examples, progress),
-        "link": repr(stage.link),
+        "model": fingerprint_model(stage.model, identity),
+        "objective": fingerprint_objective(stage.loss, stage.model, identity),
+        "data": fingerprint_examples(stage.examples, progress, identity, read=read),
+        "collate": fingerprint_collate(stage.collate, stage.data, identity),
+        "link": _link(stage.link),
         "weight_decay": stage.weight_decay,
         "batch_size": stage.batch_size,
     }
 
 
-def fingerprint_model(model: nn.Module) -> Json:
-    """Class, number of parameters, and a digest of every parameter's and buffer's name, type and bytes."""
-    sha = hashlib.sha256()
+def fingerprint_model(model: nn.Module, identity: Identity | None = None) -> Json:
+    """Class, number of parameters, and digests of what the model computes with.
+
+    sha256: every parameter's and buffer's name, type and bytes, and which are trained; attributes: all else, the code
+    of the classes and the hooks included.
+    """
+    identity = identity or Identity()
+    walk = identity.walk()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        sha.update(name.encode())
-        _add(sha, tensor)
+        walk.word("name", name)
+        walk.visit(f".{name}", tensor)
     trained = sorted(name for name, p in model.named_parameters() if p.requires_grad)
-    sha.update("\n".join(trained).encode())
+    walk.word("trained", "\n".join(trained))
+    values = identity.told(walk, walk.finished())
+    beside = identity.walk(known_of(model))
+    beside.visit("", model)
+    beside.visit("'s hooks on every module", _global_hooks())
+    rest = identity.told(beside, beside.finished())
+    unidentified = [*values.get("unidentified", ()), *rest.get("unidentified", ())]
     return {
         "class": type(model).__qualname__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "sha256": sha.hexdigest(),
+        "sha256": values["sha256"],
+        "attributes": rest["sha256"],
+        **({"unidentified": unidentified} if unidentified else {}),
     }
 
 
-def fingerprint_objective(objective: Objective) -> str:
-    """The objective's name and settings; for a plain function, its name and a digest of its source."""
-    if not isinstance(objective, Plain):
-        return name_of(objective)
-    try:
-        source = hashlib.sha256(inspect.getsource(objective.function).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
-        source = "source unknown"
-    return f"{name_of(objective)} ({source})"
+def fingerprint_objective(objective: Objective, model: nn.Module, identity: Identity | None = None) -> Json:
+    """The objective's name, its settings where they are plain values, and a digest of all that its loss depends on.
+
+    model: the stage's; where the loss refers to it or to its parameters, these count by their names.
+    """
+    given = objective.function if isinstance(objective, Plain) else objective
+    name = getattr(given, "__qualname__", type(given).__qualname__)
+    held = getattr(given, "keywords", None) or getattr(given, "__dict__", {})
+    plain = {key: value for key, value in sorted(held.items()) if isinstance(value, (bool, int, float, str))}
+    found = (identity or Identity()).of(given, known_of(model, modules=True))
+    return {"name": name, **({"settings": plain} if plain else {}), **found}
 
 
-def fingerprint_examples(examples: Examples, progress: Progress | None = None) -> Json:
-    """Number of examples and a digest of all their contents, read once; sharded over processes."""
-    plan = world().shard(examples.plan())
-    digests: list[bytes] = []
-    with (progress or Silent()).task(f"fingerprint of {examples.where}", sum(map(len, plan)), "examples") as advance:
+def fingerprint_examples(
+    examples: Examples, progress: Progress | None = None, identity: Identity | None = None, *, read: bool = True
+) -> Json:
+    """Number of examples and a digest of all their contents, read once; sharded over processes.
+
+    Where they are not to be `read`, `sha256` is "not taken", and `ends` is the digest of the first and the last few.
+    """
+    identity, digests = identity or Identity(), list[bytes]()
+    walk = identity.walk()
+    what = f"fingerprint of {examples.where}" if read else f"ends of {examples.where}"
+    plan = world().shard(examples.plan() if read else examples.plan(_ends(len(examples))))
+    with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance:
         for batch in examples.read(plan):
-            digests.append(digest(batch.content))
+            digests.append(walk.digest(batch.content, "batch"))
+            walk.forget()
             advance(len(batch))
-    sha = hashlib.sha256(b"".join(d for part in world().gather(digests) for d in part))
-    return {"examples": len(examples), "sha256": sha.hexdigest()}
+    told = world().gather((digests, walk.unidentified, walk.libraries))
+    whole = identity.walk()
+    for mine, unidentified, libraries in told:
+        for each in mine:
+            whole.word("batch", each)
+        whole.unidentified += [name for name in unidentified if name not in whole.unidentified]
+        whole.libraries |= libraries
+    found = identity.told(whole, whole.finished())
+    if not read:
+        found = {**found, "sha256": NOT_TAKEN, "ends": found["sha256"]}
+    return {"examples": len(examples), **found}
+
+
+def fingerprint_collate(collate: Collate | None, data: Any, identity: Identity) -> Json | None:
+    """A collation's digest, the data set apart, whose method it may be; None for PyTorch's own."""
+    return None if collate is None else identity.of(collate, {id(data): "the data set"})
+
+
+def _ends(count: int) -> list[int]:
+    return [*range(min(ENDS, count)), *range(max(ENDS, count - ENDS), count)]
 
 
 def digest(content: Any) -> bytes:
-    """SHA-256 of a batch: nested tensors, arrays, numbers, strings and their structure."""
-    sha = hashlib.sha256()
-    _add(sha, content)
-    return sha.digest()
+    """SHA-256 of a batch: nested tensors, arrays, numbers, strings, objects and their structure."""
+    return Identity().walk().digest(content, "")
 
 
-def _add(sha: Any, content: Any) -> None:
-    """Feed a value to the hash. Objects of unknown kind count by type only, since their text may hold an address."""
-    sha.update(type(content).__name__.encode())
-    if isinstance(content, Tensor):
-        flat = content.detach().cpu().contiguous().reshape(-1)
-        sha.update(f"{content.dtype}{tuple(content.shape)}".encode())
-        sha.update(flat.view(torch.uint8).numpy().data)
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            _add(sha, str(key))
-            _add(sha, value)
-    elif isinstance(content, (bytes, str, int, float, bool, type(None))):
-        sha.update(content if isinstance(content, bytes) else repr(content).encode())
-    elif isinstance(content, Sequence):
-        sha.update(str(len(content)).encode())
-        for value in content:
-            _add(sha, value)
+def known_of(model: nn.Module, *, modules: bool = False) -> dict[int, str]:
+    """The words for a model's own parameters and buffers, by their `id`; also for its modules."""
+    known = {id(tensor): f"parameter {name}" for name, tensor in model.named_parameters()}
+    known |= {id(tensor): f"buffer {name}" for name, tensor in model.named_buffers()}
+    return known | ({id(module): f"module {name}" for name, module in model.named_modules()} if modules else {})
+
+
+def _link(link: Link | None) -> Json | None:
+    if link is None:
+        return None
+    strength = {"alpha": link.alpha} if isinstance(link, Proximal) else {}
+    return {"name": type(link).__name__, "shared": dict(link.pairs), **strength}
+
+
+def _global_hooks() -> tuple[Mapping[int, Any] | Any, ...]:
+    """Hooks that PyTorch runs on every module, in their order."""
+    held = vars(torch.nn.modules.module)
+    places = (
+        "_global_forward_pre_hooks",
+        "_global_forward_hooks",
+        "_global_backward_pre_hooks",
+        "_global_backward_hooks",
+    )
+    return tuple(tuple(held[place].values()) for place in places if held.get(place))

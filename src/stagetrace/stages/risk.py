@@ -76,7 +76,7 @@ class Risk:
             yield self._placed(batch)
 
     def _placed(self, batch: Batch) -> Batch:
-        return Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device))
+        return Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device, self.where))
 
     def _check(self, batch: Batch, shape: Sequence[int]) -> None:
         if isinstance(self.objective, Checks):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
@@ -12,7 +12,15 @@ from stagetrace.results import JSON
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.named import SOLVERS
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.stages.fingerprint import (
+    SCHEME,
+    fingerprint_collate,
+    fingerprint_examples,
+    fingerprint_objective,
+    fingerprint_problem,
+)
+from stagetrace.stages.identity import Identity
+from stagetrace.stages.identity.origin import library_of
 from stagetrace.tracing.query import Query
 
 T = TypeVar("T")
@@ -66,20 +74,28 @@ def scored_stages(chain: Chain, of: Iterable[str] | str | None) -> set[str]:
     return names
 
 
-def settings_of(choice: object) -> JSON:
-    """A choice's name and fields as plain values. `memory` is left out: it decides how, not what, is computed.
+def settings_of(choice: object, identity: Identity | None = None) -> JSON:
+    """A choice's name and fields as plain values; what is not plain, or of the user's own class, also by a digest.
+
+    `memory` is left out: it decides how, not what, is computed.
 
     Example:
         >>> from stagetrace import Hessian
         >>> settings_of(Hessian(examples=10))
         {'name': 'Hessian', 'examples': 10, 'seed': 0}
     """
-    if isinstance(choice, (int, float, str, type(None))):
-        return choice
+    if type(choice) in (bool, int, float, str, type(None)):
+        return cast("JSON", choice)
+    kind, identity = type(choice), identity or Identity()
+    ours = library_of(kind.__module__) == "stagetrace"
+    name = getattr(choice, "__qualname__", kind.__qualname__)
     if is_dataclass(choice) and not isinstance(choice, type):
-        named = {field.name: getattr(choice, field.name) for field in fields(choice) if field.name != "memory"}
-        return {"name": type(choice).__qualname__, **{key: settings_of(value) for key, value in named.items()}}
-    return getattr(choice, "__qualname__", type(choice).__qualname__)
+        named = {f.name: getattr(choice, f.name) for f in fields(choice) if not (ours and f.name == "memory")}
+        plain = {key: settings_of(value, identity) for key, value in named.items()}
+        return {"name": name, **plain, **({} if ours else {"its": identity.of(choice)})}
+    if isinstance(choice, type) and library_of(choice.__module__) == "stagetrace":
+        return name
+    return {"name": name, **identity.of(choice)}
 
 
 def describe(
@@ -91,19 +107,32 @@ def describe(
     *,
     parts: bool,
     progress: Progress,
+    read: bool = True,
 ) -> dict[str, JSON]:
-    """Fingerprints and settings: a run is resumed only if all of these are equal."""
-    risk = query.risk(chain.last)
+    """Fingerprints and settings: a run is resumed only if all of these are equal, and nothing is `unidentified`.
+
+    read: whether the data sets are read for their digests; else these are "not taken", but for their ends.
+    """
+    risk, last, identity = query.risk(chain.last), chain.last.stage, Identity()
+    collate = query.collate or last.collate
+    stages = {problem.name: fingerprint_problem(problem, progress, identity, read=read) for problem in chain}
+    asked = {
+        "data": fingerprint_examples(risk.examples, progress, identity, read=read),
+        "objective": fingerprint_objective(risk.objective, last.model, identity),
+        "collate": fingerprint_collate(collate, query.data, identity),
+        "reduction": query.reduction,
+    }
+    solving = {
+        "curvature": {name: settings_of(choice, identity) for name, choice in curvature.items()},
+        "solver": {name: settings_of(choice, identity) for name, choice in solver.items()},
+    }
     return {
-        "stages": {problem.name: fingerprint_problem(problem, progress) for problem in chain},
+        "fingerprints": SCHEME,
+        "stages": stages,
         "order": list(chain.names),
-        "query": {
-            "data": fingerprint_examples(risk.examples, progress),
-            "objective": fingerprint_objective(risk.objective),
-            "reduction": query.reduction,
-        },
-        "curvature": {name: settings_of(choice) for name, choice in curvature.items()},
-        "solver": {name: settings_of(choice) for name, choice in solver.items()},
+        "query": asked,
+        **solving,
         "of": sorted(scored, key=chain.names.index),
         "parts": parts,
+        "versions": identity.versions(),
     }

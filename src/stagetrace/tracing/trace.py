@@ -106,7 +106,9 @@ def trace(
     walked = chain.problems[min(map(chain.names.index, scored)) :]
     operators = {problem.name: curvatures[problem.name].operator(problem) for problem in walked}
     tally.solving(operators)
-    keeper = Keeper.open(out, describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally))
+    kept = out is not None
+    described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally, read=kept)
+    keeper = Keeper.open(out, described)
     if keeper.complete:
         return _said(keeper.read())
     walk = Walk(chain, curvatures, operators, solvers, tally)

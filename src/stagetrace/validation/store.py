@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stagetrace.errors import ResultsError
 from stagetrace.results.atomic import atomic, cannot_write
+from stagetrace.results.certain import refuse_uncertain
 from stagetrace.results.json_value import JSON, differences, listed
 from stagetrace.validation.removals import Removal
 
@@ -87,6 +88,7 @@ class Store:
             before = json.loads(settings.read_text(encoding="utf-8"))
         except (OSError, ValueError) as cause:
             raise ResultsError(f"{settings} cannot be read ({cause}); give another --out, or delete it") from cause
+        refuse_uncertain(settings.parent, before, identity)
         changed = differences(before, json.loads(json.dumps(identity)))
         if changed:
             raise ResultsError(

@@ -13,7 +13,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.json_value import JSON
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_objective, fingerprint_problem
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.risk import check_finite
 from stagetrace.stages.stage import check_count
@@ -221,14 +221,16 @@ def _by_stage(chain: Chain, fit: Any) -> dict[str, Fit]:
 
 def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
     """What retrainings depend on, other than what is taken out."""
-    query = retraining.query
+    query, last = retraining.query, retraining.chain.last
+    risk = query.risk(last)
     return {
+        "fingerprints": SCHEME,
         "stage": retraining.stage,
         "stages": [fingerprint_problem(problem, progress) for problem in retraining.chain.problems],
         "fits": {problem.name: described(retraining.fits[problem.name]) for problem in retraining.later},
         "query": {
-            "data": fingerprint_examples(query.risk(retraining.chain.last).examples, progress),
-            "objective": fingerprint_objective(query.risk(retraining.chain.last).objective),
+            "data": fingerprint_examples(risk.examples, progress),
+            "objective": fingerprint_objective(risk.objective, last.stage.model),
             "reduction": query.reduction,
         },
     }

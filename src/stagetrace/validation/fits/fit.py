@@ -1,7 +1,5 @@
 """What every way of training a stage again has in common: several copies at once, each with its own weights."""
 
-import hashlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.results.json_value import JSON
-from stagetrace.stages.fingerprint import digest
+from stagetrace.stages.identity import Identity
 from stagetrace.stages.links import Proximal
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
@@ -82,18 +80,15 @@ def rebound(problem: Problem, before: Params | None) -> Problem:
 
 
 def described(value: object) -> JSON:
-    """A fit's settings as plain values; a saved optimiser state and a function's source as digests."""
+    """A fit's settings as plain values; a saved optimiser state and functions as digests."""
     if isinstance(value, bool | int | float | str | type(None)):
         return value
     if isinstance(value, list | tuple):
         return [described(item) for item in value]
     if isinstance(value, Mapping):
-        return f"sha256 {digest(value).hex()[:16]}"
+        return f"sha256 {Identity().of(value)['sha256'][:16]}"
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in fields(value) if not f.name.startswith("_")}
         return {"name": type(value).__qualname__, **{key: described(item) for key, item in named.items()}}
-    try:
-        source = hashlib.sha256(inspect.getsource(value).encode()).hexdigest()[:16]  # pyright: ignore[reportArgumentType]
-    except (OSError, TypeError):
-        source = "source unknown"
-    return f"{getattr(value, '__qualname__', type(value).__qualname__)} ({source})"
+    name, found = getattr(value, "__qualname__", type(value).__qualname__), Identity().of(value)
+    return {"name": name, **found} if "unidentified" in found else f"{name} ({found['sha256'][:16]})"

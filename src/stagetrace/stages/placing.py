@@ -1,0 +1,182 @@
+"""Batches where the model lies: on its device, floating-point tensors in its dtype; their class stays what it is."""
+
+import copy
+import enum
+from collections import UserDict
+from collections.abc import Mapping, MutableMapping
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset
+
+from stagetrace.errors import DataError
+
+_AS_IT_IS = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    enum.Enum,
+    np.ndarray,
+    np.generic,
+    PurePath,
+    nn.Module,
+    Dataset,
+    torch.Size,
+    torch.dtype,
+    torch.device,
+    torch.Generator,
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+)
+_DEEPEST = 30
+
+
+def place(content: Any, dtype: torch.dtype, device: torch.device, where: str = "the data") -> Any:
+    """The batch on the model's device, its floating-point tensors in the model's dtype.
+
+    Looked into are mappings, sequences, dataclasses and objects of any class by their attributes; an object is copied
+    where a tensor in it changes. Integers keep their type; complex tensors take the precision. Tensors made under
+    `torch.inference_mode()` come back as ordinary ones.
+
+    Raises:
+        DataError: an object holds tensors for another device or of another dtype, and cannot be copied.
+    """
+    return _Placing(dtype, device, where).placed(content, 0)
+
+
+@final
+class _Placing:
+    def __init__(self, dtype: torch.dtype, device: torch.device, where: str) -> None:
+        self._dtype, self._device, self._where = dtype, device, where
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def placed(self, content: Any, depth: int) -> Any:
+        if isinstance(content, Tensor):
+            return self._tensor(content)
+        if isinstance(content, _AS_IT_IS) or depth > _DEEPEST:
+            return content
+        if id(content) not in self._done:
+            self._done[id(content)] = content, content  # what an object in a circle finds again
+            self._done[id(content)] = content, self._inside(content, depth + 1)
+        return self._done[id(content)][1]
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if tensor.is_inference():
+            tensor = tensor.clone()
+        dtype = None
+        if tensor.is_floating_point():
+            dtype = self._dtype
+        elif tensor.is_complex() and self._dtype in (torch.float32, torch.float64):
+            dtype = self._dtype.to_complex()
+        return tensor.to(self._device, dtype, non_blocking=True)
+
+    def _inside(self, content: Any, depth: int) -> Any:
+        if isinstance(content, PackedSequence):
+            sizes = content.batch_sizes.clone() if content.batch_sizes.is_inference() else content.batch_sizes
+            orders = (content.sorted_indices, content.unsorted_indices)
+            return PackedSequence(  # the sizes stay on the CPU
+                self._tensor(content.data), sizes, *(None if order is None else self._tensor(order) for order in orders)
+            )
+        if isinstance(content, Mapping):
+            return self._mapping(content, depth)
+        if isinstance(content, (tuple, list, set, frozenset)):
+            return self._items(content, depth)
+        return self._object(content, depth)
+
+    def _mapping(self, content: Mapping[Any, Any], depth: int) -> Any:
+        placed = {key: self.placed(value, depth) for key, value in content.items()}
+        if type(content) is dict:
+            return placed
+        if isinstance(content, UserDict):
+            return self._with(content, {"data": placed}) if self._moved(content, placed) else content
+        if not self._moved(content, placed):
+            return content
+        if not isinstance(content, MutableMapping):
+            return placed
+        try:
+            copied = copy.copy(content)
+            for key, value in placed.items():
+                copied[key] = value
+        except Exception as cause:
+            raise self._refusal(content, cause) from cause
+        return copied
+
+    def _items(self, content: Any, depth: int) -> Any:
+        placed = [self.placed(value, depth) for value in content]
+        kind = type(content)
+        if kind in (tuple, list):
+            return kind(placed)
+        if all(one is other for one, other in zip(placed, content, strict=True)):
+            return content
+        try:
+            make = getattr(kind, "_make", kind)  # a named tuple's
+            return make(placed)
+        except Exception as cause:
+            raise self._refusal(content, cause) from cause
+
+    def _object(self, content: Any, depth: int) -> Any:
+        held = _attributes(content)
+        placed = {name: self.placed(value, depth) for name, value in held.items()}
+        changed = {name: value for name, value in placed.items() if _differs(value, held[name])}
+        return self._with(content, changed) if changed else content
+
+    def _with(self, content: Any, attributes: Mapping[str, Any]) -> Any:
+        """A copy with other attributes; frozen dataclasses included."""
+        try:
+            copied = copy.copy(content)
+            for name, value in attributes.items():
+                object.__setattr__(copied, name, value)
+        except Exception as cause:
+            raise self._refusal(content, cause) from cause
+        if copied is content:
+            raise self._refusal(content, None)
+        return copied
+
+    def _moved(self, content: Mapping[Any, Any], placed: Mapping[Any, Any]) -> bool:
+        return any(_differs(value, content[key]) for key, value in placed.items())
+
+    def _refusal(self, content: Any, cause: Exception | None) -> DataError:
+        why = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
+        return DataError(
+            f"{self._where}: a batch of class {type(content).__name__} holds tensors of another dtype or device than "
+            f"the model's ({self._dtype}, {self._device}) and cannot be copied to change them{why}; "
+            "let collate= make them so, or give back a tuple, a dict or a dataclass"
+        )
+
+
+def _differs(value: Any, before: Any) -> bool:
+    """Whether a tensor changed; new lists, tuples and dicts of the same things are no change."""
+    if value is before:
+        return False
+    if type(value) is dict and type(before) is dict:
+        return any(_differs(item, before[key]) for key, item in value.items())
+    if type(value) in (list, tuple) and type(before) is type(value):
+        return any(_differs(item, other) for item, other in zip(value, before, strict=True))
+    return True
+
+
+def _attributes(content: Any) -> dict[str, Any]:
+    """What stands in `__dict__` and `__slots__`; no property is called."""
+    try:
+        held = dict(object.__getattribute__(content, "__dict__"))
+    except AttributeError:
+        held = {}
+    for base in type(content).__mro__:
+        for name, member in base.__dict__.items():
+            if type(member).__name__ == "member_descriptor" and name not in ("__dict__", "__weakref__"):
+                try:
+                    held[name] = member.__get__(content, type(content))
+                except AttributeError:
+                    continue
+    return held
