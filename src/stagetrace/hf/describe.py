@@ -79,22 +79,24 @@ def stage(
     where = f"stage '{name}'"
     loaded = load(model, where)
     task = task_of(loaded.model, objective, where)
-    read, used = _read(data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, where)
+    reader, notices, used = _read(
+        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, where
+    )
     trained, found = (used, link) if after is None else link_to(used, after, link, alpha, where)
     described = Stage(
         name,
         model=trained,
-        objective=objective_of(read.reader.task, reduction) if objective is None else objective,
-        data=read,
+        objective=objective_of(reader.task, reduction) if objective is None else objective,
+        data=Sentences(data, reader, notices),
         link=found,
         weight_decay=weight_decay,
         batch_size=batch_size,
-        collate=collate or collation_of(loaded.model, read.reader.tokenizer, task, where),
+        collate=collate or collation_of(loaded.model, reader.tokenizer, task, where),
         workers=workers,
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
-    check_fits(described, read.reader.task)
+    check_fits(described, reader.task)
     return described
 
 
@@ -109,8 +111,8 @@ def _read(
     label: str | None,
     max_length: int | None,
     where: str,
-) -> tuple[Sentences, Any]:
-    """The data set's examples as the model's features, and the model as it is used on them."""
+) -> tuple[Reader, tuple[str, ...], Any]:
+    """How the data set's examples become the model's features, what is said of it, and the model as it is used."""
     model, row, taken = loaded.model, first_row(data, where), takes(loaded.model)
     columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken)
     if columns.label is not None:
@@ -135,7 +137,7 @@ def _read(
         notices += said_of_one_logit(data, columns.label, model, task, where)
     if task is Task.CAUSAL and tokenizer is not None:
         notices += said_of_side(base_of(model), tokenizer, where)
-    return Sentences(data, reader, tuple(notices)), without_cache(model) if packed else model
+    return reader, tuple(notices), without_cache(model) if packed else model
 
 
 def _said_of_prediction(columns: Columns, where: str, *, packed: bool) -> list[str]:

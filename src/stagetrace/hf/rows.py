@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from stagetrace.errors import DataError, refuse
 
@@ -70,7 +70,7 @@ def present(row: Mapping[str, Any]) -> list[str]:
     return [name for name in row if row[name] is not None]
 
 
-def is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a value has an entry per token, say: a list, a tuple, an array or a tensor, not a string or a number."""
     if isinstance(value, (str, bytes)):
         return False
