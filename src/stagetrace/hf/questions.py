@@ -62,13 +62,14 @@ def _rows(data: Any, stage: Stage) -> Any:
     texts: list[Any] = [data] if isinstance(data, str) else data
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         return data
-    task, columns = _task(stage), getattr(stage.data.reader, "columns", None)
+    task, reader = _task(stage), cast(Sentences, stage.data).reader
     if task not in UNLABELLED:
         refuse(
             f"{WHERE}: data is text without labels, and {stage.where} needs them; write "
             "hf.query([{'text': ..., 'label': ...}], stage=...) with the columns of the stage's data"
         )
-    column = columns.texts[0] if columns is not None and len(columns.texts) == 1 else "text"
+    own = reader.columns.texts if isinstance(reader, Reader) else ()
+    column = own[0] if len(own) == 1 else "text"
     return [{column: text} for text in texts]
 
 

@@ -29,6 +29,8 @@ def first_row(rows: Any, where: str) -> Mapping[str, Any]:
             f"{where}: data is the string {str(rows)!r}; load it first, e.g. "
             f"datasets.load_dataset({str(rows)!r}, split='train')"
         )
+    if isinstance(rows, Mapping) and rows and all(isinstance(column, list) for column in rows.values()):
+        refuse(f"{where}: data is a dict of columns; type datasets.Dataset.from_dict(data)")
     if isinstance(rows, Mapping):
         some = ", ".join(map(repr, list(rows)[:4]))
         refuse(f"{where}: data is a dict of {some}; pass one split of it, e.g. data[{next(iter(rows), 'train')!r}]")
