@@ -96,7 +96,7 @@ def stage(
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
-    check_fits(described, reader.task)
+    check_fits(described, task)
     return described
 
 

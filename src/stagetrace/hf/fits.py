@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stagetrace.errors import DataError, StagetraceError, first_line, refuse
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.signature import needs, takes
+from stagetrace.hf.signature import main_of, needs, takes
 from stagetrace.hf.task import Task
 from stagetrace.objectives.objective import Objective, splits
 from stagetrace.stages.data import place
@@ -19,6 +19,8 @@ DECODER = "decoder_input_ids"
 
 def check_fits(stage: Stage, task: Task) -> None:
     """Refuse a first example from which the model's forward lacks something. A loss of the user's own is let be.
+
+    task: by the model's class. A class without a loss of its own here, and one that reads no tokens, is run on it.
 
     A first example that cannot be read is left to the reading, which names it.
 
@@ -45,7 +47,7 @@ def check_fits(stage: Stage, task: Task) -> None:
             f"{stage.where}: {type(base).__name__} reads '{DECODER}', which training made from the labels, and {has}; "
             "add that column, by model.prepare_decoder_input_ids_from_labels(torch.tensor([row['labels']]))[0].tolist()"
         )
-    if task is Task.OTHER:
+    if task is Task.OTHER or main_of(stage.model) != "input_ids":
         _try(stage, batch, has)
 
 

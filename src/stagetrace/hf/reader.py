@@ -95,6 +95,9 @@ class Reader:
         found = [name for name in present(row) if name in names]
         if self.task in UNLABELLED:  # a label of another kind is not read
             found = [name for name in found if name not in LABELS or is_sequence(row[name])]
+        label = self.columns.label
+        if label in row and not self.task.of_tokens:
+            found.append(label)  # also where it is None, of which the reading says more
         return frozenset(found)
 
     def _check(self, row: Mapping[str, Any], index: int) -> None:

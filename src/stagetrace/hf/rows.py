@@ -29,7 +29,7 @@ def first_row(rows: Any, where: str) -> Mapping[str, Any]:
             f"{where}: data is the string {str(rows)!r}; load it first, e.g. "
             f"datasets.load_dataset({str(rows)!r}, split='train')"
         )
-    if isinstance(rows, Mapping) and rows and all(isinstance(column, list) for column in rows.values()):
+    if isinstance(rows, Mapping) and rows and all(_is_column(values) for values in rows.values()):
         refuse(f"{where}: data is a dict of columns; type datasets.Dataset.from_dict(data)")
     if isinstance(rows, Mapping):
         some = ", ".join(map(repr, list(rows)[:4]))
@@ -77,3 +77,7 @@ def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     if isinstance(value, (str, bytes)):
         return False
     return isinstance(value, Sequence) or bool(getattr(value, "shape", ()))
+
+
+def _is_column(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and not any(isinstance(value, Mapping) for value in values)
