@@ -97,7 +97,8 @@ def several_labels_by_their_kind() -> Case:
 
 
 def images() -> Case:
-    config = transformers.ViTConfig(
+    kind: Any = transformers.ViTConfig
+    config = kind(
         hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4, image_size=4, patch_size=2,
         num_channels=1, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip

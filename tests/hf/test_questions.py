@@ -124,7 +124,7 @@ def test_rows_with_texts_in_a_query_by_hand_are_told_of_hf_query(stages: dict[st
 def test_labels_that_a_trainer_s_collator_overwrites_are_used(tmp_path: Any):
     collator = transformers.DataCollatorForLanguageModeling(PLAIN, mlm=False)
     arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
-    rows = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}] * 2
+    rows: Any = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}] * 2
     trainer = transformers.Trainer(tiny.model("GPT2LMHeadModel"), arguments, collator, rows)
     stage = hf.from_trainer(trainer, "s")
     asked = hf.query([PROMPTED], stage=stage)

@@ -153,7 +153,7 @@ def test_a_mask_beside_positions_is_kept():
 
 def test_the_cache_is_off_where_documents_are_packed_and_the_model_given_is_not_changed():
     model = tiny.model(NEXT, use_cache=True)
-    packed = hf.stage("s", model, [{"input_ids": [5, 6], "position_ids": [0, 0]}])
+    packed: Any = hf.stage("s", model, [{"input_ids": [5, 6], "position_ids": [0, 0]}])
     assert (packed.model.config.use_cache, model.config.use_cache) == (False, True)
     assert all(one is other for one, other in zip(packed.model.parameters(), model.parameters(), strict=True))
     assert hf.stage("s", model, [{"input_ids": [5, 6]}]).model is model
@@ -256,14 +256,16 @@ class Broken(list[Row]):
 
 def test_data_of_another_kind_say_what_to_type():
     pandas = pytest.importorskip("pandas")
-    rows, table = tiny.rows(2), datasets.Dataset.from_list(tiny.rows(2))
+    rows: Any = tiny.rows(2)
+    table: Any = datasets.Dataset.from_list(rows)
+    splits: Any = datasets.DatasetDict
     kinds: list[tuple[Any, str]] = [
         ("imdb", "datasets.load_dataset('imdb', split='train')"),
         (pandas.DataFrame(rows), "datasets.Dataset.from_pandas(frame)"),
         (table.data.table, "pyarrow"),
         (table.to_iterable_dataset(), "list(stream.take(n))"),
         (torch.utils.data.DataLoader(rows), "of a loader its dataset"),
-        (datasets.DatasetDict(train=table), "data['train']"),
+        (splits(train=table), "data['train']"),
         ({"text": ["a"], "label": [1]}, "datasets.Dataset.from_dict(data)"),
         ([("a", 1)], "dicts with named columns, got tuple"),
         (Broken(rows), "example 0 cannot be read (OSError: no such file)"),
@@ -275,7 +277,8 @@ def test_data_of_another_kind_say_what_to_type():
 
 
 def vision() -> Any:
-    config = transformers.ViTConfig(
+    kind: Any = transformers.ViTConfig
+    config = kind(
         hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4, image_size=4, patch_size=2,
         num_channels=1, num_labels=2,
     )  # fmt: skip

@@ -96,7 +96,7 @@ class Reader:
         if self.task in UNLABELLED:  # a label of another kind is not read
             found = [name for name in found if name not in LABELS or is_sequence(row[name])]
         label = self.columns.label
-        if label in row and not self.task.of_tokens:
+        if label is not None and label in row and not self.task.of_tokens:
             found.append(label)  # also where it is None, of which the reading says more
         return frozenset(found)
 
