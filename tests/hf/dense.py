@@ -111,3 +111,11 @@ def size(side: Side, names: Sequence[str]) -> int:
 
 def pieces(vector: Tensor, side: Side, names: Sequence[str]) -> dict[str, Tensor]:
     return dict(zip(names, vector.split([p.numel() for p in side.values(names)]), strict=True))
+
+
+def scores_of_one(side: Side, query: Sequence[Mapping[str, Any]]) -> Tensor:
+    """`[n]` for a single stage: `-(gradient of each example's loss) . H^-1 dq`."""
+    side = side.with_gradients()
+    question = torch.stack(side.losses(query)).mean()
+    hessian = second_derivatives(side, side.own) + side.decay * torch.eye(size(side, side.own)).double()
+    return each(side, torch.linalg.solve(hessian, flat_gradient(question, side.values(side.own))))

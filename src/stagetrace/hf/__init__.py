@@ -16,9 +16,9 @@
 Needs the extra `stagetrace[hf]`; adapters need `peft` as well. Both are imported when first used.
 """
 
-from stagetrace.hf.describe import query as query
 from stagetrace.hf.describe import stage as stage
 from stagetrace.hf.masking import Masking as Masking
+from stagetrace.hf.questions import query as query
 from stagetrace.hf.sharing import Shared as Shared
 from stagetrace.hf.sharing import shared as shared
 from stagetrace.hf.trainer import from_trainer as from_trainer

@@ -1,11 +1,13 @@
 """Labels as a data set has them -> as the loss wants them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 from stagetrace.errors import DataError, refuse
 from stagetrace.hf.task import Task
+from stagetrace.objectives.tokens import IGNORED
 
 
 @final
@@ -13,7 +15,7 @@ from stagetrace.hf.task import Task
 class Labels:
     """Checks one label and turns it into numbers; names are looked up in the model's `config.label2id`.
 
-    count: the model's `config.num_labels`.
+    count: the model's `config.num_labels`; of a language model its vocabulary (0 where it is not known).
     """
 
     task: Task
@@ -22,21 +24,26 @@ class Labels:
 
     @staticmethod
     def of(task: Task, config: Any) -> "Labels":
-        """The labels of a model."""
-        return Labels(task, getattr(config, "num_labels", 0), dict(getattr(config, "label2id", None) or {}))
+        """The labels of a model; for a language model its vocabulary."""
+        count: Any = getattr(config, "vocab_size" if task in (Task.MASKED, Task.CAUSAL) else "num_labels", None)
+        return Labels(task, count if isinstance(count, int) else 0, dict(getattr(config, "label2id", None) or {}))
 
     def read(self, label: Any, where: str) -> Any:
-        """A class index, a float (or `count` of them), or the label as it is where nothing is known of it.
+        """A class index, a float (or `count` of them), a token, or the label as it is where nothing is known of it.
 
         Raises:
             DataError: the label is of another kind, unknown, or out of range; `where` names the example.
         """
         label = label.tolist() if hasattr(label, "tolist") else label
+        if label is None:
+            raise DataError(f"{where} is None; leave out the examples without a label, or label them")
         match self.task:
             case Task.CLASSIFICATION | Task.TOKENS:
                 return self._class(label, where)
             case Task.REGRESSION | Task.MULTI_LABEL:
                 return self._numbers(label, where)
+            case Task.MASKED | Task.CAUSAL:
+                return self._token(label, where)
             case _:
                 return label
 
@@ -45,10 +52,17 @@ class Labels:
             if label not in self.label2id:
                 raise DataError(f"{where}: the model's config.label2id has no '{label}'; it has {list(self.label2id)}")
             return self.label2id[label]
+        if isinstance(label, (list, tuple)):
+            raise DataError(
+                f"{where}: a class must be a whole number or a name, got {label!r}; for several labels of an example "
+                "set config.problem_type = 'multi_label_classification', as in training, and give floats"
+            )
         if not isinstance(label, int):
             raise DataError(f"{where}: a class must be a whole number or a name, got {label!r}")
         if not 0 <= label < self.count:
-            raise DataError(f"{where}: class {label} is not one of the model's 0 to {self.count - 1}")
+            hint = "; -1 stands for no label, as in test splits without answers" if label == -1 else ""
+            hint = f"; {IGNORED} stands for no label" if label == IGNORED else hint
+            raise DataError(f"{where}: class {label} is not one of the model's 0 to {self.count - 1}{hint}")
         return int(label)
 
     def _numbers(self, label: Any, where: str) -> float | list[float]:
@@ -56,7 +70,21 @@ class Labels:
         if len(values) != self.count or not all(isinstance(value, (int, float)) for value in values):
             raise DataError(f"{where}: the model predicts {self.count} number(s), got the label {label!r}")
         numbers = [float(value) for value in values]
+        if not all(math.isfinite(number) for number in numbers):
+            raise DataError(f"{where}: a label must be finite, got {label!r}")
+        if self.task is Task.MULTI_LABEL and not all(0 <= number <= 1 for number in numbers):
+            raise DataError(f"{where}: each of several labels must be 0 or 1 (or between), got {label!r}")
         return numbers if isinstance(label, (list, tuple)) else numbers[0]
+
+    def _token(self, label: Any, where: str) -> int:
+        if not isinstance(label, int) or isinstance(label, bool):
+            raise DataError(f"{where}: the label of a token must be a whole number, got {label!r}")
+        if label < 0 or (self.count and label >= self.count):
+            raise DataError(
+                f"{where}: the label {label} is no token of the model's vocabulary, 0 to {self.count - 1}, nor "
+                f"{IGNORED} for one that is not predicted"
+            )
+        return label
 
 
 def check_names(features: Any, column: str | None, labels: Labels, where: str) -> None:

@@ -5,7 +5,24 @@ from typing import Any
 
 from stagetrace.hf.packages import base_of
 
+ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def takes(model: Any) -> frozenset[str]:
-    """The names of its arguments, those of the base where adapters wrap it."""
-    return frozenset(inspect.signature(base_of(model).forward).parameters)
+    """The names of its arguments, those of the base where adapters wrap it; `*args` and `**kwargs` are none."""
+    return frozenset(name for name, one in _parameters(model).items() if one.kind not in ANY)
+
+
+def needs(model: Any) -> tuple[str, ...]:
+    """The names of its arguments that have no default."""
+    found = _parameters(model).items()
+    return tuple(name for name, one in found if one.kind not in ANY and one.default is inspect.Parameter.empty)
+
+
+def main_of(model: Any) -> str:
+    """The feature that an example cannot be without: `input_ids`, `pixel_values`, ..."""
+    return str(getattr(base_of(model), "main_input_name", None) or "input_ids")
+
+
+def _parameters(model: Any) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(base_of(model).forward).parameters)

@@ -30,6 +30,7 @@ class Task(StrEnum):
 
 HEADS = {
     "ForSequenceClassification": Task.CLASSIFICATION,
+    "ForImageClassification": Task.CLASSIFICATION,
     "ForTokenClassification": Task.TOKENS,
     "ForMaskedLM": Task.MASKED,
     "ForCausalLM": Task.CAUSAL,
@@ -65,6 +66,22 @@ def task_of(model: Any, objective: object, where: str) -> Task:
     if base.config.problem_type is not None:
         return PROBLEMS[base.config.problem_type]
     return Task.REGRESSION if base.config.num_labels == 1 else Task.CLASSIFICATION
+
+
+def task_of_labels(task: Task, model: Any, objective: object, label: Any) -> Task:
+    """The task by the first example's label, where `config.problem_type` leaves it open, as in transformers.
+
+    Several floats are labels that are each 0 or 1. With an objective of the user's own they are numbers, and one class
+    of a model without a loss of its own here is checked as a class.
+    """
+    label = label.tolist() if hasattr(label, "tolist") else label
+    several = isinstance(label, (list, tuple)) and bool(label)
+    if task is Task.CLASSIFICATION and several and getattr(base_of(model).config, "problem_type", None) is None:
+        if objective is not None:
+            return Task.REGRESSION
+        return Task.MULTI_LABEL if all(isinstance(one, float) for one in label) else task
+    classes = task is Task.OTHER and isinstance(objective, Classification) and isinstance(label, (int, str))
+    return Task.CLASSIFICATION if classes else task
 
 
 def task_named(cls: type) -> Task | None:

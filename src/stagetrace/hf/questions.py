@@ -1,0 +1,143 @@
+"""`query`: examples that are read as a stage reads its own."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.hf.collate import collation_of
+from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns_of
+from stagetrace.hf.labels import Labels, check_names
+from stagetrace.hf.masking import Masking
+from stagetrace.hf.packages import base_of
+from stagetrace.hf.packed import check_cache, is_packed
+from stagetrace.hf.reader import Given, Reader
+from stagetrace.hf.rows import first_row, is_sequence, present
+from stagetrace.hf.sentences import Sentences
+from stagetrace.hf.signature import main_of, takes
+from stagetrace.hf.task import Task, task_of
+from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
+from stagetrace.objectives.objective import Objective, PlainLoss
+from stagetrace.stages.stage import Stage
+from stagetrace.tracing.query import WHERE, Query
+
+Collate = Callable[[list[Any]], Any]
+
+
+def query(
+    data: Any,
+    *,
+    stage: Stage,
+    objective: Objective | PlainLoss | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    batch_size: int = 32,
+    workers: int = 0,
+) -> Query:
+    """A query whose examples are read as a stage of `hf.stage` reads its own: tokenizer, columns, labels, masks.
+
+    Columns that the stage's rows have not are looked at anew: labels of tokens (-100 where nothing is asked), a
+    `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for.
+
+    Args:
+        data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
+        stage: the last stage of the chain.
+        objective, reduction, batch_size, workers: as for `Query`.
+
+    Raises:
+        DescriptionError: the stage is not of `hf.stage`, or the data are of the wrong kind.
+        DataError: the data set is empty, or (when it is read) an example predicts nothing.
+    """
+    if not isinstance(stage, Stage) or not isinstance(stage.data, Sentences):
+        refuse(f"{WHERE}: stage= must be a stage made by hf.stage or hf.from_trainer; for others write Query(...)")
+    rows = _rows(data, stage)
+    read, collate = _read(rows, stage)
+    return Query(
+        read, objective=objective, reduction=reduction, batch_size=batch_size, collate=collate, workers=workers
+    )
+
+
+def _rows(data: Any, stage: Stage) -> Any:
+    """Rows as they are; a string, or a list of strings, as rows of the stage's column of texts."""
+    texts: list[Any] = [data] if isinstance(data, str) else data
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        return data
+    task, reader = _task(stage), cast(Sentences, stage.data).reader
+    if task not in UNLABELLED:
+        refuse(
+            f"{WHERE}: data is text without labels, and {stage.where} needs them; write "
+            "hf.query([{'text': ..., 'label': ...}], stage=...) with the columns of the stage's data"
+        )
+    own = reader.columns.texts if isinstance(reader, Reader) else ()
+    column = own[0] if len(own) == 1 else "text"
+    return [{column: text} for text in texts]
+
+
+def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
+    """The query's rows, read as the stage's are, and their collation."""
+    row, own = first_row(rows, WHERE), stage.data
+    reader = own.reader
+    if isinstance(reader, Given):
+        labelled = _task(stage) is Task.CAUSAL and is_sequence(row.get("labels"))  # which collators may overwrite
+        if not labelled and reader.relevant(row) == reader.expected:
+            return own.of(rows, WHERE), stage.collate
+        reader, collate = _reader_of(stage), collation_of(stage.model, _tokenizer(stage), _task(stage), WHERE)
+    else:
+        collate = stage.collate
+    return Sentences(rows, _anew(reader, row, rows, stage)), collate
+
+
+def _anew(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Reader:
+    """The stage's reader for the columns that the query's rows have."""
+    old, task = reader.columns, reader.task
+    tokenised = any(name in present(row) for name in (old.main, TOKENISED, EMBEDDED))
+    texts = old.texts if set(old.texts) <= set(row) and not (tokenised and task in UNLABELLED) else ()
+    label = old.label if old.label in row and bool(texts) == bool(old.texts) else None
+    columns, said = columns_of(row, task, texts or None, label, WHERE, main=old.main, takes=reader.takes)
+    if columns.tokenised and old.tokenised and reader.expected is not None:
+        lost = sorted((reader.expected & reader.takes) - set(present(row)) - {MASK, "labels"})
+        if lost:
+            refuse(
+                f"{WHERE}: the rows lack {', '.join(map(repr, lost))}, which the rows of {stage.where} have; the "
+                f"columns are {', '.join(map(repr, row))}"
+            )
+    needed = not columns.tokenised or (task is Task.MASKED and columns.label is None)
+    if needed and reader.tokenizer is None:
+        refuse(
+            f"{WHERE}: the rows of {stage.where} are tokenised, and it has no tokenizer for these; give it one by "
+            "hf.stage(..., tokenizer=), or tokenise the query's rows, too"
+        )
+    if needed:
+        check_tokenizer(reader.tokenizer, task, columns, WHERE)
+    packed = columns.tokenised and is_packed(row, task, WHERE)
+    if packed and not reader.packed:
+        check_cache(stage.model, WHERE)
+    if columns != old:
+        for notice in said:
+            warnings.warn(notice, StagetraceWarning, stacklevel=4)
+    check_names(getattr(rows, "features", None), columns.label, reader.labels, WHERE)
+    return replace(reader, columns=columns, packed=packed, where=WHERE, asks=True)
+
+
+def _reader_of(stage: Stage) -> Reader:
+    """A reader for a stage whose rows were collated by a collator of its Trainer."""
+    config, task, tokenizer = base_of(stage.model).config, _task(stage), _tokenizer(stage)
+    main, longest = main_of(stage.model), longest_of(tokenizer, config)
+    row = stage.data.rows[0]
+    columns, _ = columns_of(row, task, None, None, stage.where, main=main, takes=takes(stage.model))
+    labels = Labels.of(task, config)
+    made = Reader(
+        task, columns, labels, tokenizer, takes(stage.model), longest, Masking(), stage.where, size=size_of(config)
+    )
+    return replace(made, expected=made.relevant(row))
+
+
+def _task(stage: Stage) -> Task:
+    reader = cast(Sentences, stage.data).reader
+    return reader.task if isinstance(reader, Reader) else task_of(stage.model, stage.objective, stage.where)
+
+
+def _tokenizer(stage: Stage) -> Any:
+    """The tokenizer of a stage's rows, or that of its collator."""
+    reader = cast(Sentences, stage.data).reader
+    return reader.tokenizer if isinstance(reader, Reader) else getattr(stage.collate, "tokenizer", None)

@@ -1,0 +1,84 @@
+"""What a tokenizer must be able to do, how long a text may be, and how many tokens there are."""
+
+from typing import Any
+
+import torch
+
+from stagetrace.errors import refuse
+from stagetrace.hf.columns import MASK, Columns
+from stagetrace.hf.signature import takes
+from stagetrace.hf.task import Task
+
+
+def check_tokenizer(tokenizer: Any, task: Task, columns: Columns, where: str) -> None:
+    """Refuse a tokenizer that lacks what the task needs.
+
+    Raises:
+        DescriptionError: no mask token for masks; not a fast one where words or completions are to be found.
+    """
+    if task is Task.MASKED and columns.label is None and getattr(tokenizer, "mask_token_id", None) is None:
+        refuse(f"{where}: masked language modelling needs a tokenizer with a mask token; this one has none")
+    if columns.tokenised or getattr(tokenizer, "is_fast", False):
+        return
+    what, by = (
+        ("labels of words go to tokens", "word_ids()") if task is Task.TOKENS else ("a completion is found", "offsets")
+    )
+    if task is Task.TOKENS or columns.completes:
+        refuse(
+            f"{where}: {what} by {by}, which fast tokenizers alone have; load the tokenizer by AutoTokenizer, or "
+            "tokenise yourself into input_ids and labels"
+        )
+
+
+def longest_of(tokenizer: Any, config: Any) -> int | None:
+    """The most tokens that the tokenizer allows, or the model where the tokenizer says nothing (a number of 1e30)."""
+    length = getattr(tokenizer, "model_max_length", None)
+    if isinstance(length, int) and length < 10**9:
+        return length
+    return getattr(config, "max_position_embeddings", None)
+
+
+def size_of(config: Any) -> int | None:
+    """The size of a model's vocabulary, where its configuration has one."""
+    size = getattr(config, "vocab_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def check_looks_back_only(base: Any, where: str) -> None:
+    """Refuse a model whose answer for the next token depends on that token: that was not its training loss.
+
+    Raises:
+        DescriptionError: see above.
+    """
+    size = min(base.config.vocab_size, 4)
+    one, other = (_logits(base, [0, 1, last])[:2] for last in (2 % size, size - 1))
+    if _differ(one, other):
+        refuse(
+            f"{where}: {type(base).__name__} sees the tokens it is to predict, so the loss of a causal language "
+            "model is not what it was trained on; set config.is_decoder = True if it was, else give objective="
+        )
+
+
+def said_of_side(base: Any, tokenizer: Any, where: str) -> list[str]:
+    """A sentence where training padded on the left and the model's positions count the padding."""
+    if getattr(tokenizer, "padding_side", "right") != "left" or MASK not in takes(base):
+        return []
+    last = 1 % base.config.vocab_size
+    if not _differ(_logits(base, [last, 0])[-1], _logits(base, [0, last, 0], [0, 1, 1])[-1]):
+        return []
+    return [
+        f"{where}: the tokenizer pads on the left, which shifts this model's positions, so that a loss in training "
+        "hung on the batch; examples are read here as they are without padding"
+    ]
+
+
+def _logits(base: Any, tokens: list[int], mask: list[int] | None = None) -> torch.Tensor:
+    """`[length, vocabulary]` for one sentence."""
+    device = next(base.parameters()).device
+    masked = {} if mask is None else {MASK: torch.tensor([mask], device=device)}
+    with torch.no_grad():
+        return base(input_ids=torch.tensor([tokens], device=device), **masked).logits[0]
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((one - other).abs().max()) > 16 * torch.finfo(one.dtype).eps * float(one.abs().max())
