@@ -64,7 +64,9 @@ def test_a_bags_gradient_is_pytorchs(mode: str, padding: int | None):
         torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize(("mode", "where"), [(m, w) for m in MODES for w in ("plane", "flat") if (m, w) != ("max", "flat")])
+@pytest.mark.parametrize(
+    ("mode", "where"), [(m, w) for m in MODES for w in ("plane", "flat") if (m, w) != ("max", "flat")]
+)
 def test_a_plain_bag_has_forward_mode_and_second_derivatives(mode: str, where: str):
     """All but a maximum over bags by offsets, which stays PyTorch's kernel."""
     model, rows = plain(mode, padding_idx=0), (PLANE,) if where == "plane" else (FLAT, STARTS)
