@@ -32,7 +32,7 @@ EXACT, SINGLE_INSIDE = 1e-9, 1e-5
 CLASSES = Classification()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A model, its data and its loss.
 
