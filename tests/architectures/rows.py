@@ -28,7 +28,8 @@ WORDS = {
 
 
 def measured(table: str, case: Case) -> Right:
-    how = case.way if case.second else f"{case.way}; with `curvature=Identity()` only"
+    how = case.way or "forward mode, on recent versions of PyTorch"
+    how += "" if case.second else "; `curvature=Identity()` only"
     return Right(table, case.name, partial(dense.error, case), AMPLIFIED * max(case.tolerance, EXACT), how)
 
 
