@@ -23,6 +23,11 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # PyTorch's own, at the first use of forward mode: a DeprecationWarning until 2.13, a FutureWarning from then on
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:FutureWarning")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
