@@ -18,6 +18,7 @@ from tests.architectures.zoo import LANGUAGE, LAYERS, Case
 
 ZOO = [*LANGUAGE, *LAYERS]
 TWICE = [case for case in ZOO if case.second]
+SINGLE = 500 * torch.finfo(torch.float32).eps  # some layers of roundings, relatively to the gradients
 
 
 def of(cases: list[Case]) -> pytest.MarkDecorator:
@@ -35,13 +36,13 @@ def directions(size: int, columns: int) -> Tensor:
 @of(ZOO)
 def test_scores_are_gradients_by_plain_autograd(case: Case):
     gradients = case.gradients()
-    for dtype, tolerance in ((torch.float64, case.tolerance), (torch.float32, 1e-5)):
+    for dtype, tolerance in ((torch.float64, case.tolerance), (torch.float32, SINGLE)):
         risk = risk_of(case, dtype)
         batch = next(iter(risk.read([range(len(risk.examples))])))
         for columns in (1, 3):
             lambdas = directions(risk.own.size, columns)
             way, why = choose(risk, next(iter(risk.read([[0, 1]]))), columns)
-            assert columns > 1 or way == case.way, why
+            assert columns > 1 or case.way in (None, way), why
             found = contract(way, risk, batch, lambdas.to(dtype))[1]
             gap = float((found.double() - gradients @ lambdas).abs().max())
             assert gap <= tolerance * float(torch.linalg.vector_norm(gradients, dim=1).max()), (way, why, gap)

@@ -23,6 +23,8 @@ from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk
 
 N = 7
+SINGLE = 500 * torch.finfo(torch.float32).eps
+"""Allowed error in float32: some layers of roundings, relatively to the largest entry."""
 
 
 class Convolutional(nn.Module):
@@ -299,3 +301,16 @@ BACKWARDS_BATCHED = Specimen("custom backward with vmap", lambda: Through(Backwa
 ONCE = Specimen("once differentiable", lambda: Through(Once.apply), (3,))
 BAG = Specimen("embedding bag", Bag, (5,), tokens=True)
 GRID = Specimen("grid sample", Grid, (1, 4, 4))
+
+
+def differentiates_twice(specimen: Specimen) -> bool:
+    """Whether this PyTorch has a second derivative for what the specimen does: older ones lack some."""
+    model = specimen.model()
+    x = specimen.data()[0][0].unsqueeze(0)
+    loss = model(x.double() if x.is_floating_point() else x).square().sum()
+    gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    try:
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), list(model.parameters()), allow_unused=True)
+    except RuntimeError:
+        return False
+    return True

@@ -81,7 +81,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_products_equal_a_dense_matrix(specimen: Specimen, matrix: Matrix, way: Way):
     expected = dense(specimen, matrix).mean(dim=0)
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, specimens.SINGLE)):
         found = operator(specimen, matrix, way, chunk=4, dtype=dtype)
         v = vectors(found.size, 2, dtype)
         products = found @ v
@@ -296,6 +296,8 @@ def test_a_loss_without_the_parameters_has_no_curvature(way: Way):
 @by_matrix
 @pytest.mark.parametrize("way", ["graph kept", "reverse anew"])
 def test_without_forward_mode_products_are_the_same(specimen: Specimen, matrix: Matrix, way: Way):
+    if not specimens.differentiates_twice(specimen):
+        pytest.skip("this PyTorch has no second derivative for it")
     found = operator(specimen, matrix, way, chunk=3)
     v = vectors(found.size, 2)
     if specimen is BACKWARDS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ def tokenizer_of(case: Case) -> Any:
     return tiny.tokenizer(marks=case.first.startswith("Bert"))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_scores_are_those_of_dense_matrices(name: str):
+@cache
+def error(name: str) -> float:
+    """The largest error of a score, over the largest score of its stage."""
     case = CASES[name]
     before, after = models(case)
     settings = {"tokenizer": tokenizer_of(case)}
@@ -110,10 +112,17 @@ def test_scores_are_those_of_dense_matrices(name: str):
         moved,
         alpha=0.2,
     )
+    worst = 0.0
     for stage, values in zip(("first", "second"), expected, strict=True):
-        ours = result[stage].values
-        assert float(values.abs().max()) > 1e-6
-        torch.testing.assert_close(ours, values.detach(), rtol=1e-5, atol=1e-5 * float(values.abs().max()))
+        largest = float(values.abs().max())
+        assert largest > 1e-6
+        worst = max(worst, float((result[stage].values - values.detach()).abs().max()) / largest)
+    return worst
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_are_those_of_dense_matrices(name: str):
+    assert error(name) <= 1e-5
 
 
 def saved_chain(folder: Path, before: Any, after: Any, tokenizer: Any) -> Chain:

@@ -28,7 +28,8 @@ WAYS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
     "one example at a time": one_by_one,
 }
 by_way = pytest.mark.parametrize("way", WAYS)
-PRECISIONS = ((torch.float64, 1e-10), (torch.float32, 1e-5))
+SINGLE = 500 * torch.finfo(torch.float32).eps  # some layers of roundings, relatively to the gradients
+PRECISIONS = ((torch.float64, 1e-10), (torch.float32, SINGLE))
 
 
 def whole(risk: Risk) -> Batch:
@@ -131,7 +132,7 @@ LANGUAGE = {
 def test_contractions_of_language_models_equal_a_loop_without_padding(name: str):
     case = LANGUAGE[name]
     gradients = case.gradients()
-    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):  # some layers compute in float32 always
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, SINGLE)):  # some layers compute in float32 always
         risk = case.risk(dtype)
         batch = whole(risk)
         for columns in (1, 9):

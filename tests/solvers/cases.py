@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import DenseOperator, LinearOperator
-from stagetrace.solvers import CG, Direct, Lanczos, LiSSA, Normal, Shift, Solver
+from stagetrace.solvers import CG, Direct, Lanczos, LiSSA, Normal, Shift, Solution, Solver
 
 DAMPING = 0.05
 SHORT = 12_000  # bytes: too few for the basis of one column, enough for a short recurrence of two
@@ -101,6 +101,22 @@ def oracle(operator: DenseOperator, rhs: Tensor, squared: bool, damping: float =
 
 def error(value: Tensor, truth: np.ndarray) -> float:
     return float(np.linalg.norm(float64(value) - truth) / np.linalg.norm(truth))
+
+
+def condition(matrix: np.ndarray) -> float:
+    """The condition number on the range of a symmetric matrix."""
+    sizes = np.abs(np.linalg.eigvalsh(matrix))
+    return float(sizes.max() / sizes[sizes > 1e-9 * sizes.max()].min())
+
+
+def apart(matrix: np.ndarray, *solutions: Solution) -> float:
+    """How far answers for the same right-hand side may lie apart, relatively: condition times what is left of each.
+
+    |x - y| <= |A^-1| (|r_x| + |r_y|), whatever the order of the sums; a measured residual is itself rounded to about
+    eps times the condition number.
+    """
+    rounding = 50 * torch.finfo(solutions[0].value.dtype).eps * condition(matrix)
+    return 1.01 * condition(matrix) * sum(solution.relative_residual + rounding for solution in solutions)
 
 
 class Counting(LinearOperator):

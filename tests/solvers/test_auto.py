@@ -35,7 +35,7 @@ def test_a_strict_minimum_is_inverted_plainly_up_to_rounding(dtype, eps):
 
 def test_the_solution_is_that_of_the_chosen_damping():
     H, b = operator(spread(-0.3, 4.0)), torch.arange(40.0, dtype=torch.float64)
-    found = Lanczos(rtol=1e-8).prepare(H).solve(b)
+    found = Lanczos(rtol=1e-12).prepare(H).solve(b)
     dense = H.to_dense()
     expected = torch.linalg.solve(dense @ dense + 0.09 * torch.eye(40, dtype=torch.float64), dense @ b)
     torch.testing.assert_close(found.value, expected, rtol=1e-6, atol=1e-8)
@@ -64,6 +64,15 @@ def test_ends_of_the_spectrum_are_those_of_the_matrix():
     assert spectrum.smallest == pytest.approx(-0.3, rel=1e-8)
     assert spectrum.largest == pytest.approx(4.0, rel=1e-8)
     assert products <= 40
+
+
+def test_one_negative_eigenvalue_among_thousands_is_found_wherever_it_hides():
+    """However little of its eigenvector the random start happens to hold."""
+    ones = torch.ones(20_000, dtype=torch.float64)
+    for place in range(0, len(ones), 400):
+        values = ones.clone()
+        values[place] = -0.5
+        assert choose_damping(DiagonalOperator(values)).damping == pytest.approx(0.25, rel=1e-6), place
 
 
 def test_auto_needs_the_damped_square():

@@ -11,8 +11,20 @@ from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
 from stagetrace.errors import DescriptionError
 from stagetrace.solvers import CG, Direct, Lanczos, Normal, Shift, Status, Tikhonov, solve
 from stagetrace.solvers.cg import conjugate_gradients
+from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.shifted_qr import ShiftedQR
-from tests.solvers.cases import SPECTRA, Counting, Spectrum, error, float64, oracle, random_operator, random_rhs
+from tests.solvers.cases import (
+    SPECTRA,
+    Counting,
+    Spectrum,
+    apart,
+    error,
+    float64,
+    oracle,
+    random_operator,
+    random_rhs,
+    system,
+)
 
 SPD, ILL, INDEFINITE, LOW_RANK, FLOAT32 = SPECTRA
 
@@ -29,7 +41,7 @@ def test_cg_takes_the_steps_of_scipys() -> None:
     truth, _ = scipy.sparse.linalg.cg(matrix, float64(rhs), rtol=1e-6, callback=lambda _: steps.append(1))
     solution = solve(operator, rhs, CG(0.05, rtol=1e-6))
     assert abs(solution.steps - len(steps)) <= 1
-    assert error(solution.value, truth) <= 1e-5
+    assert error(solution.value, truth) <= 2 * 1e-6 * np.linalg.cond(matrix)
 
 
 def test_lanczos_with_a_real_shift_takes_the_steps_of_scipys_minres() -> None:
@@ -112,7 +124,8 @@ def test_what_float32_cannot_reach_is_stagnation_and_never_convergence() -> None
     rhs = random_rhs(operator)
     for solver in (CG(rtol=1e-9), Normal(CG(rtol=1e-9, max_steps=3000), 1e-3), Lanczos(1e-3, rtol=1e-9)):
         solution = solve(operator, rhs, solver)
-        assert solution.status is Status.STAGNATED, solver
+        # whether the conjugate gradients' recurrence ever claims to be done depends on how it is rounded
+        assert solution.status in {Status.STAGNATED, *([] if isinstance(solver, Lanczos) else [Status.MAX_STEPS])}
         assert 1e-9 < solution.relative_residual < 0.1
     assert "rounding floor of torch.float32" in solution.notes[0]
 
@@ -164,7 +177,8 @@ def test_the_short_recurrence_equals_the_kept_basis(spectrum: Spectrum, damping:
     assert kept.converged
     assert short.converged
     assert short.steps >= kept.steps
-    assert error(short.value, float64(kept.value)) <= 1e3 * spectrum.rtol
+    matrix, _ = system(operator, rhs, squared=filter is Tikhonov, damping=damping)
+    assert error(short.value, float64(kept.value)) <= apart(matrix, short, kept)
 
 
 def test_the_short_recurrence_may_take_more_steps_than_dimensions() -> None:
@@ -178,29 +192,73 @@ def test_memory_decides_between_one_group_several_groups_and_the_short_recurrenc
     operator = Counting(random_operator(SPD))
     rhs = random_rhs(operator, 4)
     one_column = 8 * 60 * 62  # bytes of 60 + 2 vectors in float64
-    calls, values = [], []
+    calls, solutions = [], []
     for memory in (4 * one_column, 2 * one_column, 2 * one_column - 1):
         operator.calls = 0
-        values.append(solve(operator, rhs, lanczos(memory=memory)).value)
+        solutions.append(solve(operator, rhs, lanczos(memory=memory)))
         calls.append(operator.calls)
     assert calls[0] < calls[1] < calls[2]
-    assert all(error(value, float64(values[0])) <= 1e-7 for value in values)
+    matrix, _ = system(operator.inner, rhs, squared=True)
+    for one in solutions[1:]:
+        assert error(one.value, float64(solutions[0].value)) <= apart(matrix, solutions[0], one)
 
 
 def test_an_exhausted_krylov_space_ends_the_run_with_the_exact_answer() -> None:
     operator = random_operator(LOW_RANK)
     solution = solve(operator, random_rhs(operator), lanczos(1e-14, memory=2**30))
     assert solution.products == 3  # eigenvalues 0, 1 and 5
-    assert error(solution.value, oracle(operator, random_rhs(operator), squared=True)) <= 1e-12
+    assert error(solution.value, oracle(operator, random_rhs(operator), squared=True)) <= 1e-11
     assert solution.spectrum is not None
     np.testing.assert_allclose(solution.spectrum.ritz, [0, 1, 5], atol=1e-12)
+
+
+def test_a_run_that_used_up_its_space_says_that_it_had_nothing_left_to_reach() -> None:
+    """In exact arithmetic the answer is exact; what the measurement finds is rounding, and the note says both."""
+    operator = random_operator(LOW_RANK)
+    solution = solve(operator, random_rhs(operator), lanczos(1e-30))
+    assert (solution.status, solution.products) == (Status.STAGNATED, 3)
+    assert solution.notes[0].startswith("the recurrence reached 0.0e+00 but the measured residual is")
+    assert 0 < solution.relative_residual < 1e-12
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**20), steps=st.integers(1, 8))
+def test_the_projected_operator_has_the_eigenvalues_and_the_size_of_its_matrix(seed: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    alphas, betas = rng.standard_normal(steps), rng.uniform(0, 2, steps)
+    found = Tridiagonal()
+    for alpha, beta in zip(alphas, betas, strict=True):
+        found.extend(float(alpha), float(beta))
+    # one row for each step: what H does to a basis vector, the next one's part included
+    rows = np.diag(np.append(alphas, 0.0)) + np.diag(betas, 1) + np.diag(betas, -1)
+    np.testing.assert_allclose(found.ritz(), np.linalg.eigvalsh(rows[:steps, :steps]), atol=1e-13)
+    assert found.norm == pytest.approx(np.linalg.norm(rows[:steps], np.inf), rel=1e-14)
+
+
+def test_cg_calls_no_curvature_at_all_indefinite() -> None:
+    """`p' H p` is exactly zero in the first step: no length of a step along p is a minimum."""
+    operator = DiagonalOperator(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    solution = solve(operator, torch.ones(2, dtype=torch.float64), CG())
+    assert (solution.status, solution.products) == (Status.INDEFINITE, 1)
+    assert "met curvature 0 along" in solution.notes[0]
+    assert not solution.value.any()
+
+
+def test_cg_goes_on_however_small_the_curvature_is() -> None:
+    """Between zero and any curvature above it lies a world: only the sign counts, not the size."""
+    tiny = DiagonalOperator(torch.tensor([1e-12, 3e-12], dtype=torch.float64))
+    solution = solve(tiny, torch.ones(2, dtype=torch.float64), CG(rtol=1e-10))
+    assert (solution.status, solution.steps) == (Status.CONVERGED, 2)
+    torch.testing.assert_close(solution.value, torch.tensor([1e12, 1e12 / 3], dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_an_exhausted_krylov_space_is_noticed_in_float32_too() -> None:
     operator = random_operator(Spectrum("low-rank32", LOW_RANK.eigenvalues, dtype=torch.float32))
     solution = solve(operator, random_rhs(operator), lanczos(1e-7))
     assert solution.products == 3
-    assert error(solution.value, oracle(operator, random_rhs(operator), squared=True)) <= 1e-5
+    matrix, _ = system(operator, random_rhs(operator), squared=True)
+    rounding = 10 * torch.finfo(torch.float32).eps * np.linalg.cond(matrix)
+    assert error(solution.value, oracle(operator, random_rhs(operator), squared=True)) <= rounding
 
 
 def test_lanczos_without_damping_says_that_the_operator_is_singular() -> None:

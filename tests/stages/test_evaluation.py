@@ -19,6 +19,7 @@ from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import differentiable_kernels
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import forward_mode, one_by_one, per_example
+from tests import jobs
 
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.tensor([0, 1, 1, 0, 1, 0, 0])
@@ -127,15 +128,20 @@ def test_a_model_that_cannot_be_copied_is_refused():
         described.evaluated  # noqa: B018
 
 
+EXPORTING = getattr(torch.compiler, "is_exporting", None)
+"""The question whether a model may look into its data, which came with PyTorch 2.7."""
+
+
 def test_kernels_are_restored_after_an_error():
     def switches() -> tuple[Any, ...]:
-        return torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, torch.compiler.is_exporting()
+        exporting = EXPORTING is not None and EXPORTING()
+        return torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled, exporting
 
     before = switches()
 
     def fails() -> None:
         with differentiable_kernels(recurrent=True, fused_on_cpu=True):
-            assert switches() == (False, False, True)
+            assert switches() == (False, False, EXPORTING is not None)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -156,6 +162,7 @@ class Looking(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.skipif(EXPORTING is None, reason="this PyTorch has no torch.compiler.is_exporting")
 def test_models_that_look_into_their_data_have_batched_and_traced_derivatives():
     mask = torch.ones(7, 3)
     mask[2, 1] = 0
@@ -301,3 +308,20 @@ def test_convolutions_keep_their_kernels_beside_recurrence_that_is_not_fused(pro
     with torch.no_grad():
         Evaluation(model)({}, lambda module: module(torch.ones(2, 1, 3))[0])
     assert seen == [kept]
+
+
+FIRST_USE = """
+import torch
+from stagetrace import Chain, Query, Stage, trace
+
+data = [(torch.tensor([1.0, x]), torch.tensor([x * x])) for x in (0.0, 0.5, 1.0, 2.0)]
+loss = lambda model, batch: (model(batch[0]) - batch[1]).square().sum(dim=1)
+trace(Chain(Stage("only", model=torch.nn.Linear(2, 1), objective=loss, data=data, weight_decay=0.1)), Query(data))
+"""
+
+
+def test_the_first_use_of_forward_mode_says_nothing_of_pytorchs_own():
+    """In a process of its own: PyTorch compiles its rules once, and warns of how."""
+    ended = jobs.run("-W", "always", "-c", FIRST_USE)
+    assert ended.returncode == 0, ended.stderr
+    assert "torch.jit" not in ended.stderr

@@ -241,9 +241,25 @@ def test_parts_are_the_papers_two_terms(case: ChainCase):
         close: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-9 * float(scores.values.abs().max())}
         torch.testing.assert_close(scores.via_shared, shared, **close)
         torch.testing.assert_close(scores.via_head, head, **close)
-        assert_agree(scores.via_shared + scores.via_head, whole[stage.name].values, 1e-10)
+        assert_agree(scores.values, truth(case, position).mean(dim=0), case.tolerance)
+        assert torch.equal(scores.values, scores.via_shared + scores.via_head)
+        assert_agree(scores.values, whole[stage.name].values, 1e-10)
         assert whole[stage.name].via_shared is None
         assert whole[stage.name].via_head is None
+
+
+@named((STRONG_LOGISTIC, THREE_FROZEN))
+def test_parts_of_each_query_are_its_papers_two_terms(case: ChainCase):
+    """One row for each query example: the columns of the two terms are not mixed up, nor one query's with another's."""
+    result = traced(case, parts=True, reduction="none")
+    for position, stage in enumerate(case.stages):
+        scores, terms = result[stage.name], dense_parts(case, position)
+        assert scores.via_shared is not None
+        assert scores.via_head is not None
+        for found, expected in zip((scores.via_shared, scores.via_head), terms, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9 * float(scores.values.abs().max()))
+        assert_agree(scores.values, truth(case, position), case.tolerance)
+        assert torch.equal(scores.removal_effect, -scores.values / len(stage.x))
 
 
 # Limits

@@ -11,9 +11,11 @@ import sys
 import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -85,3 +87,12 @@ def _encoder_fast_path_off() -> Generator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@cache
+def ready_forward_mode() -> None:
+    """Have PyTorch compile its rules for forward mode, as it does at their first use: it warns of how it does that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(()), torch.zeros(()))

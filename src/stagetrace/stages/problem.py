@@ -12,6 +12,7 @@ from stagetrace.objectives.objective import Objective
 from stagetrace.stages.data import Examples
 from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
+from stagetrace.stages.kernels import ready_forward_mode
 from stagetrace.stages.links import Proximal, shared_names
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
@@ -44,6 +45,7 @@ class Problem:
         Raises:
             DescriptionError: the link is missing or misplaced, names or shapes do not map, kept values differ.
         """
+        ready_forward_mode()
         where = stage.where
         if previous is None:
             if stage.link is not None:
