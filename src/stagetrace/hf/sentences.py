@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, final
 
+from stagetrace.checks.lookout import length
 from stagetrace.hf.reader import Features as Features
 from stagetrace.hf.reader import Given as Given
 from stagetrace.hf.reader import Reader as Reader
@@ -31,6 +32,10 @@ class Sentences:
     def __getitem__(self, index: int) -> Features:
         index = range(len(self))[index]
         return self.reader(self.rows[index], index)
+
+    def length_of(self, index: int) -> int:
+        """How long an example is, about: without making features of it."""
+        return length(self.rows[index])
 
     def of(self, rows: Any, where: str) -> "Sentences":
         """Other rows, read in the same way.
