@@ -25,9 +25,14 @@ def package(name: str) -> Any:
         ) from cause
 
 
+def is_of(thing: object, library: str, name: str) -> bool:
+    """Whether something is an instance of a library's class, without importing the library."""
+    return any(cls.__name__ == name and cls.__module__.split(".")[0] == library for cls in type(thing).__mro__)
+
+
 def is_adapted(model: object) -> bool:
-    """Whether a model is a `peft.PeftModel`, without importing peft."""
-    return any(cls.__module__.split(".")[0] == "peft" and cls.__name__ == "PeftModel" for cls in type(model).__mro__)
+    """Whether a model is a `peft.PeftModel`."""
+    return is_of(model, "peft", "PeftModel")
 
 
 def base_of(model: Any) -> Any:
