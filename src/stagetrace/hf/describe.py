@@ -13,6 +13,7 @@ from stagetrace.hf.linking import link_to
 from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.packages import base_of
+from stagetrace.hf.prompts import behind_prompt
 from stagetrace.hf.sentences import Reader, Sentences, first_row
 from stagetrace.hf.signature import takes
 from stagetrace.hf.task import Reduction, Task, objective_of, task_of
@@ -81,7 +82,9 @@ def stage(
     described = Stage(
         name,
         model=trained,
-        objective=objective_of(task, reduction) if objective is None else objective,
+        objective=behind_prompt(objective_of(task, reduction), loaded.model, where, of_tokens=task.of_tokens)
+        if objective is None
+        else objective,
         data=Sentences(data, reader, loaded.notices),
         link=found,
         weight_decay=weight_decay,

@@ -7,6 +7,7 @@ from stagetrace.errors import DescriptionError
 
 INSTALL = {
     "transformers": "pip install 'stagetrace[hf]'",
+    "huggingface_hub": "pip install 'stagetrace[hf]'",
     "peft": "pip install 'stagetrace[hf]'",
 }
 

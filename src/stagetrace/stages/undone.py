@@ -27,7 +27,7 @@ def without_training_aids(model: nn.Module, where: str) -> nn.Module:
       respect to the weights below, which an earlier stage trained, are right only with the norm in them.
 
     Raises:
-        DescriptionError: DoRA on a convolution, which has no plain form here.
+        DescriptionError: DoRA on a layer that is not linear, which has no plain form here.
     """
     for name, module in model.named_modules():
         _without_mixed_precision(module)
@@ -59,18 +59,26 @@ def _without_hooks(module: nn.Module) -> None:
 
 
 def _with_norm(name: str, module: nn.Module, where: str) -> None:
-    forwards = {"DoraLinearLayer": _dora_linear, "DoraEmbeddingLayer": _dora_embedding}
     kind = type(module).__name__
-    if kind not in forwards:
+    if kind != "DoraLinearLayer":
         refuse(
-            f"{where}: '{name}' is DoRA on a convolution ({kind}), whose weight norm peft takes for a constant, so its "
-            "derivatives are not those of the loss; give use_dora=False there, or describe the stage by its merged model"
+            f"{where}: '{name}' is DoRA on a layer that is not linear ({kind}), whose weight norm peft takes for a "
+            "constant, so its derivatives are not those of the loss; describe the stage by its merged model "
+            "(model.merge_and_unload())"
         )
-    module.forward = MethodType(forwards[kind], module)
+    module.forward = MethodType(_dora_linear, module)
 
 
 def _dora_linear(
-    layer: Any, x: Tensor, *, lora_A: Any, lora_B: Any, scaling: float, base_layer: Any, base_result: Any = None, **rest: Any
+    layer: Any,
+    x: Tensor,
+    *,
+    lora_A: Any,
+    lora_B: Any,
+    scaling: float,
+    base_layer: Any,
+    base_result: Any = None,
+    **rest: Any,
 ) -> Tensor:
     """What DoRA adds to `W x + b`: with `s = m / |W + c B A|`, row by row, `(s - 1) W x + s c B A x`."""
     low = layer.get_lora_weight(lora_A=lora_A, lora_B=lora_B, **rest).to(x.dtype)
@@ -82,12 +90,3 @@ def _dora_linear(
     elif base_layer.bias is not None:
         base_result = base_result - base_layer.bias
     return (scale - 1) * base_result + scale * lora_B(lora_A(x)) * scaling
-
-
-def _dora_embedding(
-    layer: Any, x: Tensor, *, lora_A: Any, lora_B: Any, scaling: float, base_layer: Any, embed_fn: Any, **rest: Any
-) -> tuple[Tensor, Tensor]:
-    low = layer.get_lora_weight(lora_A=lora_A, lora_B=lora_B, **rest)
-    norm = layer.get_weight_norm(weight=base_layer.weight, lora_weight=low, scaling=scaling, **rest)
-    scale = layer.weight / norm
-    return scale, scale * (embed_fn(x, lora_A) @ lora_B) * scaling
