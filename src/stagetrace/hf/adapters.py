@@ -53,16 +53,17 @@ def check_adapters(model: nn.Module) -> None:
     if len(active) > 1:
         refuse(
             f"the model has {len(active)} active adapters ({', '.join(active)}); choose one by "
-            "model.set_adapter(name). If one was trained on top of another, merge the earlier into its base (model.merge_and_unload() with that "
-            "one alone), put the later on the merged model, and describe each as a stage"
+            "model.set_adapter(name). If one was trained on top of another, merge the earlier into its base "
+            "(model.merge_and_unload() with that one alone), put the later on the merged model, and describe each as a "
+            "stage"
         )
     for name, module in model.named_modules():
         layer: Any = module
         if is_of(module, "peft", "ParamWrapper"):
             refuse(
-                f"'{name}' is LoRA on a parameter (target_parameters=), which rebuilds the layer in every forward pass, "
-                "where derivatives in the weights below are lost; merge the adapters (model.merge_and_unload()) and "
-                "describe the stage by the merged model"
+                f"'{name}' is LoRA on a parameter (target_parameters=), which rebuilds the layer in every forward "
+                "pass, where derivatives in the weights below are lost; merge the adapters by "
+                "model.merge_and_unload() and describe the stage by the merged model"
             )
         if is_adapter(module) and layer.merged:
             refuse(

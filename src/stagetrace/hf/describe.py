@@ -12,6 +12,7 @@ from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.prompts import behind_prompt
 from stagetrace.hf.sentences import Reader, Sentences, first_row
@@ -82,7 +83,7 @@ def stage(
     described = Stage(
         name,
         model=trained,
-        objective=behind_prompt(objective_of(task, reduction), loaded.model, where, of_tokens=task.of_tokens)
+        objective=behind_prompt(objective_of(task, reduction), loaded.model, where, task.of_tokens)
         if objective is None
         else objective,
         data=Sentences(data, reader, loaded.notices),
@@ -94,6 +95,8 @@ def stage(
     )
     if task is Task.CAUSAL and objective is None:
         _check_looks_back_only(described)
+    if objective is None:
+        check_own_loss(described, task, behind_prompt(objective_of(task, "mean"), loaded.model, where, task.of_tokens))
     return described
 
 

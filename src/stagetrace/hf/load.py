@@ -9,7 +9,7 @@ from typing import Any, final
 
 from stagetrace.errors import refuse
 from stagetrace.hf.admit import admit, unwrapped
-from stagetrace.hf.packages import is_adapted, package
+from stagetrace.hf.packages import is_adapted, package, quiet
 from stagetrace.hf.places import CODE, place_of, read_json, refuse_code
 from stagetrace.hf.task import Task, task_named
 
@@ -58,7 +58,7 @@ def load(model: Any, where: str) -> Loaded:
             f"{where}: model must be a folder written by save_pretrained, a hub name, a PreTrainedModel or a "
             f"PeftModel, got {type(model).__name__}; for other modules write Stage(...)"
         )
-    with _quiet(transformers), _same_draws():
+    with quiet(), _same_draws():
         place = place_of(model, where)
         loaded = _adapted(place, where) if (Path(place) / ADAPTER).is_file() else _plain(place, where)
     admit(loaded.model, where)
@@ -83,7 +83,7 @@ def load_tokenizer(given: Any, places: Iterable[str], where: str) -> Any:
             if (folder / name).is_file():
                 settings = read_json(folder / name, where)
                 refuse_code(settings, place, where, "load the tokenizer yourself and give it as tokenizer=")
-        with _quiet(transformers):
+        with quiet():
             try:
                 return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             except Exception as cause:  # whatever a broken or foreign file makes the libraries raise
@@ -240,21 +240,6 @@ def _same_draws() -> Generator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Generator[None]:
-    """No progress bars and no report of loaded weights: what matters in it is an error here."""
-    log = transformers.utils.logging
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
-    log.set_verbosity_error()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _few(names: Iterable[str], limit: int = 4) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.hf.packages import quiet
 from stagetrace.hf.task import Task
 from stagetrace.objectives.objective import Objective
 from stagetrace.objectives.tokens import IGNORED
@@ -47,7 +48,7 @@ def check_own_loss(stage: Stage, task: Task, objective: Objective, own: Own = ow
         DescriptionError: with both losses.
     """
     indices = _ends(len(stage.examples))
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         for chosen in (*([index] for index in indices), indices):
             (read,) = stage.examples.read([chosen])
             model = stage.evaluated
@@ -82,6 +83,6 @@ def _compare(
     some = f"example {chosen[0]}" if len(chosen) == 1 else f"examples {', '.join(map(str, chosen))}"
     refuse(
         f"{stage.where}: {who} computes another loss than {objective!r}: {theirs:.6g} for {some}, not {ours:.6g} "
-        "(class weights, a penalty, a term for experts' balance, a loss_function of its own?); give objective=, a function "
-        "losses(model, batch) -> Tensor[batch] that returns this loss for each example"
+        "(class weights, a penalty, a term for experts' balance, a loss_function of its own?); give objective=, "
+        "a function losses(model, batch) -> Tensor[batch] that returns this loss for each example"
     )

@@ -1,5 +1,7 @@
 """Optional packages, imported when first used."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -39,3 +41,18 @@ def is_adapted(model: object) -> bool:
 def base_of(model: Any) -> Any:
     """The transformers model: that of a `PeftModel`, or the model itself."""
     return model.get_base_model() if is_adapted(model) else model
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """No progress bars and no report of loaded weights: what matters in it is an error here."""
+    log = package("transformers").utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -36,7 +36,7 @@ class AfterPrompt:
         return self.objective.losses(outputs, batch)
 
 
-def behind_prompt(objective: Objective, model: nn.Module, where: str, *, of_tokens: bool) -> Objective:
+def behind_prompt(objective: Objective, model: nn.Module, where: str, of_tokens: bool) -> Objective:
     """The objective, its outputs without those of a soft prompt if the model has one.
 
     Raises:

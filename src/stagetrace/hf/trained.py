@@ -30,7 +30,8 @@ def check_whole(trainer: Any, where: str) -> None:
         if getattr(trainer, f"is_{kind}_enabled", False):
             refuse(
                 f"{where}: the Trainer used {'DeepSpeed' if kind == 'deepspeed' else 'FSDP'}, so the model's "
-                "parameters lie in pieces; type: trainer.save_model(folder), and give the folder to hf.stage(..., model=folder)"
+                "parameters lie in pieces; type: trainer.save_model(folder), and give that folder to "
+                "hf.stage(name, folder, data)"
             )
 
 
@@ -71,7 +72,7 @@ def loss_of(trainer: Any, task: Task, model: Any, where: str) -> Callable[[Reduc
 
     def of(reduction: Reduction) -> Objective:
         plain = Smoothed(factor, task is Task.CAUSAL, reduction) if factor else objective_of(task, reduction)
-        return behind_prompt(plain, model, where, of_tokens=task.of_tokens)
+        return behind_prompt(plain, model, where, task.of_tokens)
 
     return of
 
