@@ -59,7 +59,11 @@ def stirred(model: Any, seed: int = 3) -> Any:
 
 
 def classifier() -> Any:
-    return tiny.model("BertForSequenceClassification").double()
+    """A model of which some was trained: what adapters stand on, and as little else as will do."""
+    model = tiny.model("BertForSequenceClassification").double()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in ("query", "value", "word_embeddings", "classifier")))
+    return model
 
 
 def own_names(model: Any) -> list[str]:

@@ -244,8 +244,8 @@ class TestHowTokensAreWeighed:
 class Weighted(transformers.BertForSequenceClassification):
     """A model whose own loss weighs the classes."""
 
-    def forward(self, *arguments: Any, labels: Any = None, **named: Any) -> Any:
-        out = super().forward(*arguments, **named)
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **named: Any) -> Any:
+        out = super().forward(input_ids, attention_mask=attention_mask, **named)
         if labels is not None:
             out.loss = nn.functional.cross_entropy(out.logits, labels, weight=torch.tensor([1.0, 9.0]))
         return out
@@ -299,6 +299,7 @@ def test_mixed_precision_comes_off(how: str, tmp_path: Path):
     assert ("forward" in vars(made.model)) == (how == "bf16")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the names of what is called here change in transformers
 def test_checkpointed_models_are_traced_as_they_are(tmp_path: Path):
     """The hook that checkpointing puts on embeddings marks outputs for a gradient, which no trace allows."""
     made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2))

@@ -35,11 +35,10 @@ def active_adapters(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def settings_of(model: Any) -> Any:
+def settings_of(model: nn.Module) -> Any:
     """The configuration of the adapters in use, None for a model without."""
-    configs = getattr(model, "peft_config", None)
-    active = active_adapters(model) if configs else ()
-    return configs[active[0]] if active and active[0] in configs else None
+    configs: Any = getattr(model, "peft_config", None) or {}
+    return next((configs[name] for name in active_adapters(model) if name in configs), None)
 
 
 def check_adapters(model: nn.Module) -> None:

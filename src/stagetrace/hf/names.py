@@ -82,5 +82,5 @@ class _Walk:
 
 
 def _keys(layer: Any, kind: str) -> list[str]:
-    found = getattr(layer, kind, None)
-    return list(found.keys()) if hasattr(found, "keys") else []
+    found: Any = getattr(layer, kind, None)
+    return [str(name) for name in found.keys()] if hasattr(found, "keys") else []  # noqa: SIM118  (no mapping)
