@@ -12,12 +12,13 @@ PACKAGE = "stagetrace"
 # Each module may import from its own layer and from those before it. The package itself, `from stagetrace import ...`,
 # is the public contract: only `demo` and `cli`, which use the library as a user does, stand after it.
 LAYERS = [
-    {"errors", "parallel", "progress", "version"},
+    {"errors", "parallel", "plaintext", "progress", "terminal", "version"},
     {"objectives"},
     {"stages"},
     {"curvature"},
     {"solvers"},
     {"results"},
+    {"checks"},
     {"tracing"},
     {"preflight"},
     {"hf"},

@@ -3,6 +3,7 @@
     StagetraceError
     ├── DescriptionError (ValueError)   a stage, link, chain, query or setting that does not fit together
     ├── DataError (ValueError)          an empty or changing data set, a loss of the wrong shape, a NaN loss
+    │   └── BatchError                  what an objective says of a batch, before stage and example are known
     ├── DifferentiationError            an operation of the model has no derivative of the kind needed
     ├── SolveError                      a solve that has no usable answer (diverged, too large, not finite)
     └── ResultsError                    a results folder that is foreign, unfinished or of another run
@@ -27,6 +28,19 @@ class DescriptionError(StagetraceError, ValueError):
 
 class DataError(StagetraceError, ValueError):
     """The data set, or the loss on it, cannot be used."""
+
+
+class BatchError(DataError):
+    """A batch that an objective cannot use.
+
+    An objective sees a batch only; the library puts in front of its words which stage and example they are about.
+
+    position: the example's place in the batch; None where the whole batch is meant.
+    """
+
+    def __init__(self, message: str, position: int | None = None) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class DifferentiationError(StagetraceError):

@@ -22,6 +22,9 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
+from stagetrace.plaintext import printable
+from stagetrace.terminal import terminal
+
 Advance = Callable[..., None]
 """`advance(n, note="")`: n more units are done; the note replaces the one shown."""
 
@@ -62,20 +65,20 @@ class Bars:
     """Draws rich progress bars: what, how far, rate, time left, and a note (the residual of a solve)."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or terminal(stderr=True)
 
     @contextmanager
     def task(self, what: str, total: int | None, unit: str) -> Generator[Advance]:
         columns: tuple[ProgressColumn, ...] = (
-            TextColumn("{task.description}"),
-            TextColumn("{task.fields[unit]}", style="dim"),
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[unit]}", style="dim", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with RichProgress(*columns, console=self.console) as bars:
-            bar = bars.add_task(what, total=total, unit=unit, note="")
-            yield lambda n=1, note="": bars.update(bar, advance=n, note=note)
+            bar = bars.add_task(printable(what), total=total, unit=printable(unit), note="")
+            yield lambda n=1, note="": bars.update(bar, advance=n, note=printable(note))

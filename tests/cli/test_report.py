@@ -14,7 +14,7 @@ from stagetrace import GaussNewton, Lanczos, Trace, trace
 from stagetrace.cli.main import main
 from stagetrace.errors import StagetraceWarning
 from stagetrace.report.item import Reader
-from stagetrace.results.previews import Previews, read_previews, write_previews
+from stagetrace.results.previews import Preview, Previews, read_previews, write_previews
 from tests import jobs
 from tests.report.test_report import Read
 
@@ -126,6 +126,21 @@ def test_show_says_what_examples_and_the_query_look_like(stage_trace: Command, r
     assert f"predicted {preview.prediction}; loss {preview.loss:.3f}"[:30] in asked
     assert "input: " in out
     assert " class " in out
+
+
+def test_show_has_a_row_for_all_examples_that_look_the_same(stage_trace: Command, run: Path):
+    scores = Trace.load(run)["pretrain"]
+    order = scores.top(37, query=3).indices
+    same = sorted(order[:9])
+    items = [
+        Preview("pretrain", index, "text", "a retweet" if index in same else f"tweet {index}") for index in range(37)
+    ]
+    write_previews(run, Previews(tuple(items)))
+    out = stage_trace("show", run, "--stage", "pretrain", "--query", 3, "--top", 4)[1]
+    shown = [int(index) for index in re.findall(r"^ +(\d+) +[+-]\d\.\d+e", out, flags=re.MULTILINE)]
+    assert shown[:4] == [order[0], *order[9:12]]
+    words = " ".join(out.split())
+    assert f"#{order[0]} stands for 9 examples that look the same: {', '.join(map(str, order[:9]))}" in words
 
 
 def test_show_lets_no_text_act_on_the_terminal(stage_trace: Command, run: Path):

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from stagetrace import Trace
+from stagetrace.cli.main import main
 from stagetrace.demo import DemoResult, Settings, run
 from stagetrace.demo.data import load
 from stagetrace.demo.draw import drawing
@@ -113,9 +114,73 @@ def test_two_runs_give_the_same_numbers_and_leave_torch_as_it_was(demo: tuple[De
     assert again.stages == result.stages
 
 
-def test_another_run_does_not_overwrite_it(demo: tuple[DemoResult, Path, str]):
-    with pytest.raises(ResultsError):
-        run(demo[1], settings=replace(SMALL, seed=1))
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo in a second: small, and nothing solved again."""
+    module = sys.modules["stagetrace.demo.run"]
+    monkeypatch.setattr(module, "Settings", lambda: replace(SMALL, pretrain_examples=60, finetune_examples=60))
+    monkeypatch.setattr(module, "_checks", lambda *_: ())
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_its_own_place_says_so_last_and_can_be_typed_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stagetrace", "demo"])
+    kept = list[bytes]()
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        page = Path(capsys.readouterr().out.splitlines()[-1].split()[-1])
+        assert page == Path("runs/demo/report.html")
+        assert "stagetrace demo --out runs/demo" in page.read_text(encoding="utf-8")
+        kept.append((tmp_path / "runs/demo/scores/pretrain/part-00000.parquet").read_bytes())
+    assert kept[0] == kept[1]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_demo_takes_the_place_of_another_and_leaves_what_is_not_its_own(tmp_path: Path):
+    out = tmp_path / "run"
+    first = run(out)
+    (out / "check.json").write_text('[{"where": "pretrain", "what": "kind", "level": "note", "text": "my own note"}]')
+    (out / "kept").mkdir()
+    second = run(out, settings=replace(SMALL, pretrain_examples=60, finetune_examples=60, seed=1))
+    assert not torch.equal(first.scores.values, second.scores.values)
+    assert torch.equal(Trace.load(out)["pretrain"].values, second.scores.values)
+    assert "my own note" in (out / "report.html").read_text(encoding="utf-8")
+    assert (out / "kept").is_dir()
+    (out / "run.json").unlink()  # killed while it was moving files into place
+    third = run(out)
+    assert torch.equal(Trace.load(out)["pretrain"].values, third.scores.values)
+    record = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+    del record["made_by"]  # as earlier versions wrote it
+    (out / "demo.json").write_text(json.dumps(record))
+    run(out)
+    assert "made_by" in json.loads((out / "demo.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", ["thesis.tex", "run.json", "demo.json"])
+def test_a_folder_of_something_else_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str
+):
+    monkeypatch.setattr(sys.modules["stagetrace.demo.run"], "train", None)  # nothing is trained
+    (tmp_path / file).write_text('{"years": "of work"}')
+    with pytest.raises(ResultsError, match=r"not the demo's, and stays as it is; type another .*--out DIR"):
+        run(tmp_path)
+    with pytest.raises(ResultsError, match="is a file, not a folder"):
+        run(tmp_path / file)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_folder_that_one_is_in_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    run(".")
+    assert (tmp_path / "empty" / "report.html").exists()
 
 
 def test_without_scikit_learn_it_says_what_to_type(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from torch import nn
 from stagetrace import Chain, Frozen, Lanczos, Proximal, hf, trace
 from stagetrace.errors import DescriptionError, StagetraceWarning
 from stagetrace.objectives import Classification
-from stagetrace.stages.guards import notices
+from stagetrace.stages.coverage import notices
 from tests.hf import tiny
 
 pytestmark = pytest.mark.filterwarnings(

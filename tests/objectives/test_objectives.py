@@ -275,8 +275,8 @@ def test_shapes_that_do_not_fit_are_one_clear_error(case: str):
     ("batch", "says"),
     [
         ({"x": INPUTS}, "without labels or label; its keys are ['x']"),
-        ((INPUTS,), "(inputs, targets) or a dict with labels, got tuple"),
-        (INPUTS, "(inputs, targets) or a dict with labels, got Tensor"),
+        ((INPUTS,), "(inputs, targets) or a dict with labels, got a tuple (float32 [7, 3])"),
+        (INPUTS, "(inputs, targets) or a dict with labels, got float32 [7, 3]"),
     ],
     ids=["dict", "tuple of one", "tensor"],
 )

@@ -24,6 +24,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run in which many examples look the same."""
+    return pages.alike(tmp_path_factory.mktemp("alike") / "run")
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium; the tests that need it are skipped where it or its driver is not installed."""
     driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

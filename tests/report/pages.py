@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stagetrace import Scores, Trace
-from stagetrace.preflight.finding import Finding, Level
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.report import write
 from stagetrace.report.extras import write_findings
 from stagetrace.report.item import Reader
@@ -32,7 +32,7 @@ HOSTILE = (
     "word " * 200_000,
     "x" * 1_000_000,
 )
-NAMES = ("plain", "<b>bold</b>", "עברית", "")
+NAMES = ("plain", "<b>bold</b>", "עברית", "", "\u202eegnar\x1b[31m\x9b\u200b")
 
 
 def solution(seed: int, status: Status = Status.CONVERGED) -> Solution:
@@ -102,6 +102,29 @@ def pictures(folder: Path, queries: int = 4, n: int = 60) -> Path:
     ]
     write_previews(folder, Previews((*items, *asked), {"query_examples": queries, "query_loss": 0.65}))
     write_beside(folder)
+    return write(folder)
+
+
+LONG = "a-stage-with-a-very-long-name-" * 6
+ALIKE = 23
+
+
+def alike(folder: Path) -> Path:
+    """A run in which the 23 most harmful examples look the same, with long names and numbers of many characters."""
+    n = 40
+    scores = torch.cat([torch.linspace(2, 1.9, ALIKE), torch.linspace(-1, 1, n - ALIKE)]).double()
+    Trace({LONG: Scores(LONG, scores), "finetune": Scores("finetune", -1.5e-123 * scores)}, {}, described("mean")).save(
+        folder
+    )
+    texts = ["the same tweet, again"] * ALIKE + [f"tweet {index}" for index in range(ALIKE, n)]
+    items = [
+        Preview(stage, index, "text", text, label="news")
+        for stage in (LONG, "finetune")
+        for index, text in enumerate(texts)
+    ]
+    cut = [Preview(LONG, index, "text", "long", cut=9, label="news") for index in (30, 31)]  # may differ further on
+    kept = {(item.stage, item.index): item for item in (*items, *cut)}
+    write_previews(folder, Previews(tuple(kept.values()), {"query_examples": 1_234_567, "query_loss": 1.5e-9}))
     return write(folder)
 
 

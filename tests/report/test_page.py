@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagetrace import Trace
+from tests.hostile import acting
 from tests.report import pages
 from tests.report.conftest import Opened
 
@@ -81,6 +82,50 @@ def test_what_a_card_says_is_what_the_files_say(opened: Opened, pictures: Path):
     }.items():
         assert float(said[name]) == pytest.approx(float(value), rel=0.005)
     assert page.locator("#harmful li .word").first.text_content().strip() == "harmful"
+
+
+def test_examples_that_look_the_same_are_one_entry_that_names_them_all(opened: Opened, alike: Path):
+    page = opened(alike)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    assert indices(page, "harmful")[:2] == [0, 39]
+    assert "31 harmful and 8 helpful" in page.get_by_role("status").inner_text()
+    assert "look the same are one entry" in page.get_by_role("status").inner_text()
+    assert page.locator("#harmful details.alike").count() == 1
+    first = page.locator("#harmful li").first
+    first.get_by_text(f"{pages.ALIKE} examples that look the same").click()
+    listed = [int(found) for found in re.findall(r"#(\d+) \(\+[\d.]+\)", first.locator(".alike p").inner_text())]
+    assert listed == list(range(pages.ALIKE))
+    assert re.search(r"score\s+\+2\.00 to \+1\.90", first.inner_text())
+    page.get_by_role("button", name="Copy indices").first.click()
+    page.get_by_text("31 indices are on the clipboard").wait_for()
+    copied = json.loads(f"[{page.evaluate('navigator.clipboard.readText()')}]")
+    assert copied == list(Trace.load(alike.parent)[pages.LONG].top(31).indices)
+    page.get_by_label("Search").fill("#5")
+    assert indices(page, "harmful") == [5]
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("which", ["alike", "pictures"])
+def test_numbers_on_cards_stay_in_one_line(opened: Opened, width: int, which: str, request: pytest.FixtureRequest):
+    page = opened(request.getfixturevalue(which), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    lines = """dd => { const range = document.createRange(); range.selectNodeContents(dd);
+        const box = dd.closest('article').getBoundingClientRect(), own = range.getBoundingClientRect();
+        return [range.getClientRects().length, own.right <= box.right]; }"""
+    numbers = page.locator(".figures dd")
+    assert numbers.count() == 8
+    for number in numbers.all():
+        assert number.evaluate(lines) == [1, True]
+
+
+def test_menus_and_words_that_are_read_aloud_hold_nothing_that_acts(opened: Opened, hostile: Path):
+    page = opened(hostile)
+    words = page.evaluate("""[document.title,
+        ...[...document.querySelectorAll('option')].map(each => each.textContent),
+        ...[...document.querySelectorAll('[aria-label], [alt]')].map(each => each.ariaLabel || each.alt || '')]""")
+    assert any("[U+202E]egnar[U+001B]" in each for each in words)
+    assert acting("".join(words), allowed="\n") == set()
+    assert acting(page.locator("#status, header, #harmful h4").first.inner_text()) == set()
 
 
 def test_hostile_texts_are_inert_and_whole(opened: Opened, hostile: Path):

@@ -11,9 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from stagetrace import Scores, Trace
 from stagetrace.errors import DescriptionError, ResultsError
 from stagetrace.report import picture
+from stagetrace.report.extras import Extras
 from stagetrace.report.item import Reader
+from stagetrace.report.model import Report
+from stagetrace.report.render import render
 from stagetrace.results.previews import NAME, Preview, Previews, read_previews, write_previews
 
 
@@ -178,3 +182,17 @@ def test_a_run_without_previews_has_none_and_damaged_ones_are_refused(tmp_path: 
 def test_a_preview_is_checked_at_birth(bad: dict[str, Any]):
     with pytest.raises(DescriptionError, match=r"Preview: (kind must be one of image|index must be at least 0)"):
         replace(Preview("a", 0, "text"), **bad)
+
+
+def test_only_a_picture_of_a_size_to_be_shown_is_one(tmp_path: Path):
+    small = picture.png(torch.rand(3, 8, 8))
+    assert picture.is_png(small, 8)
+    assert not picture.is_png(small, 7)
+    huge = small[:16] + (60_000).to_bytes(4) + small[20:]
+    for content in (huge, b"", b"<svg onload=alert(1)>", small[:8], small[:20], b"root:x:0:0:root:/root:/bin/bash"):
+        assert not picture.is_png(content, 10_000)
+        item = Preview("a", 0, "image", image=content)
+        trace = Trace({"a": Scores("a", torch.tensor([1.0]).double())})
+        (tmp_path / "agreement.png").write_bytes(content)
+        page = render(Report.of(trace, Previews((item,)), Extras.read(tmp_path)))
+        assert "data:image" not in page

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def relative(model: nn.Module, batch: Any) -> Tensor:
     """The loss of each example relative to the batch's largest."""
     losses = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
     return losses / losses.max()
+
+
+class OfLabels:
+    """An objective whose losses take labels where the library gives the batch."""
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0])
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, labels, reduction="none")
 
 
 def sound(model: nn.Module, batch: Any) -> Tensor:
@@ -408,8 +419,126 @@ TABLE = [
     ),
     Bad(
         "a word for a solver",
-        at("settings", solver="cg"),
-        ("solver of stage 'pretrain'", "an instance such as Lanczos("),
+        at("settings", solver="gmres"),
+        ("solver of stage 'pretrain'", "an instance such as Lanczos(", "'normal-cg', 'cg'", "'gmres'"),
+    ),
+    Bad(
+        "a word for a curvature",
+        at("settings", curvature={"finetune": "Gauss"}),
+        ("curvature of stage 'finetune'", "'auto', 'hessian', 'gauss-newton', 'identity'", "'Gauss'"),
+    ),
+    Bad(
+        "a curvature's word for a solver",
+        at("settings", solver="hessian"),
+        ("solver of stage 'pretrain'", "'lanczos'", "'hessian'"),
+    ),
+    # objectives that are none
+    Bad(
+        "a loss of PyTorch's",
+        at("pretrain", objective=nn.functional.cross_entropy),
+        ("'pretrain'", "cross_entropy", "use Classification()", "losses(model, batch)"),
+    ),
+    Bad(
+        "a loss of PyTorch's, wrapped",
+        at("finetune", objective=partial(nn.functional.binary_cross_entropy_with_logits, reduction="none")),
+        ("'finetune'", "binary_cross_entropy_with_logits(model(batch[0]), batch[1], reduction='none')"),
+    ),
+    Bad(
+        "the forward of a loss module",
+        at("finetune", objective=nn.BCEWithLogitsLoss().forward),
+        ("'finetune'", "BCEWithLogitsLoss", "BinaryClassification()", "MultiLabel()"),
+    ),
+    Bad(
+        "a weighted loss module",
+        at("pretrain", objective=nn.CrossEntropyLoss(weight=torch.ones(3))),
+        ("'pretrain'", "CrossEntropyLoss (with weight)", "use stagetrace.objectives, or a function"),
+    ),
+    Bad(
+        "a loss of outputs and labels",
+        at("query", objective=lambda logits, targets: nn.functional.cross_entropy(logits, targets, reduction="none")),
+        ("the query", "(logits, targets)", "losses(model, batch)", "calls the model itself"),
+    ),
+    Bad("a loss of a batch", at("pretrain", objective=lambda batch: batch[0]), ("'pretrain'", "(batch)", "two arg")),
+    Bad(
+        "an objective of outputs and labels",
+        at("pretrain", objective=OfLabels()),
+        ("'pretrain'", "losses(outputs, labels)", "the whole batch"),
+    ),
+    Bad(
+        "a loss of other names",
+        at("pretrain", objective=lambda a, b: nn.functional.cross_entropy(a, b, reduction="none")),
+        ("'pretrain', examples 0 to 1", "TypeError", "called as losses(model, batch)", "float64 [2, 4], int64 [2]"),
+        DataError,
+    ),
+    Bad(
+        "a loss and more",
+        at("pretrain", objective=lambda model, batch: (sound(model, batch), model(batch[0]))),
+        ("'pretrain'", "got a tuple (float64 [32], float64 [32, 3])", "return the losses alone"),
+        DataError,
+    ),
+    Bad(
+        "how often the model is right",
+        at("pretrain", objective=lambda model, batch: model(batch[0]).argmax(dim=1) == batch[1]),
+        ("'pretrain'", "the losses are bool", "return the loss that was trained"),
+        DataError,
+    ),
+    # data that is none
+    Bad("nothing for data", at("pretrain", data=None), ("'pretrain'", "data is None", "list of examples")),
+    Bad("a lone query example", at("query", data=examples(40, 2)[3]), ("the query", "[(x, y)]", "TensorDataset(x, y)")),
+    Bad(
+        "a lone example in a list",
+        at("query", data=[*examples(40, 2)[3]]),
+        ("the query", "read as 2 examples", "[(x, y)]"),
+    ),
+    Bad(
+        "tensors of all examples",
+        at("pretrain", data=examples(40, 1).tensors),
+        ("'pretrain'", "float64 [40, 4], int64 [40]", "TensorDataset(x, y)"),
+    ),
+    Bad("a query of a query", at("query", data=Query(examples(40, 2))), ("the query", "data is a Query", "data set")),
+    Bad("a model for data", at("pretrain", data=Net(0)), ("'pretrain'", "data is the module Net", "data set")),
+    Bad("a class for data", at("pretrain", data=Noisy), ("'pretrain'", "data is the class Noisy", "instance")),
+    Bad(
+        "sparse rows",
+        at("pretrain", data=TensorDataset(torch.eye(4).to_sparse(), torch.zeros(4))),
+        ("'pretrain'", "sparse", "to_dense()"),
+    ),
+    # batches that do not fit
+    Bad(
+        "no labels",
+        at("query", data=TensorDataset(examples(40, 2).tensors[0])),
+        ("the query, examples 0 to 1", "its labels are missing", "(input, label)"),
+        DataError,
+    ),
+    Bad(
+        "no labels by name",
+        at("query", data=[{"x": x} for x, _ in examples(40, 2)]),
+        ("the query, examples 0 to 1", "keys are ['x']", "rename"),
+        DataError,
+    ),
+    Bad(
+        "labels by two names",
+        at("query", data=[{"x": x, "label": y, "target": 1 - y} for x, y in examples(40, 2)]),
+        ("the query, examples 0 to 1", "'label' and 'target'", "keep one"),
+        DataError,
+    ),
+    Bad(
+        "names that forward does not have",
+        at("pretrain", data=[{"features": x, "mask": x, "label": y} for x, y in examples(40, 1)]),
+        ("'pretrain', examples 0 to 1", "Net.forward takes (x)", "inputs are 'features', 'mask'", "rename"),
+        DataError,
+    ),
+    Bad(
+        "an input that forward would never see",
+        at("pretrain", data=[{"x": x, "weight": x[0], "label": y} for x, y in examples(40, 1)]),
+        ("'pretrain', examples 0 to 1", "'weight'", "takes (x)", "leave it out"),
+        DataError,
+    ),
+    Bad(
+        "one input too many",
+        at("finetune", data=[(x, x, y) for x, y in examples(40, 1)]),
+        ("'finetune', examples 0 to 1", "2 inputs", "Net.forward takes (x)", "collate="),
+        DataError,
     ),
     Bad(
         "Gauss-Newton of a plain loss",
@@ -437,6 +566,62 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(bad: Bad, tmp_p
 
 def test_the_chain_that_is_broken_above_is_sound(tmp_path: Path):
     assert list(Described().trace(tmp_path / "out")) == ["pretrain", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            lambda chain, query: (chain, query.data),
+            r"the query is a TensorDataset; write trace\(chain, Query\(data\)\)",
+        ),
+        (lambda chain, query: (chain, [*query.data]), r"the query is a list; write trace\(chain, Query\(data\)\)"),
+        (lambda chain, query: (chain, Query), r"the query is the class Query; write trace\(chain, Query\(test_set\)\)"),
+        (lambda chain, query: (chain, None), r"the query is missing \(None\)"),
+        (lambda chain, query: (chain, chain.stages[1]), r"the query is a Stage; .*the examples whose loss"),
+        (lambda chain, query: (chain.stages[0], query), r"the chain is a Stage; write trace\(Chain\(stage\), query\)"),
+        (lambda chain, query: ([*chain.stages], query), r"write trace\(Chain\(pretrain, finetune\), query\)"),
+        (lambda chain, query: (chain.last.stage.model, query), r"the chain is a Net; write trace\(Chain\("),
+        (lambda chain, query: (query, chain), r"the two arguments are swapped"),
+    ],
+    ids=["data", "examples", "class", "nothing", "stage", "chain of one", "list of stages", "model", "swapped"],
+)
+def test_what_is_no_chain_or_no_query_is_refused_in_one_line(arguments: Callable[..., Any], says: str):
+    described = Described()
+    chain = Chain(Stage("pretrain", **described.pretrain), Stage("finetune", **described.finetune))
+    with pytest.raises(DescriptionError, match=says) as caught:
+        trace(*arguments(chain, Query(**described.query)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        (lambda one: ([one],), r"argument 1 of Chain is list; write Chain\(\*stages\)"),
+        (lambda one: (one, Stage), r"argument 2 of Chain is the class Stage; write Chain\(pretrain, finetune\)"),
+        (lambda one: (one.model,), "argument 1 of Chain is Net"),
+    ],
+    ids=["list", "class", "model"],
+)
+def test_a_chain_is_made_of_stages(stages: Callable[[Stage], Any], says: str):
+    with pytest.raises(DescriptionError, match=says):
+        Chain(*stages(Stage("pretrain", **Described().pretrain)))
+
+
+def test_names_stand_for_what_the_command_line_takes():
+    described = Described()
+    described.settings = {"curvature": GaussNewton(), "solver": Lanczos()}
+    expected = described.trace()
+    described.settings = {"curvature": "gauss-newton", "solver": {"pretrain": "lanczos", "finetune": Lanczos()}}
+    found = described.trace()
+    for name in described.names:
+        assert torch.equal(found[name].values, expected[name].values)
+    assert found.description["curvature"] == expected.description["curvature"]
+
+
+@pytest.mark.parametrize("data", [((1.0, 2.0), (3.0, 4.0)), [torch.zeros(3), torch.ones(3)], [1.0, 2.0]], ids=repr)
+def test_a_few_examples_are_no_lone_example(data: Any):
+    assert Query(data).data is data
 
 
 def test_scores_of_an_unknown_stage():

@@ -18,7 +18,7 @@ from stagetrace.objectives import Classification
 from stagetrace.preflight import Level, inspect
 from stagetrace.progress import Silent
 from stagetrace.solvers import Lanczos
-from stagetrace.stages.guards import Coverage, notices_at
+from stagetrace.stages.coverage import Coverage, notices_at
 from stagetrace.stages.links import Link
 
 DATA = TensorDataset(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 4))

@@ -14,10 +14,10 @@ from stagetrace.curvature.chunk import hessian_graph, hessian_linearised
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
 from stagetrace.solvers import Lanczos
+from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import differentiable_kernels
 from stagetrace.stages.problem import Problem
-from stagetrace.stages.risk import Evaluation
 from stagetrace.tracing.contract import forward_mode, one_by_one, per_example
 
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))

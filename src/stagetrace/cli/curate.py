@@ -19,6 +19,7 @@ from stagetrace.curate.write import RECORD, add_verification, read_record, write
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
 from stagetrace.results import JSON
+from stagetrace.terminal import terminal
 from stagetrace.validation import Fit
 
 
@@ -78,7 +79,7 @@ def curate_run(
     words = fits.Words(fit, steps, batch_size, rate, start, schedule, tolerance, proximity)
     if target is None and any((*vars(words).values(), random != RANDOM)):
         refuse("curate: --fit and what goes with it is for --verify TARGET; add that, or leave it out")
-    rule, console = _rule(drop, drop_above, keep_top), Console()
+    rule, console = _rule(drop, drop_above, keep_top), terminal()
     rows = _rows(data, split, {"--balance": balance, "--group": group, "--split": split, "--format": kind})
     curation = curate(
         folder,
@@ -99,7 +100,7 @@ def curate_run(
         found = verify(curation, job.chain, job.query, fit=fitted, random=random, seed=seed, seeds=runs, **again)
         add_verification(out, found, in_words(fitted))
         console.print(verified(read_record(out)).rich())
-    console.print(f"kept in {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"kept in {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
 def _rule(drop: str | None, above: float | None, keep: str | None) -> Rule:
@@ -137,9 +138,9 @@ def in_words(fitted: Mapping[str, Fit]) -> dict[str, str]:
 def _show(record: Mapping[str, JSON], console: Console) -> None:
     """What was dropped, and the tables."""
     for line in headline(record):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     if record["classes"]:
         console.print(classes(record).rich())
     if record["groups"]:
         console.print(groups(record).rich())
-    console.print(f"first order, and for the query that was traced; see {RECORD}", markup=False, highlight=False)
+    console.print(f"first order, and for the query that was traced; see {RECORD}", highlight=False)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from stagetrace.cli import options
 from stagetrace.errors import refuse
 from stagetrace.export import FORMATS, export
 from stagetrace.results import Trace
+from stagetrace.terminal import terminal
 
 
 def export_run(
@@ -29,6 +29,6 @@ def export_run(
     if not len(trace):
         refuse(f"{folder}: no stage of this run has scores; trace it again with --of STAGE")
     scores = trace[next(iter(trace)) if stage is None else stage]
-    written, console = export(scores, kind, out), Console()
+    written, console = export(scores, kind, out), terminal()
     for line in (f"stage '{scores.stage}': {written.sign}", f"kept in {', '.join(map(str, written.files))}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)

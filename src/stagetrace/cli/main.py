@@ -18,6 +18,7 @@ Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +37,13 @@ from stagetrace.cli.show_run import show_run
 from stagetrace.cli.target import Target, load
 from stagetrace.cli.validate import validate
 from stagetrace.errors import StagetraceError, StagetraceWarning
+from stagetrace.plaintext import printable
 from stagetrace.preflight import inspect
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.report.extras import write_findings
 from stagetrace.report.sweep import check_damped, sweep, write_sweep
 from stagetrace.results.manifest import read_manifest
+from stagetrace.terminal import terminal
 from stagetrace.tracing.trace import trace
 
 app = typer.Typer(
@@ -99,7 +102,7 @@ def score(
     if is_first:  # the other processes are gone: what follows is one process's work
         if found:
             write_sweep(out, found)
-        show.result(result, top, Console(), out, write_after(out, job.chain, job.query))
+        show.result(result, top, terminal(), out, write_after(out, job.chain, job.query))
 
 
 def _how(job: Target, words: settings.Words, progress: Progress) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def check(
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
     findings = inspect(job.chain, job.query, **_how(job, words, Bars()))
-    found = show.findings(job.chain, findings, Console())
+    found = show.findings(job.chain, findings, terminal())
     if out is not None:
         write_findings(out, found)
 
@@ -145,30 +148,34 @@ app.command("export")(export_run)
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the run in this folder.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder of the run and its report; an earlier demo's is replaced."),
+    ] = Path("runs/demo"),
     debug: options.Debug = False,
 ) -> None:
     """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""
     del debug
     from stagetrace.demo import run  # scikit-learn is needed here only
 
-    run(out=out, progress=Bars(), console=Console())
+    run(out=out, progress=Bars(), console=terminal())
 
 
 def main() -> None:
     """The entry point: library errors are one line on standard error, tracebacks only with --debug."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = terminal(stderr=True, in_lines=True)
     warnings.showwarning = _one_line(errors)
     try:
         app()
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of a KeyboardInterrupt
-            errors.print("interrupted; what was finished is kept: the same command continues", markup=False)
+            errors.print("interrupted; what was finished is kept: the same command continues")
         raise
     except Exception as error:
         if "--debug" in sys.argv:
+            sys.excepthook = lambda *raised: errors.print("".join(traceback.format_exception(*raised)), end="")
             raise
-        errors.print(f"error: {_in_a_line(error)}", style="red", markup=False)
+        errors.print(printable(f"error: {_in_a_line(error)}", lines=True), style="red")
         sys.exit(1)
 
 
@@ -184,13 +191,20 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _one_line(errors: Console) -> Callable[..., None]:
-    """Shows our own warnings as one line each, others as Python does."""
-    usual = warnings.showwarning
+    """Shows our own warnings as one line each, others in the words that Python has for them."""
 
-    def show_one(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    def show_one(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        del file
         if issubclass(category, StagetraceWarning):
-            errors.print(f"warning: {message}", style="yellow", markup=False)
+            errors.print(printable(f"warning: {message}", lines=True), style="yellow")
         else:
-            usual(message, category, *where)
+            errors.print(warnings.formatwarning(message, category, filename, lineno, line), end="")
 
     return show_one

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from stagetrace.cli import options
 from stagetrace.cli.target import load
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.report import write
 from stagetrace.stages.chain import Chain
+from stagetrace.terminal import terminal
 from stagetrace.tracing.query import Query
 
 
@@ -32,7 +32,7 @@ def report(
     del debug
     job = None if target is None else load(target)
     path = write(folder, job and job.chain, job and job.query, out=out)
-    Console().print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    terminal().print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def write_after(folder: Path, chain: Chain, query: Query) -> Path | None:

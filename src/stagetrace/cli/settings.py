@@ -1,30 +1,18 @@
-"""From the words of the command line to solvers and curvatures: the only place where a string names a class."""
+"""From the words of the command line to solvers and curvatures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, final
 
 from stagetrace.curvature.auto import Auto
-from stagetrace.curvature.choices import Curvature, GaussNewton, Hessian, Identity
+from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.named import CURVATURES as CURVATURES
 from stagetrace.errors import refuse
-from stagetrace.solvers import CG, Direct, Lanczos, LiSSA, Normal
+from stagetrace.solvers import Lanczos
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.named import SOLVERS as SOLVERS
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.describe import by_stage
-
-SOLVERS: dict[str, Solver] = {
-    "lanczos": Lanczos(),
-    "normal-cg": Normal(CG(), damping=1e-4),
-    "cg": CG(),
-    "lissa": LiSSA(),
-    "direct": Direct(),
-}
-CURVATURES: dict[str, Curvature] = {
-    "auto": Auto(),
-    "hessian": Hessian(),
-    "gauss-newton": GaussNewton(),
-    "identity": Identity(),
-}
 
 
 @final

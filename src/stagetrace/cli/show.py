@@ -9,15 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from stagetrace.cli.fits import in_words
+from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
 from stagetrace.results import Scores, Trace
 from stagetrace.results.previews import Preview, Previews, read_previews
+from stagetrace.results.top import Row, Top
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Fit, Validation, report
 
 LINE = 60
 """Characters of an example in a table, at most."""
+
+FAR = 100
+"""Examples of a ranking that are looked at for some that look the same: of more there are no previews."""
 
 NUMBERS = 64
 """Characters of a line that the other columns need."""
@@ -33,8 +38,8 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
         for scores in trace.scores.values():
             ranking(scores, top, console, previews)
     if page is not None:
-        console.print(f"to look at it, open {page}", markup=False, soft_wrap=True, highlight=False)
-    console.print(f"kept in {out}", markup=False, soft_wrap=True)
+        console.print(f"to look at it, open {page}", soft_wrap=True, highlight=False)
+    console.print(f"kept in {out}", soft_wrap=True)
 
 
 def summary(trace: Trace, console: Console) -> None:
@@ -50,7 +55,7 @@ def question(previews: Previews, query: int, console: Console) -> None:
     loss = "" if item.loss is None else f"loss {number(item.loss)}"
     prediction = item.prediction and f"predicted {item.prediction}"
     said = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
-    console.print(f"query {query}: {said}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(f"query {query}: {said}"), highlight=False, soft_wrap=True)
 
 
 def ranking(
@@ -60,18 +65,40 @@ def ranking(
     known = {} if previews is None else previews.by_place()
     room = max(16, min(LINE, console.width - NUMBERS))
     for harmful in (True, False):
-        found = scores.top(top, harmful=harmful, query=query)
-        sheet = found.sheet()
+        found, alike = _grouped(scores, top, known, harmful=harmful, query=query)
+        sheet = replace(found.sheet(), caption="\n".join(alike))
         items = [known.get((scores.stage, index)) for index in found.indices]
         for heading, cells in (
             ("class", [item.label if item else "" for item in items]),
             ("example", [in_a_line(item, room) if item else "" for item in items]),
         ):
             if any(cells):
-                rows = tuple((*row, printable(cell)) for row, cell in zip(sheet.rows, cells, strict=True))
+                rows = tuple((*row, cell) for row, cell in zip(sheet.rows, cells, strict=True))
                 words = sheet.words | {heading}
                 sheet = replace(sheet, headings=(*sheet.headings, heading), rows=rows, words=words)
         console.print(_legible(sheet.rich(), console.width))
+
+
+def _grouped(
+    scores: Scores, top: int, known: Mapping[tuple[str | None, int], Preview], *, harmful: bool, query: int | None
+) -> tuple[Top, list[str]]:
+    """The end of a ranking with a row for all examples that look the same, and in words which those are."""
+    found = scores.top(top, harmful=harmful, query=query)
+    rows, alike = list[Row](), dict[object, list[int]]()
+    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if known else found:
+        item = known.get((scores.stage, row.index))
+        look: object = row.index if item is None or item.look is None else item.look
+        if look not in alike and len(rows) == top:
+            continue
+        if look not in alike:
+            rows.append(row)
+        alike.setdefault(look, []).append(row.index)
+    said = [
+        f"#{indices[0]} stands for {len(indices)} examples that look the same: {', '.join(map(str, indices))}"
+        for indices in alike.values()
+        if len(indices) > 1
+    ]
+    return replace(found, rows=tuple(rows)), said
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:
@@ -81,14 +108,9 @@ def in_a_line(item: Preview, room: int = LINE) -> str:
     return words if len(words) <= room else f"{words[: room - 3]}..."
 
 
-def printable(text: str) -> str:
-    """The text without what would act on a terminal: control characters and marks of direction."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[Finding]:
     """A line per finding, and a verdict; gives the findings back."""
-    console.print(f"{chain}", markup=False, highlight=False)
+    console.print(f"{chain}", highlight=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "what", "level", "found"):
         table.add_column(heading, overflow="fold")
@@ -98,13 +120,14 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[F
             seen.append(finding)
             warned += finding.level is Level.WARNING
             table.add_row(
-                finding.where, finding.what, Text(finding.level.value, style=STYLES[finding.level]), Text(finding.text)
+                Text(printable(finding.where)),
+                finding.what,
+                Text(finding.level.value, style=STYLES[finding.level]),
+                Text(printable(finding.text, lines=True)),
             )
     finally:  # what was found stands, also where a later check refuses
         console.print(_legible(table, console.width))
-    console.print(
-        f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way", markup=False
-    )
+    console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way")
     return seen
 
 
@@ -115,12 +138,12 @@ def validation(
     for sheet in report.sheets(found):
         console.print(_legible(sheet.rich(), console.width))
     for name, reason in left_out.items():
-        console.print(f"{name} does not apply: {reason}", markup=False, highlight=False)
+        console.print(f"{name} does not apply: {reason}", highlight=False)
     for name, fit in fitted.items():
-        console.print(f"stage '{name}' was trained again by {in_words(fit)}", markup=False, highlight=False)
+        console.print(f"stage '{name}' was trained again by {in_words(fit)}", highlight=False)
     for words in (report.SIGN, report.FIGURES, report.work(found)):
-        console.print(words, markup=False, highlight=False)
-    console.print(f"kept in {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+        console.print(words, highlight=False)
+    console.print(f"kept in {', '.join(map(str, files))}", soft_wrap=True)
 
 
 def _legible(table: Table, width: int) -> Table:

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from stagetrace.cli import options, show
 from stagetrace.results import Trace
 from stagetrace.results.previews import read_previews
+from stagetrace.terminal import terminal
 
 
 def show_run(
@@ -28,7 +28,7 @@ def show_run(
     trace = Trace.load(folder)
     shown = list(trace.scores.values()) if stage is None else [trace[stage]]
     previews = read_previews(folder)
-    console = Console()
+    console = terminal()
     show.summary(trace, console)
     if query is not None and previews is not None:
         show.question(previews, query, console)

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
 from stagetrace.cli import controls, fits, options, settings, show
 from stagetrace.cli.target import Target, load
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
 from stagetrace.results.json_value import JSON
+from stagetrace.terminal import terminal
 from stagetrace.tracing.describe import settings_of
 from stagetrace.validation import Drawn, Fit, Groups, Largest, Resolve
 from stagetrace.validation import validate as compare
@@ -69,7 +68,7 @@ def validate(
     progress = Bars()
 
     def say(line: str) -> None:
-        progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        progress.console.print(line, highlight=False, soft_wrap=True)
 
     for name, how in fitted.items():
         say(f"stage '{name}' is trained again by {fits.in_words(how)}")
@@ -89,7 +88,7 @@ def validate(
     )
     said = {"target": target, "seeds": list(runs), "together": together, **_settings(job, words, fitted, chosen)}
     files = save(validation, out, settings=said, left_out=left_out)
-    show.validation(validation, fitted, left_out, Console(), files)
+    show.validation(validation, fitted, left_out, terminal(), files)
 
 
 def _choices(

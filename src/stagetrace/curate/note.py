@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagetrace.curate.tables import GROUPS_NOTE, classes, groups, headline, verified
+from stagetrace.plaintext import printable
 from stagetrace.results import JSON, SIGN
 from stagetrace.results.sheet import Sheet
 
@@ -22,7 +23,7 @@ def note(said: Mapping[str, JSON]) -> str:
     lines += ["## Files", "", *_files(record), "", "## How to verify", "", *_check(record), ""]
     if record["verified"]:
         lines += ["## What training again said", "", *_table(verified(record)), "", verified(record).caption, ""]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _made_from(record: Mapping[str, Any]) -> list[str]:
@@ -32,13 +33,23 @@ def _made_from(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"- command: `{record['command']}`")
     if record["folder"]:
         lines.append(f"- run: `{record['folder']}`")
-    for name, stage in run.get("stages", {}).items():
-        digests = f"model sha256 {stage['model']['sha256'][:16]}, data sha256 {stage['data']['sha256'][:16]}"
-        lines.append(f"- stage '{name}': {stage['data']['examples']:,} examples, {digests}")
+    stages = run.get("stages")
+    for name, stage in stages.items() if isinstance(stages, Mapping) else ():
+        lines.append(f"- stage '{name}': {_made_of(stage)}")
     if "query" in run:
-        query = run["query"]
-        lines.append(f"- query: {query['data']['examples']:,} examples, data sha256 {query['data']['sha256'][:16]}")
+        lines.append(f"- query: {_made_of(run['query'])}")
     return lines
+
+
+def _made_of(described: Any) -> str:
+    """What a run says of a stage or of the query; a run that somebody else wrote may say less."""
+    said = list[str]()
+    for what in ("model", "data"):
+        part = described.get(what) if isinstance(described, Mapping) else None
+        digest, examples = (part.get("sha256"), part.get("examples")) if isinstance(part, Mapping) else (None, None)
+        said += [f"{examples:,} examples"] if isinstance(examples, int) else []
+        said += [f"{what} sha256 {digest[:16]}"] if isinstance(digest, str) else []
+    return ", ".join(sorted(said, key=lambda part: "sha256" in part)) or "not described"
 
 
 def _files(record: Mapping[str, Any]) -> list[str]:
@@ -74,7 +85,14 @@ def _check(record: Mapping[str, Any]) -> list[str]:
 
 def _table(sheet: Sheet) -> list[str]:
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
     rule = ["---" if heading in sheet.words else "---:" for heading in sheet.headings]
     return [row(sheet.headings), row(rule), *(row(cells) for cells in sheet.rows)]
+
+
+def _cell(text: str) -> str:
+    """A cell's text, not taken for a table's or a page's own marks."""
+    for mark, written in (("&", "&amp;"), ("<", "&lt;"), ("|", r"\|")):
+        text = text.replace(mark, written)
+    return text

@@ -53,7 +53,7 @@ def write(curation: Curation, out: Path, data: Rows | None, as_: As, command: st
     check_rows(curation, data, as_)
     said = record(curation, data, as_, command)
     check_out(out, said)
-    staging = out.with_name(f".{out.name}.saving")
+    staging = out.resolve().with_name(f".{out.resolve().name}.saving")
     try:
         shutil.rmtree(staging, ignore_errors=True)  # what a killed write left
         _fill(staging, curation, data, as_, said)

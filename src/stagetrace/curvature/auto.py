@@ -67,6 +67,10 @@ class WithStandIn(LinearOperator):
     def definite(self) -> LinearOperator:
         return self._built
 
+    @property
+    def rounding(self) -> float:
+        return self.hessian.rounding
+
     @cached_property
     def _built(self) -> LinearOperator:
         return self._stand_in.operator(self._problem)

@@ -40,6 +40,10 @@ class MeanCurvature(LinearOperator):
         mine = len(world().shard(indices))
         return MeanCurvature(risk, indices, make_plan(risk, matrix, indices, max(1, mine), memory))
 
+    @property
+    def rounding(self) -> float:
+        return max(torch.finfo(self.dtype).eps, self.plan.rounding)
+
     def apply(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
         for product in self._products():
@@ -63,6 +67,7 @@ class MeanCurvature(LinearOperator):
             "kept bytes": self.plan.kept_bytes,
             "no forward mode": self.plan.missing,
             "not traced": self.plan.untraced,
+            **({"rounding": self.plan.rounding} if self.rounding > torch.finfo(self.dtype).eps else {}),
         }
 
     def _products(self) -> Iterator[Product]:

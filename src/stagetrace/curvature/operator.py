@@ -32,6 +32,11 @@ class LinearOperator(ABC):
         """A positive semi-definite operator to invert where this one is indefinite; None if there is none."""
         return None
 
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of a product: that of the dtype, or of a coarser one that it passes through."""
+        return torch.finfo(self.dtype).eps
+
     @final
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with one vector `[dim]` or with several `[dim, k]`, in the same shape."""
@@ -145,6 +150,10 @@ class SumOperator(LinearOperator):
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.left.apply(vectors) + self.right.apply(vectors)
+
+    @property
+    def rounding(self) -> float:
+        return max(self.left.rounding, self.right.rounding)
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return SumOperator(self.left.subsample(examples, generator), self.right.subsample(examples, generator))

@@ -26,10 +26,12 @@ from stagetrace.curvature.chunk import (
     hessian_graph,
     hessian_linearised,
 )
+from stagetrace.curvature.rounding import coarsest
 from stagetrace.errors import DifferentiationError, StagetraceError
 from stagetrace.errors import first_line as first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.sparse import storages_of
 
 Matrix = Literal["Hessian", "GaussNewton"]
 Way = Literal["linearised", "graph kept", "forward anew", "reverse anew"]
@@ -69,6 +71,7 @@ class Plan:
     bytes_per_example: measured intermediates; kept_bytes: what all chunks of this process hold together.
     missing: why there is no forward mode, in PyTorch's words; None where there is.
     untraced: why the tangent map could not be traced although there is forward mode; None where it could, or need not.
+    rounding: relative, of the coarsest dtype that the model computes in.
     """
 
     matrix: Matrix
@@ -78,6 +81,7 @@ class Plan:
     kept_bytes: int
     missing: str | None
     untraced: str | None = None
+    rounding: float = 0.0
 
     @property
     def keeps(self) -> bool:
@@ -114,6 +118,7 @@ def make_plan(risk: Risk, matrix: Matrix, indices: Sequence[int], share: int, me
     """
     one, few = risk.read([indices[:1], indices[:PROBE_EXAMPLES]])
     plan = _planned(risk, matrix, one, few, share, memory)
+    plan = replace(plan, rounding=torch.finfo(coarsest(risk, few)).eps)
     _check_symmetric(risk, plan, few)
     return plan
 
@@ -145,7 +150,7 @@ def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
     products = product(pair)
     between = pair.mT @ products
     size = torch.linalg.vector_norm(products, dim=0).max()
-    rounding = torch.finfo(pair.dtype).eps ** 0.5 * len(few)  # of losses of about one: all there is where H is zero
+    rounding = plan.rounding**0.5 * len(few)  # of losses of about one: all there is where H is zero
     if bool((between[0, 1] - between[1, 0]).abs() > ASYMMETRY * size + rounding):
         raise DifferentiationError(
             f"{risk.where}: the {plan.matrix} of a few examples is not symmetric (u'Hv = {float(between[0, 1]):.3g}, "
@@ -189,13 +194,12 @@ def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[in
 def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
     data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
     known = (*risk.own_values.values(), *risk.inherited_values.values(), *data)
-    there_anyway = {tensor.untyped_storage().data_ptr() for tensor in known}
+    known = (*known, *risk.evaluation.model.buffers())
+    there_anyway = {address for tensor in known for address in storages_of(tensor)}
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there_anyway:
-            saved[storage.data_ptr()] = storage.nbytes()
+        saved.update((address, size) for address, size in storages_of(tensor).items() if address not in there_anyway)
         return tensor
 
     try:
@@ -214,6 +218,7 @@ def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
 
 
 INSTEAD = {
+    "SparseBs": "give the matrix as matrix.to_sparse_csr()",
     "embedding_bag": "use nn.EmbeddingBag instead of the function",
     "flash_attention": "use F.scaled_dot_product_attention, or set_attn_implementation('eager')",
     "saved tensor hooks": "use the model without torch.utils.checkpoint",

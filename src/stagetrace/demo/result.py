@@ -10,6 +10,7 @@ from torch import Tensor
 from stagetrace import Scores, Trace
 from stagetrace.demo.check import Check
 from stagetrace.demo.draw import side_by_side
+from stagetrace.demo.keep import MADE_BY
 from stagetrace.demo.train import Trained
 from stagetrace.results.json_value import JSON, plain
 from stagetrace.results.sheet import Sheet
@@ -112,6 +113,7 @@ class DemoResult:
         """The numbers as plain values: what `demo.json` holds."""
         return plain(
             {
+                "made_by": MADE_BY,
                 "sign": SIGN,
                 "slope": SLOPE,
                 "test_loss": self.test_loss,

@@ -1,6 +1,5 @@
 """`stagetrace demo`, from the digits to the printed agreement."""
 
-import json
 import shlex
 import time
 from collections.abc import Generator
@@ -10,14 +9,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from stagetrace import Chain, Hessian, Lanczos, Query, Trace, report, trace
+from stagetrace import Chain, Hessian, Lanczos, Query, Trace, trace
 from stagetrace.demo.check import Check, check, drawn
 from stagetrace.demo.data import Splits, load
+from stagetrace.demo.keep import check_place, keep
 from stagetrace.demo.result import DemoResult
 from stagetrace.demo.settings import Settings
 from stagetrace.demo.train import query_of, train
 from stagetrace.progress import Progress, Silent
-from stagetrace.results.atomic import atomic
 from stagetrace.validation import query_loss
 
 
@@ -34,48 +33,47 @@ def run(
     What is left between prediction and truth is that removing a whole digit is no small change; hence the tenths.
 
     Args:
-        out: a folder for the run (see `trace`) with `demo.json` and `report.html` beside it; None keeps nothing.
+        out: a folder for the run, with `report.html` and `demo.json` in it; that of an earlier demo is written anew,
+            and what else lies in it stays. None keeps nothing.
         progress: what to draw on the way.
         console: where to print the result; None prints nothing (it can be printed later, `rich.print(result)`).
         settings: sizes and seed; the same settings give the same numbers.
 
     Raises:
         DescriptionError: scikit-learn is not installed.
-        ResultsError: `out` holds another run.
+        ResultsError: `out` holds something that is not a demo's, or the file system refused.
     """
+    place = None if out is None else Path(out)
+    if place is not None:
+        check_place(place)
+    page: Path | None = None
     with _one_thread():
-        found = _measured(out, progress or Silent(), settings or Settings())
-    if out is not None:
-        with atomic(Path(out) / "demo.json") as temporary:
-            temporary.write_text(json.dumps(found.record(), indent=2) + "\n", encoding="utf-8")
+        found, chain, query = _measured(progress or Silent(), settings or Settings())
+        if place is not None:
+            command = f"stagetrace demo --out {shlex.quote(str(place))}"
+            page = keep(found.trace, found.record(), place, chain, query, command)
     if console is not None:
         console.print(found)
-        if out is not None:
-            console.print(
-                f"to look at it, open {Path(out) / report.NAME}", markup=False, soft_wrap=True, highlight=False
-            )
+        if page is not None:
+            console.print(f"to look at it, open {page}", markup=False, soft_wrap=True, highlight=False)
     return found
 
 
-def _measured(out: str | Path | None, progress: Progress, settings: Settings) -> DemoResult:
+def _measured(progress: Progress, settings: Settings) -> tuple[DemoResult, Chain, Query]:
     started = time.perf_counter()
     splits = load(settings)
     randomly = drawn(len(splits.old), settings.random, settings.seed)  # before there are scores
     chain, trained = train(splits, settings, progress)
     query = query_of(splits)
     at_minimum = time.perf_counter()
-    result = trace(
-        chain, query, curvature=Hessian(), solver=Lanczos(damping=0.0, rtol=1e-8), out=out, progress=progress
-    )
+    traced = trace(chain, query, curvature=Hessian(), solver=Lanczos(damping=0.0, rtol=1e-8), progress=progress)
     at_scores = time.perf_counter()
-    checks = _checks(chain, query, result, splits, randomly, settings, progress)
+    checks = _checks(chain, query, traced, splits, randomly, settings, progress)
     ended = time.perf_counter()
-    if out is not None:
-        report.write(out, chain, query, command=f"stagetrace demo --out {shlex.quote(str(out))}")
-    return DemoResult(
+    result = DemoResult(
         stages=trained,
         test_loss=float(query_loss(chain, query)),
-        trace=result,
+        trace=traced,
         checks=checks,
         images=splits.old.images[:, 0],
         digits=tuple(splits.old.digits.tolist()),
@@ -87,6 +85,7 @@ def _measured(out: str | Path | None, progress: Progress, settings: Settings) ->
             "in all": ended - started,
         },
     )
+    return result, chain, query
 
 
 @contextmanager

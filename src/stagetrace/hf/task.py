@@ -4,9 +4,8 @@ from enum import StrEnum
 from typing import Any, Literal, final
 
 from stagetrace.errors import refuse
-from stagetrace.hf.losses import MultiLabel
 from stagetrace.hf.packages import base_of
-from stagetrace.objectives import Classification, MaskedToken, NextToken, Objective, Regression
+from stagetrace.objectives import Classification, MaskedToken, MultiLabel, NextToken, Objective, Regression
 
 Reduction = Literal["mean", "sum"]
 

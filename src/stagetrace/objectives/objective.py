@@ -4,12 +4,13 @@ The split into `outputs` and `losses` is where the Gauss-Newton matrix splits (`
 owns the mean over examples, the weights and the penalties.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
 from stagetrace.errors import DescriptionError, refuse
+from stagetrace.objectives.mistaken import refuse_pytorch_s_own, refuse_signature
 
 
 @runtime_checkable
@@ -33,6 +34,34 @@ class Objective(Protocol):
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         """One loss per example `[batch]`, not reduced. Depends on the parameters through `outputs` only."""
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """What an objective has beside its two methods where it can tell labels that it takes from others."""
+
+    def check(self, batch: Any, shape: Sequence[int]) -> None:
+        """Refuse labels that are not for this loss: called once for each batch that is read, before it is used.
+
+        Called outside every derivative, on tensors that have values, on the CPU and as the data set gives them.
+
+        Args:
+            batch: as collated.
+            shape: that of an example's outputs, without the batch axis.
+
+        Raises:
+            BatchError: with the place of the first such example; the library names stage and example.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsLabels(Protocol):
+    """What an objective has beside its two methods where examples may be without anything to predict."""
+
+    def labelled(self, batch: Any) -> int:
+        """How many predictions of the batch count in its losses."""
         ...
 
 
@@ -62,18 +91,17 @@ def as_objective(objective: Objective | PlainLoss, where: str) -> Objective:
     """An `Objective` as it is, a plain function wrapped, anything else refused.
 
     Raises:
-        DescriptionError: neither an objective nor a function.
+        DescriptionError: neither an objective nor a function, or one that takes other arguments.
     """
     if isinstance(objective, type):
         refuse(f"{where}: objective is the class {objective.__name__}; write {objective.__name__}() with parentheses")
-    if isinstance(objective, nn.Module):
-        refuse(
-            f"{where}: objective is the module {type(objective).__name__}, which does not say what it takes; "
-            "use stagetrace.objectives, or a function losses(model, batch) that returns one loss per example"
-        )
+    refuse_pytorch_s_own(objective, where)
     if isinstance(objective, Objective):
+        refuse_signature(objective.outputs, "outputs(model, batch)", where)
+        refuse_signature(objective.losses, "losses(outputs, batch)", where)
         return objective
     if callable(objective):
+        refuse_signature(objective, "losses(model, batch)", where)
         return Plain(objective)
     raise DescriptionError(
         f"{where}: objective must have outputs(model, batch) and losses(outputs, batch), or be a function "
@@ -93,3 +121,15 @@ def name_of(objective: Objective) -> str:
         return getattr(function, "__qualname__", type(function).__qualname__)
     text = repr(objective)
     return type(objective).__qualname__ if " object at 0x" in text else text
+
+
+def label_names(objective: Objective | PlainLoss | None) -> tuple[str, ...]:
+    """The names of the classes that an objective was given, in the order of their numbers; empty where it has none.
+
+    Example:
+        >>> from stagetrace.objectives import Classification
+        >>> label_names(Classification(names=("cat", "dog")))
+        ('cat', 'dog')
+    """
+    names = getattr(objective, "names", ())
+    return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()

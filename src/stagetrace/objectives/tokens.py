@@ -4,20 +4,23 @@ A sentence's loss is a sum or mean over its own labelled tokens, so it does not 
 nor on how much padding the batch added.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagetrace.errors import DataError, refuse
-from stagetrace.objectives.batches import call, targets_of
-
-IGNORED = -100
-"""The label that marks a token as not predicted, as in PyTorch and Hugging Face."""
+from stagetrace.errors import BatchError, refuse
+from stagetrace.objectives.batches import LABELS, as_labels, check_outputs, in_short, target_tensor
+from stagetrace.objectives.forward import call
+from stagetrace.objectives.labels import IGNORED as IGNORED
+from stagetrace.objectives.labels import check_indices, check_whole, first_with
 
 TokenReduction = Literal["mean", "sum"]
+
+TELLING = 2
+"""Labelled tokens that must speak for labels shifted once too often, or not at all, before a batch is refused."""
 
 
 def _check_reduction(objective: str, reduction: str) -> None:
@@ -25,22 +28,30 @@ def _check_reduction(objective: str, reduction: str) -> None:
         refuse(f"{objective}(reduction=...) over a sentence's tokens must be 'mean' or 'sum', got {reduction!r}")
 
 
-def _check_token_shapes(logits: Tensor, labels: Tensor) -> None:
+def _check_token_shapes(logits: Tensor, labels: Tensor, objective: str) -> None:
+    check_outputs(logits, labels, objective)
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
-        raise DataError(
+        raise BatchError(
             "a token loss needs logits [batch, length, classes] and labels [batch, length], "
-            f"got {list(logits.shape)} and {list(labels.shape)}"
+            f"got {list(logits.shape)} and {list(labels.shape)}; give a label for every token, {IGNORED} where nothing "
+            "is predicted, or use Classification() for one label a sentence"
         )
+    check_whole(labels, "token labels")
 
 
 def _token_losses(logits: Tensor, labels: Tensor, reduction: TokenReduction) -> Tensor:
     """Cross-entropy over labelled tokens: logits `[batch, length, classes]`, labels `[batch, length]` -> `[batch]`."""
-    _check_token_shapes(logits, labels)
-    losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+    losses = F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none", ignore_index=IGNORED)
     total = losses.sum(dim=1)
     if reduction == "sum":
         return total
     return total / (labels != IGNORED).sum(dim=1).clamp_min(1)
+
+
+def _check_vocabulary(labels: Tensor, shape: Sequence[int]) -> None:
+    check_whole(labels, "token labels")
+    if labels.ndim == 2 and len(shape) == 2:
+        check_indices(labels, shape[-1], "a token's label", ignored=True)
 
 
 @final
@@ -50,6 +61,10 @@ class MaskedToken:
 
     For masked language modelling and for token classification. Unit: nats, per labelled token with `reduction="mean"`;
     a sentence without labelled tokens has loss 0.
+
+    Raises:
+        DescriptionError: another reduction.
+        BatchError: (from a batch) labels of another shape than the tokens, out of the vocabulary, or no whole numbers.
 
     Example:
         >>> import torch
@@ -67,7 +82,17 @@ class MaskedToken:
         return call(model, batch)
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
-        return _token_losses(outputs, targets_of(batch), self.reduction)
+        labels = target_tensor(batch, "MaskedToken")
+        _check_token_shapes(outputs, labels, "MaskedToken")
+        return _token_losses(outputs, labels, self.reduction)
+
+    def check(self, batch: Any, shape: Sequence[int]) -> None:
+        """Refuse labels outside the vocabulary; `shape` is that of an example's outputs, `[length, classes]`."""
+        _check_vocabulary(target_tensor(batch, "MaskedToken"), shape)
+
+    def labelled(self, batch: Any) -> int:
+        """How many tokens of the batch are predicted."""
+        return int((target_tensor(batch, "MaskedToken") != IGNORED).sum())
 
 
 @final
@@ -78,7 +103,12 @@ class NextToken:
     A dict batch (`input_ids`, `attention_mask`, optionally `labels`, -100 ignored) or a tensor of tokens
     `[batch, length]` is shifted here; an `(inputs, targets)` tuple is taken as shifted already. Without `labels` every
     token that the attention mask keeps is predicted, from the second of its sentence on. Unit: nats, per predicted
-    token with `reduction="mean"`.
+    token with `reduction="mean"`; a sentence without a predicted token has loss 0.
+
+    Raises:
+        DescriptionError: another reduction.
+        BatchError: (from a batch) labels of another shape than the tokens, out of the vocabulary, or no whole numbers;
+            labels that would be shifted twice, or not at all.
 
     Example:
         >>> import torch
@@ -93,30 +123,75 @@ class NextToken:
         _check_reduction("NextToken", self.reduction)
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        return call(model, batch)
+        return call(model, _tokens_alone(batch))
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
-        if isinstance(batch, (tuple, list)):
-            return _token_losses(outputs, batch[-1], self.reduction)
-        labels = _labels(batch)
-        _check_token_shapes(outputs, labels)
+        labels, shifted = _labels(batch)
+        _check_token_shapes(outputs, labels, "NextToken")
+        if shifted:
+            return _token_losses(outputs, labels, self.reduction)
         return _token_losses(outputs[:, :-1], labels[:, 1:], self.reduction)
 
+    def check(self, batch: Any, shape: Sequence[int]) -> None:
+        """Refuse labels outside the vocabulary, and labels whose shift is not this loss's."""
+        labels, shifted = _labels(batch)
+        _check_vocabulary(labels, shape)
+        tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch[0] if shifted else None
+        if isinstance(tokens, Tensor) and not tokens.is_floating_point() and tokens.shape == labels.shape:
+            _check_shift(tokens, labels, shifted=shifted)
 
-def _labels(batch: Any) -> Tensor:
-    """The unshifted labels of a batch: given ones, or its tokens without padding and what follows it."""
+    def labelled(self, batch: Any) -> int:
+        """How many tokens of the batch are predicted."""
+        labels, shifted = _labels(batch)
+        return int((labels[:, 0 if shifted else 1 :] != IGNORED).sum())
+
+
+def _tokens_alone(batch: Any) -> Any:
+    """The tensor of tokens in a tuple of one, as a data set of one tensor gives it; any other batch as it is."""
+    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 1 else batch
+
+
+def _labels(batch: Any) -> tuple[Tensor, bool]:
+    """The labels of a batch, and whether they are shifted: given ones, or its tokens without padding."""
+    batch = _tokens_alone(batch)
     if isinstance(batch, Tensor):
-        return batch
+        return as_labels(batch, "NextToken"), False
+    if isinstance(batch, (tuple, list)):
+        return target_tensor(batch, "NextToken"), True
     if not isinstance(batch, Mapping) or not ("labels" in batch or "input_ids" in batch):
-        raise DataError(
+        raise BatchError(
             "NextToken needs a dict with input_ids (and labels), an (inputs, targets) tuple or a tensor of tokens, "
-            f"got {type(batch).__name__}"
+            f"got {in_short(batch)}"
         )
-    if "labels" in batch:
-        return batch["labels"]
-    tokens: Tensor = batch["input_ids"]
+    if any(name in batch for name in LABELS):
+        return target_tensor(batch, "NextToken"), False
+    tokens = as_labels(batch["input_ids"], "NextToken")
     if "attention_mask" not in batch:
-        return tokens
+        return tokens, False
     padding = batch["attention_mask"] == 0
     after_padding = F.pad(padding[:, :-1], (1, 0))  # the first token of a sentence padded on the left follows nothing
-    return tokens.masked_fill(padding | after_padding, IGNORED)
+    return tokens.masked_fill(padding | after_padding, IGNORED), False
+
+
+def _check_shift(tokens: Tensor, labels: Tensor, *, shifted: bool) -> None:
+    """Refuse labels that are the next tokens where this loss shifts, or the tokens themselves where it does not.
+
+    Where a few labels of one kind are found and none of the other, they are not there by chance.
+    """
+    counted = labels != IGNORED
+    same, next_one = labels == tokens, labels[:, :-1] == tokens[:, 1:]
+    inside = counted[:, :-1]
+    as_next = next_one[inside].all() and bool((inside & ~same[:, :-1]).sum() >= TELLING)
+    as_same = same[counted].all() and bool((inside & ~next_one).sum() >= TELLING)
+    if not shifted and as_next:
+        raise BatchError(
+            "the labels are the next tokens already, and NextToken would shift them a second time; give labels equal "
+            "to input_ids, or an (inputs, targets) tuple",
+            first_with(inside & ~same[:, :-1]),
+        )
+    if shifted and as_same:
+        raise BatchError(
+            "the targets are the input tokens themselves, and NextToken does not shift the targets of a tuple; give "
+            "(tokens[:-1], tokens[1:]) for each example, or the tokens alone",
+            first_with(inside & ~next_one),
+        )

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 
+from stagetrace.checks import Finding, Level, verify_problem, verify_query
 from stagetrace.curvature.choices import Curvature
-from stagetrace.preflight.finding import Finding, Level
 from stagetrace.preflight.plan import plan_scoring, plan_solve
 from stagetrace.preflight.stationary import curvature_findings, displacement, stationarity
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.guards import Coverage, guard, moved_statistics, notices
+from stagetrace.stages.coverage import Coverage, moved_statistics, notices
 from stagetrace.stages.links import Proximal
+from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.query import Query
 
 
+@each_in_ordinary_modes
 def inspect(
     chain: Chain,
     query: Query,
@@ -28,8 +30,7 @@ def inspect(
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
     for problem in chain:
-        guard(problem.risk)
-        yield Finding(problem.name, "data", Level.OK, _read(problem))
+        yield from verify_problem(problem)
         yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))
         yield Finding(problem.name, "coverage", *_coverage(problem))
         if problem.previous is not None:
@@ -42,16 +43,9 @@ def inspect(
         yield plan_solve(problem, operator, solver[problem.name])
         yield plan_scoring(problem, query)
     risk = query.risk(chain.last)
-    guard(risk)
+    yield from verify_query(risk)
     text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "data", Level.OK, text)
-
-
-def _read(problem: Problem) -> str:
-    return (
-        f"{len(problem.stage.examples):,} examples; the same twice, finite, one loss per example, "
-        "independent of the rest of the batch (looked at both ends)"
-    )
 
 
 def _coverage(problem: Problem) -> tuple[Level, str]:

@@ -2,8 +2,8 @@
 
 import time
 
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.preflight.finding import Finding, Level
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import contract

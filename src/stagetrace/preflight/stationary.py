@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import DescriptionError
-from stagetrace.preflight.finding import Finding, Level
 from stagetrace.progress import Progress
 from stagetrace.solvers.auto import ends_of_spectrum
 from stagetrace.stages.gradient import batch_gradient

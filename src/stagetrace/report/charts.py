@@ -5,6 +5,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from stagetrace.plaintext import printable
 from stagetrace.report.model import StageView
 from stagetrace.results.plot import Palette, draw_scores, plain
 
@@ -19,6 +20,10 @@ WIDTH, HEIGHT = 4.5, 2.3
 """Inches of 72 points: narrow enough that the letters stay legible on a phone."""
 
 
+LARGEST = 1e200
+"""What can be drawn: matplotlib multiplies numbers with each other."""
+
+
 def available() -> bool:
     """Whether matplotlib is installed."""
     from stagetrace.validation import plots
@@ -28,6 +33,8 @@ def available() -> bool:
 
 def scores_chart(stage: StageView) -> str:
     """The histogram of a stage's scores."""
+    if float(stage.scores.per_example.abs().max()) > LARGEST:
+        return '<p class="small">Scores of this size cannot be drawn.</p>'
     figure, ax = _axes(HEIGHT)
     draw_scores(ax, stage.scores, PALETTE)
     n = stage.scores.n_examples
@@ -91,4 +98,4 @@ def _svg(figure: "Figure", said: str, salt: str) -> str:
         text = text.replace(colour, variable)
     # as wide as the page lets it be: the picture's own size goes, its viewBox stays
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(printable(said))}"', 1)

@@ -38,15 +38,19 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
     _check(trace, chain, query)
     losses, predictions = _losses(chain, query)
     shown = shown_queries(losses)
-    reader = Reader.of(query.data)
-    names = _class_names(reader, chain)
-    classes = isinstance(query.risk(chain.last).objective, Classification)
-    words = {index: _in_words(predictions.get(index), names, classes=classes) for index in shown}
+    objective = query.risk(chain.last).objective
+    model = chain.last.stage.model
+    reader = Reader.of(query.data, given_names(objective, model))
+    names = reader.classes or _names_of_labels(reader)
+    classes = isinstance(objective, Classification)
+    pair: Sequence[str] = getattr(objective, "names", ())  # of one logit: of class 0 and of class 1
+    words = {index: _in_words(predictions.get(index), names, pair, classes=classes) for index in shown}
     items = [
         replace(reader.preview(None, index), loss=float(losses[index]), prediction=words[index]) for index in shown
     ]
     for name, scores in trace.scores.items():
-        of_stage = Reader.of(chain[name].stage.data)
+        stage = chain[name].stage
+        of_stage = Reader.of(stage.data, given_names(stage.objective, stage.model))
         items += [of_stage.preview(name, index) for index in shown_examples(scores, shown)]
     if not picture.available() and any(_has_picture(Reader.of(p.stage.data)) for p in chain):
         missing = "images are shown as tables: pillow is not installed; type: pip install 'stagetrace[report]'"
@@ -100,10 +104,13 @@ def _losses(chain: Chain, query: Query) -> tuple[Tensor, dict[int, Any]]:
     return torch.cat(found), predicted
 
 
-def _in_words(outputs: Tensor | None, names: Sequence[str], *, classes: bool) -> str:
+def _in_words(outputs: Tensor | None, names: Sequence[str], named: Sequence[str], *, classes: bool) -> str:
     """Of a classifier the likeliest class and its probability; else the outputs."""
     if outputs is None:
         return ""
+    if len(outputs) == 1 and len(named) == 2:
+        second = float(outputs.sigmoid()[0])
+        return f"{named[second > 0.5]} ({max(second, 1 - second):.0%})"
     if not classes or len(outputs) == 1:
         return in_words(outputs)
     place = int(outputs.argmax())
@@ -111,14 +118,22 @@ def _in_words(outputs: Tensor | None, names: Sequence[str], *, classes: bool) ->
     return f"{name} ({float(outputs.softmax(0)[place]):.0%})"
 
 
-def _class_names(reader: Reader, chain: Chain) -> Sequence[str]:
-    """Names of the model's outputs: of its own configuration, or those that the query's labels have.
+def given_names(objective: Any, model: Any) -> Sequence[str]:
+    """Class names that the objective was given, or the model's configuration; none where these are numbers only."""
+    named: Sequence[str] = getattr(objective, "names", ())
+    if named:
+        return tuple(map(str, named))
+    given = getattr(getattr(model, "config", None), "id2label", None)
+    if isinstance(given, Mapping) and given and not all(str(name).startswith("LABEL_") for name in given.values()):
+        return [str(given.get(place, place)) for place in range(len(given))]
+    return ()
+
+
+def _names_of_labels(reader: Reader) -> Sequence[str]:
+    """Names that the query's labels have.
 
     A column's names are taken only if the items still have that column: a transform may count labels from elsewhere.
     """
-    given = getattr(getattr(chain.last.stage.model, "config", None), "id2label", None)
-    if isinstance(given, Mapping) and given and not all(str(name).startswith("LABEL_") for name in given.values()):
-        return [str(given.get(place, place)) for place in range(len(given))]
     return reader.names.get(label_column(fields_of(reader.data[0])) or "", ())
 
 

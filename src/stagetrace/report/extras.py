@@ -1,20 +1,28 @@
 """What may lie in a run's folder beside the run: preflight findings, a damping sweep, a validation with its plots."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
+from stagetrace.checks.finding import Finding, Level
 from stagetrace.errors import ResultsError
-from stagetrace.preflight.finding import Finding, Level
+from stagetrace.report.picture import is_png
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.atomic import atomic
+from stagetrace.results.json_value import read_json
+from stagetrace.results.manifest import NAME as MANIFEST
+from stagetrace.results.previews import whole_characters
 from stagetrace.validation.report import RECORD, between, figure
+
+T = TypeVar("T")
 
 CHECK = "check.json"
 PLOTS = ("agreement.png", "estimators.png")
+LARGEST_PLOT = 10_000
+"""Pixels of a side of a plot."""
 
 
 @final
@@ -33,30 +41,38 @@ class Table:
 class Extras:
     """Each empty where the folder has none.
 
-    findings: of `stagetrace check`. stability: of the damping sweep.
+    findings: of `stagetrace check`, and those of the run's own checks that are not among them; preflight: whether
+        there are any of the former. stability: of the damping sweep.
     validation: a table for each choice of removals. plots: PNG by file name.
     """
 
     findings: tuple[Finding, ...] = ()
+    preflight: bool = False
     stability: tuple[Stability, ...] = ()
     validation: tuple[Table, ...] = ()
     plots: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
     @staticmethod
-    def read(folder: Path) -> "Extras":
+    def read(folder: Path, checks: object = ()) -> "Extras":
         """Read what is there.
+
+        checks: what the run itself found before it began, as its `run.json` has it.
 
         Raises:
             ResultsError: a file cannot be read; the message names it.
         """
-        record = _json(folder / RECORD)
+        typed = _read(folder / CHECK, _findings)
+        own = _made(folder / MANIFEST, lambda: _findings(checks or ()))
+        looked_at = {(found.where, found.what) for found in typed}
         return Extras(
-            findings=tuple(_finding(found) for found in _json(folder / CHECK) or ()),
-            stability=read_sweep(_json(folder / SWEEP)),
-            validation=()
-            if record is None
-            else tuple(_table(choice, record["estimators"]) for choice in record["choices"]),
-            plots={name: (folder / name).read_bytes() for name in PLOTS if (folder / name).exists()},
+            findings=(*typed, *(found for found in own if (found.where, found.what) not in looked_at)),
+            preflight=bool(typed),
+            stability=_read(folder / SWEEP, read_sweep),
+            validation=_read(
+                folder / RECORD,
+                lambda record: tuple(_table(choice, record["estimators"]) for choice in record["choices"]),
+            ),
+            plots={name: picture for name in PLOTS if (picture := _plot(folder / name))},
         )
 
 
@@ -68,23 +84,44 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> Path:
     """
     records = [{"where": f.where, "what": f.what, "level": f.level.value, "text": f.text} for f in findings]
     with atomic(folder / CHECK) as temporary:
-        temporary.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = whole_characters(json.dumps(records, indent=2, ensure_ascii=False))
+        temporary.write_text(text + "\n", encoding="utf-8")
     return folder / CHECK
 
 
-def _json(path: Path) -> Any:
-    if not path.exists():
-        return None
+def _read(path: Path, made: Callable[[Any], tuple[T, ...]]) -> tuple[T, ...]:
+    """What is made of a file; nothing where there is none."""
+    return _made(path, lambda: made(read_json(path))) if path.exists() else ()
+
+
+def _made(path: Path, made: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
+    """What is made of a file's content.
+
+    Raises:
+        ResultsError: that cannot be; with what to do.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+        return made()
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         raise ResultsError(
             f"{path} cannot be read ({cause}); delete it, or write it anew, then report again"
         ) from cause
 
 
-def _finding(record: Mapping[str, str]) -> Finding:
-    return Finding(record["where"], record["what"], Level(record["level"]), record["text"])
+def _plot(path: Path) -> bytes:
+    """The plot; nothing where there is none that is a picture of a size to be shown."""
+    if not path.exists():
+        return b""
+    content = path.read_bytes()
+    return content if is_png(content, LARGEST_PLOT) else b""
+
+
+def _findings(records: Any) -> tuple[Finding, ...]:
+    return tuple(map(_finding, records))
+
+
+def _finding(record: Mapping[str, Any]) -> Finding:
+    return Finding(str(record["where"]), str(record["what"]), Level(record["level"]), str(record["text"]))
 
 
 def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Table:

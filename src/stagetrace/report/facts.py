@@ -32,9 +32,9 @@ def settings(trace: Trace) -> Facts:
             found.append((f"{what} of {stage}", in_a_line(choice)))
     for what in ("device", "processes", "threads"):
         if what in trace.statistics:
-            found.append((what, str(trace.statistics[what])))
+            found.append((what, in_a_line(trace.statistics[what])))
     seconds = at(trace.statistics, "seconds", "in all")
-    if isinstance(seconds, int | float):
+    if isinstance(seconds, float):
         found.append(("time", f"{seconds:.1f} s"))
     return tuple(found)
 
@@ -54,7 +54,10 @@ def _solving(solution: Solution) -> dict[str, str]:
 
 
 def _coverage(coverage: Mapping[str, Any]) -> str:
-    trained, kept, constant = (int(coverage.get(key, 0)) for key in ("trained", "kept", "constant"))
+    counts = [coverage.get(key, 0) for key in ("trained", "kept", "constant")]
+    if not all(isinstance(count, int) for count in counts):
+        return in_a_line(coverage)
+    trained, kept, constant = counts
     text = f"{trained:,} of {trained + kept + constant:,} parameters trained here"
     text += f", {kept:,} kept from the stage before" if kept else ""
     return text + (f", {constant:,} constant: the scores do not account for them" if constant else "")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagetrace.objectives.batches import LABELS
 from stagetrace.report import picture
-from stagetrace.results.previews import Preview
+from stagetrace.results.previews import Preview, whole_characters
 
 LONGEST = 2_000
 """Characters of a text that are kept."""
@@ -33,14 +33,16 @@ class Reader:
     data: the data set, of rows as they are before a model's features are made of them, where it still has those.
     names: class names by the name of the column that has them.
     decode: token ids -> text; None where there is no tokenizer.
+    classes: class names for labels whose column has none of its own.
     """
 
     data: Any
     names: Mapping[str, Sequence[str]]
     decode: Callable[[list[int]], str] | None
+    classes: Sequence[str] = ()
 
     @staticmethod
-    def of(data: Any) -> "Reader":
+    def of(data: Any, classes: Sequence[str] = ()) -> "Reader":
         """The reader of a data set; rows, names and tokenizer are looked for on it, nothing of them is needed."""
         reader = getattr(data, "reader", None)
         tokenizer = getattr(data, "tokenizer", None) or getattr(reader, "tokenizer", None)
@@ -51,7 +53,7 @@ class Reader:
         columns = {str(name): getattr(feature, "names", None) for name, feature in _items(features)}
         named = {TARGET: getattr(data, "classes", None), **columns}  # `classes` as torchvision's data sets have it
         named = {column: tuple(map(str, names)) for column, names in named.items() if names}
-        return Reader(rows, named, decode if callable(decode) else None)
+        return Reader(rows, named, decode if callable(decode) else None, classes)
 
     def preview(self, stage: str | None, index: int) -> Preview:
         """The preview of example `index`. An example that cannot be read is a table that says so."""
@@ -92,10 +94,14 @@ class Reader:
         return self.decode([int(token) for token in ids])
 
     def _label(self, column: str, label: Any) -> str:
-        value = label.tolist() if isinstance(label, Tensor | np.ndarray | np.generic) else label
-        names = self.names.get(column, ())
+        value: Any = label.tolist() if isinstance(label, Tensor | np.ndarray | np.generic) else label
+        names = self.names.get(column) or self.classes
+        if isinstance(value, float) and value in (0.0, 1.0) and len(names) == 2:
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
             return _short(names[value])
+        if isinstance(value, list) and names and len(value) == len(names) and all(mark in (0, 1) for mark in value):
+            return _short(", ".join(name for name, mark in zip(names, value, strict=True) if mark) or "none")
         # labels of tokens are as long as the text, and say nothing to people
         return "" if isinstance(value, list | tuple | Mapping | None) else _short(in_words(value))
 
@@ -129,11 +135,6 @@ def in_words(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError):
         return type(value).__name__
-
-
-def whole_characters(text: str) -> str:
-    """The text without halves of characters, which no file can hold: those are written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def fields_of(item: Any) -> dict[str, Any]:

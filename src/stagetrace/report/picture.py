@@ -57,6 +57,14 @@ def png(value: Any) -> bytes:
     return written.getvalue()
 
 
+def is_png(content: bytes, largest: int) -> bool:
+    """Whether bytes begin as a PNG of sides within `largest` pixels does: a picture that is safe to have drawn."""
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 24:
+        return False
+    sides = int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+    return all(0 < side <= largest for side in sides)
+
+
 def _image(value: Any) -> "Image":
     from PIL import Image
 

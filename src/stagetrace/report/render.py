@@ -3,16 +3,20 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from stagetrace.plaintext import printable
 from stagetrace.report import charts
 from stagetrace.report.model import Report, Row
 from stagetrace.report.numbers import number, percent, signed
+from stagetrace.report.picture import LARGEST, is_png
 from stagetrace.results.previews import Preview
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.version import __version__
@@ -21,7 +25,11 @@ CITATION = (
     "Hongge Chen, Si Si, Yang Li, Ciprian Chelba, Sanjiv Kumar, Duane Boning, Cho-Jui Hsieh. Multi-Stage Influence "
     "Function. Advances in Neural Information Processing Systems 33, 2020."
 )
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_ACTING = re.compile(
+    r"[<>&\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+"""What the page's data hold as JSON's escapes: what could end a script element, and what would hide in the file."""
 
 
 def render(report: Report) -> str:
@@ -34,7 +42,9 @@ def render(report: Report) -> str:
         >>> page.startswith("<!doctype html>"), "<b>" in page
         (True, False)
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=legible
+    )
     environment.filters.update(signed=signed, number=number, percent=percent)
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -59,13 +69,13 @@ def data_of(report: Report) -> dict[str, Any]:
     """What the page's script shows: rankings, and a preview for each place that a ranking or the query names."""
     wanted = {(row.stage, row.index) for row in report.rows}
     names = [stage.name for stage in report.stages]
+    shown = [item for item in report.previews.values() if item.stage is not None and (item.stage, item.index) in wanted]
     return {
         "stages": names,
         "rows": [_row(row, names.index(row.stage)) for row in report.rows],
         "previews": {
-            f"{names.index(item.stage)}:{item.index}": _preview(item)
-            for item in report.previews.values()
-            if item.stage is not None and (item.stage, item.index) in wanted
+            f"{names.index(str(item.stage))}:{item.index}": {**_preview(item), **same}
+            for item, same in zip(shown, _look_alikes(shown), strict=True)
         },
         "queries": [{"index": item.index, **_preview(item)} for item in report.queries],
         "each": any(row.query is not None for row in report.rows),
@@ -79,7 +89,17 @@ def embedded(value: Any) -> str:
         >>> print(embedded({"text": "</script>"}))
         {"text": "\u003c/script\u003e"}
     """
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_ESCAPES)
+    return _ACTING.sub(_escaped, json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def legible(value: Any) -> Any:
+    """A value of the template as it is shown: what would hide or act in a text is written out; our own markup stays."""
+    return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _escaped(found: re.Match[str]) -> str:
+    escaped = json.dumps(found[0])[1:-1]
+    return escaped if escaped.startswith("\\") else f"\\u{ord(found[0]):04x}"
 
 
 def data_uri(png: bytes) -> str:
@@ -106,15 +126,28 @@ def _preview(item: Preview) -> Mapping[str, Any]:
     shown = {
         "kind": item.kind,
         "text": item.text,
-        "image": data_uri(item.image) if item.image else "",
+        "image": data_uri(item.image) if is_png(item.image, LARGEST) else "",
         "fields": [list(pair) for pair in item.fields],
         "cut": item.cut,
         "label": item.label,
         "prediction": item.prediction,
         "loss": None if item.loss is None else number(item.loss),
-        "value": item.loss,
+        "value": item.loss if item.loss is not None and math.isfinite(item.loss) else None,
     }
     return {name: value for name, value in shown.items() if value not in ("", [], 0, None)}
+
+
+def _look_alikes(items: Sequence[Preview]) -> list[dict[str, int]]:
+    """For each example that looks as another of its stage does a number that they share."""
+    places: dict[object, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.look is not None:
+            places.setdefault((item.stage, item.look), []).append(place)
+    found: list[dict[str, int]] = [{} for _ in items]
+    for group, alike in enumerate(places.values()):
+        for place in alike if len(alike) > 1 else ():
+            found[place] = {"same": group}
+    return found
 
 
 def _asset(name: str) -> str:

@@ -120,8 +120,13 @@ def write_sweep(folder: Path, found: Sequence[Stability]) -> None:
 
 
 def read_sweep(record: Any) -> tuple[Stability, ...]:
-    """What `write_sweep` wrote, from its JSON; nothing from None."""
-    return tuple(Stability(**each) for each in record or ())
+    """What `write_sweep` wrote, from its JSON."""
+    return tuple(
+        Stability(
+            str(each["stage"]), float(each["factor"]), float(each["spearman"]), float(each["kept"]), int(each["top"])
+        )
+        for each in record
+    )
 
 
 def _damping(solver: Any) -> float:

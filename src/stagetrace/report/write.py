@@ -55,7 +55,7 @@ def write(
         before = read_previews(place)
         typed = command or (before.facts.get("command", "") if before is not None else "")
         write_previews(place, replace(made, facts={**made.facts, "command": typed}))
-    report = Report.of(trace, read_previews(place), Extras.read(place))
+    report = Report.of(trace, read_previews(place), Extras.read(place, trace.statistics.get("checks")))
     path = Path(out) if out is not None else place / NAME
     with atomic(path) as temporary:
         temporary.write_text(render(report), encoding="utf-8", newline="\n")

@@ -47,7 +47,7 @@ def read_solution(path: Path) -> Solution:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})[_RECORD])
             return _solution(cast("Tensor", file.get_tensor(_TENSOR)).clone(), record)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as cause:
+    except (SafetensorError, OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as cause:
         raise ResultsError(
             f"{path} is not a solution that can be read ({' '.join(str(cause).split())}); "
             f"delete this file and run the same command again"
@@ -74,16 +74,22 @@ def _solution(value: Tensor, record: Mapping[str, object]) -> Solution:
     ritz = record["spectrum"]
     return Solution(
         value=value,
-        system=cast("str", record["system"]),
+        system=str(record["system"]),
         relative_residuals=_floats(record["relative_residuals"]),
-        products=cast("int", record["products"]),
-        checks=cast("int", record["checks"]),
-        steps=cast("int", record["steps"]),
+        products=_count(record["products"]),
+        checks=_count(record["checks"]),
+        steps=_count(record["steps"]),
         statuses=tuple(Status[name] for name in cast("Sequence[str]", record["statuses"])),
         tolerance=float(cast("float | str", record["tolerance"])),
         spectrum=None if ritz is None else Spectrum(_floats(ritz)),
-        notes=tuple(cast("Sequence[str]", record["notes"])),
+        notes=tuple(map(str, cast("Sequence[object]", record["notes"]))),
     )
+
+
+def _count(number: object) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"it counts {number!r}, not a whole number")
+    return number
 
 
 def _floats(numbers: object) -> tuple[float, ...]:

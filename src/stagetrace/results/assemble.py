@@ -35,7 +35,7 @@ def read_scores(folder: Path, stage: str) -> Scores:
                 f"{part_path(folder, stage, number)} holds {_kind(part)}, the first part {_kind(first)}; "
                 f"delete the folder of this stage's parts and run the same command again"
             )
-    for number in range(_count(first.n_examples, first.n_queries)):
+    for number in range(_count(first.n_examples, first.n_queries)):  # ends at the first that is missing
         if number not in parts:
             raise ResultsError(
                 f"{part_path(folder, stage, number)} is missing; run the same command again to compute it"
@@ -44,11 +44,15 @@ def read_scores(folder: Path, stage: str) -> Scores:
 
 
 def missing_files(folder: Path, manifest: Manifest) -> list[Path]:
-    """The files of a complete run that are not there, relative to its folder."""
+    """Files of a complete run that are not there, relative to its folder: of each stage's parts the first at most."""
     files = [adjoint_path(folder, stage) for stage in manifest.solutions]
+    files = [path for path in files if not path.exists()]
     for stage in manifest.scores:
-        files += [part_path(folder, stage, number) for number in range(_count(*manifest.shape(stage)))]
-    return [path.relative_to(folder) for path in files if not path.exists()]
+        there = set(part_numbers(folder, stage))
+        # the first that is missing is enough to say, and the record may claim any number
+        first = next((number for number in range(_count(*manifest.shape(stage))) if number not in there), None)
+        files += [] if first is None else [part_path(folder, stage, first)]
+    return [path.relative_to(folder) for path in files]
 
 
 def _count(n_examples: int, n_queries: int | None) -> int:

@@ -38,6 +38,11 @@ def atomic(path: Path) -> Generator[Path, None, None]:
         move(temporary, path)
     except OSError as cause:
         raise cannot_write(path, cause) from cause
+    except UnicodeEncodeError as cause:
+        half = ascii(cause.object[cause.start : cause.end])
+        raise ResultsError(
+            f"cannot write {path}: {half} is half a character, which no file can hold; rename what has it"
+        ) from cause
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

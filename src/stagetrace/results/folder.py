@@ -184,6 +184,10 @@ def check_folder(folder: Path, wanted: Mapping[str, JSON]) -> Manifest | None:
     Raises:
         ResultsError: the folder holds something else, a run that cannot be read, or another run.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as cause:
+        raise ResultsError(f"{folder} is not a name in UTF-8; choose another folder") from cause
     if folder.exists() and not folder.is_dir():
         raise ResultsError(f"{folder} is a file, not a folder; choose an empty or new folder")
     if not folder.exists() or all(is_litter(path) for path in folder.iterdir()):

@@ -3,13 +3,16 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 from stagetrace.errors import refuse
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _SHOWN = 8
+_DEEPEST = 50
+_DEEP = f"its values are nested more than {_DEEPEST} deep"
 _LONGEST = 60
 
 
@@ -53,6 +56,25 @@ def entry(record: Mapping[str, JSON], key: str) -> Mapping[str, JSON]:
     return value
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested deeper than anything that stagetrace writes.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(_DEEP) from None
+    level: list[Any] = [content]
+    for _ in range(_DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+    if level:
+        raise ValueError(_DEEP)
+    return content
+
+
 def differences(old: JSON, new: JSON) -> tuple[str, ...]:
     """Each leaf in which two plain values differ, as `path.to.field: OLD -> NEW`; empty if they are equal.
 
@@ -73,6 +95,10 @@ def listed(lines: Sequence[str]) -> str:
     rest = len(lines) - _SHOWN
     shown = [f"  {_cut(line)}" for line in lines[:_SHOWN]]
     return "\n".join([*shown, f"  ... and {rest} more"] if rest > 0 else shown)
+
+
+def _inside(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def _cut(line: str) -> str:

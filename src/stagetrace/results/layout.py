@@ -5,6 +5,7 @@ DIR/scores/<stage>/part-00000.parquet       scores
 DIR/adjoints/<stage>.safetensors            solutions
 """
 
+import hashlib
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -14,11 +15,16 @@ from stagetrace.errors import refuse
 SCORES = "scores"
 ADJOINTS = "adjoints"
 
+_LONGEST = 200
+"""Characters of a file name: file systems take 255 bytes, and temporary files get longer names."""
+
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 def stage_name(stage: str) -> str:
     """The stage's name as a file name: the same, but for characters that a file system might not take.
+
+    Of a name too long for one the beginning stays, with a digest of the whole.
 
     Raises:
         DescriptionError: the name is empty.
@@ -29,8 +35,11 @@ def stage_name(stage: str) -> str:
     """
     if not stage:
         refuse("a stage needs a name to be stored under, got an empty one")
-    name = quote(stage, safe=" ")
-    return f"%2E{name[1:]}" if name.startswith(".") else name
+    name = quote(stage, safe=" ", errors="surrogatepass")
+    name = f"%2E{name[1:]}" if name.startswith(".") else name
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def part_path(folder: Path, stage: str, number: int) -> Path:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, final
+from typing import TypeGuard, cast, final
 
 from stagetrace.errors import ResultsError
 from stagetrace.results.adjoint import solution_record
 from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import JSON, entry
+from stagetrace.results.json_value import JSON, entry, read_json
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN
 from stagetrace.results.versions import versions
@@ -65,7 +65,7 @@ class Manifest:
         """
         record = entry(self.scores, stage)
         n_examples, n_queries = record.get("n_examples"), record.get("n_queries")
-        if not isinstance(n_examples, int) or not isinstance(n_queries, int | None):
+        if not _is_count(n_examples) or not (n_queries is None or _is_count(n_queries)):
             raise ValueError(f"it does not say how many scores stage {stage!r} has")
         return n_examples, n_queries
 
@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         _check(content)
         manifest = Manifest(
             content["status"] == "complete",
@@ -110,6 +110,10 @@ def shapes(scores: Sequence[Scores]) -> Mapping[str, JSON]:
 def records(solutions: Mapping[str, Solution]) -> Mapping[str, JSON]:
     """What run.json says of the solutions."""
     return {stage: solution_record(solution) for stage, solution in solutions.items()}
+
+
+def _is_count(value: JSON) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check(content: object) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, final, get_args
+from typing import Any, Literal, final, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +68,13 @@ class Preview:
     prediction: str = ""
     loss: float | None = None
 
+    @property
+    def look(self) -> tuple[object, ...] | None:
+        """What people see of an example: equal for two that look the same; None where not all of it was kept."""
+        if self.cut or any(value.endswith("...") for _, value in self.fields):
+            return None
+        return self.kind, self.text, self.image, self.fields, self.label
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             refuse(f"Preview: kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
@@ -94,10 +101,8 @@ def write_previews(folder: Path, previews: Previews) -> None:
     Raises:
         ResultsError: the file system refused.
     """
-    rows = [{name: getattr(item, name) for name in _SCHEMA.names} for item in previews.items]
-    for row in rows:
-        row["fields"] = [list(pair) for pair in row["fields"]]
-    facts = json.dumps(dict(previews.facts), ensure_ascii=False, allow_nan=False, sort_keys=True)
+    rows = [{name: _storable(getattr(item, name)) for name in _SCHEMA.names} for item in previews.items]
+    facts = whole_characters(json.dumps(dict(previews.facts), ensure_ascii=False, allow_nan=False, sort_keys=True))
     table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"format": FORMAT, "facts": facts}))
     with atomic(folder / NAME) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -117,15 +122,42 @@ def read_previews(folder: Path) -> Previews | None:
         metadata = table.schema.metadata or {}
         if metadata.get(b"format") != FORMAT.encode():
             raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError(f"its columns are not {', '.join(_SCHEMA.names)}, each of its kind")
         items = tuple(_preview(row) for row in table.to_pylist())
-        return Previews(items, cast("dict[str, Any]", json.loads(metadata[_FACTS])))
-    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as cause:
+        return Previews(items, _facts(json.loads(metadata[_FACTS])))
+    except (pa.ArrowException, OSError, LookupError, RecursionError, TypeError, ValueError) as cause:
         raise ResultsError(
             f"{path} cannot be read as previews ({' '.join(str(cause).split())}); delete this file, and type "
             f"`stagetrace report {folder} --target TARGET` to make it anew"
         ) from cause
 
 
+def whole_characters(text: str) -> str:
+    """The text without halves of characters, which no file can hold: those are written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_storable(part) for part in value]
+    return whole_characters(value) if isinstance(value, str) else value
+
+
+def _facts(said: Any) -> dict[str, Any]:
+    """The facts, each of its kind; a number that says nothing is left out."""
+    facts = dict(said)
+    count, loss = facts.get("query_examples"), facts.get("query_loss")
+    if not isinstance(count, int | None) or not isinstance(loss, int | float | None):
+        raise ValueError(f"its query is of {count!r} examples with the loss {loss!r}")
+    if not isinstance(facts.get("command", ""), str):
+        raise ValueError("its command is no text")
+    return {**facts, "query_loss": None if loss is None else float(loss)}
+
+
 def _preview(row: Mapping[str, Any]) -> Preview:
+    empty = [name for name, value in row.items() if value is None and name not in ("stage", "loss")]
+    if empty:
+        raise ValueError(f"a preview has no {empty[0]}")
     fields: dict[str, Any] = {**row, "fields": tuple((name, value) for name, value in row["fields"])}
     return Preview(**fields)

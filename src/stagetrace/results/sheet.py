@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stagetrace.plaintext import printable
+
 _LEFT = "text-align:left"
 _RIGHT = "text-align:right"
 
@@ -40,16 +42,18 @@ class Sheet:
     def rich(self) -> Table:
         """The table for a rich console."""
         table = Table(
-            title=Text(self.title, style="bold"),
+            title=Text(printable(self.title, lines=True), style="bold"),
             title_justify="left",
-            caption=Text(self.caption) if self.caption else None,
+            caption=Text(printable(self.caption, lines=True)) if self.caption else None,
             caption_justify="left",
             box=box.SIMPLE,
         )
         for heading in self.headings:
-            table.add_column(Text(heading), justify="left" if heading in self.words else "right", overflow="fold")
+            table.add_column(
+                Text(printable(heading)), justify="left" if heading in self.words else "right", overflow="fold"
+            )
         for number, row in enumerate(self.rows):
-            table.add_row(*(Text(cell) for cell in row), style="bold red" if number in self.loud else "")
+            table.add_row(*(Text(printable(cell)) for cell in row), style="bold red" if number in self.loud else "")
         return table
 
     def text(self, width: int = 140) -> str:
@@ -61,18 +65,20 @@ class Sheet:
         return "\n".join(line for line in lines if line)
 
     def html(self) -> str:
-        """The table in HTML; every cell is escaped."""
+        """The table in HTML; every cell is escaped, and what would hide in it is written out."""
         align = [_LEFT if heading in self.words else _RIGHT for heading in self.headings]
         head = _row("th", self.headings, align)
         body = "".join(
             _row("td", row, align, "color:#b00020;font-weight:bold" if number in self.loud else "")
             for number, row in enumerate(self.rows)
         )
-        caption = f"<p>{escape(self.caption)}</p>" if self.caption else ""
+        caption = f"<p>{escape(printable(self.caption, lines=True))}</p>" if self.caption else ""
         table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-        return f"<div><strong>{escape(self.title)}</strong>{table}{caption}</div>"
+        return f"<div><strong>{escape(printable(self.title, lines=True))}</strong>{table}{caption}</div>"
 
 
 def _row(tag: str, cells: tuple[str, ...], align: list[str], style: str = "") -> str:
-    inside = "".join(f'<{tag} style="{where}">{escape(cell)}</{tag}>' for cell, where in zip(cells, align, strict=True))
+    inside = "".join(
+        f'<{tag} style="{where}">{escape(printable(cell))}</{tag}>' for cell, where in zip(cells, align, strict=True)
+    )
     return f'<tr style="{style}">{inside}</tr>' if style else f"<tr>{inside}</tr>"

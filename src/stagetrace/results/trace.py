@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 from rich.table import Table
 
 from stagetrace.errors import DescriptionError, refuse
+from stagetrace.plaintext import printable
 from stagetrace.results.frame import frame
 from stagetrace.results.json_value import JSON
 from stagetrace.results.plot import plot_stages
@@ -165,7 +166,7 @@ class Trace:
 
     def __repr__(self) -> str:
         failed = [stage for stage in self.solutions if not self._converged(stage)]
-        warning = f"; NOT CONVERGED: {', '.join(failed)}" if failed else ""
+        warning = f"; NOT CONVERGED: {printable(', '.join(failed))}" if failed else ""
         return f"Trace({', '.join(map(repr, self.scores.values()))}{warning})"
 
     def __str__(self) -> str:

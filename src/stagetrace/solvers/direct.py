@@ -61,24 +61,35 @@ class Direct:
             )
         matrix = operator.to_dense().double()
         require_finite(matrix, f"{type(operator).__name__} written as a matrix")
-        _require_symmetric(matrix, operator)
+        asymmetry = _asymmetry(matrix, operator)
         eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        return DirectInverse(self, operator, eigenvalues, eigenvectors)
+        return DirectInverse(self, operator, eigenvalues, eigenvectors, asymmetry)
 
 
 @final
 class DirectInverse:
-    """The eigenvalues `[dim]` and eigenvectors `[dim, dim]` of an operator."""
+    """The eigenvalues `[dim]` and eigenvectors `[dim, dim]` of an operator.
 
-    def __init__(self, solver: Direct, operator: LinearOperator, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
-        self.solver, self.operator = solver, operator
+    asymmetry: of the products that it was written down from, over the largest entry.
+    """
+
+    def __init__(
+        self,
+        solver: Direct,
+        operator: LinearOperator,
+        eigenvalues: Tensor,
+        eigenvectors: Tensor,
+        asymmetry: float = 0.0,
+    ) -> None:
+        self.solver, self.operator, self.asymmetry = solver, operator, asymmetry
         self.eigenvalues, self.eigenvectors = eigenvalues, eigenvectors
         self._unbilled = operator.size
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         columns = as_columns(self.operator, rhs)
         filter = self.solver.filter(self.solver.damping)
-        usable, tolerance = self._usable(filter), torch.finfo(rhs.dtype).eps ** 0.5
+        usable = self._usable(filter)
+        tolerance = max(torch.finfo(rhs.dtype).eps, self.operator.rounding) ** 0.5
         gains = torch.where(usable, filter(self.eigenvalues), 0.0)
         coordinates = self.eigenvectors.T @ columns.double()
         value = (self.eigenvectors @ (gains.unsqueeze(1) * coordinates)).to(rhs.dtype)
@@ -99,7 +110,10 @@ class DirectInverse:
         )
 
     def _usable(self, filter: Filter) -> Tensor:
-        level = self.operator.size * torch.finfo(self.operator.dtype).eps
+        exact = torch.finfo(self.operator.dtype).eps
+        level = self.operator.size * exact
+        if self.operator.rounding > exact:  # eigenvalues are off by the norm of what is rounded: about this much
+            level = max(level, self.operator.size**0.5 * self.asymmetry)
         return gains_are_finite(filter, self.eigenvalues, level)
 
     @staticmethod
@@ -119,12 +133,18 @@ class DirectInverse:
         )
 
 
-def _require_symmetric(matrix: Tensor, operator: LinearOperator) -> None:
-    # Products are rounded in the operator's dtype, sums over many examples included: half the digits is generous.
+def _asymmetry(matrix: Tensor, operator: LinearOperator) -> float:
+    """How far entries are from their mirror, over the largest entry.
+
+    Raises:
+        SolveError: farther than rounding goes.
+    """
+    # Sums over many examples are rounded too: half the digits that a product has is generous.
     asymmetry, scale = float((matrix - matrix.T).abs().max()), float(matrix.abs().max())
-    if asymmetry > torch.finfo(operator.dtype).eps ** 0.5 * scale:
+    if asymmetry > operator.rounding**0.5 * scale:
         raise SolveError(
             f"{type(operator).__name__} is not symmetric: entries differ from their mirror by up to {asymmetry:.1e} "
             f"(largest entry {scale:.1e}). A curvature must give the same product every time: put the model in eval "
             f"mode and fix the order of the data"
         )
+    return asymmetry / scale if scale else 0.0

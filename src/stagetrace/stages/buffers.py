@@ -4,10 +4,10 @@ A batch norm's running mean and variance are part of the function that a stage i
 them as constants: what an example did to them is not in its score.
 """
 
-import torch
 from torch import Tensor, nn
 
 from stagetrace.stages.links import Frozen, Link
+from stagetrace.stages.sparse import same_values
 
 
 def shared_buffers(link: Link, pairs: dict[str, str], model: nn.Module, previous: nn.Module) -> dict[str, str]:
@@ -30,7 +30,7 @@ def moved_buffers(link: Link, shared: dict[str, str], model: nn.Module, previous
     if not isinstance(link, Frozen):
         return []
     ours, theirs = _floating(model), _floating(previous)
-    return [name for name, other in shared.items() if not torch.equal(ours[name], theirs[other].to(ours[name]))]
+    return [name for name, other in shared.items() if not same_values(ours[name], theirs[other].to(ours[name]))]
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

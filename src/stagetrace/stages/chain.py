@@ -17,7 +17,7 @@ class Chain:
     a link says were kept still have the values the previous stage left.
 
     Args:
-        stages: two or more; with one stage the trace is the ordinary, single-stage influence function.
+        stages: one or more; with one stage the trace is the ordinary, single-stage influence function.
 
     Raises:
         DescriptionError: the stages do not fit together; the message names stage and parameter.
@@ -40,7 +40,9 @@ class Chain:
             refuse("a chain needs stages: Chain(pretrain, finetune)")
         for position, stage in enumerate(stages):
             if not isinstance(stage, Stage):
-                refuse(f"argument {position + 1} of Chain is {type(stage).__name__}; write Chain(pretrain, finetune)")
+                what = f"the class {stage.__name__}" if isinstance(stage, type) else type(stage).__name__
+                how = "Chain(*stages)" if isinstance(stage, (list, tuple)) else "Chain(pretrain, finetune)"
+                refuse(f"argument {position + 1} of Chain is {what}; write {how}, of Stages")
         names = [stage.name for stage in stages]
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:

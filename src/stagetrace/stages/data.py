@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from stagetrace.errors import DataError, DescriptionError, refuse
+from stagetrace.stages.mistaken import refuse_no_data_set
 
 
 @final
@@ -42,6 +43,7 @@ class Examples:
     def __init__(
         self, data: Any, batch_size: int, collate: Callable[[list[Any]], Any] | None, workers: int, where: str
     ) -> None:
+        refuse_no_data_set(data, collate, where)
         if isinstance(data, DataLoader):
             refuse(
                 f"{where}: data is a DataLoader, with an order of its own; pass the data set (data=loader.dataset, "

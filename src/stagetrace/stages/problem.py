@@ -10,9 +10,10 @@ from torch import Tensor
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.objectives.objective import Objective
 from stagetrace.stages.data import Examples
+from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.links import Proximal, shared_names
-from stagetrace.stages.risk import Evaluation, Risk
+from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
 from stagetrace.stages.stage import Stage
 
@@ -51,7 +52,8 @@ class Problem:
         if stage.link is None:
             refuse(
                 f"{where} comes after '{previous.name}' but does not say how it started from it; give link=Frozen(...) "
-                "if the shared parameters were kept, link=Proximal(...) if they were trained further"
+                "if the shared parameters were kept, link=Proximal(...) if they were trained further (hf.stage: "
+                "after=, the stage before it, finds the link)"
             )
         pairs = shared_names(stage.link, stage.model, previous.model, where)
         ours, theirs = dict(stage.model.named_parameters()), dict(previous.model.named_parameters())
@@ -74,7 +76,7 @@ class Problem:
 
     @cached_property
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.stage.model.named_parameters()}
+        return {name: plain_tensor(p) for name, p in self.stage.model.named_parameters()}
 
     @cached_property
     def constant_names(self) -> tuple[str, ...]:
@@ -181,11 +183,28 @@ def _checked(problem: Problem) -> Problem:
             f"{problem.stage.where} trained nothing: {len(problem.kept)} of its parameters are kept from the previous "
             f"stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
+    _check_memory(problem.stage)
     try:  # dtype and device are checked at birth
         ParameterSpace.of(problem.own_values | problem.inherited_values)
     except DescriptionError as cause:
         refuse(f"{problem.stage.where}: {cause}")
     return problem
+
+
+def _check_memory(stage: Stage) -> None:
+    """Refuse two parameters in the same memory: a step in one moves the other, which no derivative knows of."""
+    seen: dict[tuple[int, int], str] = {}
+    for name, p in stage.model.named_parameters():
+        if p.layout is not torch.strided or not p.numel() or p.device.type == "meta":
+            continue
+        place = (p.untyped_storage().data_ptr(), p.storage_offset())
+        if place in seen:
+            refuse(
+                f"{stage.where}: parameters '{seen[place]}' and '{name}' are two parameters in the same memory, so "
+                "what trains one moves the other and no gradient says so; tie them as one parameter (module.weight = "
+                "other.weight, without .data), or give each memory of its own"
+            )
+        seen[place] = name
 
 
 def _check_kept(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:

@@ -4,45 +4,22 @@ Everything the method needs (gradients, curvature products, scores) is a derivat
 stage's own examples and for a query alike.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, final
+from functools import cached_property
+from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from stagetrace.errors import DataError
-from stagetrace.objectives.objective import Objective
+from stagetrace.errors import DataError, StagetraceError
+from stagetrace.objectives.batches import dtype_of, in_short
+from stagetrace.objectives.objective import Checks, Objective
 from stagetrace.stages.data import Batch, Examples, place
-from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
+from stagetrace.stages.evaluation import Evaluation
+from stagetrace.stages.naming import failed, naming
 from stagetrace.stages.space import ParameterSpace, Params
-
-
-class _Caller(nn.Module):
-    """Calls a function of the model, so that parameters are swapped whichever of its methods the function uses."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        return function(self.model, *arguments)
-
-
-@final
-class Evaluation:
-    """A model as a function of named parameters; the ones not given keep their values, as constants."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._caller = _Caller(model)
-        self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
-        self._constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        values = {f"model.{name}": value for name, value in {**self._constants, **params}.items()}
-        with differentiable_kernels(**self._kernels):
-            return functional_call(self._caller, values, (function, *arguments))
 
 
 @final
@@ -64,7 +41,8 @@ class Risk:
 
     def outputs(self, own: Params, inherited: Params, batch: Batch) -> Tensor:
         """The objective's outputs `[batch, ...]`."""
-        return self.evaluation({**inherited, **own}, self.objective.outputs, batch.content)
+        with self._naming(batch):
+            return self.evaluation({**inherited, **own}, self.objective.outputs, batch.content)
 
     def reduce(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The losses `[batch]` of given outputs.
@@ -72,9 +50,15 @@ class Risk:
         Raises:
             DataError: the losses were reduced, or are not one per example.
         """
-        losses = self.objective.losses(outputs, batch.content)
+        with self._naming(batch):
+            losses = self.objective.losses(outputs, batch.content)
         if not isinstance(losses, Tensor) or losses.shape != (len(batch),):
             raise DataError(f"{self.where}: {self._wrong_shape(losses, batch)}")
+        if not losses.is_floating_point():
+            raise DataError(
+                f"{self.where}: the losses are {dtype_of(losses)}, and must be real floating-point numbers that depend "
+                "on the parameters smoothly; return the loss that was trained, not how often the model is right"
+            )
         return losses
 
     def losses(self, own: Params, inherited: Params, batch: Batch) -> Tensor:
@@ -82,13 +66,64 @@ class Risk:
         return self.reduce(self.outputs(own, inherited, batch), batch)
 
     def read(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """The batches of a plan, on the model's device, floating-point tensors in its dtype."""
+        """The batches of a plan, on the model's device, floating-point tensors in its dtype.
+
+        Raises:
+            DataError: a label is not for this loss, or the loss cannot be evaluated at all; the example is named.
+        """
         for batch in self.examples.read(plan):
-            yield Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device))
+            self._check(batch, self._shape)
+            yield self._placed(batch)
+
+    def _placed(self, batch: Batch) -> Batch:
+        return Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device))
+
+    def _check(self, batch: Batch, shape: Sequence[int]) -> None:
+        if isinstance(self.objective, Checks):
+            with self._naming(batch):
+                self.objective.check(batch.content, shape)
+
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """The shape of an example's outputs. A model or loss that does not take the data at all says so here."""
+        (batch,) = self.examples.read(self.examples.plan(size=2)[:1])
+        placed, outputs = self._placed(batch), None
+        try:
+            with torch.no_grad():
+                outputs = self.outputs(self.own_values, self.inherited_values, placed)
+                shape = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else ()
+                self._check(batch, shape)
+                with self._naming(batch):
+                    self.objective.losses(outputs, placed.content)
+        except StagetraceError:
+            raise
+        except Exception as cause:
+            raise failed(self.where, self.objective, batch, cause) from cause
+        return shape
+
+    def _naming(self, batch: Batch) -> AbstractContextManager[None]:
+        return naming(self.where, batch, self._first_out_of_range)
+
+    def _first_out_of_range(self, batch: Batch) -> int | None:
+        for position, index in enumerate(batch.indices):
+            (single,) = self.examples.read([[index]])
+            content, values = self._placed(single).content, {**self.inherited_values, **self.own_values}
+            try:
+                with torch.no_grad():
+                    outputs = self.evaluation(values, self.objective.outputs, content)
+                    self.objective.losses(outputs, content)
+            except IndexError:
+                return position
+            except Exception:
+                continue
+        return None
 
     def _wrong_shape(self, losses: object, batch: Batch) -> str:
         if not isinstance(losses, Tensor):
-            return f"the loss must return a tensor of one loss per example, got {type(losses).__name__}"
+            remedy = (
+                "return the losses alone" if isinstance(losses, (tuple, list, Mapping)) else "no .item(), no float()"
+            )
+            return f"the loss must return a tensor of one loss per example, got {in_short(losses)}; {remedy}"
         if losses.ndim == 0:
             return (
                 f"the loss was reduced to one number for {len(batch)} examples; return one loss per example "

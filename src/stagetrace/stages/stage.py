@@ -15,6 +15,7 @@ from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.stages.data import Examples
 from stagetrace.stages.links import Link
 from stagetrace.stages.plainly import with_plain_layers
+from stagetrace.stages.sparse import compressed_copies
 from stagetrace.stages.wrappers import refuse_wrapped
 
 
@@ -92,7 +93,7 @@ class Stage:
     @cached_property
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
-        shared = {id(parameter): parameter for parameter in self.model.parameters()}
+        shared = {id(parameter): parameter for parameter in self.model.parameters()} | compressed_copies(self.model)
         try:
             copied = copy.deepcopy(self.model, dict(shared)).eval()
         except Exception as cause:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.named import CURVATURES
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress
 from stagetrace.results import JSON
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.named import SOLVERS
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
 from stagetrace.tracing.query import Query
@@ -16,21 +18,37 @@ from stagetrace.tracing.query import Query
 T = TypeVar("T")
 
 
-def by_stage(chain: Chain, given: T | Mapping[str, T] | None, default: T, what: str) -> dict[str, T]:
-    """One setting per stage, from one for all or a mapping by name.
+NAMED: Mapping[str, Mapping[str, Any]] = {"curvature": CURVATURES, "solver": SOLVERS}
+"""What may be given by its name on the command line, by the argument of `trace`."""
+
+
+def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, default: T, what: str) -> dict[str, T]:
+    """One setting per stage, from one for all or a mapping by name; a string stands for what the command line takes.
 
     Raises:
-        DescriptionError: a name is no stage's, or a class was given where an instance is wanted.
+        DescriptionError: a name is no stage's or no setting's, or a class was given where an instance is wanted.
     """
     named = dict(given) if isinstance(given, Mapping) else {}
     chain.check_names(named, what)
     everywhere = default if given is None or isinstance(given, Mapping) else given
     settings = {name: named.get(name, everywhere) for name in chain.names}
-    for name, setting in settings.items():
-        method = "operator" if what == "curvature" else "prepare"
-        if isinstance(setting, type) or not callable(getattr(setting, method, None)):
-            refuse(f"{what} of stage '{name}' must be an instance such as {default!r}, got {setting!r}")
-    return settings
+    return {name: _setting(setting, default, f"{what} of stage '{name}'", what) for name, setting in settings.items()}
+
+
+def _setting(given: Any, default: Any, where: str, what: str) -> Any:
+    named = NAMED[what]
+    if isinstance(given, str):
+        if given not in named:
+            refuse(f"{where} must be {', '.join(map(repr, named))} or an instance such as {default!r}, got {given!r}")
+        return named[given]
+    if isinstance(given, type):
+        refuse(
+            f"{where} must be an instance such as {default!r}, got the class {given.__name__}; write "
+            f"{given.__name__}() with parentheses"
+        )
+    if not callable(getattr(given, "operator" if what == "curvature" else "prepare", None)):
+        refuse(f"{where} must be {', '.join(map(repr, named))} or an instance such as {default!r}, got {given!r}")
+    return given
 
 
 def scored_stages(chain: Chain, of: Iterable[str] | str | None) -> set[str]:

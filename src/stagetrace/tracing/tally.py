@@ -1,20 +1,21 @@
 """What a run has done so far, how long each task took, and what it all makes in the end."""
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import final
 
 import torch
 
+from stagetrace.checks import Finding
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.parallel import world
 from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.guards import Coverage, notices_at
+from stagetrace.stages.coverage import Coverage, notices_at
 from stagetrace.tracing.score import Scorer
 
 
@@ -28,6 +29,7 @@ class Tally:
         self._scoring: dict[str, JSON] = {}
         self._solving: dict[str, dict[str, int | float | str | None]] = {}
         self._seconds: dict[str, float] = {}
+        self._checks: list[Finding] = []
         self._chain, self._progress = chain, progress
         self._started = time.perf_counter()
 
@@ -38,6 +40,9 @@ class Tally:
         with self._progress.task(what, total, unit) as advance:
             yield advance
         self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - started
+
+    def checked(self, findings: Sequence[Finding]) -> None:
+        self._checks = list(findings)
 
     def scored(self, stage: str, scorer: Scorer, scores: Scores) -> None:
         self.scores[stage] = scores
@@ -60,6 +65,7 @@ class Tally:
             "solving": {stage: self._work(stage, how) for stage, how in self._solving.items()},
             "scoring": self._scoring,
             "alpha": {problem.name: problem.alpha for problem in self._chain if problem.moved},
+            "checks": [_plain(asdict(finding)) for finding in self._checks],
             "notices": [notice for problem in self._chain for notice in notices_at(problem)],
         }
 

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import torch
 
+from stagetrace.checks import Finding, Level, verify_problem, verify_query
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
-from stagetrace.errors import StagetraceWarning
+from stagetrace.errors import DataError, StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
-from stagetrace.results import Trace
+from stagetrace.results import Scores, Trace
 from stagetrace.results.part import join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.coverage import notices_at
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.guards import guard, notices_at
+from stagetrace.stages.modes import in_ordinary_modes
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.arguments import check_arguments
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
@@ -26,12 +30,13 @@ from stagetrace.tracing.tally import Tally
 from stagetrace.tracing.walk import Walk, concerns
 
 
+@in_ordinary_modes
 def trace(
     chain: Chain,
     query: Query,
     *,
-    curvature: Curvature | Mapping[str, Curvature] | None = None,
-    solver: Solver | Mapping[str, Solver] | None = None,
+    curvature: Curvature | str | Mapping[str, Curvature | str] | None = None,
+    solver: Solver | str | Mapping[str, Solver | str] | None = None,
     of: Iterable[str] | str | None = None,
     parts: bool = False,
     out: str | Path | None = None,
@@ -44,9 +49,10 @@ def trace(
         query: the loss to explain.
         curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it
             does not name take the default: the Hessian, or Gauss-Newton where that is indefinite, see
-            `stagetrace.curvature.Auto`).
+            `stagetrace.curvature.Auto`). The names of the command line stand for their defaults: "auto", "hessian",
+            "gauss-newton", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
-            damping is taken from the stage's spectrum.
+            damping is taken from the stage's spectrum. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
         of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
@@ -59,7 +65,8 @@ def trace(
 
     Raises:
         DescriptionError: a setting does not fit the chain.
-        DataError: data or a loss cannot be used; the example is named.
+        DataError: data or a loss cannot be used (the example is named), or every score of a stage would be zero.
+        DifferentiationError: the model or a loss has no right derivative.
         SolveError: a solve has no usable answer. One that is merely unconverged warns (`ConvergenceWarning`), and its
             residual stands in `Trace.solutions`.
         ResultsError: `out` holds another run; the message lists what differs.
@@ -86,13 +93,15 @@ def trace(
         >>> result["first"].values  # d(7 - 8)^2 = 2 (-1) dq, and q = 3 w + b moves by 3 dw - dw, dw = -dloss_i / 2
         tensor([ 4., -4.], dtype=torch.float64)
     """
+    check_arguments(chain, query)
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
-    _guard(chain, query)
+    checked = _checked(chain, query)
 
     tally = Tally(chain, bars)
+    tally.checked(checked)
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.problems[min(map(chain.names.index, scored)) :]
     operators = {problem.name: curvatures[problem.name].operator(problem) for problem in walked}
@@ -102,13 +111,15 @@ def trace(
         return _said(keeper.read())
     walk = Walk(chain, curvatures, operators, solvers, tally)
     with keeper:
-        gradient = _columns(query.gradient(chain.last, tally), chain, parts=parts)
+        gradient = query.gradient(chain.last, tally)
+        _check_not_flat(gradient, query)
+        gradient = _columns(gradient, chain, parts=parts)
         for problem, solution in walk.back(gradient, keeper.solution):
             keeper.keep_solution(problem.name, solution)
             if problem.name in scored:
                 scorer = Scorer.of(problem.risk, solution.value, parts=parts, rows=query.rows)
                 done = scorer.run(keeper.parts(problem.name), keeper.keep_parts(problem.name), tally)
-                tally.scored(problem.name, scorer, join(problem.name, done))
+                tally.scored(problem.name, scorer, _some_influence(join(problem.name, done), problem))
             tally.solved(problem.name, solution)
             if scored <= set(tally.scores):
                 break
@@ -117,20 +128,66 @@ def trace(
     return _said(result)
 
 
-def _guard(chain: Chain, query: Query) -> None:
-    """Refuse what cannot give right numbers, and say what was handled."""
+def _checked(chain: Chain, query: Query) -> list[Finding]:
+    """Refuse what cannot give right numbers; say what was handled, and what is not as a derivative should be."""
+    found: list[Finding] = []
     for problem in chain:
         for notice in notices_at(problem):
-            warnings.warn(notice, StagetraceWarning, stacklevel=3)
-        guard(problem.risk)
-    guard(query.risk(chain.last))
+            warnings.warn(notice, StagetraceWarning, stacklevel=4)
+        found.extend(verify_problem(problem))
+    for notice in getattr(query.data, "notices", ()):
+        warnings.warn(notice, StagetraceWarning, stacklevel=4)
+    found.extend(verify_query(query.risk(chain.last)))
+    for finding in found:
+        if finding.level is Level.WARNING:
+            where = "the query" if finding.where == "query" else f"stage '{finding.where}'"
+            warnings.warn(f"{where}: {finding.text}", StagetraceWarning, stacklevel=4)
+    return found
+
+
+def _check_not_flat(gradient: Gradient, query: Query) -> None:
+    """Refuse a query whose loss has no slope, and name single ones: all their scores would be zero.
+
+    Raises:
+        DataError: the gradient is zero in every parameter.
+    """
+    flat = ~(gradient.own.any(dim=0) | gradient.inherited.any(dim=0))
+    if bool(flat.all()):
+        raise DataError(
+            "the query: the gradient of its loss is zero in every parameter of the last stage, so every score would be "
+            "zero: the loss does not depend on the model, or is at its least to the last digit (a prediction that is "
+            "certain in the model's precision: use float64, or another query loss)"
+        )
+    if query.reduction == "none" and bool(flat.any()):
+        some = flat.nonzero().flatten().tolist()
+        warnings.warn(
+            f"the query: the loss of example {some[0]}{f' and {len(some) - 1} more' if some[1:] else ''} has no slope "
+            "(its prediction is certain in the model's precision), so its scores are zero",
+            StagetraceWarning,
+            stacklevel=4,
+        )
+
+
+def _some_influence(scores: Scores, problem: Problem) -> Scores:
+    """The scores, unless all of them are zero: that is no answer, but a sign that nothing flows.
+
+    Raises:
+        DataError: with where it ends, as far as that is known.
+    """
+    if bool(scores.values.any()):
+        return scores
+    raise DataError(
+        f"{problem.stage.where}: every score is zero: the query does not depend on what this stage trained. If that is "
+        f"what you expect of '{problem.name}', score the others by of=[...]; else look whether the later stages' "
+        "models and the query's loss really use the parameters that they share with it"
+    )
 
 
 def _said(result: Trace) -> Trace:
     """The result, after warning of every solve that is not as it should be; also when it was read from a folder."""
     for stage, solution in result.solutions.items():
         for concern in concerns(stage, solution):
-            warnings.warn(concern, stacklevel=3)
+            warnings.warn(concern, stacklevel=4)
     return result
 
 

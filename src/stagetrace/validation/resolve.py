@@ -12,6 +12,7 @@ from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.links import Proximal
+from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
@@ -28,6 +29,7 @@ class Resolved:
     minima: Mapping[str, Minimum]
 
 
+@in_ordinary_modes
 def resolve(
     chain: Chain,
     stage: str,
@@ -74,6 +76,7 @@ def resolve(
     return Resolved(Chain(*stages), minima)
 
 
+@in_ordinary_modes
 def polish(
     chain: Chain, *, tolerance: float = 1e-10, max_steps: int = 200, progress: Progress | None = None
 ) -> Resolved:
@@ -86,6 +89,7 @@ def polish(
     return resolve(chain, chain.names[0], tolerance=tolerance, max_steps=max_steps, strict=True, progress=progress)
 
 
+@in_ordinary_modes
 def query_loss(chain: Chain, query: Query) -> Tensor:
     """The query loss at the chain's last stage: a float64 number, or `[n_queries]` for a query that is not reduced."""
     risk = query.risk(chain.last)
@@ -117,6 +121,7 @@ def leave_out(examples: int, indices: Sequence[int], share: float = 1.0) -> Tens
     return weights
 
 
+@in_ordinary_modes
 def removal_effects(
     chain: Chain,
     query: Query,

@@ -14,6 +14,7 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.results.json_value import JSON
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.risk import check_finite
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.query import Query
@@ -83,6 +84,7 @@ class Validation:
         return 60 * self.retrainings / self.seconds if self.seconds else float("nan")
 
 
+@in_ordinary_modes
 def validate(
     chain: Chain,
     query: Query,

@@ -13,13 +13,15 @@
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  // Characters that are not seen but act: direction marks, controls, zero-width spaces (joiners belong to scripts and emoji).
-  const ACTING = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff])/u;
+  // Characters that are not seen, or act: direction marks, controls, zero-width spaces, tags (joiners belong to scripts and emoji).
+  const ACTING = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e0fff}])/u;
+  const codeOf = (character) => "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  // The same for places that hold no markup: names in menus, words read aloud.
+  const visible = (text) => text.split(ACTING).map((part, place) => (place % 2 ? "[" + codeOf(part) + "]" : part)).join("");
   const legible = (node, text) => {
     text.split(ACTING).forEach((part, place) => {
       if (place % 2) {
-        const code = part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-        node.append(make("span", "hidden-character", "U+" + code));
+        node.append(make("span", "hidden-character", codeOf(part)));
       } else if (part) {
         node.append(part);
       }
@@ -32,7 +34,7 @@
     if (item.kind === "image" && item.image) {
       const image = make("img", "thumb");
       image.src = item.image;
-      image.alt = item.label ? "example of class " + item.label : "example";
+      image.alt = item.label ? "example of class " + visible(item.label) : "example";
       return image;
     }
     const box = make("div");
@@ -85,16 +87,44 @@
     return node;
   };
 
-  const example = (row) => {
+  // Rows whose examples look the same, as one: [[row, row, ...], ...], each at the place of its first.
+  const grouped = (rows) => {
+    const groups = [];
+    const known = new Map();
+    for (const row of rows) {
+      const look = (data.previews[row.stage + ":" + row.index] || {}).same;
+      const group = look === undefined ? undefined : known.get(look);
+      if (group) {
+        group.push(row);
+      } else {
+        groups.push([row]);
+        if (look !== undefined) known.set(look, groups[groups.length - 1]);
+      }
+    }
+    return groups;
+  };
+  const range = (group, what) => {
+    const ends = [...new Set([group[0][what], group[group.length - 1][what]])];
+    return ends.join(" to ");
+  };
+
+  const example = (group) => {
+    const row = group[0];
     const item = data.previews[row.stage + ":" + row.index];
     const node = make("li", isLong(item) ? "item long" : "item");
     const said = make("div");
     const harmful = row.score > 0;
     said.append(heading("h4", "#" + row.index, item && item.label));
+    if (group.length > 1) {
+      const more = make("details", "alike");
+      more.append(make("summary", "", group.length + " examples that look the same"));
+      more.append(make("p", "", group.map((each) => "#" + each.index + " (" + each.said + ")").join(", ")));
+      said.append(more);
+    }
     const list = [
-      ["score", row.said + (harmful ? " ▲" : " ▽"), "score", harmful ? "harmful" : "helpful"],
-      ["if removed", row.removal, "", harmful ? "(helps)" : "(hurts)"],
-      ["percentile", row.percentile],
+      ["score", range(group, "said") + (harmful ? " ▲" : " ▽"), "score", harmful ? "harmful" : "helpful"],
+      [group.length > 1 ? "if one is removed" : "if removed", range(group, "removal"), "", harmful ? "(helps)" : "(hurts)"],
+      ["percentile", range(group, "percentile")],
     ];
     if (row.parts) list.push(["via shared", row.parts[0]], ["via head", row.parts[1]]);
     said.append(pairs(list));
@@ -134,7 +164,7 @@
     if (!list) return;
     if (!from) list.replaceChildren();
     if (side !== "queries") {
-      const pictured = (row) => (data.previews[row.stage + ":" + row.index] || {}).kind === "image";
+      const pictured = ([row]) => (data.previews[row.stage + ":" + row.index] || {}).kind === "image";
       list.classList.toggle("pictures", found[side].every(pictured));
     }
     found[side].slice(from, shown[side]).forEach((each) => list.append(build(each)));
@@ -162,7 +192,7 @@
   };
 
   const option = (select, value, text) => {
-    const node = make("option", "", text);
+    const node = make("option", "", visible(text));
     node.value = value;
     select.append(node);
   };
@@ -188,8 +218,8 @@
         (!text || (/^#\d+$/.test(text) ? "#" + row.index === text : searched(row).includes(text))),
     );
     rows.sort(ORDERS[byId("f-sort").value]);
-    found.harmful = rows.filter((row) => row.score > 0);
-    found.helpful = rows.filter((row) => row.score < 0);
+    found.harmful = grouped(rows.filter((row) => row.score > 0));
+    found.helpful = grouped(rows.filter((row) => row.score < 0));
     for (const side of ["harmful", "helpful"]) {
       shown[side] = STEP[side];
       draw(side, builders[side], 0);
@@ -204,12 +234,14 @@
     }
     const what = query === null ? "the whole query" : "query #" + query;
     byId("status").textContent =
-      found.harmful.length + " harmful and " + found.helpful.length + " helpful examples of stage " +
-      data.stages[stage] + ", ranked for " + what + ".";
+      found.harmful.flat().length + " harmful and " + found.helpful.flat().length + " helpful examples of stage " +
+      visible(data.stages[stage]) + ", ranked for " + what + "." +
+      ([...found.harmful, ...found.helpful].some((group) => group.length > 1) ? " Examples that look the same are one entry." : "");
   };
 
   const copy = async (button) => {
-    const text = found[button.dataset.side].map((row) => row.index).join(", ");
+    const rows = found[button.dataset.side].flat();
+    const text = rows.map((row) => row.index).join(", ");
     let done = true;
     try {
       await navigator.clipboard.writeText(text);
@@ -222,7 +254,7 @@
       area.remove();
       button.focus();
     }
-    const count = found[button.dataset.side].length;
+    const count = rows.length;
     byId("status").textContent = done ? count + " indices are on the clipboard." : "The browser refused to copy: " + text;
   };
 

@@ -1,4 +1,4 @@
-"""One thing that a preflight check found."""
+"""One thing that a check found."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,9 +17,13 @@ class Level(StrEnum):
 @final
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, where, and what was found; a warning says what to do about it."""
+    """What was looked at, where, and what was found; a warning says what to do about it.
+
+    seconds: what looking took.
+    """
 
     where: str
     what: str
     level: Level
     text: str
+    seconds: float = 0.0

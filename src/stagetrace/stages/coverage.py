@@ -1,43 +1,18 @@
-"""Quick checks of a data set and its loss before anything long starts."""
+"""What should be known of a stage before anything is read off it: what was handled, what its scores account for."""
 
 from dataclasses import dataclass
 from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stagetrace.errors import DataError
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
-from stagetrace.stages.data import Batch
-from stagetrace.stages.fingerprint import digest
 from stagetrace.stages.problem import Problem
-from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.stage import Stage
-
-PROBED = 32
-"""Examples looked at on each end of a data set."""
 
 MODE_DEPENDENT = (
     nn.modules.dropout._DropoutNd,  # pyright: ignore[reportPrivateUsage]
     nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]
 )
-
-
-def guard(risk: Risk) -> None:
-    """Refuse data and losses on which every number would be wrong.
-
-    Raises:
-        DataError: an example differs between two reads; the losses are not one per example; one is NaN or infinite;
-            an example's loss depends on what else is in its batch.
-    """
-    total = len(risk.examples)
-    head, tail = list(range(min(PROBED, total))), list(range(max(0, total - PROBED), total))
-    for indices in (head, tail):
-        _same_twice(risk, indices)
-    batch = next(iter(risk.read([head])))
-    losses = _losses(risk, batch)
-    check_finite(losses, batch.indices, risk.where)
-    _alone_or_together(risk, batch, losses)
 
 
 def notices(stage: Stage) -> list[str]:
@@ -116,41 +91,3 @@ class Coverage:
             some = ", ".join(self.constant_names[:3]) + (", ..." if len(self.constant_names) > 3 else "")
             text += f", {self.constant:,} constant ({some})"
         return text
-
-
-def _losses(risk: Risk, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return risk.losses(risk.own_values, risk.inherited_values, batch)
-
-
-def _same_twice(risk: Risk, indices: list[int]) -> None:
-    first, second = (next(iter(risk.examples.read([indices]))) for _ in range(2))
-    if digest(first.content) == digest(second.content):
-        return
-    for index in indices:
-        one, other = (next(iter(risk.examples.read([[index]]))) for _ in range(2))
-        if digest(one.content) != digest(other.content):
-            break
-    else:
-        index = indices[0]
-    raise DataError(
-        f"{risk.where}: example {index} differs between two reads of the data set (random augmentation or masking?); "
-        "return the same item for the same index: transform without randomness, or draw with a seed per index"
-    )
-
-
-def _alone_or_together(risk: Risk, batch: Batch, losses: Tensor) -> None:
-    """The losses of either half of a batch must not depend on the other half."""
-    middle = len(batch) // 2
-    for part in (slice(0, middle), slice(middle, None)) if middle else ():
-        half, together = list(batch.indices[part]), losses[part]
-        alone = _losses(risk, next(iter(risk.read([half]))))
-        gap = (alone - together).abs()
-        allowed = (1e-3 + 8 * torch.finfo(losses.dtype).eps) * together.abs().clamp_min(float(losses.abs().mean()))
-        if bool((gap > allowed).any()):
-            worst = int((gap - allowed).argmax())
-            raise DataError(
-                f"{risk.where}: the loss of example {half[worst]} depends on what else is in its batch "
-                f"({float(together[worst]):.6g} with {len(batch)} examples, {float(alone[worst]):.6g} with "
-                f"{len(half)}); it must be the example's own: mask padding, and do not normalise by the batch"
-            )

@@ -1,0 +1,6 @@
+"""Everything a score rests on, checked before it is trusted: data, losses, and the derivative itself."""
+
+from stagetrace.checks.finding import Finding as Finding
+from stagetrace.checks.finding import Level as Level
+from stagetrace.checks.verify import verify_problem as verify_problem
+from stagetrace.checks.verify import verify_query as verify_query

@@ -1,0 +1,177 @@
+"""Is the loss a function of the parameters it was given, of all of them, and of nothing else that can be trained?"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stagetrace.errors import DataError, DescriptionError, DifferentiationError, first_line
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk
+from stagetrace.stages.space import Params
+
+BATCHES = 16
+"""Batches in which a slope is looked for before a loss is refused for having none."""
+
+
+@final
+@dataclass(frozen=True)
+class Slopes:
+    """The gradient of some examples' summed losses.
+
+    of: `{parameter: gradient}` where there is one that is not zero; flat: the other parameters.
+    """
+
+    of: Params
+    flat: tuple[str, ...]
+
+
+def depends_on_its_model_only(risk: Risk, batch: Batch) -> str:
+    """Refuse a loss that depends on anything trainable but the parameters it is given.
+
+    The losses are evaluated with copies in the places of the model's parameters: an operation that is given an
+    original, or a gradient that flows into another tensor, comes from a second model.
+
+    Raises:
+        DescriptionError: the loss reads the model itself, or a trainable tensor that is no parameter of it.
+    """
+    own, inherited = _leaves(risk.own_values), _leaves(risk.inherited_values)
+    watch = _Originals(risk, batch)
+    with torch.enable_grad(), watch:
+        total = risk.losses(own, inherited, batch).sum()
+    if watch.read:
+        _refuse_second_model(risk, watch.read)
+    _refuse_strangers(risk, batch, total, {**inherited, **own})
+    return "the loss depends on no other trainable tensors than the parameters it is given"
+
+
+def slopes(risk: Risk, batch: Batch) -> Slopes:
+    """Differentiate a batch's losses by plain autograd.
+
+    Raises:
+        DifferentiationError: the gradient cannot be taken.
+    """
+    own, inherited = _leaves(risk.own_values), _leaves(risk.inherited_values)
+    leaves = {**inherited, **own}
+    try:
+        with torch.enable_grad():
+            total = risk.losses(own, inherited, batch).sum()
+            if not total.requires_grad:
+                return Slopes({}, tuple(leaves))
+            found = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True)
+    except (RuntimeError, NotImplementedError) as cause:
+        raise DifferentiationError(
+            f"{risk.where}: the gradient of the loss cannot be taken ({first_line(cause)}); the library needs "
+            "what a training step needs: replace the operation that is named"
+        ) from cause
+    dense = {name: g.to_dense() if g.is_sparse else g for name, g in zip(leaves, found, strict=True) if g is not None}
+    steep = {name: g for name, g in dense.items() if bool(g.any())}
+    return Slopes(steep, tuple(name for name in leaves if name not in steep))
+
+
+def has_a_slope(risk: Risk, found: Slopes) -> str | None:
+    """Refuse a loss without a slope in any of the parameters that the stage trained, on a good part of the examples.
+
+    found: on a few examples; where these have none (a hinge loss may be zero on many), others are looked at.
+
+    Returns:
+        What should be known where no kept parameter has a slope; None where all is well.
+
+    Raises:
+        DataError: no slope anywhere.
+    """
+    plan = [] if set(found.of) & set(risk.own_values) else risk.examples.plan()[:BATCHES]
+    if plan and not any(set(slopes(risk, batch).of) & set(risk.own_values) for batch in risk.read(plan)):
+        raise DataError(
+            f"{risk.where}: the loss does not depend on the parameters it is given: its gradient is zero in all of "
+            f"them on the first {sum(map(len, plan)):,} examples; use the model that the loss is handed, without "
+            "torch.no_grad() around the call, or leave out data that are fitted without any loss"
+        )
+    if risk.inherited_values and not set(found.of) & set(risk.inherited_values):
+        return "no slope in any of the kept parameters"
+    return None
+
+
+def _leaves(values: Params) -> Params:
+    return {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+
+
+def _refuse_second_model(risk: Risk, names: list[str]) -> None:
+    some = ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    raise DescriptionError(
+        f"{risk.where}: the loss reads {some} of the model itself and not of the model it is handed, so no derivative "
+        "can see it: a loss, or a hook in the model, calls another copy (from a variable around it, say). Use the "
+        "argument: def losses(model, batch): ... model(...); a constant copy is tensor.detach().clone()"
+    )
+
+
+def _refuse_strangers(risk: Risk, batch: Batch, total: Tensor, leaves: Params) -> None:
+    """Refuse a loss with a gradient in trainable tensors that are none of the stage's parameters."""
+    ours = {id(leaf) for leaf in leaves.values()} | {id(leaf) for leaf in tree_leaves(batch.content)}
+    for leaf in _trainable(total):
+        if id(leaf) not in ours:
+            kind = "parameter" if isinstance(leaf, nn.Parameter) else "tensor"
+            raise DescriptionError(
+                f"{risk.where}: the loss depends on a trainable {kind} of shape {list(leaf.shape)} that the model does "
+                "not have: a second model (another copy of this one?), or weights of the loss itself. If it was "
+                "trained here, make it a part of model=; if it was constant, call requires_grad_(False) on it; if the "
+                "loss should use the model it is handed, call that one"
+            )
+
+
+def _trainable(total: Tensor) -> Iterator[Tensor]:
+    """The leaves that a result depends on and that record a gradient."""
+    seen: set[Any] = set()
+    left = [total.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of the nodes at which gradients are accumulated
+        if isinstance(leaf, Tensor):
+            yield leaf
+        left.extend(before for before, _ in node.next_functions)
+
+
+@final
+class _Originals(TorchDispatchMode):
+    """Notices operations on the model's own parameters, while copies of them stand in their places.
+
+    read: the names of those that an operation was given.
+    """
+
+    def __init__(self, risk: Risk, batch: Batch) -> None:
+        super().__init__()
+        self.read: list[str] = []
+        model, watched = risk.evaluation.model, {**risk.own_values, **risk.inherited_values}
+        constants = [p for name, p in model.named_parameters() if name not in watched]
+        elsewhere = [*constants, *model.buffers(), *tree_leaves(batch.content)]
+        innocent = {_memory(tensor) for tensor in elsewhere if isinstance(tensor, Tensor)}
+        self._places: Mapping[int | None, str] = {
+            _memory(value): name for name, value in watched.items() if _memory(value) not in innocent
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                name = self._places.get(_memory(leaf))
+                if name is not None and name not in self.read:
+                    self.read.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where a tensor's numbers lie; None where it has no memory of its own kind (sparse), or none at all."""
+    if tensor.layout is not torch.strided:
+        return None
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (NotImplementedError, RuntimeError):
+        return None

@@ -1,0 +1,163 @@
+"""Is the gradient by autograd the derivative of the loss? Judged by differences of the loss itself.
+
+Along a direction u, `(L(theta + h u) - L(theta - h u)) / 2h` is the derivative up to `h^2`; two steps give an
+extrapolated value and how far to trust it. In float64 where the model allows it, else at steps that its precision can
+judge.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.checks.dependence import Slopes, has_a_slope, slopes
+from stagetrace.checks.finding import Level
+from stagetrace.checks.rounding import Rounding
+from stagetrace.curvature.rounding import RoundedTo
+from stagetrace.errors import DifferentiationError
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk
+from stagetrace.stages.space import Params
+
+AGREED = 1e-3
+"""Relative difference, over the sum of all parameters' shares, up to which two derivatives are called the same."""
+
+JUDGED = 0.05
+"""Relative uncertainty of a difference above which it judges nothing."""
+
+
+@final
+@dataclass(frozen=True)
+class Difference:
+    """A derivative by differences, and by how much it may be off."""
+
+    value: float
+    uncertainty: float
+
+
+def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
+    """Compare the gradient with differences of the loss: along what it says is steep, and along what it says is flat.
+
+    Returns:
+        How much it matters, and what was found: a warning where an operation's backward is not its derivative.
+
+    Raises:
+        DifferentiationError: the gradient cannot be taken; or the loss depends on parameters in which it is zero: the
+            model runs them under `no_grad`, or detaches what they give.
+        DataError: as `has_a_slope`.
+    """
+    found = slopes(risk, batch)
+    point = {**risk.inherited_values, **risk.own_values}
+    with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
+        outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
+        losses = risk.reduce(outputs, batch)
+    rounding = Rounding.of_outputs(outputs, seen.coarsest)
+    size = max(float(losses.abs().sum()), len(batch) * rounding.size)
+    if found.flat:
+        _refuse_detached(risk, batch, found, point, size, rounding.eps)
+    said = [f"{len(found.flat)} parameters have no slope there ({_some(found.flat)})"] if found.flat else []
+    without = has_a_slope(risk, found)
+    said.extend([without] if without else [])
+    worst, unjudged = 0.0, 0
+    for names in (risk.own_values, risk.inherited_values):
+        steep = [name for name in names if name in found.of]
+        if not steep:
+            continue
+        direction = direction_of({name: point[name] for name in steep})
+        shares = [float((found.of[name].double() * direction[name].double()).sum()) for name in steep]
+        scale = sum(map(abs, shares))
+        measured = _along(risk, batch, point, direction, size, rounding.eps)
+        if measured.uncertainty > JUDGED * scale:
+            unjudged += 1
+            continue
+        gap = abs(measured.value - sum(shares)) - 3 * measured.uncertainty
+        worst = max(worst, gap / scale)
+    if worst > AGREED:
+        said.insert(
+            0,
+            f"the gradient that autograd gives is not the derivative of the loss: they differ by {worst:.1%} along a "
+            "random direction (a backward of its own, a straight-through estimator, a gradient that is reversed, "
+            "clipped or partly detached?); scores follow autograd, as the training did",
+        )
+        return Level.WARNING, "; ".join(said)
+    if unjudged:
+        said.insert(0, "the precision of the loss is too coarse for its differences to judge the gradient")
+        return Level.NOTE, "; ".join(said)
+    said.insert(0, f"the gradient of {len(batch)} examples is the derivative of their loss, by differences")
+    return Level.OK, "; ".join(said)
+
+
+def _refuse_detached(risk: Risk, batch: Batch, found: Slopes, point: Params, size: float, eps: float) -> None:
+    """Refuse parameters on which the loss depends, but whose gradient is zero."""
+    if not _depends(risk, batch, found.flat, point, size, eps):
+        return
+    guilty = [name for name in found.flat if _depends(risk, batch, [name], point, size, eps)] or list(found.flat)
+    raise DifferentiationError(
+        f"{risk.where}: the loss depends on {_some(guilty)}, but its gradient there is zero: the model runs "
+        "them under torch.no_grad() or torch.inference_mode(), or detaches what they give, so that their influence "
+        "would come out as zero. Give a model whose forward does not (freeze parameters by requires_grad_(False) "
+        "instead: that keeps the derivative)"
+    )
+
+
+def _depends(risk: Risk, batch: Batch, names: Sequence[str], point: Params, size: float, eps: float) -> bool:
+    """Whether differences say that the loss has a slope in these parameters, beyond doubt."""
+    measured = _along(risk, batch, point, direction_of({name: point[name] for name in names}), size, eps)
+    return abs(measured.value) > 5 * measured.uncertainty
+
+
+def _along(risk: Risk, batch: Batch, point: Params, direction: Params, size: float, eps: float) -> Difference:
+    def at(step: float) -> float:
+        moved = {name: value + (step * direction[name]).to(value) for name, value in point.items() if name in direction}
+        return float(_total(risk, {**point, **moved}, batch))
+
+    return difference(at, size, eps)
+
+
+def difference(at: Callable[[float], float], size: float, eps: float) -> Difference:
+    """The slope at 0 of a function of a step, of values of about `size` known to `eps`.
+
+    The best of a few steps, by its own uncertainty: how far half the step changes the answer, and rounding.
+
+    Example:
+        >>> import math
+        >>> slope = difference(math.sin, 1.0, 2.2e-16)
+        >>> abs(slope.value - 1) < slope.uncertainty < 1e-9
+        True
+    """
+    best = Difference(0.0, float("inf"))
+    middle = eps ** (1 / 3)
+    for step in (middle, 10 * middle, middle / 10):
+        whole = (at(step) - at(-step)) / (2 * step)
+        half = (at(step / 2) - at(-step / 2)) / step
+        value = (4 * half - whole) / 3  # the terms in step^2 cancel
+        found = Difference(value, abs(half - whole) + 16 * eps * size / step)
+        if found.uncertainty < best.uncertainty:
+            best = found
+        if best.uncertainty <= JUDGED / 50 * abs(best.value):
+            break
+    return best
+
+
+def direction_of(values: Params) -> Params:
+    """Standard normal in each parameter, times the size that its entries have: small ones move little."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {name: float(v.double().square().mean().sqrt()) if v.numel() else 0.0 for name, v in values.items()}
+    usual = max(sizes.values(), default=0.0) or 1.0
+    return {
+        name: (sizes[name] or usual) * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        for name, value in values.items()
+    }
+
+
+def _total(risk: Risk, point: Params, batch: Batch) -> Tensor:
+    own = {name: point[name] for name in risk.own_values}
+    inherited = {name: point[name] for name in risk.inherited_values}
+    with torch.no_grad():
+        return risk.losses(own, inherited, batch).double().sum()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

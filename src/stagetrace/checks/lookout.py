@@ -1,0 +1,113 @@
+"""Which examples the checks look at: those on which a fault is likeliest to show."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset, default_collate
+
+from stagetrace.stages.data import Examples
+
+TOGETHER = 16
+"""Fewest examples that are evaluated together, where the data set has them: curvature does not keep to a batch size."""
+
+ALONE = 8
+"""Examples that are evaluated one by one as well."""
+
+MEASURED = 20_000
+"""Most examples whose length is read; of a larger data set they are drawn by a seed."""
+
+SECONDS = 10.0
+"""Of processor time for that: what is not read by then is left to chance."""
+
+
+@final
+@dataclass(frozen=True)
+class Lookout:
+    """Some examples: the shortest and the longest, the first, the last, and others drawn at random.
+
+    together: a batch of the real size, from the shortest to the longest; alone: a few of these.
+    measured: of how many examples the length is known; 0 where all have the same by construction.
+    """
+
+    together: tuple[int, ...]
+    alone: tuple[int, ...]
+    measured: int
+
+    @staticmethod
+    def over(examples: Examples, seed: int = 0) -> "Lookout":
+        """Choose them, the same for the same data set."""
+        total = len(examples)
+        size = min(total, max(examples.batch_size, TOGETHER))
+        order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+        lengths = lengths_of(examples, order)
+        by_length = sorted(lengths, key=lambda index: (lengths[index], index))
+        kinds = [by_length, by_length[::-1], range(total), range(total - 1, -1, -1), order]
+        chosen = _in_turn([kind for kind in kinds if kind], size)
+        together = sorted(chosen, key=lambda index: (lengths.get(index, 0), index))
+        return Lookout(tuple(together), tuple(chosen[:ALONE]), len(lengths))
+
+
+def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:
+    """How long examples are; nothing where all are alike by construction, since they could not be stacked otherwise.
+
+    A data set with a method `length_of(index)` is asked; of any other the items are read.
+
+    Raises:
+        DataError: an example cannot be read.
+    """
+    data = examples.data
+    if type(data) is TensorDataset or isinstance(data, (Tensor, np.ndarray)):
+        return {}
+    if examples.collate is default_collate and not _has_text(data[0]):
+        return {}
+    ask = getattr(data, "length_of", None) or (lambda index: length(data[index]))
+    found: dict[int, int] = {}
+    until = time.process_time() + SECONDS
+    for index in order[:MEASURED]:
+        try:
+            found[index] = ask(index)
+        except Exception:  # the reader names the example, and says what is wrong with it
+            next(iter(examples.read([[index]])))
+            raise
+        if time.process_time() > until:
+            break
+    return found
+
+
+def length(item: Any) -> int:
+    """The size of an example: entries of tensors and lists, characters of texts, summed over what it consists of."""
+    if isinstance(item, Tensor):
+        return item.numel()
+    if isinstance(item, np.ndarray):
+        return item.size
+    if isinstance(item, (str, bytes)):
+        return len(item)
+    if isinstance(item, Mapping):
+        return sum(map(length, item.values()))
+    if isinstance(item, (list, tuple)):
+        return len(item) if item and isinstance(item[0], (int, float)) else sum(map(length, item))
+    return 1
+
+
+def _has_text(item: Any) -> bool:
+    """Whether an example holds text, which is stacked whatever its length."""
+    if isinstance(item, Mapping):
+        return any(map(_has_text, item.values()))
+    return any(map(_has_text, item)) if isinstance(item, (list, tuple)) else isinstance(item, (str, bytes))
+
+
+def _in_turn(kinds: Sequence[Sequence[int]], size: int) -> list[int]:
+    """`size` different indices: one of each kind, then the next of each kind, and so on."""
+    chosen: dict[int, None] = {}
+    for round_ in range(max(map(len, kinds))):
+        for kind in kinds:
+            if round_ < len(kind) and len(chosen) < size:
+                chosen.setdefault(kind[round_])
+        if len(chosen) == size:
+            break
+    return list(chosen)

@@ -1,0 +1,78 @@
+"""Is it the same twice: the examples when they are read again, and their losses when they are evaluated again."""
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagetrace.checks.rounding import Rounding
+from stagetrace.errors import DataError
+from stagetrace.stages.data import Batch
+from stagetrace.stages.fingerprint import digest
+from stagetrace.stages.risk import Risk
+
+
+def examples_repeat(risk: Risk, indices: tuple[int, ...]) -> str:
+    """Refuse examples that differ between two reads.
+
+    Raises:
+        DataError: with the first such example.
+    """
+    first, second = (next(iter(risk.examples.read([list(indices)]))) for _ in range(2))
+    if digest(first.content) == digest(second.content):
+        return f"{len(indices)} examples read twice are the same"
+    for index in indices:
+        one, other = (next(iter(risk.examples.read([[index]]))) for _ in range(2))
+        if digest(one.content) != digest(other.content):
+            break
+    else:
+        index = indices[0]
+    raise DataError(
+        f"{risk.where}: example {index} differs between two reads of the data set (random augmentation or masking?); "
+        "return the same item for the same index: transform without randomness, or draw with a seed per index"
+    )
+
+
+def losses_repeat(risk: Risk, batch: Batch, rounding: Rounding) -> str:
+    """Refuse losses that differ between two evaluations of the same examples at the same parameters.
+
+    Raises:
+        DataError: with the first such example, and what was drawn from.
+    """
+    before = _sources()
+    first = _losses(risk, batch)
+    drawn = [name for name, state in _sources().items() if state != before[name]]
+    second = _losses(risk, batch)
+    gap = (first - second).abs()
+    worst = int(gap.argmax())
+    allowed = torch.zeros_like(gap) if drawn else rounding.of(first)
+    if bool((gap > allowed).any()):
+        cause = f"it draws random numbers from {' and '.join(drawn)}" if drawn else "it keeps a state, or draws"
+        raise DataError(
+            f"{risk.where}: the loss is random: two evaluations of example {batch.indices[worst]} with the same "
+            f"parameters gave {float(first[worst]):.6g} and {float(second[worst]):.6g} ({cause}); the derivative of "
+            "one draw is not that of the next: draw the noise from a generator seeded by the example, as a part of the "
+            "data set, or switch it off (functional dropout: training=self.training)"
+        )
+    if float(gap.max()):
+        return f"the same losses twice, to {float(gap.max()):.1e}"
+    return "the same losses twice"
+
+
+def _losses(risk: Risk, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return risk.losses(risk.own_values, risk.inherited_values, batch)
+
+
+def _sources() -> dict[str, object]:
+    """The states of the global generators, from which a loss can draw without being handed one."""
+    states: dict[str, object] = {
+        "torch": bytes(torch.get_rng_state().numpy()),
+        "NumPy": np.random.get_state(legacy=False)["state"]["key"].tobytes()
+        + str(np.random.get_state(legacy=False)["state"]["pos"]).encode(),
+        "Python's random": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["torch.cuda"] = tuple(bytes(state.numpy()) for state in torch.cuda.get_rng_state_all())
+    return states

@@ -1,0 +1,90 @@
+"""The checks of one set of losses, in order: what a later one relies on comes before it."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from stagetrace.checks.dependence import depends_on_its_model_only
+from stagetrace.checks.derivative import gradient_is_the_derivative
+from stagetrace.checks.double import in_double
+from stagetrace.checks.finding import Finding, Level
+from stagetrace.checks.independence import losses_are_their_own
+from stagetrace.checks.lookout import Lookout
+from stagetrace.checks.repeats import examples_repeat, losses_repeat
+from stagetrace.checks.rounding import Rounding
+from stagetrace.checks.second import second_derivative_is_right
+from stagetrace.curvature.rounding import RoundedTo
+from stagetrace.stages.labelled import check_some_labelled
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.risk import Risk, check_finite
+
+QUERY = "query"
+"""How findings name the query; no curvature is taken of it."""
+
+
+def verify_problem(problem: Problem) -> list[Finding]:
+    """`verify` for a stage's own examples."""
+    return verify(problem.risk, problem.name)
+
+
+def verify_query(risk: Risk) -> list[Finding]:
+    """`verify` for a query's examples."""
+    return verify(risk, QUERY)
+
+
+def verify(risk: Risk, where: str) -> list[Finding]:
+    """Look at some examples, their losses and the derivative of these, before anything is built on them.
+
+    A few batches are evaluated, whatever the size of the data set. What fails is refused; what cannot be judged, and a
+    backward that is not the derivative, is among the findings.
+
+    where: how the findings name it: a stage's name, or "query".
+
+    Raises:
+        DataError: an example differs between two reads; the losses are not one per example; one is NaN or infinite;
+            they are random; an example's loss depends on what else is in its batch.
+        DescriptionError: the loss depends on tensors that are no parameters of the model it is handed.
+        DifferentiationError: the loss depends on parameters in which its gradient is zero.
+    """
+    with torch.random.fork_rng(devices=[]):  # a loss that draws is refused, and has drawn nothing from the caller
+        return _looked_at(risk, where)
+
+
+def _looked_at(risk: Risk, where: str) -> list[Finding]:
+    findings: list[Finding] = []
+
+    def look(what: str, check: Callable[[], tuple[Level, str] | str]) -> None:
+        started = time.perf_counter()
+        found = check()
+        level, text = (Level.OK, found) if isinstance(found, str) else found
+        findings.append(Finding(where, what, level, text, time.perf_counter() - started))
+
+    started = time.perf_counter()
+    lookout = Lookout.over(risk.examples)
+    chosen = time.perf_counter() - started
+    findings.append(Finding(where, "examples", Level.OK, _chosen(lookout, len(risk.examples)), chosen))
+    look("reading", lambda: examples_repeat(risk, lookout.together))
+    check_some_labelled(risk, list(lookout.together))
+    batch = next(iter(risk.read([list(lookout.together)])))
+    with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
+        outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
+        losses = risk.reduce(outputs, batch)
+    check_finite(losses, batch.indices, risk.where)
+    rounding = Rounding.of_outputs(outputs, seen.coarsest)
+    look("repetition", lambda: losses_repeat(risk, batch, rounding))
+    look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout.alone, rounding))
+    few = next(iter(risk.read([list(lookout.alone)])))
+    look("dependence", lambda: depends_on_its_model_only(risk, few))
+    judged = in_double(risk, few) or (risk, few)
+    look("derivative", lambda: gradient_is_the_derivative(*judged))
+    if where != QUERY and findings[-1].level is Level.OK:
+        look("second derivative", lambda: second_derivative_is_right(*judged))
+    return findings
+
+
+def _chosen(lookout: Lookout, total: int) -> str:
+    text = f"{len(lookout.together):,} of {total:,} examples looked at: first, last, and at random"
+    if not lookout.measured:
+        return text
+    return f"{text}; shortest and longest of {lookout.measured:,}"

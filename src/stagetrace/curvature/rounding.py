@@ -1,0 +1,57 @@
+"""How coarsely a model computes: the dtype of its parameters is not always that of its arithmetic.
+
+Many models take their norms or their attention weights in single precision whatever their parameters are, and some
+compute in half precision inside. What they give is then rounded as that dtype rounds, and a check that goes by the
+parameters' dtype finds faults that are none.
+"""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk
+
+
+def coarsest(risk: Risk, batch: Batch) -> torch.dtype:
+    """The coarsest dtype that a result of finer numbers is rounded to in a forward pass; else the parameters' own.
+
+    Constants of a coarser dtype do not count: a sum with finer numbers is as fine as those.
+    """
+    seen = RoundedTo(risk.own.dtype)
+    with torch.no_grad(), seen:
+        risk.losses(risk.own_values, risk.inherited_values, batch)
+    return seen.coarsest
+
+
+@final
+class RoundedTo(TorchDispatchMode):
+    """Notes the coarsest floating-point dtype of a result that has a finer argument."""
+
+    def __init__(self, finest: torch.dtype) -> None:
+        super().__init__()
+        self.coarsest = finest
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        given = _rounding((args, kwargs))
+        for dtype in _floating(results):
+            if torch.finfo(dtype).eps > max(given, torch.finfo(self.coarsest).eps) and given:
+                self.coarsest = dtype
+        return results
+
+
+def _floating(values: Any) -> set[torch.dtype]:
+    """Floating-point dtypes of tensors of more than one number: a lone number is a constant or a count."""
+    tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+    return {tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.numel() > 1}
+
+
+def _rounding(values: Any) -> float:
+    """The rounding of the finest tensor; 0 where there is none."""
+    return min((torch.finfo(dtype).eps for dtype in _floating(values)), default=0.0)

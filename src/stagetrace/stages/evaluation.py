@@ -1,0 +1,66 @@
+"""A model as a function of its parameters: other values are put in the places of its own while it is called."""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
+
+
+class _Place(NamedTuple):
+    """Where a module holds a parameter, and the one name by which that parameter is known."""
+
+    holder: dict[str, Tensor | None]
+    key: str
+    name: str
+
+
+@final
+class Evaluation:
+    """A model as a function of named parameters; the ones not given keep their values, as constants.
+
+    A parameter is swapped by identity, in each place that holds it: tied weights, and a module that is reachable under
+    two names, stay one. (`torch.func.functional_call` swaps by name, and leaves a swapped tensor behind where a module
+    has two.) The model is the library's own copy, and is as it was after each call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
+        self._constants = {name: plain_tensor(parameter) for name, parameter in model.named_parameters()}
+        known = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._places = [
+            _Place(module._parameters, key, known[id(parameter)])  # pyright: ignore[reportPrivateUsage]
+            for module in model.modules()
+            for key, parameter in module._parameters.items()  # pyright: ignore[reportPrivateUsage]
+            if parameter is not None
+        ]
+
+    def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """`function(model, *arguments)` at these values of the parameters."""
+        with self._at({**self._constants, **params}), differentiable_kernels(**self._kernels):
+            return function(self.model, *arguments)
+
+    @contextmanager
+    def _at(self, values: Mapping[str, Tensor]) -> Generator[None]:
+        own = [holder[key] for holder, key, _ in self._places]
+        for holder, key, name in self._places:
+            holder[key] = values[name]
+        try:
+            yield
+        finally:
+            for (holder, key, _), parameter in zip(self._places, own, strict=True):
+                holder[key] = parameter
+
+
+def plain_tensor(parameter: Tensor) -> Tensor:
+    """The values without a history, sharing memory; a copy of what was made under `torch.inference_mode`, which no
+    derivative may touch.
+    """
+    if not parameter.is_inference():
+        return parameter.detach()
+    with torch.inference_mode(False):
+        return parameter.clone().detach()
