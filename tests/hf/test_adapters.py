@@ -125,7 +125,9 @@ def test_the_derivative_of_a_weight_s_norm_is_taken_too():
 def test_an_adapter_that_the_model_added_itself_is_one():
     """`model.add_adapter(...)` of transformers makes no `PeftModel`: the same scores."""
     base, settings = classifier(), peft.LoraConfig(r=2, target_modules=["query", "value"])
-    native, wrapped = copy.deepcopy(base), peft.get_peft_model(copy.deepcopy(base), settings)
+    torch.manual_seed(1)
+    wrapped, native = peft.get_peft_model(copy.deepcopy(base), settings), copy.deepcopy(base)
+    torch.manual_seed(1)
     native.add_adapter(settings)
     stirred(native), stirred(wrapped)
     values = []
@@ -159,8 +161,7 @@ class TestMergedAdapters:
         base, first, two = self.chain()
         before = {name: p.clone() for name, p in two.named_parameters()}
         second = hf.stage("second", two, ROWS[::-1], after=first, weight_decay=0.4)
-        assert isinstance(second.link, Frozen)
-        kept = set(second.link.pairs.values())
+        kept = set(Chain(base, first, second)["second"].kept.values())
         assert {name for name in own_names(first.model) if "lora_" in name} <= kept
         batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
         torch.testing.assert_close(second.loss.outputs(second.model, batch), second.loss.outputs(two, batch))
@@ -300,28 +301,47 @@ class TestGrownVocabulary:
 
 
 class TestSoftPrompts:
-    """Vectors before the text: its losses, without the prompt's own logits."""
+    """Vectors before the text: those in every layer leave the logits alone, those in front do not."""
+
+    @staticmethod
+    def both(settings: Any) -> tuple[Any, Any]:
+        base = tiny.model("GPT2LMHeadModel", n_positions=24, use_cache=False)
+        return base.double(), stirred(peft.get_peft_model(copy.deepcopy(base), settings))
+
+    def test_prefixes_have_the_model_s_own_loss(self):
+        base, after = self.both(peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+        rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
+        first = hf.stage("first", base, rows)
+        second = hf.stage("second", after, rows, after=first)
+        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
+        losses = second.loss.losses(second.loss.outputs(after, batch), batch)
+        alone = [after(**{k: torch.tensor([v]) for k, v in row.items()}).loss.double() for row in second.data]
+        torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
+        pairs = second.link.pairs  # pyright: ignore[reportOptionalMemberAccess]
+        assert set(pairs.values()) == {n for n, _ in base.named_parameters()}
 
     @pytest.mark.parametrize(
         "settings",
         [
             peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
             peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, encoder_hidden_size=3),
-            peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
         ],
-        ids=["prompt", "p-tuning", "prefix"],
+        ids=["prompt", "p-tuning"],
     )
-    def test_an_example_s_loss_is_the_model_s_own(self, settings: Any):
-        base = tiny.model("GPT2LMHeadModel", n_positions=24, use_cache=False)
-        after = stirred(peft.get_peft_model(copy.deepcopy(base), settings))
-        rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
-        first = hf.stage("first", base.double(), rows)
-        second = hf.stage("second", after, rows, after=first)
-        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
-        losses = second.loss.losses(second.loss.outputs(after, batch), batch)
-        alone = [after(**{k: torch.tensor([v]) for k, v in row.items()}).loss.double() for row in second.data]
-        torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
-        assert set(second.link.pairs.values()) == {n for n, _ in base.named_parameters()}  # pyright: ignore[reportOptionalMemberAccess]
+    def test_prompts_in_front_are_refused_and_what_is_to_be_typed_is_their_loss(self, settings: Any):
+        _, after = self.both(settings)
+        rows = [{"input_ids": [5, 6, 7, 8]}]
+        with pytest.raises(DescriptionError, match=r"no ready-made loss of tokens behind a soft prompt .*objective="):
+            hf.stage("s", after, rows)
+
+        def losses(model: Any, batch: Any) -> torch.Tensor:
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logits = model(**inputs).logits[:, -batch["labels"].shape[1] - 1 : -1]
+            return torch.nn.functional.cross_entropy(logits.mT, batch["labels"], reduction="none").mean(dim=1)
+
+        stage = hf.stage("s", after, rows, objective=losses)
+        batch = stage.collate(list(stage.data))  # pyright: ignore[reportOptionalCall]
+        torch.testing.assert_close(losses(after, batch)[0], after(**batch).loss.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_seq2seq_has_no_ready_made_loss():

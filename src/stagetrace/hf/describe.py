@@ -14,7 +14,7 @@ from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.prompts import behind_prompt
+from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.sentences import Reader, Sentences, first_row
 from stagetrace.hf.signature import takes
 from stagetrace.hf.task import Reduction, Task, objective_of, task_of
@@ -78,14 +78,14 @@ def stage(
     where = f"stage '{name}'"
     loaded = load(model, where)
     task = task_of(loaded.model, objective, where)
+    if objective is None and task.of_tokens:
+        check_prompt(loaded.model, where)
     reader = _reader(data, loaded, task, tokenizer, masking or Masking(), text, label, max_length, where)
     trained, found = (loaded.model, link) if after is None else link_to(loaded.model, after, link, alpha, where)
     described = Stage(
         name,
         model=trained,
-        objective=behind_prompt(objective_of(task, reduction), loaded.model, where, task.of_tokens)
-        if objective is None
-        else objective,
+        objective=objective_of(task, reduction) if objective is None else objective,
         data=Sentences(data, reader, loaded.notices),
         link=found,
         weight_decay=weight_decay,
@@ -96,7 +96,7 @@ def stage(
     if task is Task.CAUSAL and objective is None:
         _check_looks_back_only(described)
     if objective is None:
-        check_own_loss(described, task, behind_prompt(objective_of(task, "mean"), loaded.model, where, task.of_tokens))
+        check_own_loss(described, task, objective_of(task, "mean"))
     return described
 
 

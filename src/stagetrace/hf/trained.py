@@ -8,7 +8,7 @@ import torch
 from stagetrace.errors import refuse
 from stagetrace.hf.ownloss import Own
 from stagetrace.hf.packages import package
-from stagetrace.hf.prompts import behind_prompt
+from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.task import Reduction, Task, objective_of
 from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives import Objective
@@ -62,7 +62,7 @@ def loss_of(trainer: Any, task: Task, model: Any, where: str) -> Callable[[Reduc
     """Reduction over an example's tokens -> the loss as the Trainer computed it, its smoothed labels included.
 
     Raises:
-        DescriptionError: smoothed labels for a loss that has no classes.
+        DescriptionError: smoothed labels for a loss that has no classes; a soft prompt.
     """
     factor = trainer.args.label_smoothing_factor if trainer.label_smoother is not None else 0.0
     if factor and task not in SMOOTHED:
@@ -70,9 +70,11 @@ def loss_of(trainer: Any, task: Task, model: Any, where: str) -> Callable[[Reduc
             f"{where}: the Trainer smoothed its labels (label_smoothing_factor={factor}), but a {task} has no classes"
         )
 
+    if task.of_tokens:
+        check_prompt(model, where)
+
     def of(reduction: Reduction) -> Objective:
-        plain = Smoothed(factor, task is Task.CAUSAL, reduction) if factor else objective_of(task, reduction)
-        return behind_prompt(plain, model, where, task.of_tokens)
+        return Smoothed(factor, task is Task.CAUSAL, reduction) if factor else objective_of(task, reduction)
 
     return of
 

@@ -1,6 +1,7 @@
 """Losses of tokens as a Trainer adds them up: every token weighs the same, or labels are smoothed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from stagetrace.errors import refuse
 from stagetrace.objectives import Objective
-from stagetrace.objectives.batches import call, targets_of
+from stagetrace.objectives.batches import targets_of
+from stagetrace.objectives.forward import call
+from stagetrace.objectives.objective import Checks, CountsLabels
 from stagetrace.objectives.tokens import IGNORED
 
 
@@ -42,6 +45,15 @@ class PerToken:
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self.objective.losses(outputs, batch) / self.tokens
+
+    def check(self, batch: Any, shape: Sequence[int]) -> None:
+        """Refuse labels that the summed loss refuses."""
+        if isinstance(self.objective, Checks):
+            self.objective.check(batch, shape)
+
+    def labelled(self, batch: Any) -> int:
+        """How many tokens of the batch are predicted."""
+        return self.objective.labelled(batch) if isinstance(self.objective, CountsLabels) else len(targets_of(batch))
 
 
 @final
@@ -84,3 +96,8 @@ class Smoothed:
         )
         total, count = each.sum(dim=1), (labels != IGNORED).sum(dim=1).clamp_min(1)
         return total if self.reduction == "sum" else total / count
+
+    def labelled(self, batch: Any) -> int:
+        """How many labels of the batch are predicted."""
+        labels = targets_of(batch)
+        return int(((labels[:, 1:] if self.shifted else labels) != IGNORED).sum())
