@@ -301,7 +301,7 @@ def test_mixed_precision_comes_off(how: str, tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # the names of what is called here change in transformers
 def test_checkpointed_models_are_traced_as_they_are(tmp_path: Path):
-    """The hook that checkpointing puts on embeddings marks outputs for a gradient, which no trace allows."""
+    """Checkpointing left on, and its hook on the embeddings, change no score."""
     made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2))
     made.model.gradient_checkpointing_enable()
     made.model.enable_input_require_grads()

@@ -48,24 +48,31 @@ def check_own_loss(stage: Stage, task: Task, objective: Objective, own: Own = ow
         DescriptionError: with both losses.
     """
     indices = _ends(len(stage.examples))
+    dtype = next(stage.evaluated.parameters()).dtype  # a model that has no plain form is refused here
     with torch.no_grad(), quiet():
         for chosen in (*([index] for index in indices), indices):
-            (read,) = stage.examples.read([chosen])
-            model = stage.evaluated
-            first = next(model.parameters())
-            batch: Any = place(read.content, first.dtype, first.device)
-            if not isinstance(batch, dict) or "labels" not in batch:
-                return
             try:
-                theirs = own(model, dict(batch))
-            except Exception:  # a model without a loss for these labels: then there is nothing to hold against
+                found = _both(stage, chosen, task, objective, own)
+            except Exception:  # no loss for these labels, or examples that are refused when they are used
                 return
-            if not isinstance(theirs, Tensor) or theirs.numel() != 1 or not bool(torch.isfinite(theirs)):
-                continue
-            counts = counted(batch, task).to(torch.float64)
-            losses = objective.losses(objective.outputs(model, batch), batch).double()
-            ours = float((losses * counts).sum() / counts.sum().clamp_min(1))
-            _compare(ours, float(theirs), chosen, first.dtype, stage, objective, who)
+            if found is not None:
+                _compare(*found, chosen, dtype, stage, objective, who)
+
+
+def _both(
+    stage: Stage, chosen: Sequence[int], task: Task, objective: Objective, own: Own
+) -> tuple[float, float] | None:
+    """The stage's loss of some examples and the other, None where there is no other."""
+    (read,) = stage.examples.read([chosen])
+    model = stage.evaluated
+    first = next(model.parameters())
+    batch: Any = place(read.content, first.dtype, first.device)
+    theirs = own(model, dict(batch))
+    if not isinstance(theirs, Tensor) or theirs.numel() != 1 or not bool(torch.isfinite(theirs)):
+        return None
+    counts = counted(batch, task).to(torch.float64)
+    losses = objective.losses(objective.outputs(model, batch), batch).double()
+    return float((losses * counts).sum() / counts.sum().clamp_min(1)), float(theirs)
 
 
 def _ends(total: int) -> Sequence[int]:
