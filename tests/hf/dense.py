@@ -88,9 +88,10 @@ def scores(
         ours = list(kept)
         direct, mixed = flat_gradient(question, second.values(ours)), second_derivatives(second, ours)
         for name, piece in pieces(direct - mixed.T @ adjoint, second, ours).items():
-            gradient[kept[name]] += piece
+            if kept[name] in gradient:  # else a constant of the first stage
+                gradient[kept[name]] += piece
     for name, piece in pieces(2 * alpha * adjoint, second, second.own).items():
-        if name in moved:
+        if name in moved and moved[name] in gradient:
             gradient[moved[name]] += piece
     before = second_derivatives(first, first.own) + first.decay * torch.eye(size(first, first.own)).double()
     adjoint_before = torch.linalg.solve(before, torch.cat(list(gradient.values())))

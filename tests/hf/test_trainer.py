@@ -11,6 +11,7 @@ from torch import nn
 
 from stagetrace import Chain, Frozen, Lanczos, Proximal, hf, trace
 from stagetrace.errors import DescriptionError, StagetraceWarning
+from stagetrace.objectives import Classification
 from stagetrace.stages.coverage import notices
 from tests.hf import tiny
 
@@ -62,8 +63,10 @@ def test_two_trainers_are_a_chain(tmp_path: Path):
     assert isinstance(second.link, Proximal)
     assert (second.link.alpha, first.weight_decay, second.weight_decay) == (0.5, 0.1, 0.0)
     query = hf.query(tokenised(2).select(range(3)), stage=second)
-    with pytest.warns(StagetraceWarning, match="the Trainer drew masks anew in every epoch"):
+    with pytest.warns(StagetraceWarning) as said:
         result = trace(Chain(first, second), query, solver=Lanczos(damping=1.0))
+    for what in ("the Trainer drew masks anew in every epoch", "every token weighs the same"):
+        assert any(what in str(one.message) for one in said)
     assert all(bool((result[name].values != 0).all()) for name in ("first", "second"))
 
 
@@ -90,7 +93,7 @@ def test_an_example_s_loss_is_what_the_trainer_computes_for_it(kind: str, tmp_pa
         collator = transformers.DataCollatorForLanguageModeling(tiny.tokenizer(marks=False), mlm=False)
         data = tokenised(marks=False).filter(lambda row: len(row["input_ids"]) > 2)
         made = trainer(tmp_path, tiny.model("GPT2LMHeadModel"), data, collator)
-    stage = hf.from_trainer(made, "s")
+    stage = hf.from_trainer(made, "s", reduction="mean")
     (batch,) = stage.examples.read([range(len(stage.data))])
     assert "text" not in batch.content
     model = made.model.eval()
@@ -116,6 +119,15 @@ class Own(transformers.Trainer):
         return super().compute_loss(*arguments, **named)
 
 
+class OwnOfOwn(Own):
+    pass
+
+
+class OwnStep(transformers.Trainer):
+    def training_step(self, *arguments: Any, **named: Any) -> Any:
+        return super().training_step(*arguments, **named)
+
+
 def halved(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
     return nn.functional.cross_entropy(outputs.logits, labels) / 2
 
@@ -125,9 +137,10 @@ def halved(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.T
     [
         ({"cls": Own}, "Own has a compute_loss of its own; give objective="),
         ({"compute_loss_func": halved}, "a compute_loss_func of its own; give objective="),
-        ({"label_smoothing_factor": 0.1}, r"smoothed its labels \(label_smoothing_factor=0.1\); give objective="),
+        ({"cls": OwnOfOwn}, "OwnOfOwn has a compute_loss of its own.*objective=stagetrace.objectives.NextToken"),
+        ({"cls": OwnStep}, "OwnStep has a training_step of its own"),
     ],
-    ids=["compute_loss", "compute_loss_func", "smoothing"],
+    ids=["compute_loss", "compute_loss_func", "inherited", "training_step"],
 )
 def test_another_loss_is_refused_until_it_is_given(settings: dict[str, Any], says: str, tmp_path: Path):
     made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), **settings)
@@ -159,3 +172,178 @@ def test_collators_that_draw_whole_words_are_refused(tmp_path: Path):
     made.data_collator.whole_word_mask = True
     with pytest.raises(DescriptionError, match="draws masks of its own kind"):
         hf.from_trainer(made, "s")
+
+
+LENGTHS = (4, 9, 5, 12, 3, 8)
+
+
+def of_next_tokens(folder: Path, model: Any = None, **settings: Any) -> Any:
+    rows = [{"input_ids": [5 + (i + j) % 12 for j in range(length)]} for i, length in enumerate(LENGTHS)]
+    collator = transformers.DataCollatorForLanguageModeling(tiny.tokenizer(marks=False), mlm=False)
+    model = tiny.model("LlamaForCausalLM") if model is None else model
+    return trainer(folder, model, datasets.Dataset.from_list(rows), collator, **settings)
+
+
+def whole(made: Any, stage: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stage's mean loss, and the Trainer's of a step over all examples."""
+    (batch,) = stage.examples.read([range(len(stage.data))])
+    with torch.no_grad():
+        ours = stage.loss.losses(stage.loss.outputs(stage.evaluated, batch.content), batch.content).mean()
+        items = (batch.content["labels"][:, 1:] != -100).sum()
+        return ours, made.compute_loss(stage.evaluated, dict(batch.content), num_items_in_batch=items)
+
+
+class TestHowTokensAreWeighed:
+    """The mean of the stage's losses is what the Trainer minimised."""
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    def test_every_token_alike_as_in_a_step_of_several_examples(self, smoothing: float, tmp_path: Path):
+        made = of_next_tokens(tmp_path, label_smoothing_factor=smoothing)
+        stage = hf.from_trainer(made, "s")
+        torch.testing.assert_close(*whole(made, stage), rtol=1e-5, atol=1e-6)
+        assert any("every token weighs the same" in said and "reduction='mean'" in said for said in notices(stage))
+        assert f"tokens={(sum(LENGTHS) - len(LENGTHS)) / len(LENGTHS)!r}" in repr(stage.objective)
+        mean, sum_ = (hf.from_trainer(made, "s", reduction=reduction) for reduction in ("mean", "sum"))
+        assert abs(float(whole(made, mean)[0]) - float(whole(made, stage)[0])) > 1e-3
+        torch.testing.assert_close(whole(made, sum_)[0], whole(made, stage)[0] * stage.objective.tokens)
+
+    def test_every_example_alike_where_a_step_had_one(self, tmp_path: Path):
+        made = of_next_tokens(tmp_path / "a", gradient_accumulation_steps=2)
+        made.args.per_device_train_batch_size = 1
+        assert "PerToken" in repr(hf.from_trainer(made, "s").objective), "tokens are counted over accumulated batches"
+        made.args.gradient_accumulation_steps = 1
+        stage = hf.from_trainer(made, "s")
+        assert repr(stage.objective) == "NextToken(reduction='mean')"
+        assert any("one example in a step" in said for said in notices(stage))
+
+    def test_every_example_alike_where_batches_are_of_like_lengths(self, tmp_path: Path):
+        made = of_next_tokens(tmp_path)
+        made.args.train_sampling_strategy = "group_by_length"
+        assert repr(hf.from_trainer(made, "s").objective) == "NextToken(reduction='mean')"
+
+    def test_a_loss_that_ignores_the_step_s_tokens_is_averaged_over_a_batch(self, tmp_path: Path):
+        made = of_masks(tmp_path, mlm_probability=0.5)
+        made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps = 1, 4
+        taken = "PerToken" in repr(hf.from_trainer(made, "s").objective)
+        batch = made.data_collator([{"input_ids": [2, 7, 8, 3]}])
+        with torch.no_grad():
+            batch["labels"] = batch["input_ids"]
+            one, two = (float(made.compute_loss(made.model, dict(batch), num_items_in_batch=n)) for n in (4, 8))
+        assert taken == (one != two)
+
+    def test_smoothed_classes_are_the_trainer_s(self, tmp_path: Path):
+        made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), label_smoothing_factor=0.3)
+        stage = hf.from_trainer(made, "s")
+        (batch,) = stage.examples.read([range(len(stage.data))])
+        with torch.no_grad():
+            ours = stage.loss.losses(stage.loss.outputs(stage.evaluated, batch.content), batch.content).mean()
+            torch.testing.assert_close(ours, made.compute_loss(stage.evaluated, dict(batch.content)))
+        assert repr(stage.objective).startswith("Smoothed(factor=0.3")
+
+
+class Weighted(transformers.BertForSequenceClassification):
+    """A model whose own loss weighs the classes."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **named: Any) -> Any:
+        out = super().forward(input_ids, attention_mask=attention_mask, **named)
+        if labels is not None:
+            out.loss = nn.functional.cross_entropy(out.logits, labels, weight=torch.tensor([1.0, 9.0]))
+        return out
+
+
+def balanced() -> Any:
+    """Experts whose use is balanced by a term of the loss."""
+    settings = transformers.MixtralConfig(
+        vocab_size=tiny.SIZE, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=3, output_router_logits=True, router_aux_loss_coef=0.5,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(settings)
+
+
+def with_a_loss_function(model: Any) -> Any:
+    model.loss_function = lambda logits, labels, **_: logits.square().mean()
+    return model
+
+
+@pytest.mark.parametrize("make", [balanced, lambda: with_a_loss_function(tiny.model("LlamaForCausalLM"))])
+def test_a_model_s_own_loss_of_tokens_is_refused_until_it_is_given(make: Any, tmp_path: Path):
+    made = of_next_tokens(tmp_path, make())
+    with pytest.raises(DescriptionError, match=r"the Trainer computes another loss than NextToken.*give objective="):
+        hf.from_trainer(made, "s")
+    with pytest.raises(DescriptionError, match=r"the model computes another loss than NextToken.*give objective="):
+        hf.stage("s", made.model, made.train_dataset)
+
+
+def test_a_model_s_own_loss_of_classes_is_refused_until_it_is_given(tmp_path: Path):
+    model = Weighted(tiny.config("bert")).eval()
+    made = trainer(tmp_path, model, tokenised(2))
+    with pytest.raises(
+        DescriptionError, match=r"the Trainer computes another loss than Classification.*give objective="
+    ):
+        hf.from_trainer(made, "s")
+
+
+@pytest.mark.parametrize("how", ["bf16", "plain"])
+def test_mixed_precision_comes_off(how: str, tmp_path: Path):
+    """accelerate leaves a `forward` that rounds to sixteen bits on the model; the user's own keeps it."""
+    settings = {"bf16": True} if how == "bf16" else {}
+    made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), **settings)
+    assert ("forward" in vars(made.model)) == (how == "bf16")
+    stage = hf.from_trainer(made, "s")
+    plain = tiny.model("BertForSequenceClassification")
+    plain.load_state_dict(made.model.state_dict())
+    (batch,) = stage.examples.read([range(4)])
+    with torch.no_grad():
+        assert torch.equal(stage.loss.outputs(stage.evaluated, batch.content), stage.loss.outputs(plain, batch.content))
+    assert ("forward" in vars(made.model)) == (how == "bf16")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the names of what is called here change in transformers
+def test_checkpointed_models_are_traced_as_they_are(tmp_path: Path):
+    """Checkpointing left on, and its hook on the embeddings, change no score."""
+    made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2))
+    made.model.gradient_checkpointing_enable()
+    made.model.enable_input_require_grads()
+    stage = hf.from_trainer(made, "s")
+    made.model.disable_input_require_grads()
+    made.model.gradient_checkpointing_disable()
+    plain = hf.from_trainer(made, "s")
+    query = hf.query(tokenised(2).select(range(2)), stage=stage)
+    values = [trace(Chain(one), query, solver=Lanczos(damping=1.0))["s"].values for one in (stage, plain)]
+    torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: setattr(t, "is_deepspeed_enabled", True), r"used DeepSpeed.*trainer.save_model\(folder\)"),
+        (lambda t: setattr(t, "is_fsdp_enabled", True), r"used FSDP.*trainer.save_model\(folder\)"),
+        (
+            lambda t: setattr(t, "data_collator", transformers.DataCollatorWithFlattening()),
+            "DataCollatorWithFlattening makes one row of all examples.*reduction='sum'",
+        ),
+        (lambda t: setattr(t, "compute_loss", t.compute_loss), "has a compute_loss of its own"),
+    ],
+    ids=["deepspeed", "fsdp", "packed", "patched"],
+)
+def test_what_cannot_be_traced_says_what_to_type(spoil: Any, says: str, tmp_path: Path):
+    made = of_next_tokens(tmp_path)
+    spoil(made)
+    with pytest.raises(DescriptionError, match=f"stage 's': .*{says}"):
+        hf.from_trainer(made, "s")
+
+
+def test_rows_of_images_need_no_tokenizer(tmp_path: Path):
+    settings = transformers.ViTConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4, image_size=4, patch_size=2,
+        num_channels=1, num_labels=2,
+    )  # fmt: skip
+    rows = [{"pixel_values": torch.randn(1, 4, 4), "labels": i % 2} for i in range(4)]
+    model = transformers.ViTForImageClassification(settings)
+    made = trainer(tmp_path, model, rows, transformers.default_data_collator)
+    with pytest.raises(DescriptionError, match=r"no ready-made loss for ViTForImageClassification.*objective="):
+        hf.from_trainer(made, "s")
+    stage = hf.from_trainer(made, "s", objective=Classification())
+    result = trace(Chain(stage), hf.query(rows[:1], stage=stage), solver=Lanczos(damping=1.0))
+    assert bool((result["s"].values != 0).all())

@@ -11,8 +11,10 @@ from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import is_packed, without_cache
+from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
 from stagetrace.hf.said import said_of, said_of_one_logit
@@ -79,6 +81,8 @@ def stage(
     where = f"stage '{name}'"
     loaded = load(model, where)
     task = task_of(loaded.model, objective, where)
+    if objective is None and task.of_tokens:
+        check_prompt(loaded.model, where)
     reader, notices, used = _read(
         data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, where
     )
@@ -97,6 +101,8 @@ def stage(
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
     check_fits(described, task)
+    if objective is None:
+        check_own_loss(described, reader.task, objective_of(reader.task, "mean"))
     return described
 
 

@@ -1,13 +1,17 @@
 """The link from a stage to the one before it, found from names and values."""
 
 import copy
+import warnings
 from collections.abc import Collection
 from typing import Any, Literal
 
 from torch import nn
 
-from stagetrace.errors import DescriptionError, refuse
-from stagetrace.hf.sharing import shared
+from stagetrace.errors import DescriptionError, StagetraceWarning, refuse
+from stagetrace.hf.merged import with_adapters_apart
+from stagetrace.hf.names import plain_names
+from stagetrace.hf.sharing import Shared, shared
+from stagetrace.hf.vocabulary import with_common_rows
 from stagetrace.stages.links import Frozen, Link, Proximal
 from stagetrace.stages.stage import Stage
 
@@ -18,23 +22,55 @@ def link_to(
     """The link, and the model with what it kept marked as kept.
 
     All shared values unchanged: `Frozen`. Otherwise `Proximal`, and the unchanged tensors require no gradient: a tensor
-    that training does not change at all was not trained.
+    that training does not change at all was not trained. A vocabulary that grew is cut into the rows of before and
+    those that were added; adapters of the stage before that were merged since are taken apart again.
 
     Raises:
-        DescriptionError: nothing is shared.
+        DescriptionError: nothing is shared, or something is shared in a way that no link describes.
     """
     if not isinstance(after, Stage):
-        refuse(f"{where}: after= must be a Stage, the one this stage started from, got {type(after).__name__}")
+        kind = f"the name '{after}'" if isinstance(after, str) else type(after).__name__
+        refuse(
+            f"{where}: after= must be a Stage, the one this stage started from, got {kind}; describe that stage first: "
+            f"pretrain = hf.stage('pretrain', model, data), then after=pretrain"
+        )
     if link is not None:
         return model, link
     try:
+        model = with_common_rows(with_adapters_apart(model, after.model), after.model)
         found = shared(model, after)
+        _check_trained(model, found, after)
     except DescriptionError as cause:
         refuse(f"{where}: {cause}")
+    _say_reshaped(model, found, where)
     pairs = dict(found)  # a plain dict: a run is recognised by how its links read
     if not found.moved:
         return model, Frozen(pairs)
     return _without_gradient(model, found.kept), Proximal(pairs, alpha)
+
+
+def _check_trained(model: nn.Module, found: Shared, after: Stage) -> None:
+    """Refuse parameters that moved and are said to be constants."""
+    fixed = [name for name in found.moved if not model.get_parameter(name).requires_grad]
+    if fixed:
+        refuse(
+            f"'{fixed[0]}'{f' and {len(fixed) - 1} more' if len(fixed) > 1 else ''} changed since {after.where} but "
+            "has requires_grad=False; if this stage trained it, type: model.requires_grad_(True) (merge_and_unload() "
+            "leaves it off), else give the weights that this stage started from"
+        )
+
+
+def _say_reshaped(model: nn.Module, found: Shared, where: str) -> None:
+    """Warn of tensors below the heads that have another shape than before: what they learnt before is not traced."""
+    plain = plain_names(model)
+    for name, (ours, theirs) in found.reshaped.items():
+        if plain[name][0] == "base":
+            warnings.warn(
+                f"{where}: '{name}' has shape {list(ours)}, before it was {list(theirs)}, so it is not shared: what "
+                "the stage before put into it is not traced through it",
+                StagetraceWarning,
+                stacklevel=4,
+            )
 
 
 def _without_gradient(model: nn.Module, names: Collection[str]) -> nn.Module:

@@ -1,6 +1,5 @@
 """Models and tokenizers from folders, and nothing newly initialised."""
 
-import json
 import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import Any, final
 
 from stagetrace.errors import refuse
-from stagetrace.hf.packages import is_adapted, package
+from stagetrace.hf.admit import admit, unwrapped
+from stagetrace.hf.packages import is_adapted, package, quiet
+from stagetrace.hf.places import CODE, place_of, read_json, refuse_code
 from stagetrace.hf.task import Task, task_named
 
 ADAPTER = "adapter_config.json"
@@ -17,6 +18,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 ADAPTED = {"SEQ_CLS": Task.CLASSIFICATION, "TOKEN_CLS": Task.TOKENS}
 """The `task_type` of adapters that bring a new head -> the task of the class that has it."""
+
+YOURSELF = "load the model yourself and give it as model="
 
 AUTO = {Task.CLASSIFICATION: "AutoModelForSequenceClassification", Task.TOKENS: "AutoModelForTokenClassification"}
 
@@ -41,21 +44,25 @@ def load(model: Any, where: str) -> Loaded:
     an adapter's base is read likewise, and its adapters stay trainable.
 
     Raises:
-        DescriptionError: nothing to load there; files that are no safetensors; weights that are missing, of another
-            shape, or left over below the base model. A left-over head (as for next sentences in BERT's own files) is
-            said in a notice.
+        DescriptionError: nothing to load there; files that are no safetensors; code of the folder's own; weights that
+            are missing, quantised, of another shape, or left over below the base model; adapters that are not in use.
+            A left-over head (as for next sentences in BERT's own files) is said in a notice.
     """
     transformers = package("transformers")
+    model = unwrapped(model, where)
     if isinstance(model, transformers.PreTrainedModel) or is_adapted(model):
+        admit(model, where)
         return Loaded(model, ())
     if not isinstance(model, (str, Path)):
         refuse(
             f"{where}: model must be a folder written by save_pretrained, a hub name, a PreTrainedModel or a "
             f"PeftModel, got {type(model).__name__}; for other modules write Stage(...)"
         )
-    place = str(model)
-    with _quiet(transformers), _same_draws():
-        return _adapted(place, where) if (Path(place) / ADAPTER).is_file() else _plain(place, where)
+    with quiet(), _same_draws():
+        place = place_of(model, where)
+        loaded = _adapted(place, where) if (Path(place) / ADAPTER).is_file() else _plain(place, where)
+    admit(loaded.model, where)
+    return loaded
 
 
 def load_tokenizer(given: Any, places: Iterable[str], where: str) -> Any:
@@ -67,15 +74,19 @@ def load_tokenizer(given: Any, places: Iterable[str], where: str) -> Any:
     if given is not None and not isinstance(given, (str, Path)):
         return given
     transformers = package("transformers")
-    tried = [str(given)] if given is not None else list(places)
+    tried = [place_of(given, where, "tokenizer")] if given is not None else list(places)
     for place in tried:
         folder = Path(place)
         if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZERS):
             continue
-        with _quiet(transformers):
+        for name in TOKENIZERS:
+            if (folder / name).is_file():
+                settings = read_json(folder / name, where)
+                refuse_code(settings, place, where, "load the tokenizer yourself and give it as tokenizer=")
+        with quiet():
             try:
-                return transformers.AutoTokenizer.from_pretrained(place)
-            except (OSError, ValueError) as cause:
+                return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            except Exception as cause:  # whatever a broken or foreign file makes the libraries raise
                 refuse(f"{where}: no tokenizer can be loaded from {place} ({_line(cause)}); give tokenizer=")
     lies = f"none lies in {tried[0]}" if tried else "a model in memory has none"
     refuse(f"{where}: the texts need a tokenizer, and {lies}; give tokenizer=, a tokenizer or the folder of one")
@@ -90,7 +101,10 @@ def _plain(place: str, where: str) -> Loaded:
 def _adapted(place: str, where: str) -> Loaded:
     """Adapters on their base; the base may lack what the adapters' file brings, such as a new head."""
     peft, transformers = package("peft"), package("transformers")
-    settings: dict[str, Any] = json.loads((Path(place) / ADAPTER).read_text(encoding="utf-8"))
+    settings = read_json(Path(place) / ADAPTER, where)
+    refuse_code(settings, place, where, YOURSELF)
+    if settings.get("megatron_config"):
+        refuse(f"{where}: {ADAPTER} in {place} asks for a module to be imported (megatron_core); {YOURSELF}")
     saved = _saved_shapes(Path(place), where)
     base_place = settings.get("base_model_name_or_path")
     if not base_place:
@@ -98,6 +112,7 @@ def _adapted(place: str, where: str) -> Loaded:
             f"{where}: {ADAPTER} in {place} does not say which base the adapters were trained on; load it yourself and "
             "give model=PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
+    base_place = place_of(base_place, f"{where}: the base that {ADAPTER} in {place} names")
     cls, extra = _architecture(base_place, where), dict[str, Any]()
     task = ADAPTED.get(settings.get("task_type") or "")
     if task is not None and task_named(cls) is not task:  # the base is still that of an earlier task
@@ -110,7 +125,10 @@ def _adapted(place: str, where: str) -> Loaded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between the two libraries, nothing to do with the weights
         warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # checked below
-        model = peft.PeftModel.from_pretrained(base, place, is_trainable=True)
+        try:
+            model = peft.PeftModel.from_pretrained(base, place, is_trainable=True)
+        except Exception as cause:  # settings that peft does not know, weights that do not fit
+            refuse(f"{where}: the adapters in {place} cannot be put on {base_place} ({_line(cause)})")
     wanted = set(peft.get_peft_model_state_dict(model))
     if wanted != set(saved):
         refuse(f"{where}: the adapters' file in {place} has other weights than the model: {_few(wanted ^ set(saved))}")
@@ -123,8 +141,11 @@ def _saved_shapes(folder: Path, where: str) -> dict[str, list[int]]:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         refuse(f"{where}: {folder} has no {file.name}; write it by model.save_pretrained(folder)")
-    with safe_open(file, framework="pt") as weights:
-        return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except Exception as cause:
+        refuse(f"{where}: {file} is no whole safetensors file ({_line(cause)}); copy or write it again")
 
 
 def _architecture(place: str, where: str) -> Any:
@@ -139,23 +160,37 @@ def _architecture(place: str, where: str) -> Any:
                 f"{where}: {place} has no *.safetensors file, and other files may run code when they are read; write "
                 "one by model.save_pretrained(folder) after loading the model yourself, or give the loaded model"
             )
+        refuse_code(read_json(folder / "config.json", where), place, where, YOURSELF)
     try:
-        config = transformers.AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as cause:
-        refuse(f"{where}: no model can be loaded from '{place}' ({_line(cause)})")
-    names: list[str] = config.architectures or []
-    if not names or not hasattr(transformers, names[0]):
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as cause:  # whatever a broken or foreign file makes the libraries raise
+        refuse(f"{where}: no model can be loaded from '{place}' ({_line(cause)}); {YOURSELF}")
+    refuse_code({CODE: getattr(config, CODE, None)}, place, where, YOURSELF)
+    if getattr(config, "quantization_config", None):
         refuse(
-            f"{where}: config.json in {place} names the class {names[0] if names else None}, which transformers does "
-            "not have; load the model yourself and give it as model="
+            f"{where}: the weights in {place} are quantised (quantization_config), so the loss has no derivative in "
+            "them; give the folder of the model in full precision"
         )
-    return getattr(transformers, names[0])
+    names: list[str] = list(config.architectures or [])
+    if not names:
+        refuse(
+            f"{where}: config.json in {place} does not name the model's class ('architectures'); load it "
+            "yourself, e.g. transformers.AutoModelForCausalLM.from_pretrained(folder), and give it as model="
+        )
+    cls = getattr(transformers, str(names[0]), None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        refuse(
+            f"{where}: config.json in {place} names the class {names[0]}, which transformers does not have; {YOURSELF}"
+        )
+    return cls
 
 
 def _from_pretrained(cls: Any, place: str, where: str, **extra: Any) -> tuple[Any, dict[str, Any]]:
     try:
-        return cls.from_pretrained(place, use_safetensors=True, output_loading_info=True, dtype="auto", **extra)
-    except (OSError, ValueError, RuntimeError) as cause:
+        return cls.from_pretrained(
+            place, use_safetensors=True, output_loading_info=True, dtype="auto", trust_remote_code=False, **extra
+        )
+    except Exception as cause:  # whatever a broken or foreign file makes the libraries raise
         refuse(f"{where}: no {cls.__name__} can be loaded from '{place}' ({_line(cause)})")
 
 
@@ -205,21 +240,6 @@ def _same_draws() -> Generator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Generator[None]:
-    """No progress bars and no report of loaded weights: what matters in it is an error here."""
-    log = transformers.utils.logging
-    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
-    log.disable_progress_bar()
-    log.set_verbosity_error()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _few(names: Iterable[str], limit: int = 4) -> str:

@@ -1,12 +1,13 @@
 """Parameter names without what heads, prefixes and adapters make of them."""
 
-import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 from torch import nn
 
-from stagetrace.errors import refuse
-from stagetrace.hf.packages import base_of, is_adapted
+from stagetrace.hf.adapters import active_adapters, check_adapters, is_adapter, is_copied, is_of_tokens
+from stagetrace.hf.packages import base_of
+from stagetrace.hf.pieces import rows_of
 
 Plain = tuple[str, ...]
 """What a name is matched by: `("base", rest)` below the base model, whatever its prefix, else `("head", name)`."""
@@ -15,43 +16,71 @@ Plain = tuple[str, ...]
 def plain_names(model: nn.Module) -> dict[str, Plain]:
     """`{parameter: plain name}`, tied weights under each of their names.
 
-    Modules that adapters have replaced by trained copies (`original_module`) are left out: they have no part in the
-    model's output.
+    Modules that adapters have replaced by trained copies (`original_module`) and adapters that are not in use are left
+    out: they have no part in the model's output.
 
     Raises:
-        DescriptionError: several adapters are active at once.
+        DescriptionError: several adapters are active at once, or the one is not in use as it was trained.
     """
-    base, adapters = base_of(model), _active(model)
+    check_adapters(model)
+    base = base_of(model)
     wrapper = next(name for name, module in model.named_modules() if module is base)
     prefix = str(getattr(base, "base_model_prefix", "") or "")
     below = bool(prefix) and hasattr(base, prefix)  # else the model is a base model itself
+    walk = _Walk(dict(model.named_modules(remove_duplicate=False)), active_adapters(model))
     plain: dict[str, Plain] = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
-        rest = _without_adapters(name, wrapper, adapters) if adapters else name
+        rest = walk.plain(name)
         if rest is None:
             continue
-        if not prefix or (below and not rest.startswith(prefix + ".")):
+        inside = name.startswith(f"{wrapper}.") if wrapper else True
+        rest = rest.removeprefix(f"{wrapper}.") if inside else rest
+        if not inside or not prefix or (below and not rest.startswith(prefix + ".")):
             plain[name] = ("head", rest)
         else:
             plain[name] = ("base", rest.removeprefix(prefix + "."))
     return plain
 
 
-def _active(model: Any) -> list[str]:
-    """The names of the adapters in use; none for a model without adapters."""
-    if not is_adapted(model):
-        return []
-    active: list[str] = list(model.active_adapters)
-    if len(active) != 1:
-        some = ", ".join(active)
-        refuse(f"the model has {len(active)} active adapters ({some}); choose one by model.set_adapter(name)")
-    return active
+@final
+class _Walk:
+    """Follows a parameter's name from module to module, and leaves out what is not the model's own."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], active: Sequence[str]) -> None:
+        self.modules, self.active = modules, active
+        layers: list[Any] = [module for module in modules.values() if is_adapter(module)]
+        self.known = {name for layer in layers for kind in layer.adapter_layer_names for name in _keys(layer, kind)}
+
+    def plain(self, name: str) -> str | None:
+        """`base_model.model.bert.query.base_layer.weight` -> `base_model.model.bert.query.weight`; None: not in use."""
+        parts, path, kept = name.split("."), "", list[str]()
+        while parts:
+            owner, part = self.modules[path], parts.pop(0)
+            path = f"{path}.{part}".lstrip(".")
+            if is_adapter(owner) and part != "base_layer":
+                return self._of_adapter(owner, kept, part, parts)
+            if is_copied(owner):
+                if part == "original_module" or parts[0] not in self.active:
+                    return None
+                path = f"{path}.{parts.pop(0)}"
+            elif part == "parametrizations" and (rows := rows_of(owner, parts[0])) is not None:
+                attribute, number = parts[0], int(parts[1].removeprefix("original"))
+                return ".".join([*kept, attribute, *([f"rows from {sum(rows.sizes[:number])}"] if number else [])])
+            elif not (is_adapter(owner) or (is_of_tokens(owner) and part == "token_adapter")):
+                kept.append(part)
+        return ".".join(kept)
+
+    def _of_adapter(self, owner: Any, kept: list[str], part: str, rest: list[str]) -> str | None:
+        """An adapter's own parameter, its name replaced by `*`: the next stage may call it otherwise."""
+        if rest and rest[0] in self.known and rest[0] not in self.active:
+            return None
+        below, layer = 0, owner.base_layer
+        while is_adapter(layer):  # adapters around adapters: counted from the inside
+            below, layer = below + 1, layer.base_layer
+        names = ["*" if one in self.active else one for one in rest]
+        return ".".join([*kept, part, *names, *([f"around {below}"] if below else [])])
 
 
-def _without_adapters(name: str, wrapper: str, adapters: list[str]) -> str | None:
-    """`base_model.model.bert.query.base_layer.weight` -> `bert.query.weight`; None for what is not in use."""
-    if ".original_module." in name:
-        return None
-    name = name.removeprefix(f"{wrapper}.")
-    name = re.sub(r"\.base_layer(?=\.|$)", "", name)
-    return name.replace(f".modules_to_save.{adapters[0]}.", ".")
+def _keys(layer: Any, kind: str) -> list[str]:
+    found: Any = getattr(layer, kind, None)
+    return [str(name) for name in found.keys()] if hasattr(found, "keys") else []  # noqa: SIM118  (no mapping)

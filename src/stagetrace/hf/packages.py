@@ -1,5 +1,7 @@
 """Optional packages, imported when first used."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -7,6 +9,7 @@ from stagetrace.errors import DescriptionError
 
 INSTALL = {
     "transformers": "pip install 'stagetrace[hf]'",
+    "huggingface_hub": "pip install 'stagetrace[hf]'",
     "peft": "pip install 'stagetrace[hf]'",
 }
 
@@ -25,11 +28,31 @@ def package(name: str) -> Any:
         ) from cause
 
 
+def is_of(thing: object, library: str, name: str) -> bool:
+    """Whether something is an instance of a library's class, without importing the library."""
+    return any(cls.__name__ == name and cls.__module__.split(".")[0] == library for cls in type(thing).__mro__)
+
+
 def is_adapted(model: object) -> bool:
-    """Whether a model is a `peft.PeftModel`, without importing peft."""
-    return any(cls.__module__.split(".")[0] == "peft" and cls.__name__ == "PeftModel" for cls in type(model).__mro__)
+    """Whether a model is a `peft.PeftModel`."""
+    return is_of(model, "peft", "PeftModel")
 
 
 def base_of(model: Any) -> Any:
     """The transformers model: that of a `PeftModel`, or the model itself."""
     return model.get_base_model() if is_adapted(model) else model
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """No progress bars and no report of loaded weights: what matters in it is an error here."""
+    log = package("transformers").utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

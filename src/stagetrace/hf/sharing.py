@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from stagetrace.errors import refuse
+from stagetrace.hf.merged import merged_layers
 from stagetrace.hf.names import Plain, plain_names
 from stagetrace.results.sheet import Sheet
 from stagetrace.stages.links import canonical_names
@@ -87,9 +88,10 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
     parameter.
 
     Raises:
-        DescriptionError: no parameter is shared.
+        DescriptionError: no parameter is shared, or weights have the previous model's adapters merged into them.
     """
     ours_model, theirs_model = (each.model if isinstance(each, Stage) else each for each in (model, previous))
+    _check_apart(ours_model, theirs_model)
     ours, theirs = plain_names(ours_model), plain_names(theirs_model)
     our_one, their_one = canonical_names(ours_model), canonical_names(theirs_model)
     our_values, their_values = dict(ours_model.named_parameters()), dict(theirs_model.named_parameters())
@@ -119,6 +121,15 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
         _described(ours, our_values),
         _described(theirs, their_values),
     )
+
+
+def _check_apart(model: nn.Module, previous: nn.Module) -> None:
+    merged = merged_layers(model, previous)
+    if merged:
+        refuse(
+            f"the adapters of the stage before are merged into '{next(iter(merged))}'; give after= and no link=, "
+            "hf.stage(..., after=before), which takes them apart again: the names of the model change with that"
+        )
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:

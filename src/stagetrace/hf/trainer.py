@@ -1,18 +1,33 @@
 """A finished `transformers.Trainer` as a stage."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from stagetrace.errors import refuse
+from stagetrace.hf.admit import admit, unwrapped
 from stagetrace.hf.columns import Columns
 from stagetrace.hf.describe import collation_of
 from stagetrace.hf.labels import Labels
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.ownloss import check_own_loss, counted
 from stagetrace.hf.packages import base_of, package
 from stagetrace.hf.sentences import Given, Reader, Sentences, first_row
 from stagetrace.hf.signature import takes
-from stagetrace.hf.task import Reduction, Task, objective_of, task_of
+from stagetrace.hf.task import Reduction, Task, task_of
+from stagetrace.hf.trained import (
+    check_collator,
+    check_loss,
+    check_whole,
+    examples_averaged,
+    groups_by_length,
+    loss_of,
+    own_loss_of,
+)
+from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
+from stagetrace.objectives.tokens import IGNORED
 from stagetrace.stages.links import Link
 from stagetrace.stages.stage import Stage
 
@@ -29,7 +44,7 @@ def from_trainer(
     alpha: float | Literal["auto"] = 0.01,
     objective: Objective | PlainLoss | None = None,
     seed: int = 0,
-    reduction: Reduction = "mean",
+    reduction: Reduction | Literal["auto"] = "auto",
     batch_size: int = 32,
     weight_decay: float = 0.0,
     workers: int = 0,
@@ -39,10 +54,16 @@ def from_trainer(
     Masks are the exception: `DataCollatorForLanguageModeling(mlm=True)` draws them anew whenever a batch is read, so
     `Masking` of the same probabilities takes its place, and the stage says so.
 
-    Two things are not taken over from the Trainer. Its `weight_decay` shrinks some of the weights beside the gradient
+    What is not taken over from the Trainer: its `weight_decay` shrinks some of the weights beside the gradient
     (decoupled, as AdamW does): it is no term of the loss and has no curvature. `weight_decay=` here is the L2 term of a
-    loss that has one. And the Trainer averages the loss of tokens over a batch, a stage over each sentence first;
-    `reduction="sum"` weighs all tokens alike.
+    loss that has one. And what it drew at random (dropout, noise on embeddings) is left out.
+
+    A loss of tokens is weighed as the Trainer weighed it: it divides the summed loss of a step by its tokens, so each
+    token weighs the same, and an example's loss is the sum over its tokens divided by the data set's mean number.
+    With one example in a step, or batches of like lengths, that is each example's own mean. A notice says which.
+
+    The loss is compared with the Trainer's own on a few examples; another one (class weights, the balance of
+    experts) is refused until it is given.
 
     Args:
         trainer: after `trainer.train()`.
@@ -50,44 +71,63 @@ def from_trainer(
         after, link, alpha, batch_size, weight_decay, workers: as for `hf.stage`.
         objective: the loss, where the Trainer's is not that of the model's class.
         seed: of the masks.
-        reduction: a sentence's loss is the "mean" or the "sum" over its tokens.
+        reduction: a sentence's loss is the "mean" or the "sum" over its tokens; "auto" weighs tokens as was trained.
 
     Raises:
-        DescriptionError: a loss of the Trainer's own and no objective; no training data; a collator that draws.
+        DescriptionError: a loss of the Trainer's own and no objective; no training data; a collator that draws or
+            packs; a model in pieces.
     """
     where = f"stage '{name}'"
     transformers = package("transformers")
     if not isinstance(trainer, transformers.Trainer):
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
+    check_whole(trainer, where)
     if objective is None:
-        _check_loss(trainer, transformers, where)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+        check_loss(trainer, transformers, where)
+    model = unwrapped(trainer.accelerator.unwrap_model(trainer.model), where)
+    admit(model, where)
     task = task_of(model, objective, where)
     data, collate = _data(trainer, model, task, seed, where)
     trained, found = (model, link) if after is None else link_to(model, after, link, alpha, where)
-    return Stage(
+    stage = partial(
+        Stage,
         name,
         model=trained,
-        objective=objective_of(task, reduction) if objective is None else objective,
-        data=data,
         link=found,
         weight_decay=weight_decay,
         batch_size=batch_size,
         collate=collate,
         workers=workers,
     )
+    if objective is not None:
+        return stage(objective=objective, data=data)
+    loss = loss_of(trainer, task, model, where)
+    first = stage(objective=loss("mean"), data=data)
+    check_own_loss(first, task, loss("mean"), own_loss_of(trainer), "the Trainer")
+    if reduction == "auto" and task.of_tokens:
+        weighed, notice = _as_weighed(trainer, first, task, loss)
+        return stage(objective=weighed, data=Sentences(data.rows, data.reader, (*data.notices, notice)))
+    return stage(objective=loss("sum" if reduction == "sum" else "mean"), data=data)
 
 
-def _check_loss(trainer: Any, transformers: Any, where: str) -> None:
-    """Refuse a Trainer whose loss is not that of the model's class."""
-    own = "give objective=, a function losses(model, batch) -> Tensor[batch] that returns this loss for each example"
-    if type(trainer).compute_loss is not transformers.Trainer.compute_loss:
-        refuse(f"{where}: {type(trainer).__name__} has a compute_loss of its own; {own}")
-    if trainer.compute_loss_func is not None:
-        refuse(f"{where}: the Trainer has a compute_loss_func of its own; {own}")
-    smoothing = trainer.args.label_smoothing_factor
-    if smoothing:
-        refuse(f"{where}: the Trainer smoothed its labels (label_smoothing_factor={smoothing}); {own}")
+def _as_weighed(
+    trainer: Any, stage: Stage, task: Task, loss: Callable[[Reduction], Objective]
+) -> tuple[Objective, str]:
+    """The loss with tokens weighed as the Trainer weighed them, and the sentence that says so."""
+    (batch,) = stage.examples.read([range(min(2, len(stage.examples)))])
+    together = examples_averaged(trainer, stage.evaluated, batch.content)
+    if together == 1 or groups_by_length(trainer):
+        why = "one example in a step" if together == 1 else "batches of like lengths"
+        return loss("mean"), f"{stage.where}: trained with {why}, every example weighs the same, not every token"
+    total = sum(int(counted(batch.content, task).sum()) for batch in stage.examples.read(stage.examples.plan()))
+    tokens = total / len(stage.examples)
+    if not tokens:
+        refuse(f"{stage.where}: no example has a token to predict (all labels are {IGNORED}); check the labels")
+    return PerToken(loss("sum"), tokens), (
+        f"{stage.where}: every token weighs the same, as in the Trainer's steps of {together} examples: a loss is the "
+        f"sum over an example's tokens divided by {tokens:.4g}, the mean number; reduction='mean' weighs every example "
+        "the same instead"
+    )
 
 
 def _data(trainer: Any, model: Any, task: Task, seed: int, where: str) -> tuple[Sentences, Any]:
@@ -96,6 +136,7 @@ def _data(trainer: Any, model: Any, task: Task, seed: int, where: str) -> tuple[
     if rows is None:
         refuse(f"{where}: the Trainer has no train_dataset; give it the data set that it was trained on")
     first_row(rows, where)
+    check_collator(collator, trainer.args, where)
     transformers = package("transformers")
     if isinstance(collator, transformers.DataCollatorForLanguageModeling) and collator.mlm:
         if type(collator) is not transformers.DataCollatorForLanguageModeling or _masks_words(collator):
@@ -104,7 +145,7 @@ def _data(trainer: Any, model: Any, task: Task, seed: int, where: str) -> tuple[
                 "a column 'labels', and give hf.stage(..., data=masked)"
             )
         return _masked(rows, collator, model, task, seed, where)
-    kept = takes(model) | LABELS if trainer.args.remove_unused_columns else None
+    kept = takes(model) | LABELS | frozenset(trainer.label_names or ()) if trainer.args.remove_unused_columns else None
     return Sentences(rows, Given(kept, where)), collator
 
 

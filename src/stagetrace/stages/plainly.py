@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from stagetrace.stages.lookups import with_plain_lookups
+from stagetrace.stages.undone import without_training_aids
 
 
 def with_plain_layers(model: nn.Module, where: str) -> nn.Module:
@@ -16,6 +17,7 @@ def with_plain_layers(model: nn.Module, where: str) -> nn.Module:
     Raises:
         DescriptionError: a layer has no plain form as it is; says what to type.
     """
+    without_training_aids(model, where)
     for module in model.modules():
         if type(module).__name__ == "OptimizedModule":  # by name: importing the compiler takes a second
             _uncompile(module)

@@ -1,0 +1,103 @@
+"""Losses of tokens as a Trainer adds them up: every token weighs the same, or labels are smoothed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stagetrace.errors import refuse
+from stagetrace.objectives import Objective
+from stagetrace.objectives.batches import targets_of
+from stagetrace.objectives.forward import call
+from stagetrace.objectives.objective import Checks, CountsLabels
+from stagetrace.objectives.tokens import IGNORED
+
+
+@final
+@dataclass(frozen=True)
+class PerToken:
+    """The sum of an example's token losses over the mean number of tokens: every token of the data weighs the same.
+
+    The mean over the examples is then the loss of all tokens divided by their number, which is what a trainer minimises
+    that divides a batch's summed loss by its tokens. Unit: nats per token, so that damping, weight decay and `alpha`
+    mean what they mean for means over sentences.
+
+    Args:
+        objective: the summed loss, e.g. `NextToken(reduction="sum")`.
+        tokens: the mean number of predicted tokens of an example, above 0.
+
+    Raises:
+        DescriptionError: tokens is no positive number.
+    """
+
+    objective: Objective
+    tokens: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.tokens, (int, float)) and 0 < self.tokens < math.inf):
+            refuse(f"PerToken(tokens=...) must be a positive number, an example's mean, got {self.tokens!r}")
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        return self.objective.outputs(model, batch)
+
+    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        return self.objective.losses(outputs, batch) / self.tokens
+
+    def check(self, batch: Any, shape: Sequence[int]) -> None:
+        """Refuse labels that the summed loss refuses."""
+        if isinstance(self.objective, Checks):
+            self.objective.check(batch, shape)
+
+    def labelled(self, batch: Any) -> int:
+        """How many tokens of the batch are predicted."""
+        return self.objective.labelled(batch) if isinstance(self.objective, CountsLabels) else len(targets_of(batch))
+
+
+@final
+@dataclass(frozen=True)
+class Smoothed:
+    """Cross-entropy against labels of which a share is spread over all classes (Szegedy et al. 2016, section 7).
+
+    For one label per example (logits `[batch, classes]`) and for one per token (`[batch, length, classes]`), of which
+    those with the label -100 are left out. Unit: nats, per token with `reduction="mean"`.
+
+    Args:
+        factor: the share, at least 0 and below 1.
+        shifted: whether a token's logits predict the next one.
+        reduction: over an example's tokens.
+
+    Example:
+        >>> import torch
+        >>> Smoothed(0.1).losses(torch.zeros(1, 4), {"labels": torch.tensor([2])}).exp().round()
+        tensor([4.])
+    """
+
+    factor: float
+    shifted: bool = False
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.factor, (int, float)) and 0 <= self.factor < 1):
+            refuse(f"Smoothed(factor=...) must be at least 0 and below 1, got {self.factor!r}; 0.1 is usual")
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        return call(model, batch)
+
+    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        labels = targets_of(batch)
+        if outputs.ndim == 2:
+            return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=self.factor)
+        logits, labels = (outputs[:, :-1], labels[:, 1:]) if self.shifted else (outputs, labels)
+        each = F.cross_entropy(
+            logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED, label_smoothing=self.factor
+        )
+        total, count = each.sum(dim=1), (labels != IGNORED).sum(dim=1).clamp_min(1)
+        return total if self.reduction == "sum" else total / count
+
+    def labelled(self, batch: Any) -> int:
+        """How many labels of the batch are predicted."""
+        labels = targets_of(batch)
+        return int(((labels[:, 1:] if self.shifted else labels) != IGNORED).sum())

@@ -1,0 +1,350 @@
+"""Kinds of adapters: their scores are those of dense matrices, or they are refused with what to type."""
+
+import copy
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from stagetrace import Chain, Direct, Frozen, Hessian, Proximal, hf, trace
+from stagetrace.errors import DescriptionError
+from tests.hf import dense, tiny
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft on transformers 5
+    pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning"),  # nothing here was trained
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+
+ROWS = [{"input_ids": [2, 5 + i, 7, 9, 3][: 4 + i % 2], "labels": i % 2} for i in range(4)]
+LAYERS: dict[str, Any] = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+
+
+def lora(**settings: Any) -> Any:
+    return peft.LoraConfig(**{"r": 2, **LAYERS, **settings})
+
+
+KINDS: dict[str, Any] = {
+    "lora": lora(),
+    "lora, all biases": lora(bias="all"),
+    "lora, its own biases": lora(bias="lora_only"),
+    "lora, ranks by pattern": lora(rank_pattern={"query": 1}, alpha_pattern={"value": 4}, use_rslora=True),
+    "lora, dropout": lora(lora_dropout=0.5),
+    "lora, some layers": lora(layers_to_transform=[0]),
+    "lora, token rows": lora(trainable_token_indices=[5, 7]),
+    "lora on embeddings": lora(target_modules=["word_embeddings"]),
+    "dora": lora(use_dora=True),
+    "ia3": peft.IA3Config(
+        **{**LAYERS, "target_modules": ["key", "output.dense"]}, feedforward_modules=["output.dense"]
+    ),
+    "vera": peft.VeraConfig(r=2, **LAYERS),
+    "loha": peft.LoHaConfig(r=1, **LAYERS),
+    "token rows alone": peft.TrainableTokensConfig(
+        token_indices=[5, 7], target_modules=["word_embeddings"], task_type="SEQ_CLS"
+    ),
+    "norms": peft.LNTuningConfig(target_modules=["LayerNorm"], task_type="SEQ_CLS"),
+}
+
+
+def stirred(model: Any, seed: int = 3) -> Any:
+    """Adapters away from their start, as training leaves them; the rest as it was."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.3)
+    return model.double().eval()
+
+
+def classifier() -> Any:
+    """A model of which some was trained: what adapters stand on, and as little else as will do."""
+    model = tiny.model("BertForSequenceClassification").double()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in ("query", "value", "word_embeddings", "classifier")))
+    return model
+
+
+def own_names(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def agree(first: Any, second: Any, oracle_of_second: Any = None) -> None:
+    """The scores of a chain of two stages are those of dense matrices."""
+    query = hf.query(ROWS[:1], stage=second)
+    result = trace(Chain(first, second), query, curvature=Hessian(), solver=Direct())
+    problem = Chain(first, second)["second"]
+    expected = dense.scores(
+        dense.Side(first.model, list(first.data), first.weight_decay, own_names(first.model)),
+        dense.Side(oracle_of_second or second.model, list(second.data), second.weight_decay, list(problem.own_values)),
+        list(query.data),
+        problem.kept,
+        problem.moved,
+        alpha=problem.alpha,
+    )
+    for stage, values in zip(("first", "second"), expected, strict=True):
+        size = float(values.abs().max())
+        assert size > 1e-8
+        torch.testing.assert_close(result[stage].values, values.detach(), rtol=1e-5, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_dense_matrices(kind: str):
+    base = classifier()
+    after = stirred(peft.get_peft_model(copy.deepcopy(base), copy.deepcopy(KINDS[kind])))
+    first = hf.stage("first", base, ROWS, weight_decay=0.7)
+    second = hf.stage("second", after, ROWS[::-1], after=first, weight_decay=0.4, alpha=0.2)
+    shared = set(second.link.pairs.values())  # pyright: ignore[reportOptionalMemberAccess]
+    assert shared == {name for name, _ in base.named_parameters()}, "every weight of the base is found"
+    agree(first, second, second.evaluated if "dora" in kind else None)
+
+
+def test_the_derivative_of_a_weight_s_norm_is_taken_too():
+    """peft takes DoRA's norm for a constant in its backward pass; a finite difference of the loss does not."""
+    after = stirred(peft.get_peft_model(classifier(), lora(use_dora=True)))
+    stage = hf.stage("s", after, ROWS)
+    batch = stage.collate(list(stage.data))  # pyright: ignore[reportOptionalCall]
+    for model, right in ((stage.evaluated, True), (after, False)):
+        weights = [p.requires_grad_() for name, p in model.named_parameters() if "query" in name]
+        along = [torch.randn(p.shape, dtype=p.dtype) for p in weights]
+        gradient = torch.autograd.grad(stage.loss.losses(stage.loss.outputs(model, batch), batch).mean(), weights)
+        slope = sum(float((g * a).sum()) for g, a in zip(gradient, along, strict=True))
+        values = []
+        with torch.no_grad():
+            for step in (1e-5, -2e-5):
+                for p, a in zip(weights, along, strict=True):
+                    p.add_(step * a)
+                values.append(float(stage.loss.losses(stage.loss.outputs(model, batch), batch).mean()))
+            for p, a in zip(weights, along, strict=True):
+                p.add_(1e-5 * a)
+        difference = (values[0] - values[1]) / 2e-5
+        assert (abs(slope - difference) < 1e-6 * abs(difference)) is right
+
+
+def test_an_adapter_that_the_model_added_itself_is_one():
+    """`model.add_adapter(...)` of transformers makes no `PeftModel`: the same scores."""
+    base, settings = classifier(), peft.LoraConfig(r=2, target_modules=["query", "value"])
+    torch.manual_seed(1)
+    wrapped, native = peft.get_peft_model(copy.deepcopy(base), settings), copy.deepcopy(base)
+    torch.manual_seed(1)
+    native.add_adapter(settings)
+    stirred(native), stirred(wrapped)
+    values = []
+    for model in (native, wrapped):
+        first = hf.stage("first", base, ROWS, weight_decay=0.7)
+        second = hf.stage("second", model, ROWS[::-1], after=first, weight_decay=0.4)
+        assert isinstance(second.link, Frozen)
+        assert len(second.link.pairs) == len(dict(base.named_parameters()))
+        values.append(
+            trace(Chain(first, second), hf.query(ROWS[:1], stage=second), curvature=Hessian(), solver=Direct())
+        )
+    for stage in ("first", "second"):
+        torch.testing.assert_close(values[0][stage].values, values[1][stage].values)
+
+
+class TestMergedAdapters:
+    """base -> adapters -> merged, and other adapters on top of that."""
+
+    @staticmethod
+    def chain(further: float = 0.0, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
+        base = classifier()
+        one = stirred(peft.get_peft_model(copy.deepcopy(base), lora()))
+        merged: Any = copy.deepcopy(one).merge_and_unload().to(dtype)
+        if further:
+            tiny.stir(merged.requires_grad_(True), further, only="query")
+        two = stirred(peft.get_peft_model(merged, lora()), seed=4).to(dtype)
+        first = hf.stage("base", base, ROWS)
+        return first, hf.stage("first", one, ROWS, after=first, weight_decay=0.7), two
+
+    def test_are_taken_apart_and_shared(self):
+        base, first, two = self.chain()
+        before = {name: p.clone() for name, p in two.named_parameters()}
+        second = hf.stage("second", two, ROWS[::-1], after=first, weight_decay=0.4)
+        kept = set(Chain(base, first, second)["second"].kept.values())
+        assert {name for name in own_names(first.model) if "lora_" in name} <= kept
+        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
+        torch.testing.assert_close(second.loss.outputs(second.model, batch), second.loss.outputs(two, batch))
+        assert all(torch.equal(p, before[name]) for name, p in two.named_parameters())
+        second_of_first = hf.stage("first", first.model, ROWS, weight_decay=0.7)
+        agree(second_of_first, second)
+        result = trace(Chain(base, first, second), hf.query(ROWS[:1], stage=second))
+        assert bool((result["base"].values != 0).all())
+
+    def test_in_half_precision_too(self):
+        _, first, two = self.chain(dtype=torch.bfloat16)
+        first = hf.stage("first", first.model.to(torch.bfloat16), ROWS)
+        second = hf.stage("second", two, ROWS, after=first)
+        assert any(".base_layer.lora_A." in name for name in second.link.pairs)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def test_trained_further_are_refused(self):
+        _, first, two = self.chain(further=0.01)
+        with pytest.raises(
+            DescriptionError, match=r"stage 'second': .*merged in, and then trained further.*merged folder"
+        ):
+            hf.stage("second", two, ROWS, after=first)
+
+    def test_a_map_of_the_model_as_it_is_is_refused(self):
+        _, first, two = self.chain()
+        with pytest.raises(DescriptionError, match=r"are merged into .*give after= and no link="):
+            hf.shared(two, first)
+
+    def test_what_merging_left_without_a_gradient_is_refused(self):
+        base = classifier()
+        merged: Any = stirred(peft.get_peft_model(copy.deepcopy(base), lora())).merge_and_unload()
+        first = hf.stage("base", base, ROWS)
+        with pytest.raises(DescriptionError, match=r"requires_grad=False; .*type: model.requires_grad_\(True\)"):
+            hf.stage("second", merged, ROWS, after=first)
+        second = hf.stage("second", merged.requires_grad_(True), ROWS, after=first)
+        assert isinstance(second.link, Proximal)
+
+
+def switched_off(model: Any) -> Any:
+    model.base_model.disable_adapter_layers()
+    return model
+
+
+def merged_in_place(model: Any) -> Any:
+    model.merge_adapter()
+    return model
+
+
+def quantised(model: Any) -> Any:
+    model.get_base_model().hf_quantizer = object()
+    return model
+
+
+def on_meta(model: Any) -> Any:
+    return model.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (switched_off, r"switched off .*model.enable_adapters\(\)"),
+        (merged_in_place, r"merged into the weights .*model.unmerge_adapter\(\)"),
+        (quantised, r"quantised.*from_pretrained\(folder, dtype="),
+        (on_meta, "not in memory"),
+    ],
+)
+def test_a_model_that_is_not_what_was_trained_is_refused(spoil: Any, says: str):
+    with pytest.raises(DescriptionError, match=says) as caught:
+        hf.stage("s", spoil(stirred(peft.get_peft_model(classifier(), lora()))), ROWS)
+    assert str(caught.value).startswith("stage 's': ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (peft.AdaLoraConfig(**LAYERS, total_step=9), "penalty on the adapters' orthogonality"),
+        (lora(target_modules=["word_embeddings"], use_dora=True), "DoRA on a layer that is not linear"),
+        (lora(target_modules=[], target_parameters=["query.weight"]), "LoRA on a parameter"),
+    ],
+    ids=["adalora", "dora on embeddings", "parameters"],
+)
+def test_kinds_that_no_derivative_is_right_for_are_refused(settings: Any, says: str):
+    with pytest.raises(DescriptionError, match=f"stage 's': .*{says}.*merge_and_unload"):
+        hf.stage("s", stirred(peft.get_peft_model(classifier(), settings)), ROWS)
+
+
+class TestGrownVocabulary:
+    """The rows of before are shared, those that were added are new."""
+
+    @staticmethod
+    def grown(model: Any, by: int = 2) -> Any:
+        after = copy.deepcopy(model)
+        after.resize_token_embeddings(tiny.SIZE + by, mean_resizing=False)
+        return after
+
+    @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertForMaskedLM", "LlamaForCausalLM"])
+    @pytest.mark.parametrize("stir", [0.0, 0.1], ids=["kept", "moved"])
+    def test_is_cut_at_every_place_it_stands(self, name: str, stir: float):
+        before = tiny.model(name)
+        after = self.grown(before)
+        tiny.stir(after, stir, only="word_embeddings" if "Bert" in name else "wte" if "GPT" in name else "embed")
+        rows = [{"input_ids": [2, 7, tiny.SIZE + 1, 9], "labels": [2, 7, tiny.SIZE + 1, 9]}]
+        first = hf.stage("first", before, [{"input_ids": [2, 7, 9], "labels": [2, 7, 9]}])
+        second = hf.stage("second", after, rows, after=first)
+        pairs = second.link.pairs  # pyright: ignore[reportOptionalMemberAccess]
+        assert {name for name, _ in before.named_parameters()} == set(pairs.values())
+        new = [name for name, _ in second.model.named_parameters() if name not in pairs]
+        assert new
+        assert all(name.endswith("original1") for name in new)
+        assert not any("parametrizations" in name for name, _ in after.named_parameters()), "the user's is as it was"
+        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
+        assert torch.equal(second.loss.outputs(second.model, batch), second.loss.outputs(after, batch))
+        third = hf.stage("third", self.grown(after, 5), rows, after=second)
+        assert set(third.link.pairs.values()) == {n for n, _ in second.model.named_parameters()}  # pyright: ignore[reportOptionalMemberAccess]
+
+    def test_gives_the_scores_of_a_table_that_had_the_rows_all_along(self):
+        """Rows that the first stage never reads change nothing there: with the table kept, both chains are one."""
+        before, grown = classifier(), self.grown(classifier())
+        after = copy.deepcopy(grown)
+        tiny.stir(after, 0.2, only="classifier")
+        after.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+        rows = [{"input_ids": [2, 7, tiny.SIZE + i, 3], "labels": i} for i in range(2)]
+        values = []
+        for model in (before, grown):
+            first = hf.stage("first", model, ROWS, weight_decay=0.7)
+            second = hf.stage("second", after, rows, after=first, weight_decay=0.4, alpha=0.2)
+            chain = Chain(first, second)
+            result = trace(chain, hf.query(rows, stage=second), curvature=Hessian(), solver=Direct())
+            values.append([result[name].values for name in ("first", "second")])
+        torch.testing.assert_close(values[0], values[1])
+
+    def test_of_another_kind_is_said(self):
+        before = tiny.model("GPT2LMHeadModel")
+        after = tiny.model("GPT2LMHeadModel", n_positions=20)
+        first = hf.stage("first", before, [{"input_ids": [2, 7, 9]}])
+        with pytest.warns(UserWarning, match=r"'transformer.wpe.weight' has shape \[20, 4\], before it was \[16, 4\]"):
+            hf.stage("second", after, [{"input_ids": [2, 7, 9]}], after=first)
+
+
+class TestSoftPrompts:
+    """Vectors before the text: those in every layer leave the logits alone, those in front do not."""
+
+    @staticmethod
+    def both(settings: Any) -> tuple[Any, Any]:
+        base = tiny.model("GPT2LMHeadModel", n_positions=24, use_cache=False)
+        return base.double(), stirred(peft.get_peft_model(copy.deepcopy(base), settings))
+
+    def test_prefixes_have_the_model_s_own_loss(self):
+        base, after = self.both(peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+        rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
+        first = hf.stage("first", base, rows)
+        second = hf.stage("second", after, rows, after=first)
+        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
+        losses = second.loss.losses(second.loss.outputs(after, batch), batch)
+        alone = [after(**{k: torch.tensor([v]) for k, v in row.items()}).loss.double() for row in second.data]
+        torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
+        pairs = second.link.pairs  # pyright: ignore[reportOptionalMemberAccess]
+        assert set(pairs.values()) == {n for n, _ in base.named_parameters()}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+            peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, encoder_hidden_size=3),
+        ],
+        ids=["prompt", "p-tuning"],
+    )
+    def test_prompts_in_front_are_refused_and_what_is_to_be_typed_is_their_loss(self, settings: Any):
+        _, after = self.both(settings)
+        rows = [{"input_ids": [5, 6, 7, 8]}]
+        with pytest.raises(DescriptionError, match=r"no ready-made loss of tokens behind a soft prompt .*objective="):
+            hf.stage("s", after, rows)
+
+        def losses(model: Any, batch: Any) -> torch.Tensor:
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logits = model(**inputs).logits[:, -batch["labels"].shape[1] - 1 : -1]
+            return torch.nn.functional.cross_entropy(logits.mT, batch["labels"], reduction="none").mean(dim=1)
+
+        stage = hf.stage("s", after, rows, objective=losses)
+        batch = stage.collate(list(stage.data))  # pyright: ignore[reportOptionalCall]
+        torch.testing.assert_close(losses(after, batch)[0], after(**batch).loss.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_seq2seq_has_no_ready_made_loss():
+    settings = transformers.T5Config(vocab_size=20, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2)
+    with pytest.raises(DescriptionError, match=r"no ready-made loss for T5ForConditionalGeneration.*objective="):
+        hf.stage("s", transformers.T5ForConditionalGeneration(settings), [{"input_ids": [3, 4], "labels": [5, 6]}])
