@@ -297,13 +297,13 @@ def test_a_teacher_that_is_constant_is_no_second_model():
 
 def test_a_hook_that_calls_the_users_own_model_is_refused():
     model = Probe()
-    model.body.register_forward_hook(lambda module, given, output: output + model.body[0](given[0]))
+    model.body.register_forward_hook(lambda module, given, output: output + model.body.get_submodule("0")(given[0]))
     with pytest.raises(DescriptionError, match="of the model itself"):
         findings(model)
 
 
 def test_a_parameter_that_is_kept_in_a_list_is_refused():
-    model = Probe()
+    model: Any = Probe()
     model.__dict__["kept_aside"] = [model.head.weight]
     model.forward = lambda x: nn.functional.linear(model.body(x), model.kept_aside[0])
     with pytest.raises(DescriptionError, match=r"of the model itself"):
@@ -368,7 +368,8 @@ def test_a_trace_warns_of_it_and_keeps_the_finding():
     texts = [str(warning.message) for warning in said]
     for where in ("stage 'only'", "the query"):
         assert any(t.startswith(f"{where}: the gradient that autograd gives is not the derivative") for t in texts)
-    kept = [check for check in result.statistics["checks"] if check["level"] == "WARNING"]
+    checks: Any = result.statistics["checks"]
+    kept = [check for check in checks if check["level"] == "WARNING"]
     assert {(check["where"], check["what"]) for check in kept} == {("only", "derivative"), ("query", "derivative")}
 
 

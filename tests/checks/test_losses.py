@@ -165,10 +165,11 @@ def test_a_small_batch_size_hides_nothing():
 
 def test_confident_predictions_are_not_called_dependent():
     """Losses of 1e-6 out of logits of 20: rounding of the logits is all that moves them."""
-    model = nn.Sequential(nn.Linear(3, 64), nn.Linear(64, 4))
+    last = nn.Linear(64, 4)
+    model = nn.Sequential(nn.Linear(3, 64), last)
     with torch.no_grad():
-        model[1].bias.copy_(torch.tensor([20.0, 0.0, 0.0, 0.0]))
-        model[1].weight.mul_(0.1)
+        last.bias.copy_(torch.tensor([20.0, 0.0, 0.0, 0.0]))
+        last.weight.mul_(0.1)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[0].new_zeros(len(batch[0])).long(), reduction="none")

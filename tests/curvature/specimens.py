@@ -310,7 +310,8 @@ def differentiates_twice(specimen: Specimen) -> bool:
     loss = model(x.double() if x.is_floating_point() else x).square().sum()
     gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
     try:
-        torch.autograd.grad(sum(g.square().sum() for g in gradients), list(model.parameters()), allow_unused=True)
+        total = torch.stack([g.square().sum() for g in gradients]).sum()
+        torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
     except RuntimeError:
         return False
     return True

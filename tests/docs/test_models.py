@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("peft")
 pytest.importorskip("scipy")
 from docs.tools import models
-from tests.models import Refused, Right, rows
+from tests.models import Refused, Right, Row, rows
 
 ROWS = rows()
 PAGE = models.PAGE.read_text()
@@ -46,10 +46,11 @@ def test_what_is_refused_says_what_to_type(row: Refused):
 
 def test_a_row_needs_its_table_and_a_name_of_its_own():
     page = "<!-- table: a -->\nold\n<!-- end -->"
-    row = Right("a", "x", lambda: 0.0, 1e-8, "forward mode")
+    row: Row = Right("a", "x", lambda: 0.0, 1e-8, "forward mode")
     made = models.filled(page, {"x": 1.26e-10}, [row])
     assert "| x | 1e-10 | 1e-08 | forward mode |" in made
     assert models.errors_of(made) == {"x": 1e-10}
-    for wrong in ([], [row, row], [row, Right("b", "y", lambda: 0.0, 1.0)]):
+    wrongs: list[list[Row]] = [[], [row, row], [row, Right("b", "y", lambda: 0.0, 1.0)]]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="the page has the tables"):
             models.filled(page, {"x": 0.0, "y": 0.0}, wrong)

@@ -23,7 +23,13 @@ LAYERS: dict[str, Any] = {"target_modules": ["query", "value"], "task_type": "SE
 
 
 def lora(**settings: Any) -> Any:
-    return peft.LoraConfig(**{"r": 2, **LAYERS, **settings})
+    given: dict[str, Any] = {"r": 2, **LAYERS, **settings}
+    return peft.LoraConfig(**given)
+
+
+def ia3(**settings: Any) -> Any:
+    given: dict[str, Any] = {**LAYERS, **settings}
+    return peft.IA3Config(**given)
 
 
 KINDS: dict[str, Any] = {
@@ -36,9 +42,7 @@ KINDS: dict[str, Any] = {
     "lora, token rows": lora(trainable_token_indices=[5, 7]),
     "lora on embeddings": lora(target_modules=["word_embeddings"]),
     "dora": lora(use_dora=True),
-    "ia3": peft.IA3Config(
-        **{**LAYERS, "target_modules": ["key", "output.dense"]}, feedforward_modules=["output.dense"]
-    ),
+    "ia3": ia3(target_modules=["key", "output.dense"], feedforward_modules=["output.dense"]),
     "vera": peft.VeraConfig(r=2, **LAYERS),
     "loha": peft.LoHaConfig(r=1, **LAYERS),
     "token rows alone": peft.TrainableTokensConfig(
@@ -129,7 +133,8 @@ def test_an_adapter_that_the_model_added_itself_is_one():
     wrapped, native = peft.get_peft_model(copy.deepcopy(base), settings), copy.deepcopy(base)
     torch.manual_seed(1)
     native.add_adapter(settings)
-    stirred(native), stirred(wrapped)
+    for model in (native, wrapped):
+        stirred(model)
     values = []
     for model in (native, wrapped):
         first = hf.stage("first", base, ROWS, weight_decay=0.7)

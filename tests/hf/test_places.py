@@ -197,6 +197,8 @@ def test_a_folder_is_refused_in_one_line(write: Any, asked: list[str], tmp_path:
 
 
 def test_a_stage_before_is_a_stage():
-    for given, what in (("pretrain", "the name 'pretrain'"), (tiny.model("BertForMaskedLM"), "BertForMaskedLM")):
+    model = tiny.model("BertForMaskedLM")
+    cases: list[tuple[Any, str]] = [("pretrain", "the name 'pretrain'"), (model, "BertForMaskedLM")]
+    for given, what in cases:
         with pytest.raises(DescriptionError, match=f"after= must be a Stage.*got {what}; describe that stage first"):
             hf.stage("s", tiny.model("BertForMaskedLM"), tiny.rows(), tokenizer=tiny.tokenizer(), after=given)

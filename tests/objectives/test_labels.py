@@ -248,7 +248,7 @@ def test_the_shift_of_next_tokens_is_this_loss_s(case: str):
 
 def test_right_shifts_of_next_tokens_agree():
     model, same = Tokens(), torch.full((N, 5), 3)
-    forms = [TensorDataset(TOKENS), list(TOKENS), TensorDataset(TOKENS[:, :-1], TOKENS[:, 1:])]
+    forms: list[Any] = [TensorDataset(TOKENS), list(TOKENS), TensorDataset(TOKENS[:, :-1], TOKENS[:, 1:])]
     forms.append([{"input_ids": t, "labels": t} for t in TOKENS])
     forms.append([{"input_ids": t, "targets": t} for t in TOKENS])
     first, *others = (torch.cat(read(NextToken(), rows, model)) for rows in forms)

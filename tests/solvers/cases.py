@@ -87,10 +87,10 @@ def float64(tensor: Tensor) -> np.ndarray:
 
 
 def system(
-    operator: DenseOperator, rhs: Tensor, squared: bool, damping: float = DAMPING
+    operator: LinearOperator, rhs: Tensor, squared: bool, damping: float = DAMPING
 ) -> tuple[np.ndarray, np.ndarray]:
     """The dense matrix and right-hand side of the system a solver claims to solve."""
-    H, b = float64(operator.matrix), float64(rhs)
+    H, b = float64(operator.to_dense()), float64(rhs)
     identity = np.eye(len(H))
     return (H @ H + damping * identity, H @ b) if squared else (H + damping * identity, b)
 

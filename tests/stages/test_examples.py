@@ -269,7 +269,7 @@ class Clipped(Several):
         return x.clamp(max=3), y
 
 
-READ = {
+READ: dict[str, Any] = {
     "item by item": lambda: Unit(X + 1, Y),
     "turned": lambda: Turned(X, Y),
     "its index": lambda: Counted(X, Y),

@@ -166,7 +166,7 @@ def kept(value: Any) -> Any:
 
 
 def attributed(value: Any) -> Any:
-    loss = closing(1.0)
+    loss: Any = closing(1.0)
     loss.weight = value
     return loss
 
@@ -232,7 +232,7 @@ def test_a_name_that_a_function_does_not_use_is_not_looked_at(monkeypatch: pytes
 
 
 def test_members_of_a_module_of_the_user_s_own_are_seen():
-    settings = types.ModuleType("settings_of_a_test")
+    settings: Any = types.ModuleType("settings_of_a_test")
     vars(settings).update(strength=1.0, unused=1.0, deeper=types.ModuleType("deeper_of_a_test"))
     settings.deeper.power = 1.0
     space: dict[str, Any] = {"__name__": "job", "settings": settings}
@@ -246,7 +246,7 @@ def test_members_of_a_module_of_the_user_s_own_are_seen():
 
 
 def test_an_import_within_a_function_is_seen(monkeypatch: pytest.MonkeyPatch):
-    settings = types.ModuleType("imported_by_a_test")
+    settings: Any = types.ModuleType("imported_by_a_test")
     settings.strength = 1.0
     monkeypatch.setitem(sys.modules, "imported_by_a_test", settings)
     space: dict[str, Any] = {"__name__": "job"}
@@ -278,7 +278,7 @@ def test_comments_and_line_numbers_do_not_count():
 
 def test_a_circle_has_an_end():
     def ring(value: float) -> Any:
-        one = Weighted(value)
+        one: Any = Weighted(value)
         one.itself, one.inside = one, [one, {"again": one}]
         return one
 
@@ -387,7 +387,10 @@ def model() -> nn.Module:
 
 
 def hooked(module: nn.Module, factor: float, **kwargs: Any) -> nn.Module:
-    module[0].register_forward_hook(lambda layer, args, output: output * factor, **kwargs)
+    def scaled(layer: nn.Module, args: Any, output: Any) -> Any:
+        return output * factor
+
+    module.get_submodule("0").register_forward_hook(scaled, **kwargs)
     return module
 
 
@@ -409,7 +412,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "a name beside": lambda: with_attribute(model(), "", "scale", 2.0),
     "a layer frozen": lambda: with_frozen(model()),
     "a layer tied": lambda: with_tied(model()),
-    "another order": lambda: nn.Sequential(*reversed(list(model()))),
+    "another order": lambda: nn.Sequential(*reversed(list(model().children()))),
 }
 
 
@@ -419,12 +422,12 @@ def with_attribute(module: nn.Module, path: str, name: str, value: Any) -> nn.Mo
 
 
 def with_frozen(module: nn.Module) -> nn.Module:
-    module[0].requires_grad_(False)
+    module.get_submodule("0").requires_grad_(False)
     return module
 
 
 def with_tied(module: nn.Module) -> nn.Module:
-    module.again = module[0]
+    module.again = module.get_submodule("0")
     return module
 
 
@@ -456,7 +459,7 @@ def test_a_loss_of_the_model_itself_differs_from_one_of_a_copy_of_it():
     against_copy = fingerprint_objective(Weighted(copy), net)
     assert against_itself["sha256"] != against_copy["sha256"]
     with torch.no_grad():
-        net[0].weight += 1
+        net.get_parameter("0.weight").add_(1)
     assert fingerprint_objective(Weighted(net), net) == against_itself
 
 

@@ -94,7 +94,7 @@ def test_a_stage_with_a_sparse_buffer_passes_its_checks(layout: str):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sparse_buffer_that_moved_beside_kept_weights_is_noticed(layout: str):
-    moved = chain(LAYOUTS[layout])
+    moved: Any = chain(LAYOUTS[layout])
     moved.last.stage.model.body.edges = LAYOUTS[layout] * 2
     assert "'body' moved although" in moved_statistics(moved.last)[0]
 

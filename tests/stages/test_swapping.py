@@ -222,7 +222,7 @@ def test_parameters_are_put_back_after_an_error():
 
 @pytest.mark.parametrize("view", [lambda w: w.data, lambda w: w.detach().view(-1).view(WORDS, 3)])
 def test_two_parameters_in_one_memory_are_refused(view: Any):
-    model = made(Tied)
+    model: Any = made(Tied)
     model.head.weight = nn.Parameter(view(model.body.table.weight))
     with pytest.raises(DescriptionError, match=r"'body\.table\.weight' and 'head\.weight' are two parameters in the"):
         problem_of(model)

@@ -96,8 +96,9 @@ class Holding(nn.Module):
 
 
 def run(out: Path | None = None, query: dict[str, Any] | None = None, solver: Any = None, **changes: Any) -> Trace:
-    described = {"model": Scaled(), "objective": Regression(), "data": rows(), "weight_decay": 0.1, **changes}
-    asked = {"data": rows(1), **(query or {})}
+    usual = {"model": Scaled(), "objective": Regression(), "data": rows(), "weight_decay": 0.1}
+    described: dict[str, Any] = {**usual, **changes}
+    asked: dict[str, Any] = {"data": rows(1), **(query or {})}
     return trace(
         Chain(Stage("only", **described)), Query(**asked), curvature=Hessian(), solver=solver or Direct(), out=out
     )
@@ -105,7 +106,11 @@ def run(out: Path | None = None, query: dict[str, Any] | None = None, solver: An
 
 def hooked(factor: float) -> nn.Module:
     model = Scaled()
-    model.inner.register_forward_hook(lambda module, args, output: factor * output)
+
+    def scaled(layer: nn.Module, args: Any, output: Any) -> Any:
+        return factor * output
+
+    model.inner.register_forward_hook(scaled)
     return model
 
 
@@ -271,9 +276,10 @@ def test_without_a_folder_no_data_set_is_read_for_a_fingerprint(monkeypatch: pyt
     run(tmp_path / "kept")
     ends = 2 * 2  # the first and the last example, of the stage and of the query
     assert sum(read) == without - ends + 2 * N
-    data = result.description["stages"]["only"]["data"]
+    description: Any = result.description
+    data = description["stages"]["only"]["data"]
     assert (data["examples"], data["sha256"]) == (N, "not taken")
-    assert data["ends"] != result.description["query"]["data"]["ends"]
+    assert data["ends"] != description["query"]["data"]["ends"]
 
 
 def test_a_saved_trace_is_whole_and_says_that_its_data_were_not_fingerprinted(tmp_path: Path):

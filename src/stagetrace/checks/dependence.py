@@ -1,6 +1,6 @@
 """Is the loss a function of the parameters it was given, of all of them, and of nothing else that can be trained?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -68,9 +68,15 @@ def slopes(risk: Risk, batch: Batch) -> Slopes:
             f"{risk.where}: the gradient of the loss cannot be taken ({first_line(cause)}); the library needs "
             "what a training step needs: replace the operation that is named"
         ) from cause
-    dense = {name: g.to_dense() if g.is_sparse else g for name, g in zip(leaves, found, strict=True) if g is not None}
+    dense = _dense(leaves, found)
     steep = {name: g for name, g in dense.items() if bool(g.any())}
     return Slopes(steep, tuple(name for name in leaves if name not in steep))
+
+
+def _dense(leaves: Params, found: Sequence[Tensor | None]) -> Params:
+    """The gradients there are, by name, as dense tensors."""
+    there = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    return {name: g.to_dense() if g.is_sparse else g for name, g in there.items()}
 
 
 def has_a_slope(risk: Risk, found: Slopes) -> str | None:

@@ -13,7 +13,7 @@ from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurren
 class _Place(NamedTuple):
     """Where a module holds a parameter, and the one name by which that parameter is known."""
 
-    holder: dict[str, Tensor | None]
+    holder: dict[str, Any]
     key: str
     name: str
 

@@ -199,7 +199,7 @@ def _check_memory(stage: Stage) -> None:
     for name, p in stage.model.named_parameters():
         if p.layout is not torch.strided or not p.numel() or p.device.type == "meta":
             continue
-        place = (p.untyped_storage().data_ptr(), p.storage_offset())
+        place = (p.untyped_storage().data_ptr(), int(p.storage_offset()))
         if place in seen:
             refuse(
                 f"{stage.where}: parameters '{seen[place]}' and '{name}' are two parameters in the same memory, so "
