@@ -1,4 +1,4 @@
-"""Examples of like length in the same chunk: a chunk is padded to its longest, and the padding costs as much as words."""
+"""Examples of like length in the same chunk: a chunk is padded to its longest, and padding costs as much as words."""
 
 from collections.abc import Sequence
 from typing import Any
