@@ -6,7 +6,7 @@ products.py     a curvature product in gradients, its set-up and what it keeps i
 solvers.py      products until an answer is right to a given error, Lanczos beside conjugate gradients
 scoring.py      scoring all examples in forward passes, by batch size and by number of adjoints
 memory.py       seconds and peak memory as the number of examples grows
-default.py      seconds of `check` and `score` with no options, and what the default's subset costs in agreement
+default.py      seconds of `check` and `score` with no options; and, as `subsets`, what the default's rule costs
 
 language_models.py  the GPT-2 and the classifier of `default`
 setting.py      the images, the two networks, the trained weights, and what was asked for

@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "retraining": retraining.run,
     "embeddings": embeddings.run,
     "default": default.run,
+    "subsets": default.run_subsets,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -1,12 +1,12 @@
-"""`default`: what a user waits for who says nothing, and what the default's subset costs in agreement.
+"""`default` and `subsets`: what a user waits for who says nothing, and what the default's subset costs in agreement.
 
-Seconds of `stagetrace check` and of `stagetrace score` with its report, as processes of their own and with no option,
-on `examples/hugging_face.py`; the seconds are those of the clock, and those of the processor, which a busy machine
-spoils less. And the ranking by a curvature over some of the examples beside that over all of them: Spearman's
-correlation over all examples of a stage, and how many of the 100 most harmful and 100 most helpful are the same.
+`default`: seconds of `stagetrace check` and of `stagetrace score` with its report, as processes of their own and with no
+option, on `examples/hugging_face.py`; by the clock, and of the processor, which a busy machine spoils less.
 
-Each curvature's adjoints are kept in CHECKPOINTS/adjoints as soon as they are there, so that a killed run goes on; all
-are scored in one pass. All examples take hours: `--quick` shows that everything runs.
+`subsets`: the ranking by a curvature over some of the examples beside that over all of them: Spearman's correlation over
+all examples of a stage, and how many of the 100 most harmful and of the 100 most helpful are the same. Each curvature's
+adjoints are kept in CHECKPOINTS/adjoints as soon as they are there, so that a killed run goes on; all are scored in one
+pass. All examples take hours: `--quick` shows that everything runs.
 """
 
 import json
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -54,21 +55,31 @@ CHECK_TARGET, SCORE_TARGET = 60.0, 360.0
 
 
 def run(report: Report) -> None:
-    """Train where there is nothing yet, time both commands, and compare the subsets."""
-    asked = report.asked
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = asked.checkpoints or Path(scratch)
-        corpora = Corpora.read(asked)
-        train(folder, corpora, asked.seed)
-        commands(report, folder, Path(scratch))
-        chain, query = chain_of(folder, corpora, asked.seed)
-        subsets = QUICK_SUBSETS if asked.quick else SUBSETS
+    """`default`: train where there is nothing yet, and time both commands."""
+    with _prepared(report) as (folder, scratch, _):
+        commands(report, folder, scratch)
+
+
+def run_subsets(report: Report) -> None:
+    """`subsets`: train where there is nothing yet, and compare the rankings."""
+    with _prepared(report) as (folder, _, corpora):
+        chain, query = chain_of(folder, corpora, report.asked.seed)
         report.fields["model"] = {
             "parameters": sum(p.numel() for p in chain.stages[0].model.parameters()),
             "examples": {stage.name: len(stage.examples) for stage in chain.stages},
             "link": type(chain.stages[-1].link).__name__,
         }
-        agreement(report, chain, query, folder / "adjoints", subsets)
+        agreement(report, chain, query, folder / "adjoints", QUICK_SUBSETS if report.asked.quick else SUBSETS)
+
+
+@contextmanager
+def _prepared(report: Report) -> Generator[tuple[Path, Path, Corpora]]:
+    """The folder of the models, one for what is thrown away, and the data."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = report.asked.checkpoints or Path(scratch)
+        corpora = Corpora.read(report.asked)
+        train(folder, corpora, report.asked.seed)
+        yield folder, Path(scratch), corpora
 
 
 def commands(report: Report, folder: Path, scratch: Path) -> None:
