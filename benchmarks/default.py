@@ -1,10 +1,10 @@
 """`default` and `subsets`: what a user waits for who says nothing, and what the default's subset costs in agreement.
 
-`default`: seconds of `stagetrace check` and of `stagetrace score` with its report, as processes of their own and with no
-option, on `examples/hugging_face.py`; by the clock, and of the processor, which a busy machine spoils less.
+`default`: seconds of `stagetrace check` and of `stagetrace score` with its report, as processes of their own and with
+no option, on `examples/hugging_face.py`; by the clock, and of the processor, which a busy machine spoils less.
 
-`subsets`: the ranking by a curvature over some of the examples beside that over all of them: Spearman's correlation over
-all examples of a stage, and how many of the 100 most harmful and of the 100 most helpful are the same. Each curvature's
+`subsets`: the ranking by a curvature over some of the examples beside that over all of them: Spearman's correlation
+over all examples of a stage, and how many of the 100 most harmful and 100 most helpful are the same. Each curvature's
 adjoints are kept in CHECKPOINTS/adjoints as soon as they are there, so that a killed run goes on; all are scored in one
 pass. All examples take hours: `--quick` shows that everything runs.
 """
