@@ -5,7 +5,7 @@ FOLDER/language, FOLDER/classifier    `save_pretrained` of each, the tokenizer b
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
@@ -71,7 +71,7 @@ def train(folder: Path, corpora: Corpora, seed: int) -> None:
     by_adam(language, PRETRAINING.seeded(seed), progress)
     _save(language.model, tokenizer, folder / "language")
     model = _new("GPT2ForSequenceClassification", len(tokenizer), seed)
-    model.transformer.load_state_dict(language.model.transformer.state_dict())  # pyright: ignore[reportCallIssue]
+    model.transformer.load_state_dict(cast(Any, language.model).transformer.state_dict())
     classifier = hf.stage("finetune", model, rows(corpora.tweets), tokenizer=tokenizer, after=language)
     by_adam(classifier, FINETUNING.seeded(seed), progress)
     _save(classifier.model, tokenizer, folder / "classifier")
@@ -81,7 +81,8 @@ def _new(kind: str, words: int, seed: int) -> Any:
     """A new model of two layers with 32 numbers a token; the seed draws its weights."""
     import transformers
 
-    config = transformers.GPT2Config(
+    shape: Any = transformers.GPT2Config  # takes `num_labels` too, which its signature does not say
+    config = shape(
         vocab_size=words,
         n_positions=64,
         n_embd=32,

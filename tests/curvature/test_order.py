@@ -74,7 +74,7 @@ def test_chunks_are_of_like_lengths_and_little_is_padded() -> None:
     assert lengths == sorted(lengths)
     assert sorted(mean.indices) == list(range(EXAMPLES))
     widths.clear()
-    operator @ torch.ones(operator.size, dtype=torch.float64)
+    operator.apply(torch.ones(operator.size, 1, dtype=torch.float64))
     assert sum(widths) < 1.4 * sum(LENGTHS) < 0.8 * 40 * EXAMPLES
 
 

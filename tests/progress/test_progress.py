@@ -123,7 +123,7 @@ def test_a_product_says_how_much_of_it_is_done() -> None:
     operator = Hessian(memory=1).operator(MLP.problem())  # a chunk an example
     heard: list[float] = []
     with listening(heard.append):
-        operator @ torch.ones(operator.size, dtype=torch.float64)
+        operator.apply(torch.ones(operator.size, 1, dtype=torch.float64))
     assert heard == pytest.approx([(done + 1) / N for done in range(N)])
 
 

@@ -61,7 +61,7 @@ class Commands(TyperGroup):
             formatter.write_dl([(name, _cut(self._summary(ctx, name), width)) for name in names])
 
     def _summary(self, ctx: Any, name: str) -> str:
-        return LATER[name][2] if name in LATER else super().get_command(ctx, name).get_short_help_str(1000)
+        return LATER[name][2] if name in LATER else self.commands[name].get_short_help_str(1000)
 
 
 def _cut(text: str, width: int) -> str:

@@ -72,7 +72,7 @@ class Look:
 
             found = choose_damping(looked, SPECTRUM_STEPS, report)
         if len(seen) == 2:  # set-up is paid in the first product
-            looked @ problem.own.zeros(1)
+            looked.apply(problem.own.zeros(1))
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
         if few < of:
