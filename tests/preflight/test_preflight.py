@@ -60,6 +60,13 @@ def only(found: list[Finding], what: str) -> Finding:
     return one
 
 
+def gradient_norm(stage: Stage, data: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Of the mean loss over these examples, by plain autograd."""
+    xs, ys = (torch.stack(column) for column in zip(*data, strict=True))
+    loss = (stage.model(xs) - ys).square().mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, tuple(stage.model.parameters()))]).norm().item()
+
+
 # Work
 
 
@@ -112,6 +119,10 @@ def test_the_mean_gradient_of_some_examples_comes_with_its_error() -> None:
     at_minimum = stationarity(Chain(stage)["line"], Silent())
     assert at_minimum.level is Level.OK
     assert f"{ENOUGH:,} of {MANY:,} examples" in at_minimum.text
+    said, error = float(at_minimum.text.split()[1].rstrip(",")), float(at_minimum.text.split()[-1])
+    drawn = [data[index] for index in Auto().indices(Chain(stage)["line"])]
+    assert said == pytest.approx(max(0.0, gradient_norm(stage, drawn) ** 2 - error**2) ** 0.5, rel=0.05, abs=error / 20)
+    assert error > 0.3 * gradient_norm(stage, drawn)
     away = stationarity(Chain(line(data))["line"], Silent())
     assert away.level is Level.WARNING
 
@@ -119,9 +130,7 @@ def test_the_mean_gradient_of_some_examples_comes_with_its_error() -> None:
 @pytest.mark.parametrize("n", [40, MANY])
 def test_the_gradient_is_that_of_plain_autograd(n: int) -> None:
     stage = line(points(n))
-    xs, ys = (torch.stack(column) for column in zip(*stage.data, strict=True))
-    loss = (stage.model(xs) - ys).square().mean()
-    exact = torch.cat([g.flatten() for g in torch.autograd.grad(loss, tuple(stage.model.parameters()))]).norm().item()
+    exact = gradient_norm(stage, stage.data)
     said = float(stationarity(Chain(stage)["line"], Silent()).text.split()[1].rstrip(","))
     assert said == pytest.approx(exact, rel=0.01 if n == 40 else 0.1)
 
