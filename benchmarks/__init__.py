@@ -6,7 +6,11 @@ products.py     a curvature product in gradients, its set-up and what it keeps i
 solvers.py      products until an answer is right to a given error, Lanczos beside conjugate gradients
 scoring.py      scoring all examples in forward passes, by batch size and by number of adjoints
 memory.py       seconds and peak memory as the number of examples grows
+default.py      seconds of `check` and `score` with no options; and, as `subsets`, what the default's rule costs
 
+startup.py      seconds of `--help` and `--version`
+
+language_models.py  the GPT-2 and the classifier of `default`
 setting.py      the images, the two networks, the trained weights, and what was asked for
 timing.py       interleaved repetitions: ratios that a busy or drifting machine spoils least
 report.py       tables, and the JSON file

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import embeddings, memory, products, retraining, scoring, solvers
+from benchmarks import default, embeddings, memory, products, retraining, scoring, solvers, startup
 from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
@@ -23,6 +23,9 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "memory": memory.run,
     "retraining": retraining.run,
     "embeddings": embeddings.run,
+    "default": default.run,
+    "subsets": default.run_subsets,
+    "startup": startup.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

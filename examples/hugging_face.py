@@ -17,11 +17,9 @@ import os
 import datasets
 
 from stagetrace import Chain, hf
-from stagetrace.curvature import Auto
 from stagetrace.errors import DataError
 
 WEIGHT_DECAY = 0.0  # the L2 term of both training losses; AdamW's weight decay is none
-EXAMPLES = 1000  # of each stage, for its curvature; every example is scored
 
 
 def from_env(name, what):
@@ -49,4 +47,4 @@ def job():
     )
     test = reviews["test"]
     query = hf.query(test.select(range(min(100, len(test)))), stage=finetune)
-    return Chain(pretrain, finetune), query, {"curvature": Auto(examples=EXAMPLES)}
+    return Chain(pretrain, finetune), query

@@ -28,6 +28,7 @@ from experiments.result import dataset_name, write_result
 from experiments.settings import Settings
 from experiments.small import LINKS, solved, splits
 from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Query
+from stagetrace.curvature import Auto
 from stagetrace.errors import DescriptionError
 from stagetrace.progress import Progress
 from stagetrace.solvers import Shift
@@ -49,6 +50,9 @@ from stagetrace.validation.resolve import with_values
 NAME = "choices"
 SIZES = (1e-2, 3e-2, 1e-1, 3e-1)
 """Where a damping of H^2 cuts off: its square root, in units of curvature."""
+ALL = Auto(examples=None)
+"""The default's matrix over all examples, whatever its rule."""
+
 SUBSETS = (100, 300, 1000)
 ALPHAS: tuple[float | str, ...] = ("auto", 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ON = Steps(Adam(1e-3), steps=300, batch_size=250)
@@ -172,15 +176,15 @@ def _as_adam_left_them(settings: Settings, progress: Progress) -> Any:
             exact = Lanczos(damping=0.0, rtol=1e-6, max_steps=5000)
             sweep: list[Estimator] = [
                 Influence(Hessian(), name="as it is, Hessian^2 + auto"),
-                Influence(name="as it is, the default"),
-                Influence(solver=exact, name="as it is, plain inverse"),
+                Influence(ALL, name="as it is, the default"),
+                Influence(ALL, exact, name="as it is, plain inverse"),
                 Influence(GaussNewton(), Lanczos(damping=1e-4), name="as it is, Gauss-Newton^2 + 1e-4"),
                 Polished(Influence(Hessian()), "polished, auto"),
-                Polished(Influence(solver=exact), "polished, plain inverse"),
+                Polished(Influence(ALL, exact), "polished, plain inverse"),
                 Polished(Influence(GaussNewton(), Lanczos(damping=1e-4)), "polished, Gauss-Newton^2 + 1e-4"),
             ]
             if link == "updated":
-                sweep += _with_alphas(chain, Influence())
+                sweep += _with_alphas(chain, Influence(ALL))
             yield (
                 f"{name}, {link}",
                 partial(

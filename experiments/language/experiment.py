@@ -135,7 +135,7 @@ def estimators(seed: int) -> list[Estimator]:
     alone = GaussNewton(examples=HESSIAN_EXAMPLES)
     return [
         headline(),
-        Influence({"pretrain": Auto(examples=HESSIAN_EXAMPLES)}, Lanczos(max_steps=STEPS), name=DEFAULTS),
+        Influence(_default_matrices(), Lanczos(max_steps=STEPS), name=DEFAULTS),
         Influence(Identity(), name=IDENTITY),
         SingleStage(alone, _shifted(), name=SINGLE),
         GradientDot(),
@@ -143,6 +143,10 @@ def estimators(seed: int) -> list[Estimator]:
         BM25("text"),
         Random(seed),
     ]
+
+
+def _default_matrices() -> dict[str, Auto]:
+    return {"pretrain": Auto(examples=HESSIAN_EXAMPLES), "finetune": Auto(examples=None)}
 
 
 def _shifted() -> Lanczos:

@@ -175,7 +175,64 @@ def test_words_per_stage(stage_trace: Command, tmp_path: Path):
     assert (pretrain["name"], pretrain["damping"], pretrain["max_steps"]) == ("Lanczos", 1e-3, 70)
     assert (finetune["name"], finetune["damping"], finetune["inner"]["rtol"]) == ("Normal", 0.5, 0.01)
     assert said["curvature"]["pretrain"] == {"name": "GaussNewton", "examples": 9, "seed": 4}
-    assert said["curvature"]["finetune"] == {"name": "GaussNewton", "examples": None, "seed": 4}
+    assert said["curvature"]["finetune"] == {"name": "GaussNewton", "examples": "auto", "seed": 4}
+
+
+def test_nothing_typed_means_the_rule_and_all_means_all(stage_trace: Command, tmp_path: Path):
+    said = []
+    for run, words in enumerate(
+        (
+            (),
+            ("--hessian-examples", "all"),
+            ("--curvature", "gauss-newton"),
+            ("--curvature", "gauss-newton", "--hessian-examples", "pretrain=all"),
+            ("--hessian-examples", "finetune=auto", "--hessian-examples", "pretrain=7"),
+        )
+    ):
+        assert stage_trace("score", f"{jobs.FILE}:moved", "--out", tmp_path / str(run), "--top", 0, *words).code == 0
+        curvature = described(Trace.load(tmp_path / str(run)))["curvature"]
+        said.append([(curvature[name]["name"], curvature[name]["examples"]) for name in ("pretrain", "finetune")])
+    assert said == [
+        [("Auto", "auto"), ("Auto", "auto")],
+        [("Auto", None), ("Auto", None)],
+        [("GaussNewton", "auto"), ("GaussNewton", "auto")],
+        [("GaussNewton", None), ("GaussNewton", "auto")],
+        [("Auto", 7), ("Auto", "auto")],
+    ]
+
+
+def test_presets_change_what_was_not_typed(stage_trace: Command, tmp_path: Path):
+    def run(name: str, *words: str) -> Any:
+        ended = stage_trace("score", f"{jobs.FILE}:moved", "--out", tmp_path / name, "--top", 0, *words)
+        assert ended.code == 0, ended.err
+        return described(Trace.load(tmp_path / name))
+
+    quick, exact = run("quick", "--quick"), run("exact", "--exact")
+    mixed = run("mixed", "--quick", "--rtol", "pretrain=0.005", "--hessian-examples", "finetune=9")
+    assert [quick["curvature"][name]["examples"] for name in ("pretrain", "finetune")] == [250, 250]
+    assert (quick["solver"]["pretrain"]["rtol"], quick["solver"]["pretrain"]["max_steps"]) == (1e-2, 50)
+    assert exact["curvature"]["pretrain"]["examples"] is None
+    assert (exact["solver"]["pretrain"]["rtol"], exact["solver"]["pretrain"]["max_steps"]) == (1e-8, 5000)
+    assert [mixed["solver"][name]["rtol"] for name in ("pretrain", "finetune")] == [0.005, 1e-2]
+    assert [mixed["curvature"][name]["examples"] for name in ("pretrain", "finetune")] == [250, 9]
+
+
+def test_presets_exclude_each_other(tmp_path: Path):
+    words = ["score", TARGET, "--out", str(tmp_path / "run"), "--quick", "--exact"]
+    ended = CliRunner().invoke(app, words, env={"COLUMNS": "80"})
+    assert ended.exit_code == 2
+    assert "exclude each other" in ended.stderr
+
+
+def test_score_says_which_examples_the_curvature_leaves_out(
+    stage_trace: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stagetrace.curvature.subset.ENOUGH", 30)
+    ended = stage_trace("score", f"{jobs.FILE}:moved", "--out", tmp_path / "run", "--top", 0)
+    notes = [line for line in ended.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "stage 'pretrain': the curvature is the mean over 30 of 37 examples" in notes[0]
+    assert "30 of 37" in " ".join(Trace.load(tmp_path / "run").solutions["pretrain"].notes)
 
 
 BAD_WORDS = [
@@ -186,6 +243,10 @@ BAD_WORDS = [
     (("--max-steps", "1.5"), "--max-steps needs a whole number (or STAGE=NUMBER), got '1.5'"),
     (("--damping", "-1"), "damping"),
     (("--solver", "direct", "--rtol", "0.1"), "--rtol does not apply to Direct"),
+    (
+        ("--hessian-examples", "most"),
+        "--hessian-examples needs a whole number, all or auto (or STAGE=NUMBER), got 'most'",
+    ),
     (("--hessian-examples", "0"), "must be a whole number of at least 1, got 0"),
     (("--curvature", "identity", "--hessian-examples", "5"), "--hessian-examples does not apply to Identity"),
 ]

@@ -160,7 +160,7 @@ def test_check_keeps_its_findings_beside_a_run_only(stage_trace: Command, run: P
     code, out, err = stage_trace("check", TARGET, "--out", run)
     assert code == 0, err
     found = json.loads((run / "check.json").read_text())
-    assert {each["where"] for each in found} == {"pretrain", "finetune", "query"}
+    assert {each["where"] for each in found} == {"pretrain", "finetune", "query", "run"}
     stage_trace("report", run)
     page = Read((run / "report.html").read_text(encoding="utf-8"))
     for each in found:

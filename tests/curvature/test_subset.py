@@ -6,8 +6,8 @@ from torch import nn
 
 from stagetrace import Chain, Frozen, GaussNewton, Hessian, Query, Stage, trace
 from stagetrace.curvature import Auto
-from stagetrace.curvature.auto import subset_in_words
-from stagetrace.curvature.subset import ENOUGH, seeded_subset
+from stagetrace.curvature.auto import coupled, subset_in_words
+from stagetrace.curvature.subset import COUPLED, ENOUGH, seeded_subset
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Regression
 
@@ -77,6 +77,16 @@ def test_a_run_says_it_of_each_stage_that_it_holds_for(recwarn: pytest.WarningsR
     assert not [
         each for each in recwarn if "examples, drawn" in str(each.message) and "converge" not in str(each.message)
     ]
+
+
+def test_the_coupling_takes_more_by_the_rule_and_what_was_said_otherwise() -> None:
+    many = problem(MANY)
+    assert coupled(Auto(), many, 1) == range(MANY)
+    assert list(coupled(Auto(), many, COUPLED)) == list(Auto().indices(many))
+    assert len(coupled(Auto(), many, 36)) == COUPLED // 36
+    for choice in (Auto(50), Hessian(50)):
+        assert list(coupled(choice, many, 1)) == list(choice.indices(many))
+    assert coupled(Auto(examples=None), many, COUPLED) == range(MANY)
 
 
 @pytest.mark.parametrize("examples", ["all", "1000", 0, 1.5, True])

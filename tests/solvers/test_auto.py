@@ -7,7 +7,7 @@ from stagetrace import CG, Lanczos
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
 from stagetrace.errors import DescriptionError
 from stagetrace.solvers import Shift
-from stagetrace.solvers.auto import FEWEST_STEPS, PROBE_STEPS, choose_damping, ends_of_spectrum
+from stagetrace.solvers.auto import FEWEST_STEPS, PROBE_STEPS, choose_damping, ends_of_spectrum, settled
 
 
 def operator(eigenvalues: list[float], dtype: torch.dtype = torch.float64) -> DenseOperator:
@@ -152,3 +152,25 @@ def test_the_search_is_reported_without_a_residual():
     assert [residual for _, residual in said[:40]] == pytest.approx([float("nan")] * 40, nan_ok=True)
     assert len(said) == found.products
     assert said[-1][1] < 1e-3
+
+
+STEADY = [((-0.5, 0.001), (4.0, 0.001))] * 20
+UNSETTLED = {
+    "few steps": STEADY[: FEWEST_STEPS - 1],
+    "the smallest's residual": [*STEADY[:-1], ((-0.5, 0.1), (4.0, 0.001))],
+    "the largest's residual": [*STEADY[:-1], ((-0.5, 0.001), (4.0, 0.5))],
+    "the smallest moved": [((-0.5 - 0.002 * step, 0.001), (4.0, 0.001)) for step in range(20)],
+    "the smallest is hardly negative": [((-0.001, 0.001), (4.0, 0.001))] * 20,
+}
+
+
+@pytest.mark.parametrize("seen", UNSETTLED.values(), ids=UNSETTLED.keys())
+def test_what_has_not_settled(seen):
+    assert settled(STEADY, torch.float64)
+    assert not settled(seen, torch.float64)
+
+
+def test_an_end_within_rounding_decides_nothing_and_need_not_settle():
+    seen = [((-1e-5, 1e-5), (4.0, 0.001))] * 20
+    assert settled(seen, torch.float32)
+    assert not settled(seen, torch.float64)

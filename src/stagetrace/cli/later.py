@@ -61,10 +61,7 @@ class Commands(TyperGroup):
             formatter.write_dl([(name, _cut(self._summary(ctx, name), width)) for name in names])
 
     def _summary(self, ctx: Any, name: str) -> str:
-        if name in LATER:
-            return LATER[name][2]
-        command = super().get_command(ctx, name)
-        return "" if command is None else command.get_short_help_str(1000)
+        return LATER[name][2] if name in LATER else self.commands[name].get_short_help_str(1000)
 
 
 def _cut(text: str, width: int) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.subset import Count, in_words
+from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, in_words, seeded_subset
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.problem import Problem
 
@@ -85,6 +85,16 @@ class WithStandIn(LinearOperator):
 
     def how(self) -> dict[str, int | float | str | None]:
         return self.hessian.how()
+
+
+def coupled(curvature: Curvature, problem: Problem, columns: int) -> Sequence[int]:
+    """The examples whose mixed derivative couples a stage to the one before: its curvature's, or by the rule more.
+
+    columns: right-hand sides, for each of which they are multiplied once.
+    """
+    if isinstance(curvature, Auto | Hessian | GaussNewton) and curvature.examples == "auto":
+        return seeded_subset(len(problem.stage.examples), max(ENOUGH, COUPLED // columns), curvature.seed)
+    return curvature.indices(problem)
 
 
 def subset_in_words(curvature: Curvature, problem: Problem) -> str | None:

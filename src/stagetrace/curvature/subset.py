@@ -1,9 +1,9 @@
 """Which of a stage's examples its curvature averages over, and the rule where nobody said how many.
 
-The rule: all of up to 1,000 examples; of more, 1,000 drawn by the seed. A mean over examples needs no more of them the
-more there are: what a subset leaves open depends on its own size. With 100 or 300 examples the curvature had more
-negative eigenvalues than the stage's own, the damping followed, and the scores predicted retraining less; from 1,000
-on the ranking hardly moved (`docs/how-to-choose.md`).
+The rule: all of up to 1,000 examples; of more, 1,000 drawn by the seed, for the coupling between stages 40,000 over the
+number of right-hand sides. A mean over examples needs no more of them the more there are: what a subset leaves open
+depends on its own size. With 100 or 300 examples instead of 1,000 the Hessian was more indefinite, the damping
+followed, and the scores predicted retraining less (`docs/how-to-choose.md`).
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,11 @@ Count = int | Literal["auto"] | None
 
 ENOUGH = 1000
 """Examples that a curvature averages over where nobody said how many."""
+
+
+COUPLED = 40_000
+"""Examples times right-hand sides that the coupling to the stage before takes where nobody said how many: about as many
+as a solve multiplies. It is a mean that largely cancels, so that it wants more of them than a curvature does."""
 
 
 def seeded_subset(total: int, examples: Count, seed: int) -> Sequence[int]:

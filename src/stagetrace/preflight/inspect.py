@@ -46,7 +46,7 @@ def inspect(
         look = Look.at(problem, operator, progress)
         yield curvature_finding(problem, operator, solver[problem.name], look)
         for cost in (
-            plan_solve(problem, operator, solver[problem.name], look, query.rows or 1),
+            plan_solve(problem, curvature[problem.name], operator, solver[problem.name], look, query.rows or 1),
             plan_scoring(problem, query),
         ):
             costs.append(cost)

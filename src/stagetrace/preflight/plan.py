@@ -7,6 +7,8 @@ from math import ceil, log, sqrt
 from typing import Any, final
 
 from stagetrace.checks.finding import Finding, Level
+from stagetrace.curvature.auto import coupled
+from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.preflight.work import How, Look
 from stagetrace.progress.task import clock
@@ -29,14 +31,20 @@ class Cost:
     finding: Finding
 
 
-def plan_solve(problem: Problem, operator: LinearOperator, solver: Solver, look: Look, columns: int) -> Cost:
-    """How products are computed, what they keep in memory, how many it can take, and how long that is at most."""
+def plan_solve(
+    problem: Problem, curvature: Curvature, operator: LinearOperator, solver: Solver, look: Look, columns: int
+) -> Cost:
+    """How products are computed, what they keep in memory, how many it can take, and how long that is at most.
+
+    The time includes the coupling to the stage before, which costs about a product over its examples.
+    """
     most = most_products(problem, operator, solver, look)
     text, seconds = f"{solver}: {look.seconds:.2g} s a product", None
     if most is not None:
-        seconds = look.seconds * most * columns
+        passes = len(coupled(curvature, problem, columns)) / max(1, look.of) if problem.kept else 0.0
+        seconds = look.seconds * (most + passes) * columns
         each = f"{columns:,} x " if columns > 1 else ""
-        text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s = {clock(seconds)}"
+        text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s, {clock(seconds)} in all"
     if not look.how:
         return Cost(seconds, Finding(problem.name, "solving", Level.OK, text))
     text += f"; over {look.of:,} of {len(problem.stage.examples):,} examples ({_way(look.how)})"

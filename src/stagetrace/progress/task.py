@@ -81,8 +81,8 @@ class Task:
     def _counted(self) -> str:
         if self.total is not None:
             return f"{self.done:,}/{self.total:,} {self.unit}"
-        part = f"{self.part:.1f}"[1:] if 0.05 <= self.part < 0.95 else ""
-        return f"{self.done:,}{part} {self.unit}"
+        tenths = min(9, int(10 * self.part))
+        return f"{self.done:,}{f'.{tenths}' if tenths else ''} {self.unit}"
 
     def _rate(self) -> str:
         each = self.seconds_each

@@ -35,7 +35,7 @@ def pull_back(
 ) -> Gradient:
     """The query's gradient at `previous`, given the adjoint `[own.size, k]` and gradient at `problem`.
 
-    indices: the examples of `problem` whose mixed derivative couples it to `previous`; those of its curvature.
+    indices: the examples of `problem` whose mixed derivative couples it to `previous`; see `curvature.auto.coupled`.
     """
     own, inherited = previous.own.zeros(adjoint.shape[1]), previous.inherited.zeros(adjoint.shape[1])
     targets = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import isnan
 from typing import final
 
-from stagetrace.curvature.auto import subset_in_words
+from stagetrace.curvature.auto import coupled, subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceWarning
@@ -49,7 +49,7 @@ class Walk:
             yield problem, replace(solution, value=adjoint)
             if problem.previous is not None:
                 previous = self.chain[problem.previous.name]
-                indices = self.curvature[problem.name].indices(problem)
+                indices = coupled(self.curvature[problem.name], problem, adjoint.shape[1])
                 gradient = pull_back(problem, previous, adjoint, gradient, indices, self.progress)
 
     def _solve(self, problem: Problem, gradient: Gradient) -> Solution:

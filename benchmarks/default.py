@@ -1,0 +1,191 @@
+"""`default` and `subsets`: what a user waits for who says nothing, and what the default's subset costs in agreement.
+
+`default`: seconds of `stagetrace check` and of `stagetrace score` with its report, as processes of their own and with
+no option, on `examples/hugging_face.py`; by the clock, and of the processor, which a busy machine spoils less.
+
+`subsets`: the ranking by a curvature over some of the examples beside that over all of them: Spearman's correlation
+over all examples of a stage, and how many of the 100 most harmful and 100 most helpful are the same. Each curvature's
+adjoints are kept in CHECKPOINTS/adjoints as soon as they are there, so that a killed run goes on; all are scored in one
+pass. All examples take hours: `--quick` shows that everything runs.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.language_models import GENERAL, TWEETS, Corpora, chain_of, train
+from benchmarks.report import Report, Row
+from stagetrace import Chain, Lanczos, Query
+from stagetrace.curvature import Auto
+from stagetrace.curvature.subset import ENOUGH
+from stagetrace.progress import Bars
+from stagetrace.results.atomic import atomic
+from stagetrace.tracing.score import Scorer
+from stagetrace.tracing.walk import Walk
+from stagetrace.validation.agreement import Agreement
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "hugging_face.py"
+SUBSETS: tuple[tuple[int | None, int], ...] = (
+    (ENOUGH, 0),
+    (250, 0),
+    (500, 0),
+    (2000, 0),
+    (ENOUGH, 1),
+    (4000, 0),
+    (None, 0),
+)
+"""Examples in the curvature of each stage and the seed of their draw, in the order they are computed in; None: all."""
+
+QUICK_SUBSETS: tuple[tuple[int | None, int], ...] = ((50, 0), (150, 0), (None, 0))
+TOP = 100
+CHECK_TARGET, SCORE_TARGET = 60.0, 360.0
+
+
+def run(report: Report) -> None:
+    """`default`: train where there is nothing yet, and time both commands."""
+    with _prepared(report) as (folder, scratch, _):
+        commands(report, folder, scratch)
+
+
+def run_subsets(report: Report) -> None:
+    """`subsets`: train where there is nothing yet, and compare the rankings."""
+    with _prepared(report) as (folder, _, corpora):
+        chain, query = chain_of(folder, corpora, report.asked.seed)
+        report.fields["model"] = {
+            "parameters": sum(p.numel() for p in chain.stages[0].model.parameters()),
+            "examples": {stage.name: len(stage.examples) for stage in chain.stages},
+            "link": type(chain.stages[-1].link).__name__,
+        }
+        agreement(report, chain, query, folder / "adjoints", QUICK_SUBSETS if report.asked.quick else SUBSETS)
+
+
+@contextmanager
+def _prepared(report: Report) -> Generator[tuple[Path, Path, Corpora]]:
+    """The folder of the models, one for what is thrown away, and the data."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = report.asked.checkpoints or Path(scratch)
+        corpora = Corpora.read(report.asked)
+        train(folder, corpora, report.asked.seed)
+        yield folder, Path(scratch), corpora
+
+
+def commands(report: Report, folder: Path, scratch: Path) -> None:
+    """`check` and `score` as a user types them; the data sets whole, unless it is only to be seen that they run."""
+    data = report.asked.data
+    environment = os.environ | {
+        "STAGETRACE_PRETRAINED": str(folder / "language"),
+        "STAGETRACE_FINETUNED": str(folder / "classifier"),
+        "STAGETRACE_PRETRAINING_DATA": str(data / GENERAL),
+        "STAGETRACE_FINETUNING_DATA": str(data / TWEETS),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    table: list[Row] = []
+    words = ("check",), ("score", "--out", str(scratch / "run"))
+    for (command, *rest), limit in zip(words, (CHECK_TARGET, SCORE_TARGET), strict=True):
+        if report.asked.quick and command == "score":
+            continue
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        arguments = [sys.executable, "-m", "stagetrace", command, f"{EXAMPLE}:job", *rest]
+        subprocess.run(arguments, env=environment, check=True, stderr=subprocess.DEVNULL)
+        after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
+        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        table.append({"command": command, "s": seconds, "processor s": processor, "threads": torch.get_num_threads()})
+        report.target(f"seconds of {command}, no options", seconds, limit)
+    report.table("What a user waits for", table, "commands")
+
+
+def agreement(
+    report: Report, chain: Chain, query: Query, folder: Path, subsets: Sequence[tuple[int | None, int]]
+) -> None:
+    """Each subset's ranking beside the one of the most examples."""
+    solved = list(adjoints(chain, query, folder, subsets))
+    table: list[Row] = []
+    for stage in chain.names:
+        scores = scored(chain, stage, [each.adjoints[stage] for each in solved])
+        reference = scores[-1]
+        for each, found in zip(solved, scores, strict=True):
+            table.append(
+                {"stage": stage, "examples": each.label, "seed": each.seed, **each.said[stage]}
+                | beside(found, reference)
+            )
+    report.table(f"The ranking beside that of {solved[-1].label} examples", table, "agreement")
+
+
+@final
+@dataclass(frozen=True)
+class Solved:
+    """The adjoints of each stage for one subset, and how they were found."""
+
+    examples: int | None
+    seed: int
+    adjoints: Mapping[str, Tensor]
+    said: Mapping[str, Row]
+
+    @property
+    def label(self) -> str:
+        return "all" if self.examples is None else f"{self.examples:,}"
+
+
+def adjoints(chain: Chain, query: Query, folder: Path, subsets: Sequence[tuple[int | None, int]]) -> Iterator[Solved]:
+    """The walk back with the default curvature over each subset; kept, so that it is walked once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for examples, seed in subsets:
+        place = folder / f"{'all' if examples is None else examples}-{seed}.safetensors"
+        if not place.exists():
+            _walk(chain, query, Auto(examples, seed), place)
+        said = json.loads(place.with_suffix(".json").read_text())
+        yield Solved(examples, seed, load_file(place), said)
+
+
+def _walk(chain: Chain, query: Query, curvature: Auto, place: Path) -> None:
+    bars = Bars()
+    curvatures = dict.fromkeys(chain.names, curvature)
+    operators = {problem.name: curvature.operator(problem) for problem in chain}
+    walk = Walk(chain, curvatures, operators, dict.fromkeys(chain.names, Lanczos()), bars)  # pyright: ignore[reportArgumentType]
+    found, said = dict[str, Tensor](), dict[str, Row]()
+    started = time.process_time()
+    for problem, solution in walk.back(query.gradient(chain.last, bars), lambda stage: None):
+        found[problem.name] = solution.value.contiguous()
+        spectrum = solution.spectrum
+        said[problem.name] = {
+            "system": solution.system,
+            "smallest": None if spectrum is None else spectrum.smallest,
+            "products": solution.products + solution.checks,
+            "residual": solution.relative_residual,
+            "processor s": time.process_time() - started,
+        }
+        started = time.process_time()
+    place.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
+    with atomic(place) as temporary:
+        save_file(found, temporary)
+
+
+def scored(chain: Chain, stage: str, columns: Sequence[Tensor]) -> Tensor:
+    """Scores `[adjoints, examples]` in one pass over the stage's examples."""
+    stacked = torch.cat(list(columns), dim=1)
+    scorer = Scorer.of(chain[stage].risk, stacked, parts=False, rows=stacked.shape[1])
+    parts = scorer.run(lambda number: None, lambda number, part: None, Bars())
+    return torch.cat([part.values for part in parts], dim=1).double()
+
+
+def beside(found: Tensor, reference: Tensor) -> Row:
+    """How far two rankings of the same examples agree."""
+    top = min(TOP, len(found) // 10)
+    same: dict[str, Any] = {}
+    for name, sign in (("harmful", 1), ("helpful", -1)):
+        sets = [set((sign * scores).topk(top).indices.tolist()) for scores in (found, reference)]
+        same[f"same of the {top} most {name}"] = len(sets[0] & sets[1])
+    return {"spearman": Agreement.of(reference, found, resamples=1).spearman_r, **same}

@@ -1,0 +1,218 @@
+"""The preflight: its work is bounded, its sum is a bound, and its advice is what is left to do."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stagetrace import CG, Chain, Direct, GaussNewton, Hessian, Lanczos, Normal, Proximal, Query, Stage
+from stagetrace.curvature import Auto
+from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
+from stagetrace.curvature.subset import ENOUGH
+from stagetrace.objectives import Classification, Regression
+from stagetrace.preflight import Finding, Level, inspect, work
+from stagetrace.preflight.plan import most_products
+from stagetrace.preflight.stationary import stationarity
+from stagetrace.preflight.work import SPECTRUM_STEPS, Look
+from stagetrace.progress import Silent
+from stagetrace.solvers import Shift, Solver
+from stagetrace.solvers.base import Spectrum
+from tests.curvature.specimens import MLP
+
+MANY = ENOUGH + 500
+
+
+class Counted(Sequence[tuple[Tensor, Tensor]]):
+    """A data set that counts how often an example is read."""
+
+    def __init__(self, items: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.items, self.reads = items, 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.items[index]
+
+
+def points(n: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    xs = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    return [(x, x.sum().reshape(1) + e) for x, e in zip(xs, noise, strict=True)]
+
+
+def line(data: Sequence[tuple[Tensor, Tensor]]) -> Stage:
+    torch.manual_seed(0)
+    return Stage("line", model=nn.Linear(3, 1).double(), objective=Regression(), data=data)
+
+
+def looked_at(stage: Stage, curvature, solver: Solver) -> list[Finding]:
+    chain = Chain(stage)
+    query = Query(points(2) if isinstance(stage.data, Counted) else stage.data)
+    return list(inspect(chain, query, {stage.name: curvature}, {stage.name: solver}, Silent()))
+
+
+def only(found: list[Finding], what: str) -> Finding:
+    (one,) = (finding for finding in found if finding.what == what)
+    return one
+
+
+def gradient_norm(stage: Stage, data: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Of the mean loss over these examples, by plain autograd."""
+    xs, ys = (torch.stack(column) for column in zip(*data, strict=True))
+    loss = (stage.model(xs) - ys).square().mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, tuple(stage.model.parameters()))]).norm().item()
+
+
+# Work
+
+
+def test_the_work_does_not_grow_with_the_data() -> None:
+    reads = []
+    for n in (MANY, 4 * MANY):
+        data = Counted(points(n))
+        looked_at(line(data), Auto(), Lanczos())
+        reads.append(data.reads)
+    assert reads[1] <= reads[0] + 64
+
+
+def test_the_look_at_the_spectrum_is_bounded_by_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = MLP.problem()
+    whole = Look.at(problem, Hessian().operator(problem), Silent())
+    assert whole.whole
+    monkeypatch.setattr(work, "OPERATIONS", 1.0)
+    monkeypatch.setattr(work, "FEWEST", 3)
+    part = Look.at(problem, Hessian().operator(problem), Silent())
+    assert (part.examples, part.of, part.whole) == (3, whole.of, False)
+    assert part.products <= SPECTRUM_STEPS
+    assert part.seconds > 0
+
+
+def test_few_examples_are_said_to_look_more_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = MLP.stage(name="line")
+    assert "fewer look more negative" not in only(looked_at(stage, Hessian(), Lanczos()), "curvature").text
+    monkeypatch.setattr(work, "OPERATIONS", 1.0)
+    monkeypatch.setattr(work, "FEWEST", 2)
+    assert "over 2 of" in only(looked_at(stage, Hessian(), Lanczos()), "curvature").text
+
+
+# What it says of the examples
+
+
+def test_the_rule_is_said_where_it_leaves_examples_out() -> None:
+    assert f"{ENOUGH:,} of {MANY:,} examples" in only(looked_at(line(points(MANY)), Auto(), Lanczos()), "examples").text
+    assert not [f for f in looked_at(line(points(20)), Auto(), Lanczos()) if f.what == "examples"]
+
+
+def test_the_mean_gradient_of_some_examples_comes_with_its_error() -> None:
+    """At the minimum the mean gradient of 1,000 of many examples is no zero, and is not taken for one."""
+    data = points(MANY)
+    xs = torch.stack([torch.cat([x, torch.ones(1).double()]) for x, _ in data])
+    best = torch.linalg.lstsq(xs, torch.stack([y for _, y in data])).solution
+    stage = line(data)
+    with torch.no_grad():
+        stage.model.weight.copy_(best[:3].T)  # pyright: ignore[reportCallIssue]
+        stage.model.bias.copy_(best[3])  # pyright: ignore[reportCallIssue]
+    at_minimum = stationarity(Chain(stage)["line"], Silent())
+    assert at_minimum.level is Level.OK
+    assert f"{ENOUGH:,} of {MANY:,} examples" in at_minimum.text
+    said, error = float(at_minimum.text.split()[1].rstrip(",")), float(at_minimum.text.split()[-1])
+    drawn = [data[index] for index in Auto().indices(Chain(stage)["line"])]
+    assert said == pytest.approx(max(0.0, gradient_norm(stage, drawn) ** 2 - error**2) ** 0.5, rel=0.05, abs=error / 20)
+    assert error > 0.3 * gradient_norm(stage, drawn)
+    away = stationarity(Chain(line(data))["line"], Silent())
+    assert away.level is Level.WARNING
+
+
+@pytest.mark.parametrize("n", [40, MANY])
+def test_the_gradient_is_that_of_plain_autograd(n: int) -> None:
+    stage = line(points(n))
+    exact = gradient_norm(stage, stage.data)
+    said = float(stationarity(Chain(stage)["line"], Silent()).text.split()[1].rstrip(","))
+    assert said == pytest.approx(exact, rel=0.01 if n == 40 else 0.1)
+
+
+# Advice
+
+
+def test_what_the_default_does_already_is_a_note_and_no_advice() -> None:
+    found = only(looked_at(MLP.stage(name="line"), Auto(), Lanczos()), "curvature")
+    assert found.level is Level.NOTE
+    assert "negative curvature" in found.text
+    assert "inverts Gauss-Newton" in found.text
+    assert "--" not in found.text
+
+
+@pytest.mark.parametrize("solver", [Lanczos(damping=0.0), CG(), Direct(), Normal(CG(), damping=1e-8)], ids=str)
+def test_what_is_left_to_do_is_what_to_type(solver: Solver) -> None:
+    found = only(looked_at(MLP.stage(name="line"), Hessian(), solver), "curvature")
+    assert found.level is Level.WARNING
+    assert "--curvature line=auto --solver line=lanczos --damping line=auto" in found.text
+    assert "--curvature line=gauss-newton --solver line=cg --damping line=" in found.text
+
+
+@pytest.mark.parametrize(
+    "solver", [Lanczos(damping=100.0), CG(damping=10.0), Direct(damping=10.0, filter=Shift)], ids=str
+)
+def test_a_damping_above_the_negative_end_is_no_warning(solver: Solver) -> None:
+    found = only(looked_at(MLP.stage(name="line"), Hessian(), solver), "curvature")
+    assert found.level is Level.NOTE
+    assert "--" not in found.text
+
+
+# Products
+
+
+def look(eigenvalues: Tensor) -> Look:
+    spectrum = Spectrum((float(eigenvalues.min()), float(eigenvalues.max())))
+    return Look(spectrum, 20, 0, 0, 1.0, {})
+
+
+SPECTRA = {
+    "positive": torch.linspace(0.5, 40.0, 300, dtype=torch.float64),
+    "hardly positive": torch.logspace(-2, 1.5, 300, dtype=torch.float64),
+    "indefinite": torch.linspace(-2.0, 30.0, 300, dtype=torch.float64),
+}
+SOLVERS = [Lanczos(), Lanczos(damping=1e-2), Lanczos(damping=0.5, filter=Shift), CG(damping=0.1), Direct()]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("eigenvalues", SPECTRA.values(), ids=SPECTRA.keys())
+def test_a_solve_takes_no_more_products_than_were_said(eigenvalues: Tensor, solver: Solver) -> None:
+    class Problem:
+        """As much of one as is looked at."""
+
+        own = torch.empty(300)
+
+    Problem.own = type("Space", (), {"size": 300})  # pyright: ignore[reportAttributeAccessIssue]
+    operator = DenseOperator(torch.diag(eigenvalues)) if isinstance(solver, Direct) else DiagonalOperator(eigenvalues)
+    most = most_products(Problem, operator, solver, look(eigenvalues))  # pyright: ignore[reportArgumentType]
+    solution = solver.prepare(operator).solve(torch.ones(300, dtype=torch.float64))
+    assert most is not None
+    assert solution.products <= most
+
+
+def test_products_times_seconds_and_a_total_are_said() -> None:
+    found = looked_at(line(points(30)), GaussNewton(), Lanczos())
+    assert " products x " in only(found, "solving").text
+    assert only(found, "time").text.startswith("at most 0:0")
+
+
+def test_a_chain_of_two_is_looked_at_whole() -> None:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).double()
+    second = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).double()
+    data = [(x, torch.tensor(int(y > 0))) for x, y in points(12)]
+    link = Proximal({"0.weight": "0.weight"}, alpha=0.1)
+    chain = Chain(
+        Stage("a", model=first, objective=Classification(), data=data),
+        Stage("b", model=second, objective=Classification(), data=data, link=link),
+    )
+    settings = dict.fromkeys(chain.names, Auto()), dict.fromkeys(chain.names, Lanczos())
+    found = list(inspect(chain, Query(data[:3], reduction="none"), *settings, Silent()))  # pyright: ignore[reportArgumentType]
+    assert [f.where for f in found if f.what == "solving"] == ["a", "b"]
+    assert "3 x " in next(f for f in found if f.what == "solving").text
+    assert (found[-1].where, found[-1].what) == ("run", "time")
