@@ -33,6 +33,7 @@ from stagetrace.curvature import Auto
 from stagetrace.curvature.subset import ENOUGH
 from stagetrace.progress import Bars
 from stagetrace.results.atomic import atomic
+from stagetrace.results.manifest import NAME as MANIFEST
 from stagetrace.tracing.score import Scorer
 from stagetrace.tracing.walk import Walk
 from stagetrace.validation.agreement import Agreement
@@ -51,7 +52,7 @@ SUBSETS: tuple[tuple[int | None, int], ...] = (
 
 QUICK_SUBSETS: tuple[tuple[int | None, int], ...] = ((50, 0), (None, 0), (150, 0))
 TOP = 100
-CHECK_TARGET, SCORE_TARGET = 60.0, 360.0
+CHECK_TARGET, SCORE_TARGET, CHECKS_TARGET = 60.0, 360.0, 5.0
 
 
 def run(report: Report) -> None:
@@ -105,6 +106,22 @@ def commands(report: Report, folder: Path, scratch: Path) -> None:
         table.append({"command": command, "s": seconds, "processor s": processor, "threads": torch.get_num_threads()})
         report.target(f"seconds of {command}, no options", seconds, limit)
     report.table("What a user waits for", table, "commands")
+    if (scratch / "run" / MANIFEST).exists():
+        checks(report, json.loads((scratch / "run" / MANIFEST).read_text())["statistics"])
+
+
+def checks(report: Report, statistics: Mapping[str, Any]) -> None:
+    """What each check of the run cost, by the clock, over what the whole run took before its report."""
+    whole, found = statistics["seconds"]["in all"], statistics["checks"]
+    names = list(dict.fromkeys(check["what"] for check in found))
+    places = list(dict.fromkeys(check["where"] for check in found))
+    table: list[Row] = []
+    for name in names:
+        seconds = {each["where"]: each["seconds"] for each in found if each["what"] == name}
+        by_place = {f"{place}, s": seconds.get(place) for place in places}
+        table.append({"check": name, **by_place, "of the run, %": 100 * sum(seconds.values()) / whole})
+    report.table("What the checks cost", table, "checks")
+    report.target("share of the checks in the run, %", sum(row["of the run, %"] for row in table), CHECKS_TARGET)
 
 
 def agreement(

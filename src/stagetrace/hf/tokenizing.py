@@ -75,7 +75,8 @@ def said_of_side(base: Any, tokenizer: Any, where: str) -> list[str]:
 def _logits(base: Any, tokens: list[int], mask: list[int] | None = None) -> torch.Tensor:
     """`[length, vocabulary]` for one sentence."""
     device = next(base.parameters()).device
-    masked = {} if mask is None else {MASK: torch.tensor([mask], device=device)}
+    taken = MASK in takes(base)  # without a mask, transformers warns of what it takes for padding
+    masked = {MASK: torch.tensor([mask or [1] * len(tokens)], device=device)} if taken else {}
     with torch.no_grad():
         return base(input_ids=torch.tensor([tokens], device=device), **masked).logits[0]
 

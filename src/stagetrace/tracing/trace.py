@@ -98,10 +98,8 @@ def trace(
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
-    checked = _checked(chain, query)
-
     tally = Tally(chain, bars)
-    tally.checked(checked)
+    tally.checked(_checked(chain, query, tally))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.problems[min(map(chain.names.index, scored)) :]
     operators = {problem.name: curvatures[problem.name].operator(problem) for problem in walked}
@@ -130,16 +128,20 @@ def trace(
     return _said(result)
 
 
-def _checked(chain: Chain, query: Query) -> list[Finding]:
+def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     """Refuse what cannot give right numbers; say what was handled, and what is not as a derivative should be."""
     found: list[Finding] = []
     for problem in chain:
         for notice in notices_at(problem):
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
-        found.extend(verify_problem(problem))
     for notice in getattr(query.data, "notices", ()):
         warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    found.extend(verify_query(query.risk(chain.last)))
+    with progress.task("checking losses and derivatives", len(chain) + 1, "data sets") as advance:
+        for problem in chain:
+            found.extend(verify_problem(problem))
+            advance(1)
+        found.extend(verify_query(query.risk(chain.last)))
+        advance(1)
     for finding in found:
         if finding.level is Level.WARNING:
             where = "the query" if finding.where == "query" else f"stage '{finding.where}'"
