@@ -19,7 +19,7 @@ demo: $(VENV)/.demo ## pretrain, fine-tune and trace on real digits into runs/de
 	$(BIN)/stagetrace demo $(ARGS)
 
 test: $(VENV)/.dev ## the tests, and the examples in the docstrings
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadscope $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[StagetraceError], str]] = {
     "a list": (
         lambda: multiply(layers.Returning(lambda z: [z])),
         DataError,
-        r"the model returned list, .* write an objective whose outputs\(model, batch\) returns the tensor",
+        r"the model returned a list .* write an objective whose outputs\(model, batch\) returns the tensor",
     ),
 }
 

@@ -167,7 +167,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
     assert "stage 'finetune' was trained again by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
-    assert re.search(rf"training again .*retrainings.* {record['retrainings']}/{record['retrainings']} ", ended.err)
+    assert re.search(rf"training again  {record['retrainings']}/{record['retrainings']} retrainings", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
     assert ended.out.endswith(f"kept in {', '.join(map(str, files))}\n")
     assert all(path.stat().st_size > 1000 for path in files)

@@ -376,13 +376,13 @@ def test_a_collation_that_fails_is_named_with_the_example_that_differs():
 
 def test_rows_of_texts_are_sent_to_the_hugging_face_part():
     rows = [{"text": "a film", "label": 1}]
-    with pytest.raises(DataError, match=r"Collation got rows of texts.*\['text', 'label'\].*hf\.query\(data, stage="):
+    with pytest.raises(DataError, match=r"'text' holds text.*hf\.query\(rows, stage="):
         list(examples(rows, collate=Collation()).read([[0]]))
 
 
 NO_SETS: dict[str, tuple[Any, str]] = {
-    "a pair of tensors": ((X, Y), r"a tuple of 2 tensors; if these are columns pass TensorDataset\(\*data\)"),
-    "a pair of arrays": ((X.numpy(), Y.numpy()), "a tuple of 2 tensors"),
+    "a pair of tensors": ((X, Y), r"which would be read as 2 examples.*TensorDataset\(x, y\)"),
+    "a pair of arrays": ((X.numpy(), Y.numpy()), "which would be read as 2 examples"),
     "a frame": (pandas.DataFrame({"x": [1.0]}), r"a pandas DataFrame.*from_pandas\(data\)"),
     "a series": (pandas.Series([1.0, 2.0], index=[1, 0]), "a pandas Series"),
     "one number": (torch.tensor(1.0), "has no length"),

@@ -84,6 +84,8 @@ def record(folder: Path) -> dict[str, Any]:
 def without_seconds(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_seconds(entry) for key, entry in value.items() if key != "seconds"}
+    if isinstance(value, list):
+        return [without_seconds(entry) for entry in value]
     return value
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagetrace.checks.dependence import Slopes, has_a_slope, slopes
 from stagetrace.checks.finding import Level
@@ -65,7 +65,7 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
         steep = [name for name in names if name in found.of]
         if not steep:
             continue
-        direction = direction_of({name: point[name] for name in steep})
+        direction = beside_padding(direction_of({name: point[name] for name in steep}), risk.evaluation.model)
         shares = [float((found.of[name].double() * direction[name].double()).sum()) for name in steep]
         scale = sum(map(abs, shares))
         measured = _along(risk, batch, point, direction, size, rounding.eps)
@@ -150,6 +150,16 @@ def direction_of(values: Params) -> Params:
         name: (sizes[name] or usual) * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         for name, value in values.items()
     }
+
+
+def beside_padding(direction: Params, model: nn.Module) -> Params:
+    """The direction without the rows of `padding_idx`: PyTorch takes these for constants, whatever depends on them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in model.modules():
+        name = names.get(id(getattr(module, "weight", None)))
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None and name in direction:
+            direction[name][module.padding_idx] = 0.0
+    return direction
 
 
 def _total(risk: Risk, point: Params, batch: Batch) -> Tensor:

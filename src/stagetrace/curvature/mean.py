@@ -110,7 +110,9 @@ class MeanCurvature(LinearOperator):
         read, size = list[Batch](), 0
         for batch in self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)):
             yield batch
-            size += sum(leaf.nbytes for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor))
+            size += sum(
+                part.numel() * part.element_size() for part in tree_leaves(batch.content) if isinstance(part, Tensor)
+            )
             if size <= BATCH_BYTES:
                 read.append(batch)
         if size <= BATCH_BYTES and not self.plan.keeps:

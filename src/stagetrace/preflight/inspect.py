@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from stagetrace.checks import Finding, Level, verify_problem, verify_query
+from stagetrace.checks import Finding, Level, in_short, verify_problem, verify_query
 from stagetrace.curvature.auto import subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.plan import Cost, plan_scoring, plan_solve, total
@@ -33,7 +33,7 @@ def inspect(
     """
     costs: list[Cost] = []
     for problem in chain:
-        yield from verify_problem(problem)
+        yield from in_short(verify_problem(problem))
         yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))
         yield Finding(problem.name, "coverage", *_coverage(problem))
         if problem.previous is not None:
@@ -52,7 +52,7 @@ def inspect(
             costs.append(cost)
             yield cost.finding
     risk = query.risk(chain.last)
-    yield from verify_query(risk)
+    yield from in_short(verify_query(risk))
     text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "data", Level.OK, text)
     yield total(costs)
