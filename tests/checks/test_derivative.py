@@ -3,11 +3,13 @@
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -482,3 +484,137 @@ def test_the_checks_draw_nothing_from_the_caller():
     torch.manual_seed(5)
     findings(model)
     assert torch.equal(torch.rand(3), expected)
+
+
+# What is not one function of the parameters
+
+
+class Caching(Probe):
+    """Fuses its weights at the first call in eval mode, as some layers do for speed."""
+
+    fused: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused is None:
+            self.fused = (2 * self.head.weight).detach() if self.keeps_values else 2 * self.head.weight.clone()
+        return nn.functional.linear(self.body(x), self.fused, self.head.bias)
+
+    keeps_values = True
+
+
+def test_a_model_that_caches_its_weights_is_refused():
+    with pytest.raises(
+        (DescriptionError, DifferentiationError), match=r"keeps something of an earlier call|depends on"
+    ):
+        findings(Caching())
+
+
+def test_a_loss_that_asks_whether_gradients_are_recorded_is_refused():
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return (2 if torch.is_grad_enabled() else 1) * (model(batch[0]) - batch[1]).square().mean(1)
+
+    with pytest.raises(
+        DataError, match=r"the loss of example \d+ is .* under no_grad\(\) and .* gradients are recorded"
+    ):
+        findings(Probe(), loss)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_loss_that_writes_into_its_batch_is_refused_and_the_data_are_left_alone(listed: bool):
+    x, y = X.clone(), Y.clone()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch[0].clamp_(-0.1, 0.1)) - batch[1]).square().mean(1)
+
+    data = list(zip(x, y, strict=True)) if listed else TensorDataset(x, y)
+    with pytest.raises(DataError, match="changes its batch in place"):
+        findings(Probe(), loss, data)
+    assert torch.equal(x, X)
+
+
+def test_a_penalty_on_the_slope_in_the_inputs_is_no_second_model():
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            x = batch[0].clone().requires_grad_()
+            values = model(x)
+            slope = torch.autograd.grad(values.sum(), x, create_graph=True)[0]
+        return (values - batch[1]).square().mean(1) + slope.square().sum(1)
+
+    found = findings(Probe(), loss)
+    assert {found[what].level for what in ("dependence", "derivative", "second derivative")} == {Level.OK}
+
+
+def test_recomputation_in_the_backward_pass_is_no_false_alarm():
+    class Recomputing(Probe):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False))
+
+    assert findings(Recomputing())["second derivative"].level is not Level.WARNING
+
+
+# What the caller changed between two calls
+
+
+def test_a_chain_is_read_anew_by_each_trace():
+    chain = two_stages(None, Frozen("body"))
+    first = traced(chain)["before"].values
+    after: Any = chain.last.stage.model
+    changes: list[Callable[[], Any]] = [
+        lambda: after.scale.mul_(2.0),
+        lambda: setattr(after.head.weight, "data", 2 * after.head.weight.data),
+        lambda: setattr(after.head, "weight", nn.Parameter(0.5 * after.head.weight.detach())),
+        lambda: setattr(after, "between", lambda body, x: 1.5 * body(x)),
+    ]
+    for change in changes:
+        change()
+        now = traced(chain)["before"].values
+        assert not torch.allclose(now, first)
+        assert torch.equal(now, traced(Chain(*(replace(stage) for stage in chain.stages)))["before"].values)
+        first = now
+
+
+def test_a_kept_layer_that_the_link_forgets_is_named():
+    chain = two_stages(None, Frozen("body"))
+    link = Frozen("body.0.weight")
+    forgetting = Stage(
+        "after", model=chain.last.stage.model, objective=Regression(), data=DATA, link=link, weight_decay=9.0
+    )
+    with pytest.warns(StagetraceWarning, match=r"stage 'after': 'body\.0\.bias' is constant here and equal to what"):
+        traced(Chain(chain.stages[0], forgetting))
+
+
+def test_a_gradient_hook_is_named():
+    model = Probe()
+    model.head.weight.register_hook(lambda slope: 0 * slope)
+    stage = Stage("only", model=model, objective=Regression(), data=DATA, weight_decay=9.0)
+    with pytest.warns(StagetraceWarning, match=r"stage 'only': 'head\.weight' has a gradient hook"):
+        traced(Chain(stage))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_layers_that_a_hook_fills_before_each_call_can_be_copied(wrap: Any):
+    model = nn.Sequential(wrap(nn.Linear(3, 1))).double().eval()
+    model(X)
+    assert findings(model)["derivative"].level is Level.OK
+
+
+def test_a_buffer_in_a_parameter_s_memory_is_refused():
+    model = Probe()
+    model.register_buffer("transposed", model.head.weight.data)
+    with pytest.raises(DescriptionError, match=r"are two tensors in the same memory"):
+        findings(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"), [(nn.LazyLinear(1), "has no shape yet"), (nn.Linear(3, 1, device="meta"), "meta device")]
+)
+def test_a_model_without_values_is_refused(model: nn.Module, says: str):
+    with pytest.raises(DescriptionError, match=says):
+        findings(model)
+
+
+@pytest.mark.parametrize("shared", [1, None, nn.Linear(1, 1)])
+def test_what_names_nothing_is_refused(shared: Any):
+    with pytest.raises(DescriptionError, match=r"Frozen: shared must be a name"):
+        Frozen(shared)

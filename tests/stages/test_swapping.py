@@ -224,5 +224,7 @@ def test_parameters_are_put_back_after_an_error():
 def test_two_parameters_in_one_memory_are_refused(view: Any):
     model: Any = made(Tied)
     model.head.weight = nn.Parameter(view(model.body.table.weight))
-    with pytest.raises(DescriptionError, match=r"'body\.table\.weight' and 'head\.weight' are two parameters in the"):
+    with pytest.raises(
+        DescriptionError, match=r"'body\.table\.weight' and parameter 'head\.weight' are two tensors in the"
+    ):
         problem_of(model)

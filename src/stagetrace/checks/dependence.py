@@ -41,11 +41,13 @@ def depends_on_its_model_only(risk: Risk, batch: Batch) -> str:
     """
     own, inherited = _leaves(risk.own_values), _leaves(risk.inherited_values)
     watch = _Originals(risk, batch)
-    with torch.enable_grad(), watch:
-        total = risk.losses(own, inherited, batch).sum()
+    with torch.enable_grad():
+        with watch:
+            total = risk.losses(own, inherited, batch).sum()
+        again = risk.losses(own, inherited, batch).sum()
     if watch.read:
         _refuse_second_model(risk, watch.read)
-    _refuse_strangers(risk, batch, total, {**inherited, **own})
+    _refuse_strangers(risk, batch, (total, again), {**inherited, **own})
     return "the loss depends on no other trainable tensors than the parameters it is given"
 
 
@@ -115,11 +117,15 @@ def _refuse_second_model(risk: Risk, names: list[str]) -> None:
     )
 
 
-def _refuse_strangers(risk: Risk, batch: Batch, total: Tensor, leaves: Params) -> None:
-    """Refuse a loss with a gradient in trainable tensors that are none of the stage's parameters."""
+def _refuse_strangers(risk: Risk, batch: Batch, totals: tuple[Tensor, Tensor], leaves: Params) -> None:
+    """Refuse a loss with a gradient in trainable tensors that are none of the stage's parameters.
+
+    totals: the loss, evaluated twice: what a loss makes anew each time (to take a gradient in its inputs) is its own.
+    """
     ours = {id(leaf) for leaf in leaves.values()} | {id(leaf) for leaf in tree_leaves(batch.content)}
-    for leaf in _trainable(total):
-        if id(leaf) not in ours:
+    lasting = {id(leaf) for leaf in _trainable(totals[1])}
+    for leaf in _trainable(totals[0]):
+        if id(leaf) in lasting - ours:
             kind = "parameter" if isinstance(leaf, nn.Parameter) else "tensor"
             raise DescriptionError(
                 f"{risk.where}: the loss depends on a trainable {kind} of shape {list(leaf.shape)} that the model does "

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from stagetrace.checks.rounding import Rounding
 from stagetrace.errors import DataError
@@ -40,8 +41,13 @@ def losses_repeat(risk: Risk, batch: Batch, rounding: Rounding) -> str:
     Raises:
         DataError: with the first such example, and what was drawn from.
     """
-    before = _sources()
+    before, versions = _sources(), _versions(batch)
     first = _losses(risk, batch)
+    if _versions(batch) != versions:
+        raise DataError(
+            f"{risk.where}: the model or the loss changes its batch in place, so that the next evaluation sees other "
+            "examples; work on a copy: x = x.clone()"
+        )
     drawn = [name for name, state in _sources().items() if state != before[name]]
     second = _losses(risk, batch)
     gap = (first - second).abs()
@@ -55,9 +61,24 @@ def losses_repeat(risk: Risk, batch: Batch, rounding: Rounding) -> str:
             "one draw is not that of the next: draw the noise from a generator seeded by the example, as a part of the "
             "data set, or switch it off (functional dropout: training=self.training)"
         )
+    with torch.enable_grad():
+        recorded = risk.losses(risk.own_values, risk.inherited_values, batch).detach()
+    apart = (first - recorded).abs()
+    if bool((apart > rounding.of(first)).any()):
+        worst = int(apart.argmax())
+        raise DataError(
+            f"{risk.where}: the loss of example {batch.indices[worst]} is {float(first[worst]):.6g} under no_grad() "
+            f"and {float(recorded[worst]):.6g} where gradients are recorded: the model or the loss asks "
+            "torch.is_grad_enabled(), or was changed by the call; it must be one function of the parameters"
+        )
     if float(gap.max()):
         return f"the same losses twice, to {float(gap.max()):.1e}"
     return "the same losses twice"
+
+
+def _versions(batch: Batch) -> list[int]:
+    """How often each tensor of the batch was written into."""
+    return [leaf._version for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]  # pyright: ignore[reportPrivateUsage]
 
 
 def _losses(risk: Risk, batch: Batch) -> Tensor:

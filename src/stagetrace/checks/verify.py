@@ -14,6 +14,7 @@ from stagetrace.checks.lookout import Lookout
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
 from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
+from stagetrace.checks.state import keeps_no_state
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.problem import Problem
@@ -25,12 +26,12 @@ QUERY = "query"
 
 def verify_problem(problem: Problem) -> list[Finding]:
     """`verify` for a stage's own examples."""
-    return verify(problem.risk, problem.name)
+    return verify(problem.risk, problem, problem.name)
 
 
-def verify_query(risk: Risk) -> list[Finding]:
-    """`verify` for a query's examples."""
-    return verify(risk, QUERY)
+def verify_query(risk: Risk, last: Problem) -> list[Finding]:
+    """`verify` for a query's examples, at the last stage of a chain."""
+    return verify(risk, last, QUERY)
 
 
 def in_short(findings: Sequence[Finding]) -> list[Finding]:
@@ -40,10 +41,10 @@ def in_short(findings: Sequence[Finding]) -> list[Finding]:
     looked_at = f"{', '.join(found.what for found in rest)}: as they should be ({first.text})"
     seconds = sum(found.seconds for found in right)
     others = (found for found in findings if found.level is not Level.OK)
-    return [Finding(first.where, "losses", Level.OK, looked_at, seconds), *others]
+    return [Finding(first.where, "data", Level.OK, looked_at, seconds), *others]
 
 
-def verify(risk: Risk, where: str) -> list[Finding]:
+def verify(risk: Risk, problem: Problem, where: str) -> list[Finding]:
     """Look at some examples, their losses and the derivative of these, before anything is built on them.
 
     A few batches are evaluated, whatever the size of the data set. What fails is refused; what cannot be judged, and a
@@ -58,10 +59,10 @@ def verify(risk: Risk, where: str) -> list[Finding]:
         DifferentiationError: the loss depends on parameters in which its gradient is zero.
     """
     with torch.random.fork_rng(devices=[]):  # a loss that draws is refused, and has drawn nothing from the caller
-        return _looked_at(risk, where)
+        return _looked_at(risk, problem, where)
 
 
-def _looked_at(risk: Risk, where: str) -> list[Finding]:
+def _looked_at(risk: Risk, problem: Problem, where: str) -> list[Finding]:
     findings: list[Finding] = []
 
     def look(what: str, check: Callable[[], tuple[Level, str] | str]) -> None:
@@ -85,6 +86,7 @@ def _looked_at(risk: Risk, where: str) -> list[Finding]:
     look("repetition", lambda: losses_repeat(risk, batch, rounding))
     look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout.alone, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))
+    look("state", lambda: keeps_no_state(risk, few, problem.fresh_evaluation(), rounding))
     look("dependence", lambda: depends_on_its_model_only(risk, few))
     judged = in_double(risk, few) or (risk, few)
     look("derivative", lambda: gradient_is_the_derivative(*judged))

@@ -52,9 +52,9 @@ def inspect(
             costs.append(cost)
             yield cost.finding
     risk = query.risk(chain.last)
-    yield from in_short(verify_query(risk))
+    yield from in_short(verify_query(risk, chain.last))
     text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
-    yield Finding("query", "data", Level.OK, text)
+    yield Finding("query", "query", Level.OK, text)
     yield total(costs)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import final
 
 from stagetrace.errors import refuse
@@ -51,6 +52,14 @@ class Chain:
         self.problems = tuple(Problem.of(stage, before) for stage, before in zip(stages, (None, *stages), strict=False))
         for previous, problem in itertools.pairwise(self.problems):
             _check_reaches(previous, problem)
+
+    def anew(self) -> "Chain":
+        """The same stages as they are now: nothing that was read off a model before is used again.
+
+        Raises:
+            DescriptionError: the stages do not fit together any more.
+        """
+        return Chain(*(replace(stage) for stage in self.stages))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """What should be known of a stage before anything is read off it: what was handled, what its scores account for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.problem import Problem
@@ -31,7 +33,51 @@ def notices(stage: Stage) -> list[str]:
 
 def notices_at(problem: Problem) -> list[str]:
     """The stage's own notices, and that of its place: running statistics that moved beside kept weights."""
-    return [*notices(problem.stage), *moved_statistics(problem)]
+    return [*notices(problem.stage), *moved_statistics(problem), *_hooked(problem), *_forgotten(problem)]
+
+
+def _hooked(problem: Problem) -> list[str]:
+    """One notice where gradients of trained parameters pass a hook: training followed what that made of them."""
+    named = problem.stage.model.named_parameters()
+    names = [name for name, p in named if p._backward_hooks or p._post_accumulate_grad_hooks]  # pyright: ignore[reportPrivateUsage]
+    if not names:
+        return []
+    return [
+        f"{problem.stage.where}: {_quoted(names)} {'has' if len(names) == 1 else 'have'} a gradient hook "
+        "(register_hook); scores follow the gradient of the loss, without what the hook makes of it"
+    ]
+
+
+def _forgotten(problem: Problem) -> list[str]:
+    """One notice where a constant of the stage is, by name and value, what the stage before trained."""
+    if problem.previous is None:
+        return []
+    ours, theirs = (dict(stage.model.named_parameters()) for stage in (problem.stage, problem.previous))
+    shared = {*problem.kept, *problem.moved}
+    same = [
+        name
+        for name in problem.constant_names
+        if name not in shared and name in theirs and theirs[name].requires_grad and _equal(ours[name], theirs[name])
+    ]
+    if not same:
+        return []
+    return [
+        f"{problem.stage.where}: {_quoted(same)} {'is' if len(same) == 1 else 'are'} constant here and equal to what "
+        f"stage '{problem.previous.name}' trained under that name, but the link does not share {_them(same)}: what "
+        f"examples of '{problem.previous.name}' do through {_them(same)} is left out; name {_them(same)} in the link"
+    ]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.detach(), other.detach().to(one))
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _them(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 def moved_statistics(problem: Problem) -> list[str]:

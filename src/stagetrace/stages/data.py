@@ -72,7 +72,7 @@ class Examples:
         """
         batches = [list(indices) for indices in plan]
         if self._sliceable:
-            contents = (self.data[self._selector(indices)] for indices in batches)
+            contents = (tuple(t.clone() for t in self.data[self._selector(indices)]) for indices in batches)
         else:
             contents = iter(
                 DataLoader(

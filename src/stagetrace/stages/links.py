@@ -1,7 +1,8 @@
 """How a stage started from the one before it, and which of its parameters came from there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, final
 
 from torch import nn
@@ -15,6 +16,11 @@ The empty prefix `""` means every parameter."""
 
 
 def _check_shared(link: str, shared: Shared) -> dict[str, str]:
+    if not isinstance(shared, (str, Mapping, Sequence, Set)):
+        refuse(
+            f"{link}: shared must be a name, a list of names or a mapping of names, got {type(shared).__name__}; write "
+            f"{link}('embedding') or {link}({{'embedding': 'embedding'}})"
+        )
     pairs = {shared: shared} if isinstance(shared, str) else shared
     pairs = dict(pairs) if isinstance(pairs, Mapping) else {name: name for name in pairs}
     if not pairs:
@@ -70,7 +76,8 @@ class Proximal:
 
     def __post_init__(self) -> None:
         _check_shared("Proximal", self.shared)
-        if self.alpha != "auto" and not (isinstance(self.alpha, (int, float)) and 0 < self.alpha < float("inf")):
+        number = isinstance(self.alpha, Real) and not isinstance(self.alpha, bool)
+        if self.alpha != "auto" and not (number and 0 < float(self.alpha) < float("inf")):
             refuse(f"Proximal(alpha=...) must be a positive number or 'auto', got {self.alpha!r}; the paper uses 0.01")
 
     @property

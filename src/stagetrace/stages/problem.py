@@ -1,6 +1,7 @@
 """A stage at its place in a chain: which parameters it solved for, which it kept, and what pulled on them."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -107,6 +108,10 @@ class Problem:
     def evaluation(self) -> Evaluation:
         return Evaluation(self.stage.evaluated)
 
+    def fresh_evaluation(self) -> Evaluation:
+        """The model as a function of parameters once more, by a copy that was never called."""
+        return Evaluation(replace(self.stage).evaluated)
+
     def risk_of(self, where: str, objective: Objective, examples: Examples) -> Risk:
         """The losses of any examples at this stage's parameters."""
         return Risk(
@@ -194,19 +199,31 @@ def _checked(problem: Problem) -> Problem:
 
 
 def _check_memory(stage: Stage) -> None:
-    """Refuse two parameters in the same memory: a step in one moves the other, which no derivative knows of."""
-    seen: dict[tuple[int, int], str] = {}
-    for name, p in stage.model.named_parameters():
-        if p.layout is not torch.strided or not p.numel() or p.device.type == "meta":
-            continue
-        place = (p.untyped_storage().data_ptr(), int(p.storage_offset()))
-        if place in seen:
+    """Refuse two parameters, or a parameter and a buffer, in the same memory: a step in one moves the other.
+
+    No derivative knows of that.
+    """
+    held = [("parameter", name, p) for name, p in stage.model.named_parameters()]
+    held += [("buffer", name, b) for name, b in stage.model.named_buffers()]
+    places = sorted((*_extent(tensor), kind, name) for kind, name, tensor in held if _lies_in_one_piece(tensor))
+    for (storage, _, end, kind, name), (other, start, _, other_kind, other_name) in itertools.pairwise(places):
+        if storage == other and start < end and "parameter" in (kind, other_kind):
             refuse(
-                f"{stage.where}: parameters '{seen[place]}' and '{name}' are two parameters in the same memory, so "
-                "what trains one moves the other and no gradient says so; tie them as one parameter (module.weight = "
-                "other.weight, without .data), or give each memory of its own"
+                f"{stage.where}: {kind} '{name}' and {other_kind} '{other_name}' are two tensors in the same memory, "
+                "so what trains one moves the other and no gradient says so; tie them as one parameter "
+                "(module.weight = other.weight, without .data), or give each memory of its own"
             )
-        seen[place] = name
+
+
+def _lies_in_one_piece(tensor: Tensor) -> bool:
+    strided = tensor.layout is torch.strided and tensor.device.type != "meta"
+    return strided and tensor.numel() > 0 and tensor.is_contiguous()
+
+
+def _extent(tensor: Tensor) -> tuple[int, int, int]:
+    """Which memory, from which entry, up to which."""
+    start = int(tensor.storage_offset())
+    return tensor.untyped_storage().data_ptr(), start, start + tensor.numel()
 
 
 def _check_kept(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:

@@ -1,22 +1,22 @@
 """One training stage as the user describes it."""
 
-import copy
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, final
 
 from torch import nn
 
-from stagetrace.errors import DescriptionError, refuse
+from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
+from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
 from stagetrace.stages.links import Link
 from stagetrace.stages.plainly import with_plain_layers
-from stagetrace.stages.sparse import compressed_copies
-from stagetrace.stages.wrappers import refuse_wrapped
+from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
 
 @final
@@ -67,9 +67,11 @@ class Stage:
         if not isinstance(self.model, nn.Module):
             refuse(f"{self.where}: model must be a torch.nn.Module, got {type(self.model).__name__}")
         refuse_wrapped(self.model, self.where)
+        refuse_unmade(self.model, self.where)
         if self.link is not None and not isinstance(self.link, Link):
             refuse(f"{self.where}: link must be Frozen(...) or Proximal(...), got {type(self.link).__name__}")
-        if not (isinstance(self.weight_decay, (int, float)) and 0 <= self.weight_decay < math.inf):
+        number = isinstance(self.weight_decay, Real) and not isinstance(self.weight_decay, bool)
+        if not (number and 0 <= self.weight_decay < math.inf):
             refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")
         check_count(self.batch_size, f"{self.where}: batch_size")
         self.loss  # noqa: B018  (checked at birth)
@@ -93,15 +95,7 @@ class Stage:
     @cached_property
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
-        shared = {id(parameter): parameter for parameter in self.model.parameters()} | compressed_copies(self.model)
-        try:
-            copied = copy.deepcopy(self.model, dict(shared)).eval()
-        except Exception as cause:
-            raise DescriptionError(
-                f"{self.where}: the model cannot be copied ({type(cause).__name__}: {cause}); the library evaluates a "
-                "copy in eval mode, so remove tensors with a gradient history and other uncopyable attributes from it"
-            ) from cause
-        return with_plain_layers(copied, self.where)
+        return with_plain_layers(private_copy(self.model, self.where), self.where)
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -111,5 +105,5 @@ class Stage:
 
 def check_count(value: object, what: str) -> None:
     """Refuse anything but a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         refuse(f"{what} must be a whole number of at least 1, got {value!r}")

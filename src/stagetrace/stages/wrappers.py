@@ -2,6 +2,7 @@
 
 from torch import nn
 from torch.jit import ScriptModule
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from stagetrace.errors import refuse
 
@@ -32,6 +33,19 @@ def refuse_wrapped(model: nn.Module, where: str) -> None:
                 "parameter can be exchanged; give the plain module it was made from, filled by "
                 "plain.load_state_dict(scripted.state_dict())"
             )
+
+
+def refuse_unmade(model: nn.Module, where: str) -> None:
+    """Refuse parameters and buffers without values.
+
+    Raises:
+        DescriptionError: a layer is lazy still, or something lies on the meta device.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            refuse(f"{where}: '{name}' of the model has no shape yet (a lazy layer); call the model once on a batch")
+        if tensor.device.type == "meta":
+            refuse(f"{where}: '{name}' of the model lies on the meta device, without values; load its weights first")
 
 
 def _at(name: str) -> str:

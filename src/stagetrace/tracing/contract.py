@@ -36,8 +36,9 @@ COPIED_AT_ONCE = 2**16
 GRADIENT_BYTES = 2**28
 """Memory for the per-example gradients of a batch."""
 
-DISAGREEMENT = 0.05
-"""Over the gradient's norm: how far from plain autograd a way may be on the probe before it counts as wrong."""
+DISAGREEMENT = 1e-3
+"""Over the gradient's norm: how far from plain autograd a way may be on the probe before it counts as wrong; more in
+half precision, where the square root of its rounding is allowed."""
 
 FORWARDS_PER_TANGENT = 1.75
 FORWARDS_OF_GRADIENTS = 7.0
@@ -182,11 +183,11 @@ def _directions(risk: Risk, columns: int) -> Tensor:
 def _agrees(dots: Tensor, risk: Risk, probe: Batch, directions: Tensor) -> bool:
     """Whether contractions `[batch, k]` are those of plain autograd: a derivative rule can be wrong and say nothing.
 
-    Directions are standard normal, so a contraction is of the size of its gradient's norm; a twentieth of that is
-    above rounding, in half precision too, and far below what a wrong rule does.
+    Directions are standard normal, so a contraction is of the size of its gradient's norm.
     """
+    allowed = max(DISAGREEMENT, torch.finfo(dots.dtype).eps ** 0.5)
     for row, single in zip(dots, risk.read([[index] for index in probe.indices]), strict=True):
         gradient = batch_gradient(risk, single).own
-        if bool(((gradient.mT @ directions)[0] - row).abs().max() > DISAGREEMENT * torch.linalg.vector_norm(gradient)):
+        if bool(((gradient.mT @ directions)[0] - row).abs().max() > allowed * torch.linalg.vector_norm(gradient)):
             return False
     return True

@@ -8,12 +8,16 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.part import Part, part_size
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
 from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
+
+PROBED = 6
+"""Examples, drawn by a seed, on which a way to contract is held against plain autograd."""
 
 
 @final
@@ -35,8 +39,10 @@ class Scorer:
 
     @staticmethod
     def of(risk: Risk, adjoints: Tensor, *, parts: bool, rows: int | None) -> "Scorer":
-        """Probe the model on two examples and decide how to contract."""
-        probe = next(iter(risk.read([risk.examples.plan(size=2)[0]])))
+        """Probe the model on a few examples, the first and others drawn by a seed, and decide how to contract."""
+        total = len(risk.examples)
+        probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
+        probe = next(iter(risk.read([probed])))
         return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
 
     @cached_property

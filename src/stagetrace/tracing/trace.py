@@ -95,6 +95,7 @@ def trace(
     """
     check_arguments(chain, query)
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
+    chain = chain.anew()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
@@ -140,7 +141,7 @@ def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
         for problem in chain:
             found.extend(verify_problem(problem))
             advance(1)
-        found.extend(verify_query(query.risk(chain.last)))
+        found.extend(verify_query(query.risk(chain.last), chain.last))
         advance(1)
     for finding in found:
         if finding.level is Level.WARNING:
