@@ -7,9 +7,9 @@ from torch import nn
 from stagetrace import Chain, Frozen, GaussNewton, Hessian, Query, Stage, trace
 from stagetrace.curvature import Auto
 from stagetrace.curvature.auto import coupled, subset_in_words
-from stagetrace.curvature.subset import COUPLED, ENOUGH, seeded_subset
+from stagetrace.curvature.subset import COUPLED, ENOUGH, FEWEST, PREDICTIONS, seeded_subset
 from stagetrace.errors import DescriptionError
-from stagetrace.objectives import Regression
+from stagetrace.objectives import NextToken, Regression
 
 MANY = ENOUGH + 200
 
@@ -94,3 +94,32 @@ def test_the_coupling_takes_more_by_the_rule_and_what_was_said_otherwise() -> No
 def test_no_number(choice, examples) -> None:
     with pytest.raises(DescriptionError, match=r"examples=\.\.\."):
         choice(examples=examples)
+
+
+class Sentences(nn.Module):
+    """A prediction for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.table(tokens)
+
+
+@pytest.mark.parametrize(("tokens", "taken"), [(2, ENOUGH), (16, PREDICTIONS // 16), (100, FEWEST)])
+def test_a_text_counts_for_its_tokens(tokens: int, taken: int) -> None:
+    stage = Stage("only", model=Sentences(), objective=NextToken(), data=[torch.arange(tokens) % 5] * MANY)
+    texts = Chain(stage)["only"]
+    assert len(Auto().indices(texts)) == taken
+    assert list(Auto(seed=3).indices(texts)) == list(seeded_subset(MANY, taken, 3))
+    assert len(Auto(examples=None).indices(texts)) == MANY
+
+
+def test_texts_are_counted_throughout_the_data_set() -> None:
+    """A heading comes first, as it does in most corpora."""
+    lengths = [2] * 8 + [40] * (MANY - 8)
+    data = [torch.arange(length) % 5 for length in lengths]
+    collate = lambda rows: nn.utils.rnn.pad_sequence(rows, batch_first=True)  # noqa: E731
+    stage = Stage("only", model=Sentences(), objective=NextToken(), data=data, collate=collate)
+    assert len(Auto().indices(Chain(stage)["only"])) == FEWEST

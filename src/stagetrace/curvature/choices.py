@@ -7,7 +7,7 @@ from typing import Protocol, final
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import DiagonalOperator, IdentityOperator, LinearOperator
 from stagetrace.curvature.plan import Matrix
-from stagetrace.curvature.subset import Count, check_subset
+from stagetrace.curvature.subset import Count, check_subset, subset
 from stagetrace.curvature.subset import seeded_subset as seeded_subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
@@ -69,7 +69,7 @@ class Hessian:
         return _mean_and_penalty(problem, "Hessian", self.indices(problem), self.memory)
 
     def indices(self, problem: Problem) -> Sequence[int]:
-        return seeded_subset(len(problem.stage.examples), self.examples, self.seed)
+        return subset(problem, self.examples, self.seed)
 
 
 @final
@@ -114,7 +114,7 @@ class GaussNewton:
         return _mean_and_penalty(problem, "GaussNewton", self.indices(problem), self.memory)
 
     def indices(self, problem: Problem) -> Sequence[int]:
-        return seeded_subset(len(problem.stage.examples), self.examples, self.seed)
+        return subset(problem, self.examples, self.seed)
 
 
 @final

@@ -1,9 +1,12 @@
 """Which of a stage's examples its curvature averages over, and the rule where nobody said how many.
 
-The rule: all of up to 1,000 examples; of more, 1,000 drawn by the seed, for the coupling between stages 40,000 over the
-number of right-hand sides. A mean over examples needs no more of them the more there are: what a subset leaves open
-depends on its own size. With 100 or 300 examples instead of 1,000 the Hessian was more indefinite, the damping
-followed, and the scores predicted retraining less (`docs/how-to-choose.md`).
+The rule: all of up to 1,000 examples; of more, 1,000 drawn by the seed. An example of many predictions, as a text is of
+its tokens, counts for more: then as many examples as hold 8,000 predictions, but no fewer than 250. For the coupling
+between stages it is 40,000 examples over the number of right-hand sides.
+
+A mean over examples needs no more of them the more there are: what a subset leaves open depends on its own size. With
+100 or 300 images instead of 1,000 the Hessian was more indefinite, the damping followed, and the scores predicted
+retraining less (`docs/how-to-choose.md`).
 """
 
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from typing import Literal
 import torch
 
 from stagetrace.errors import refuse
+from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import check_count
 
 Count = int | Literal["auto"] | None
@@ -19,6 +23,9 @@ Count = int | Literal["auto"] | None
 
 ENOUGH = 1000
 """Examples that a curvature averages over where nobody said how many."""
+
+PREDICTIONS, FEWEST = 8000, 250
+"""Predictions that are enough where an example holds many of them, and examples that are needed in any case."""
 
 
 COUPLED = 40_000
@@ -42,6 +49,18 @@ def seeded_subset(total: int, examples: Count, seed: int) -> Sequence[int]:
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
+def subset(problem: Problem, examples: Count, seed: int) -> Sequence[int]:
+    """The indices of a stage's examples that a curvature averages over."""
+    count = enough(problem) if examples == "auto" and len(problem.stage.examples) > FEWEST else examples
+    return seeded_subset(len(problem.stage.examples), count, seed)
+
+
+def enough(problem: Problem) -> int:
+    """How many examples the rule takes of a stage that has many."""
+    of_one = problem.risk.predictions
+    return ENOUGH if of_one == 1 else min(ENOUGH, max(FEWEST, PREDICTIONS // of_one))
+
+
 def in_words(chosen: int, total: int, examples: Count, seed: int) -> str:
     """Of how many examples a curvature is the mean, and how all are taken where that was nobody's wish.
 
@@ -53,8 +72,8 @@ def in_words(chosen: int, total: int, examples: Count, seed: int) -> str:
     if examples != "auto":
         return text
     return (
-        f"{text} (the rule: all of up to {ENOUGH:,}, of more {ENOUGH:,}; --hessian-examples all or examples=None "
-        "takes all)"
+        f"{text} (the rule: all of up to {ENOUGH:,}, of more {ENOUGH:,}, of texts as many as hold {PREDICTIONS:,} "
+        f"tokens and at least {FEWEST}; --hessian-examples all or examples=None takes all)"
     )
 
 

@@ -4,6 +4,7 @@ Everything the method needs (gradients, curvature products, scores) is a derivat
 stage's own examples and for a query alike.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from stagetrace.stages.data import Batch, Examples, place
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
 from stagetrace.stages.space import ParameterSpace, Params
+
+COUNTED = 16
+"""Examples of which predictions are counted."""
 
 
 @final
@@ -100,6 +104,21 @@ class Risk:
         except Exception as cause:
             raise failed(self.where, self.objective, batch, cause) from cause
         return shape
+
+    @cached_property
+    def predictions(self) -> int:
+        """How many predictions an example holds: the mean over a few, spread through the data set; 1 unless it is text.
+
+        Of outputs `[batch, length, classes]` that is the length.
+        """
+        if len(self._shape) < 2:
+            return 1
+        total, counts = len(self.examples), list[int]()
+        for single in self.read([[position * total // COUNTED] for position in range(min(COUNTED, total))]):
+            with torch.no_grad():
+                outputs = self.outputs(self.own_values, self.inherited_values, single)
+            counts.append(math.prod(outputs.shape[1:-1]))
+        return max(1, round(sum(counts) / len(counts)))
 
     def _naming(self, batch: Batch) -> AbstractContextManager[None]:
         return naming(self.where, batch, self._first_out_of_range)
