@@ -192,7 +192,7 @@ def test_the_shortest_longest_first_and_last_are_looked_at():
     assert {0, 999, 321, 654} <= set(found.together)
     assert {0, 999, 321, 654} <= set(found.alone)
     assert len(found.together) == 32
-    assert [sizes[i] for i in found.together] == sorted(sizes[i] for i in found.together)
+    assert [sizes[i] for i in found.by_length] == sorted(sizes[i] for i in found.together)
     assert found.measured == 1000
 
 
@@ -245,3 +245,33 @@ def test_few_examples_are_all_looked_at():
 )
 def test_the_length_of_an_item(item: Any, size: int):
     assert length(item) == size
+
+
+@pytest.mark.parametrize("order", [sorted, lambda rows, key: sorted(rows, key=key)[::-1], lambda rows, key: rows[::-1]])
+def test_a_collation_with_an_order_of_its_own_is_refused(order: Any):
+    rows = [torch.full((2 + (7 * i) % 5,), 1.0 + i) for i in range(40)]
+
+    def turned(rows: list[Tensor]) -> Tensor:
+        return padded(order(rows, key=len))
+
+    with pytest.raises(DataError, match=r"depends on what else is in its batch.*keep the order of the examples"):
+        verified(nn.Linear(1, 1), mean_over_own, rows, collate=turned)
+
+
+class SinceAStart(nn.Module):
+    """Time stamps in double precision, less an offset, before the layers in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x - 1.7e9).float())
+
+
+def test_data_that_the_models_precision_cuts_are_refused():
+    rows = [(torch.tensor([1.7e9 + i / 7], dtype=torch.float64), torch.zeros(1)) for i in range(20)]
+    with pytest.raises(DataError, match=r"the data are torch.float64, and rounded to the model's torch.float32"):
+        verified(SinceAStart(), Regression(), rows)
+    moved = [(x - 1.7e9, y) for x, y in rows]
+    assert verified(nn.Linear(1, 1), Regression(), moved)

@@ -1,20 +1,20 @@
 """Does an example's loss depend on what else is in its batch?"""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from stagetrace.checks.lookout import Lookout
 from stagetrace.checks.rounding import Rounding
 from stagetrace.errors import DataError
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
 
-def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, alone: Sequence[int], rounding: Rounding) -> str:
+def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, lookout: Lookout, rounding: Rounding) -> str:
     """Refuse losses `[batch]` that are others in another batch: in either half of this one, or alone.
 
-    batch: from the shortest example to the longest, so that its halves are padded differently.
+    batch: the examples of the lookout, in its order. Its halves are the shorter and the longer ones, which are padded
+        differently.
 
     Raises:
         DataError: with the example, and its loss in either company.
@@ -22,7 +22,8 @@ def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, alone: Sequen
     if len(batch) == 1:
         return "one example only: nothing else can be in its batch"
     middle = len(batch) // 2
-    companies = [list(batch.indices[:middle]), list(batch.indices[middle:]), *([index] for index in alone)]
+    halves = list(lookout.by_length[:middle]), list(lookout.by_length[middle:])
+    companies = [*halves, *([index] for index in lookout.alone)]
     allowed = rounding.of(losses)
     places = {index: place for place, index in enumerate(batch.indices)}
     for company, smaller in zip(companies, risk.read(companies), strict=True):
@@ -35,6 +36,9 @@ def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, alone: Sequen
             raise DataError(
                 f"{risk.where}: the loss of example {company[worst]} depends on what else is in its batch "
                 f"({float(losses[here[worst]]):.6g} with {len(batch)} examples, {float(again[worst]):.6g} with "
-                f"{len(company)}); it must be the example's own: mask padding, and do not normalise by the batch"
+                f"{len(company)}); it must be the example's own: mask padding, do not normalise by the "
+                "batch, and let collate= keep the order of the examples"
             )
-    return f"the losses of {len(batch)} examples are the same in half the batch, those of {len(alone)} alone too"
+    return (
+        f"the losses of {len(batch)} examples are the same in half the batch, those of {len(lookout.alone)} alone too"
+    )

@@ -31,11 +31,13 @@ SECONDS = 10.0
 class Lookout:
     """Some examples: the shortest and the longest, the first, the last, and others drawn at random.
 
-    together: a batch of the real size, from the shortest to the longest; alone: a few of these.
+    together: a batch of the real size, short and long ones in turn, so that an order of its own is seen too;
+        by_length: the same, from the shortest to the longest; alone: a few of these.
     measured: of how many examples the length is known; 0 where all have the same by construction.
     """
 
     together: tuple[int, ...]
+    by_length: tuple[int, ...]
     alone: tuple[int, ...]
     measured: int
 
@@ -46,11 +48,11 @@ class Lookout:
         size = min(total, max(examples.batch_size, TOGETHER))
         order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
         lengths = lengths_of(examples, order)
-        by_length = sorted(lengths, key=lambda index: (lengths[index], index))
-        kinds = [by_length, by_length[::-1], range(total), range(total - 1, -1, -1), order]
+        measured = sorted(lengths, key=lambda index: (lengths[index], index))
+        kinds = [measured, measured[::-1], range(total), range(total - 1, -1, -1), order]
         chosen = _in_turn([kind for kind in kinds if kind], size)
-        together = sorted(chosen, key=lambda index: (lengths.get(index, 0), index))
-        return Lookout(tuple(together), tuple(chosen[:ALONE]), len(lengths))
+        by_length = sorted(chosen, key=lambda index: (lengths.get(index, 0), index))
+        return Lookout(tuple(chosen), tuple(by_length), tuple(chosen[:ALONE]), len(lengths))
 
 
 def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:

@@ -11,6 +11,7 @@ from stagetrace.checks.double import in_double
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.checks.independence import losses_are_their_own
 from stagetrace.checks.lookout import Lookout
+from stagetrace.checks.precision import data_are_not_cut
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
 from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
@@ -83,8 +84,9 @@ def _looked_at(risk: Risk, problem: Problem, where: str) -> list[Finding]:
         losses = risk.reduce(outputs, batch)
     check_finite(losses, batch.indices, risk.where)
     rounding = Rounding.of_outputs(outputs, seen.coarsest)
+    look("precision", lambda: data_are_not_cut(risk, lookout.alone, rounding))
     look("repetition", lambda: losses_repeat(risk, batch, rounding))
-    look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout.alone, rounding))
+    look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))
     look("state", lambda: keeps_no_state(risk, few, problem.fresh_evaluation(), rounding))
     look("dependence", lambda: depends_on_its_model_only(risk, few))
