@@ -284,7 +284,8 @@ def test_a_frozen_copy_in_place_of_the_kept_body_gives_no_scores():
     outside = Stage(
         "after", model=chain.last.stage.model, objective=loss, data=DATA, link=Frozen("body"), weight_decay=9.0
     )
-    with pytest.raises(DataError, match="stage 'before': every score is zero"):
+    said = pytest.warns(StagetraceWarning, match="stage 'after': the loss has no slope in any of the kept parameters")
+    with said, pytest.raises(DataError, match="stage 'before': every score is zero"):
         traced(Chain(chain.stages[0], outside))
 
 
@@ -618,3 +619,31 @@ def test_a_model_without_values_is_refused(model: nn.Module, says: str):
 def test_what_names_nothing_is_refused(shared: Any):
     with pytest.raises(DescriptionError, match=r"Frozen: shared must be a name"):
         Frozen(shared)
+
+
+def test_features_that_were_computed_beforehand_are_said():
+    """The query goes through the body, the stage's own loss starts from features of it: half of the influence."""
+    chain = two_stages(None, Frozen("body"))
+    model: Any = chain.last.stage.model
+    with torch.no_grad():
+        features = TensorDataset(model.body(X), Y)
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return (model.head(batch[0]) - batch[1]).square().mean(1)
+
+    head = Stage("after", model=model, objective=loss, data=features, link=Frozen("body"), weight_decay=9.0)
+    with pytest.warns(StagetraceWarning, match="features computed beforehand"):
+        trace(
+            Chain(chain.stages[0], head),
+            Query(DATA, objective=Regression()),
+            curvature=Hessian(),
+            solver=Direct(),
+        )
+
+
+def test_a_stage_that_overwrote_the_one_before_is_refused():
+    model = Probe()
+    before = Stage("before", model=model, objective=Regression(), data=DATA)
+    after = Stage("after", model=model, objective=Regression(), data=DATA, link=Proximal("body", alpha=0.1))
+    with pytest.raises(DescriptionError, match=r"'body\.0\.weight' was trained further, but it is the very tensor"):
+        Chain(before, after)

@@ -275,3 +275,12 @@ def test_data_that_the_models_precision_cuts_are_refused():
         verified(SinceAStart(), Regression(), rows)
     moved = [(x - 1.7e9, y) for x, y in rows]
     assert verified(nn.Linear(1, 1), Regression(), moved)
+
+
+def test_augmentation_of_a_few_items_is_seen():
+    class Rare(Lazy):
+        def __getitem__(self, index: int) -> Tensor:
+            return super().__getitem__(index) + (torch.rand(()) if index % 50 == 17 else 0.0)
+
+    with pytest.raises(DataError, match=r"example \d*(17|67) differs between two reads"):
+        verified(nn.Linear(1, 1), mean_over_own, Rare(2_000, -1, 4), collate=padded, batch_size=16)

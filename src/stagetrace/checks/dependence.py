@@ -100,7 +100,11 @@ def has_a_slope(risk: Risk, found: Slopes) -> str | None:
             "torch.no_grad() around the call, or leave out data that are fitted without any loss"
         )
     if risk.inherited_values and not set(found.of) & set(risk.inherited_values):
-        return "no slope in any of the kept parameters"
+        return (
+            "the loss has no slope in any of the kept parameters, so what the stage before does reaches the query past "
+            "this stage's own training only (features computed beforehand? then their part is missing: let the stage's "
+            "data be the inputs, and its model compute them)"
+        )
     return None
 
 

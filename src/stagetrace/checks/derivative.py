@@ -37,8 +37,10 @@ class Difference:
     uncertainty: float
 
 
-def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
+def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tuple[Level, str]:
     """Compare the gradient with differences of the loss: along what it says is steep, and along what it says is flat.
+
+    coupled: whether kept parameters without a slope are worth a warning, as they are in a stage's own loss.
 
     Returns:
         How much it matters, and what was found: a warning where an operation's backward is not its derivative.
@@ -59,7 +61,6 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
         _refuse_detached(risk, batch, found, point, size, rounding.eps)
     said = [f"{len(found.flat)} parameters have no slope there ({_some(found.flat)})"] if found.flat else []
     without = has_a_slope(risk, found)
-    said.extend([without] if without else [])
     worst, unjudged = 0.0, 0
     for names in (risk.own_values, risk.inherited_values):
         steep = [name for name in names if name in found.of]
@@ -74,12 +75,14 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch) -> tuple[Level, str]:
             continue
         gap = abs(measured.value - sum(shares)) - 3 * measured.uncertainty
         worst = max(worst, gap / scale)
+    if without and coupled:
+        return Level.WARNING, "; ".join([without, *said])
     if worst > AGREED:
         said.insert(
             0,
             f"the gradient that autograd gives is not the derivative of the loss: they differ by {worst:.1%} along a "
             "random direction (a backward of its own, a straight-through estimator, a gradient that is reversed, "
-            "clipped or partly detached?); scores follow autograd, as the training did",
+            "clipped or partly detached?); training followed that gradient, and a score is only as right as it is",
         )
         return Level.WARNING, "; ".join(said)
     if unjudged:

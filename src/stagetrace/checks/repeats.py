@@ -1,6 +1,8 @@
 """Is it the same twice: the examples when they are read again, and their losses when they are evaluated again."""
 
 import random
+from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -8,21 +10,33 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.checks.rounding import Rounding
+from stagetrace.curvature.subset import seeded_subset
 from stagetrace.errors import DataError
 from stagetrace.stages.data import Batch
 from stagetrace.stages.fingerprint import digest
 from stagetrace.stages.risk import Risk
 
+READ_TWICE = 256
+"""Examples, drawn by a seed, that are read twice beside those of the lookout."""
+
 
 def examples_repeat(risk: Risk, indices: tuple[int, ...]) -> str:
     """Refuse examples that differ between two reads.
 
+    indices: the examples of the lookout; others drawn by a seed are read too, since only some items may be augmented.
+
     Raises:
         DataError: with the first such example.
     """
-    first, second = (next(iter(risk.examples.read([list(indices)]))) for _ in range(2))
-    if digest(first.content) == digest(second.content):
-        return f"{len(indices)} examples read twice are the same"
+    some = list(dict.fromkeys([*indices, *seeded_subset(len(risk.examples), READ_TWICE, seed=0)]))
+    for company in (some[start : start + len(indices)] for start in range(0, len(some), len(indices))):
+        first, second = (next(iter(risk.examples.read([company]))) for _ in range(2))
+        if digest(first.content) != digest(second.content):
+            _refuse_changing(risk, company)
+    return f"{len(some)} examples read twice are the same"
+
+
+def _refuse_changing(risk: Risk, indices: Sequence[int]) -> NoReturn:
     for index in indices:
         one, other = (next(iter(risk.examples.read([[index]]))) for _ in range(2))
         if digest(one.content) != digest(other.content):

@@ -91,7 +91,7 @@ def _looked_at(risk: Risk, problem: Problem, where: str) -> list[Finding]:
     look("state", lambda: keeps_no_state(risk, few, problem.fresh_evaluation(), rounding))
     look("dependence", lambda: depends_on_its_model_only(risk, few))
     judged = in_double(risk, few) or (risk, few)
-    look("derivative", lambda: gradient_is_the_derivative(*judged))
+    look("derivative", lambda: gradient_is_the_derivative(*judged, coupled=where != QUERY))
     if where != QUERY and findings[-1].level is Level.OK:
         look("second derivative", lambda: second_derivative_is_right(*judged))
     return findings

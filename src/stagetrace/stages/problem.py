@@ -69,6 +69,8 @@ class Problem:
         updates = isinstance(stage.link, Proximal)
         moved = {name: other for name, other in pairs.items() if updates and ours[name].requires_grad}
         kept = {name: other for name, other in pairs.items() if name not in moved}
+        for name, other in moved.items():
+            _check_moved(name, ours[name], other, theirs[other], stage, previous)
         for name, other in kept.items():
             _check_kept(name, ours[name], other, theirs[other], stage, previous)
         return _checked(Problem(stage, previous, kept, moved))
@@ -224,6 +226,16 @@ def _extent(tensor: Tensor) -> tuple[int, int, int]:
     """Which memory, from which entry, up to which."""
     start = int(tensor.storage_offset())
     return tensor.untyped_storage().data_ptr(), start, start + tensor.numel()
+
+
+def _check_moved(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
+    """Parameters that were trained further lie elsewhere than those they started from."""
+    if value is before or (value.layout is torch.strided and value.data_ptr() == before.data_ptr() and value.numel()):
+        refuse(
+            f"{stage.where}: parameter '{name}' was trained further, but it is the very tensor '{other}' of stage "
+            f"'{previous.name}', whose values it has overwritten; load the previous stage's checkpoint into a model of "
+            "its own (copy.deepcopy before fine-tuning)"
+        )
 
 
 def _check_kept(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
