@@ -647,3 +647,12 @@ def test_a_stage_that_overwrote_the_one_before_is_refused():
     after = Stage("after", model=model, objective=Regression(), data=DATA, link=Proximal("body", alpha=0.1))
     with pytest.raises(DescriptionError, match=r"'body\.0\.weight' was trained further, but it is the very tensor"):
         Chain(before, after)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"of": 3}, r"of=\['pretrain'\]"), ({"out": 3}, "must be a folder"), ({"progress": "x"}, "must be True or False")],
+)
+def test_options_of_another_kind_are_refused(options: dict[str, Any], says: str):
+    with pytest.raises(DescriptionError, match=says):
+        trace(two_stages(None, Frozen("body")), Query(DATA), **options)

@@ -1,5 +1,8 @@
 """What is easily given in the place of a chain or a query."""
 
+from collections.abc import Collection
+from pathlib import Path
+
 from torch import nn
 
 from stagetrace.errors import refuse
@@ -20,6 +23,21 @@ def check_arguments(chain: object, query: object) -> None:
         refuse(f"trace(chain, query): the chain is {_called(chain)}; write {_as_chain(chain)}")
     if not isinstance(query, Query):
         refuse(f"trace(chain, query): the query is {_called(query)}; write {_as_query(query)}")
+
+
+def check_options(of: object, out: object, progress: object) -> None:
+    """Refuse options of `trace` of another kind.
+
+    Raises:
+        DescriptionError: says what to write.
+    """
+    names = [of] if isinstance(of, str) else of
+    if names is not None and not (isinstance(names, Collection) and all(isinstance(name, str) for name in names)):
+        refuse(f"trace(of=...) must be the names of stages, as in of=['pretrain'], got {of!r}")
+    if out is not None and not isinstance(out, (str, Path)):
+        refuse(f"trace(out=...) must be a folder, as in out='runs/a', got {out!r}")
+    if not isinstance(progress, bool) and not callable(getattr(progress, "task", None)):
+        refuse(f"trace(progress=...) must be True or False, or an object with a method task, got {progress!r}")
 
 
 def _as_chain(given: object) -> str:

@@ -21,7 +21,7 @@ from stagetrace.stages.coverage import notices_at
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.problem import Problem
-from stagetrace.tracing.arguments import check_arguments
+from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
@@ -94,6 +94,7 @@ def trace(
         tensor([ 4., -4.], dtype=torch.float64)
     """
     check_arguments(chain, query)
+    check_options(of, out, progress)
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.anew()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
