@@ -14,6 +14,10 @@ PAGE = models.PAGE.read_text()
 SAID = models.errors_of(PAGE)
 
 
+MEASURED_WITH_THEIR_CASES = ("chains", "adapters", "rows")
+"""Tables whose rows are measured, by the same functions and to the same bounds, where their cases are tested."""
+
+
 def named(kind: type) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, kind)], ids=lambda row: row.what)
 
@@ -28,8 +32,9 @@ def test_the_tables_are_those_of_the_cases():
 @pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")  # nothing here was trained
 def test_scores_are_those_of_dense_matrices(row: Right):
     """What the page says was measured on another machine: both lie below the same bound."""
-    assert row.error() <= row.at_most
     assert SAID[row.what] <= row.at_most
+    if row.table not in MEASURED_WITH_THEIR_CASES:
+        assert row.error() <= row.at_most
 
 
 @named(Refused)
