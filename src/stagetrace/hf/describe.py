@@ -13,7 +13,7 @@ from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.packed import is_packed, without_cache
+from stagetrace.hf.packed import check_apart, is_packed, packs, without_cache
 from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
@@ -101,6 +101,8 @@ def stage(
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
     check_fits(described, task)
+    if reader.packed and packs(first_row(data, where), data):
+        check_apart(described.evaluated, where)
     if objective is None:
         check_own_loss(described, reader.task, objective_of(reader.task, "mean"))
     return described
@@ -137,7 +139,7 @@ def _read(
     reader = Reader(
         task, columns, labels, tokenizer, taken, length, masking, where, packed=packed, size=size_of(config)
     )
-    notices = [*loaded.notices, *said, *_said_of_prediction(columns, where, packed=packed)]
+    notices = [*loaded.notices, *said, *_said_of_prediction(columns, where, packed=packed and packs(row, data))]
     notices += said_of(data, columns, task, tokenizer, length, where)
     if objective is None:
         notices += said_of_one_logit(data, columns.label, model, task, where)

@@ -11,7 +11,7 @@ from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.packed import check_cache, is_packed
+from stagetrace.hf.packed import check_apart, check_cache, is_packed, packs
 from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row, is_sequence, present
 from stagetrace.hf.sentences import Sentences
@@ -112,6 +112,8 @@ def _anew(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Re
     packed = columns.tokenised and is_packed(row, task, WHERE)
     if packed and not reader.packed:
         check_cache(stage.model, WHERE)
+    if packed and packs(row, rows):
+        check_apart(stage.evaluated, WHERE)
     if columns != old:
         for notice in said:
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
