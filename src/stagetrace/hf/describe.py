@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from stagetrace.errors import refuse
+from stagetrace.hf.arguments import check_arguments
 from stagetrace.hf.collate import collation_of as collation_of
 from stagetrace.hf.columns import Columns, columns_of
 from stagetrace.hf.fits import check_fits
@@ -21,7 +22,15 @@ from stagetrace.hf.said import said_of, said_of_one_logit
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Reduction, Task, objective_of, task_of, task_of_labels
-from stagetrace.hf.tokenizing import check_looks_back_only, check_tokenizer, longest_of, said_of_side, size_of
+from stagetrace.hf.tokenizing import (
+    check_length,
+    check_looks_back_only,
+    check_tokenizer,
+    longest_of,
+    said_of_side,
+    size_of,
+)
+from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.links import Link
 from stagetrace.stages.stage import Stage
@@ -79,6 +88,7 @@ def stage(
         DataError: the data set is empty.
     """
     where = f"stage '{name}'"
+    check_arguments(name, masking, reduction, text, label, max_length, collate, where)
     loaded = load(model, where)
     task = task_of(loaded.model, objective, where)
     if objective is None and task.of_tokens:
@@ -125,6 +135,8 @@ def _read(
     columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken)
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
+    if columns.tokenised and task is not Task.OTHER:
+        check_per_token(row, f"{where}: example 0")
     needed = not columns.tokenised or (task is Task.MASKED and columns.label is None)
     if needed or tokenizer is not None:
         tokenizer = load_tokenizer(tokenizer, loaded.tokenizers, where)
@@ -135,7 +147,8 @@ def _read(
     check_names(getattr(data, "features", None), columns.label, labels, where)
     if columns.tokenised and max_length is not None:
         refuse(f"{where}: max_length= cuts texts, but these examples are tokenised already; cut them beforehand")
-    length, packed = max_length or longest_of(tokenizer, config), columns.tokenised and is_packed(row, task, where)
+    check_length(max_length, tokenizer, model, columns, where)
+    length, packed = max_length or longest_of(tokenizer, model), columns.tokenised and is_packed(row, task, where)
     reader = Reader(
         task, columns, labels, tokenizer, taken, length, masking, where, packed=packed, size=size_of(config)
     )

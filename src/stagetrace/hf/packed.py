@@ -17,7 +17,7 @@ from torch import nn
 from stagetrace.errors import refuse
 from stagetrace.hf.columns import LENGTHS, MASK, POSITIONS, TOKENISED
 from stagetrace.hf.packages import base_of, quiet
-from stagetrace.hf.rows import present, some_values
+from stagetrace.hf.rows import is_sequence, present, some_values
 from stagetrace.hf.signature import takes
 from stagetrace.hf.task import Task
 from stagetrace.hf.tokenizing import size_of
@@ -56,8 +56,8 @@ def is_packed(row: Mapping[str, Any], task: Task, where: str) -> bool:
 def packs(row: Mapping[str, Any], rows: Any) -> bool:
     """Whether the first row, or one of those at hand, packs several documents."""
     if row.get(LENGTHS) is not None:
-        return any(len(lengths) > 1 for lengths in [row[LENGTHS], *some_values(rows, LENGTHS)] if lengths is not None)
-    return any(starts_again(values) for values in [row[POSITIONS], *some_values(rows, POSITIONS)] if values is not None)
+        return any(len(lengths) > 1 for lengths in [row[LENGTHS], *some_values(rows, LENGTHS)] if is_sequence(lengths))
+    return any(starts_again(values) for values in [row[POSITIONS], *some_values(rows, POSITIONS)] if is_sequence(values))
 
 
 def check_apart(model: Any, where: str) -> None:
