@@ -57,7 +57,9 @@ def packs(row: Mapping[str, Any], rows: Any) -> bool:
     """Whether the first row, or one of those at hand, packs several documents."""
     if row.get(LENGTHS) is not None:
         return any(len(lengths) > 1 for lengths in [row[LENGTHS], *some_values(rows, LENGTHS)] if is_sequence(lengths))
-    return any(starts_again(values) for values in [row[POSITIONS], *some_values(rows, POSITIONS)] if is_sequence(values))
+    return any(
+        starts_again(values) for values in [row[POSITIONS], *some_values(rows, POSITIONS)] if is_sequence(values)
+    )
 
 
 def check_apart(model: Any, where: str) -> None:

@@ -24,9 +24,7 @@ def said_of(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: in
     return [*found, *said_of_cut(rows, columns, task, tokenizer, longest, where)]
 
 
-def said_of_cut(
-    rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str
-) -> list[str]:
+def said_of_cut(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str) -> list[str]:
     """That texts are cut, with the longest: of one text, a pair, a prompt with its completion, or words."""
     if longest is None or columns.tokenised:
         return []

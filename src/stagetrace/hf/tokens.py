@@ -11,7 +11,6 @@ from stagetrace.hf.packed import starts_again
 from stagetrace.hf.rows import is_sequence
 from stagetrace.objectives.tokens import IGNORED
 
-
 MASKS = (MASK, *PREDICTED)
 PER_TOKEN = (TOKENISED, POSITIONS, LENGTHS, *MASKS)
 """Columns of tokenised rows that must be flat lists of numbers."""
@@ -80,7 +79,9 @@ def check_per_token(row: Mapping[str, Any], where: str) -> None:
         if flat and all(isinstance(one, kinds) or getattr(one, "shape", None) == () for one in entries):
             continue
         kind = f"of shape {list(shape)}" if shape is not None and len(shape) != 1 else repr(value)[:60]
-        nested = " (one row for each sentence; tokenizers add an axis with return_tensors=)" if is_sequence(value) else ""
+        nested = (
+            " (one row for each sentence; tokenizers add an axis with return_tensors=)" if is_sequence(value) else ""
+        )
         raise DataError(f"{where}: '{name}' must be a list with a whole number per token, got {kind}{nested}")
 
 
