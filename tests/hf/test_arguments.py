@@ -33,7 +33,7 @@ CLASSES, MASKS, NEXT, WORDS = (
         ({"tokenizer": 5}, "tokenizer must be a tokenizer or the folder of one, got 5"),
         (
             {"tokenizer": transformers.PreTrainedTokenizerFast},
-            "tokenizer must be .* or the folder of one, got the class",
+            "tokenizer must be .* got the class",
         ),
         ({"collate": "x"}, "collate must be a function"),
         ({"reduction": None}, "reduction must be 'mean' or 'sum', got None"),

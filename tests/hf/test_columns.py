@@ -159,7 +159,8 @@ def test_each_name_of_a_column_of_classes_must_have_the_model_s_number(names: li
     labels = datasets.ClassLabel(names=names)
     table = datasets.Dataset.from_list(tiny.rows(2)).cast_column("label", labels)
     words = [{"tokens": ["a", "dog"], "ner_tags": [0, 1]}]
-    tags = datasets.Dataset.from_list(words).cast_column("ner_tags", datasets.Sequence(labels))
+    listed: Any = datasets.Sequence(labels)
+    tags = datasets.Dataset.from_list(words).cast_column("ner_tags", listed)
     for kind, data in ((CLASSIFIER, table), (WORDS, tags)):
         if refused:
             with pytest.raises(DescriptionError, match=f"numbers its classes .*{refused}"):

@@ -75,7 +75,8 @@ def experts(coefficient: float, dtype: torch.dtype) -> Any:
         num_key_value_heads=1, num_local_experts=3, output_router_logits=True, router_aux_loss_coef=coefficient,
         pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
-    return transformers.MixtralForCausalLM(settings).to(dtype).eval()
+    model: Any = transformers.MixtralForCausalLM(settings)
+    return model.to(dtype).eval()
 
 
 TOKENS = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 5, 6]}]

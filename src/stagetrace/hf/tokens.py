@@ -69,7 +69,7 @@ def check_per_token(row: Mapping[str, Any], where: str) -> None:
         DataError: a string, a number, lists in a list, a tensor of two axes; `where` names the example.
     """
     for name in PER_TOKEN:
-        value = row.get(name)
+        value: Any = row.get(name)
         if value is None:
             continue
         shape = getattr(value, "shape", None)
