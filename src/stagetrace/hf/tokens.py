@@ -74,7 +74,8 @@ def check_per_token(row: Mapping[str, Any], where: str) -> None:
             continue
         shape = getattr(value, "shape", None)
         flat = is_sequence(value) and (shape is None or len(shape) == 1)
-        entries: Any = value.tolist() if hasattr(value, "tolist") else value
+        listed: Any = getattr(value, "tolist", None)
+        entries: Any = value if listed is None else listed()
         kinds = (int, float, Integral) if name in MASKS else (int, Integral)
         if flat and all(isinstance(one, kinds) or getattr(one, "shape", None) == () for one in entries):
             continue
