@@ -135,7 +135,7 @@ def _read(
     columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken)
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
-    if columns.tokenised and task is not Task.OTHER:
+    if columns.tokenised and task.of_tokens:
         check_per_token(row, f"{where}: example 0")
     needed = not columns.tokenised or (task is Task.MASKED and columns.label is None)
     if needed or tokenizer is not None:

@@ -111,7 +111,7 @@ def _anew(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Re
         )
     if needed:
         check_tokenizer(reader.tokenizer, task, columns, WHERE)
-    if columns.tokenised and task is not Task.OTHER:
+    if columns.tokenised and task.of_tokens:
         check_per_token(row, f"{WHERE}: example 0")
     packed = columns.tokenised and is_packed(row, task, WHERE)
     if packed and not reader.packed:

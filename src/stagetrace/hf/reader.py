@@ -71,7 +71,7 @@ class Reader:
     def __call__(self, row: Mapping[str, Any], index: int) -> Features:
         """The features of example `index`."""
         self._check(row, index)
-        if self.columns.tokenised and self.task is not Task.OTHER:
+        if self.columns.tokenised and self.task.of_tokens:
             check_per_token(row, f"{self.where}: example {index}")
         whole = dict(row) if self.columns.tokenised else self._tokenised(row, index)
         features: Features = {
