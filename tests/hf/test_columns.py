@@ -143,6 +143,32 @@ def test_classes_that_the_model_numbers_otherwise_are_refused():
     assert stage(CLASSIFIER, table.align_labels_with_mapping(ORDER, "label")).name == "s"
 
 
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (["no", "yes"], ""),
+        (["No", "YES", "perhaps"], ""),
+        (["LABEL_0", "LABEL_1"], ""),
+        (["yes", "no"], "align_labels_with_mapping"),
+        (["no", "perhaps"], "align_labels_with_mapping"),
+        (["No", "Perhaps", "Yes"], "align_labels_with_mapping"),
+        (["no", "maybe", "perhaps"], "the model has no 'maybe': set model.config.label2id"),
+    ],
+)
+def test_each_name_of_a_column_of_classes_must_have_the_model_s_number(names: list[str], refused: str):
+    labels = datasets.ClassLabel(names=names)
+    table = datasets.Dataset.from_list(tiny.rows(2)).cast_column("label", labels)
+    words = [{"tokens": ["a", "dog"], "ner_tags": [0, 1]}]
+    listed: Any = datasets.Sequence(labels)
+    tags = datasets.Dataset.from_list(words).cast_column("ner_tags", listed)
+    for kind, data in ((CLASSIFIER, table), (WORDS, tags)):
+        if refused:
+            with pytest.raises(DescriptionError, match=f"numbers its classes .*{refused}"):
+                stage(kind, data)
+        else:
+            stage(kind, data)
+
+
 def test_a_query_needs_a_stage_of_its_kind():
     from stagetrace import Stage
     from stagetrace.objectives import Classification

@@ -154,6 +154,39 @@ def test_another_loss_is_refused_until_it_is_given(settings: dict[str, Any], say
     assert hf.from_trainer(made, "s", objective=losses).objective is losses
 
 
+@pytest.mark.parametrize("name", ["get_train_dataloader", "_get_train_sampler", "_prepare_inputs"])
+@pytest.mark.parametrize("where", ["class", "base", "instance"])
+def test_rows_that_the_trainer_reads_in_its_own_way_are_refused(name: str, where: str, tmp_path: Path):
+    def same(self: Any, *arguments: Any) -> Any:
+        return getattr(transformers.Trainer, name)(self, *arguments)
+
+    cls = type("Mine", (transformers.Trainer,), {name: same} if where != "instance" else {})
+    cls = type("Further", (cls,), {}) if where == "base" else cls
+    made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), cls=cls)
+    if where == "instance":
+        hf.from_trainer(made, "s")
+        setattr(made, name, getattr(made, name))
+    for objective in (None, Classification()):
+        with pytest.raises(DescriptionError, match=rf"has a {name} of its own.*hf.stage\(name, trainer.model, rows\)"):
+            hf.from_trainer(made, "s", objective=objective)
+
+
+def test_the_trainers_of_transformers_are_read_alike(tmp_path: Path):
+    rows, model = tokenised(2), tiny.model("BertForSequenceClassification")
+    arguments = transformers.Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    made = transformers.Seq2SeqTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tiny.tokenizer()
+    )
+    assert hf.from_trainer(made, "s").objective == Classification()
+
+
+@pytest.mark.parametrize("reduction", ["Sum", "token", None, 1])
+def test_an_unknown_reduction_is_refused(reduction: Any, tmp_path: Path):
+    made = of_next_tokens(tmp_path)
+    with pytest.raises(DescriptionError, match=r"reduction must be 'auto', 'mean' or 'sum', got"):
+        hf.from_trainer(made, "s", reduction=reduction)
+
+
 def test_what_is_no_finished_trainer_is_refused(tmp_path: Path):
     with pytest.raises(DescriptionError, match=r"trainer must be a transformers.Trainer, got Linear"):
         hf.from_trainer(nn.Linear(1, 1), "s")

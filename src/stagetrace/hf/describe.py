@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from stagetrace.errors import refuse
+from stagetrace.hf.arguments import check_arguments
 from stagetrace.hf.collate import collation_of as collation_of
 from stagetrace.hf.columns import Columns, columns_of
 from stagetrace.hf.fits import check_fits
@@ -13,7 +14,7 @@ from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.packed import is_packed, without_cache
+from stagetrace.hf.packed import check_apart, is_packed, packs, without_cache
 from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
@@ -21,7 +22,15 @@ from stagetrace.hf.said import said_of, said_of_one_logit
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Reduction, Task, objective_of, task_of, task_of_labels
-from stagetrace.hf.tokenizing import check_looks_back_only, check_tokenizer, longest_of, said_of_side, size_of
+from stagetrace.hf.tokenizing import (
+    check_length,
+    check_looks_back_only,
+    check_tokenizer,
+    longest_of,
+    said_of_side,
+    size_of,
+)
+from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.links import Link
 from stagetrace.stages.stage import Stage
@@ -79,6 +88,7 @@ def stage(
         DataError: the data set is empty.
     """
     where = f"stage '{name}'"
+    check_arguments(name, masking, reduction, text, label, max_length, collate, where)
     loaded = load(model, where)
     task = task_of(loaded.model, objective, where)
     if objective is None and task.of_tokens:
@@ -101,6 +111,8 @@ def stage(
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
     check_fits(described, task)
+    if reader.packed and packs(first_row(data, where), data):
+        check_apart(described.evaluated, where)
     if objective is None:
         check_own_loss(described, reader.task, objective_of(reader.task, "mean"))
     return described
@@ -123,6 +135,8 @@ def _read(
     columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken)
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
+    if columns.tokenised and task.of_tokens:
+        check_per_token(row, f"{where}: example 0")
     needed = not columns.tokenised or (task is Task.MASKED and columns.label is None)
     if needed or tokenizer is not None:
         tokenizer = load_tokenizer(tokenizer, loaded.tokenizers, where)
@@ -133,11 +147,12 @@ def _read(
     check_names(getattr(data, "features", None), columns.label, labels, where)
     if columns.tokenised and max_length is not None:
         refuse(f"{where}: max_length= cuts texts, but these examples are tokenised already; cut them beforehand")
-    length, packed = max_length or longest_of(tokenizer, config), columns.tokenised and is_packed(row, task, where)
+    check_length(max_length, tokenizer, model, columns, where)
+    length, packed = max_length or longest_of(tokenizer, model), columns.tokenised and is_packed(row, task, where)
     reader = Reader(
         task, columns, labels, tokenizer, taken, length, masking, where, packed=packed, size=size_of(config)
     )
-    notices = [*loaded.notices, *said, *_said_of_prediction(columns, where, packed=packed)]
+    notices = [*loaded.notices, *said, *_said_of_prediction(columns, where, packed=packed and packs(row, data))]
     notices += said_of(data, columns, task, tokenizer, length, where)
     if objective is None:
         notices += said_of_one_logit(data, columns.label, model, task, where)

@@ -88,7 +88,9 @@ class Labels:
 
 
 def check_names(features: Any, column: str | None, labels: Labels, where: str) -> None:
-    """Refuse a column of classes whose names the model knows in another order: its indices mean something else.
+    """Refuse a column of classes whose names the model numbers in another way: its indices mean something else.
+
+    Names that differ in case only are the same; a column whose names the model has none of is let be.
 
     Args:
         features: the `features` of a `datasets.Dataset`, or None.
@@ -98,12 +100,17 @@ def check_names(features: Any, column: str | None, labels: Labels, where: str) -
     """
     feature = features.get(column) if isinstance(features, Mapping) and column else None
     feature = getattr(feature, "feature", feature)  # of a list of classes
-    names: list[str] | None = getattr(feature, "names", None)
-    if not names or set(names) != set(labels.label2id):
+    names: list[str] = list(getattr(feature, "names", None) or ())
+    known = {str(name).lower(): index for name, index in labels.label2id.items()}
+    found = [known.get(name.lower()) for name in names]
+    if all(index is None for index in found) or found == list(range(len(names))):
         return
     ordered = sorted(labels.label2id, key=labels.label2id.__getitem__)
-    if names != ordered:
-        refuse(
-            f"{where}: column '{column}' numbers its classes {names}, the model {ordered}; type: "
-            f"data.align_labels_with_mapping(model.config.label2id, '{column}')"
-        )
+    unknown = [name for name, index in zip(names, found, strict=True) if index is None]
+    todo = (
+        f"type: data.align_labels_with_mapping(model.config.label2id, '{column}')"
+        if not unknown
+        else f"the model has no {', '.join(map(repr, unknown))}: set model.config.label2id and id2label to the classes "
+        "of training, or rename those of the column"
+    )
+    refuse(f"{where}: column '{column}' numbers its classes {names}, the model {ordered}; {todo}")

@@ -72,6 +72,9 @@ def load_tokenizer(given: Any, places: Iterable[str], where: str) -> Any:
         DescriptionError: there is none.
     """
     if given is not None and not isinstance(given, (str, Path)):
+        if isinstance(given, type) or not callable(given):
+            what = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
+            refuse(f"{where}: tokenizer must be a tokenizer or the folder of one, got {what}; type tokenizer='folder'")
         return given
     transformers = package("transformers")
     tried = [place_of(given, where, "tokenizer")] if given is not None else list(places)

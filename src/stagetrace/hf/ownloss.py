@@ -1,5 +1,7 @@
 """The loss that a stage is given, held against the one that its model computes itself."""
 
+import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,15 +9,22 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
-from stagetrace.hf.packages import quiet
+from stagetrace.hf.packages import base_of, quiet
 from stagetrace.hf.task import Task
+from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives.objective import Objective
 from stagetrace.objectives.tokens import IGNORED
 from stagetrace.stages.data import place
 from stagetrace.stages.stage import Stage
 
-LOOKED_AT = 4
-"""Examples whose losses are compared."""
+ALONE, SAMPLED, TOGETHER = 4, 64, 32
+"""Examples that are compared one by one; those among which each label is looked for; those in one compared batch."""
+
+OF_EACH = 2
+"""Examples of each label in that batch: weights of classes cancel in an example alone."""
+
+SHARE = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""By the model's precision: the relative difference of two losses that is rounding; 5e-2 with sixteen bits."""
 
 Own = Callable[[Any, dict[str, Any]], Any]
 """The model's (or the trainer's) loss of a batch: a number, or None where it has none."""
@@ -37,8 +46,8 @@ def own_loss(model: Any, batch: dict[str, Any]) -> Any:
 def check_own_loss(stage: Stage, task: Task, objective: Objective, own: Own = own_loss, who: str = "the model") -> None:
     """Refuse a stage whose loss is not its model's own: one with class weights, a term for experts' balance, ...
 
-    Some examples alone, and all of these together, in eval mode. Where the model computes no loss, or none for these
-    examples, nothing is compared.
+    Some examples alone, and together a batch that has every label found among some rows of the whole data set, in eval
+    mode. Where the model computes no loss, or none for these examples, nothing is compared.
 
     Args:
         objective: the stage's loss with the mean over an example's tokens.
@@ -47,22 +56,68 @@ def check_own_loss(stage: Stage, task: Task, objective: Objective, own: Own = ow
     Raises:
         DescriptionError: with both losses.
     """
-    indices = _ends(len(stage.examples))
+    _check_balance(stage, objective, who)
     dtype = next(stage.evaluated.parameters()).dtype  # a model that has no plain form is refused here
+    alone = _ends(len(stage.examples))
     with torch.no_grad(), quiet():
-        for chosen in (*([index] for index in indices), indices):
+        for chosen in (*([index] for index in alone), _of_every_label(stage, task, alone)):
             try:
                 found = _both(stage, chosen, task, objective, own)
             except Exception:  # no loss for these labels, or examples that are refused when they are used
-                return
+                continue
             if found is not None:
                 _compare(*found, chosen, dtype, stage, objective, who)
 
 
+def _check_balance(stage: Stage, objective: Objective, who: str) -> None:
+    """Refuse a term for experts' balance by its settings: it may be smaller than what rounding hides."""
+    config = base_of(stage.model).config
+    weight = getattr(config, "router_aux_loss_coef", None)
+    if getattr(config, "output_router_logits", False) and weight and not isinstance(objective, Smoothed):
+        refuse(
+            f"{stage.where}: {who} computes another loss than {objective!r}: it adds a term for the experts' balance "
+            f"(config.output_router_logits = True, config.router_aux_loss_coef = {weight}); give objective=, a "
+            "function losses(model, batch) -> Tensor[batch] that returns this loss for each example, or set "
+            "model.config.output_router_logits = False if training left the term out"
+        )
+
+
+def _of_every_label(stage: Stage, task: Task, also: Sequence[int]) -> list[int]:
+    """Examples from all over the data set, with each label that is found there at least `OF_EACH` times."""
+    total = len(stage.examples)
+    seen: Counter[Any] = Counter()
+    chosen: set[int] = set(also)
+    for index in (*also, *random.Random(0).sample(range(total), min(SAMPLED, total))):
+        try:
+            values = _values(stage.data[index], task)
+        except Exception:  # refused when it is used
+            continue
+        if any(seen[value] < OF_EACH for value in values) and len(chosen) < TOGETHER:
+            chosen.add(index)
+        if index in chosen:
+            seen.update(values)
+    return sorted(chosen)
+
+
+def _values(example: Any, task: Task) -> set[Any]:
+    """The labels of an example that a loss may weigh differently; none of a language model or of a regression."""
+    labels = example.get("labels", example.get("label", example.get("label_ids")))
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    match task:
+        case Task.CLASSIFICATION:
+            return {labels}
+        case Task.TOKENS:
+            return set(labels) - {IGNORED}
+        case Task.MULTI_LABEL:
+            return set(enumerate(labels))
+        case _:
+            return set()
+
+
 def _both(
     stage: Stage, chosen: Sequence[int], task: Task, objective: Objective, own: Own
-) -> tuple[float, float] | None:
-    """The stage's loss of some examples and the other, None where there is no other."""
+) -> tuple[float, float, float] | None:
+    """The stage's loss of some examples, the other, and the largest logit; None where there is no other."""
     (read,) = stage.examples.read([chosen])
     model = stage.evaluated
     first = next(model.parameters())
@@ -71,25 +126,37 @@ def _both(
     if not isinstance(theirs, Tensor) or theirs.numel() != 1 or not bool(torch.isfinite(theirs)):
         return None
     counts = counted(batch, task).to(torch.float64)
-    losses = objective.losses(objective.outputs(model, batch), batch).double()
-    return float((losses * counts).sum() / counts.sum().clamp_min(1)), float(theirs)
+    outputs: Any = objective.outputs(model, batch)
+    losses = objective.losses(outputs, batch).double()
+    largest = float(outputs.abs().max()) if isinstance(outputs, Tensor) and outputs.numel() else 1.0
+    return float((losses * counts).sum() / counts.sum().clamp_min(1)), float(theirs), largest
 
 
 def _ends(total: int) -> Sequence[int]:
     """A few examples from both ends of the data set."""
-    half = LOOKED_AT // 2
+    half = ALONE // 2
     return sorted({*range(min(half, total)), *range(max(0, total - half), total)})
 
 
 def _compare(
-    ours: float, theirs: float, chosen: Sequence[int], dtype: torch.dtype, stage: Stage, objective: Objective, who: str
+    ours: float,
+    theirs: float,
+    largest: float,
+    chosen: Sequence[int],
+    dtype: torch.dtype,
+    stage: Stage,
+    objective: Objective,
+    who: str,
 ) -> None:
-    share = 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
-    if abs(ours - theirs) <= share * max(abs(ours), abs(theirs)) + share * 1e-2:
+    share = SHARE.get(dtype, 5e-2)
+    # transformers rounds the logits of a causal model to float32, whatever their precision
+    rounding = 16 * torch.finfo(torch.float32).eps * max(1.0, largest) if dtype in SHARE else share * 1e-2
+    if abs(ours - theirs) <= share * max(abs(ours), abs(theirs)) + rounding:
         return
-    some = f"example {chosen[0]}" if len(chosen) == 1 else f"examples {', '.join(map(str, chosen))}"
+    shown = ", ".join(map(str, chosen[:8])) + (f" and {len(chosen) - 8} more" if len(chosen) > 8 else "")
+    some = f"example {chosen[0]}" if len(chosen) == 1 else f"examples {shown}"
     refuse(
-        f"{stage.where}: {who} computes another loss than {objective!r}: {theirs:.6g} for {some}, not {ours:.6g} "
+        f"{stage.where}: {who} computes another loss than {objective!r}: {theirs:.8g} for {some}, not {ours:.8g} "
         "(class weights, a penalty, a term for experts' balance, a loss_function of its own?); give objective=, "
         "a function losses(model, batch) -> Tensor[batch] that returns this loss for each example"
     )

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from stagetrace.errors import refuse
 from stagetrace.hf.columns import LENGTHS, MASK, POSITIONS, TOKENISED
-from stagetrace.hf.packages import base_of
-from stagetrace.hf.rows import present
+from stagetrace.hf.packages import base_of, quiet
+from stagetrace.hf.rows import is_sequence, present, some_values
+from stagetrace.hf.signature import takes
 from stagetrace.hf.task import Task
+from stagetrace.hf.tokenizing import size_of
 
 
 def starts_again(positions: Sequence[int]) -> bool:
@@ -48,6 +51,42 @@ def is_packed(row: Mapping[str, Any], task: Task, where: str) -> bool:
             "models only; write a row for each document"
         )
     return False
+
+
+def packs(row: Mapping[str, Any], rows: Any) -> bool:
+    """Whether the first row, or one of those at hand, packs several documents."""
+    if row.get(LENGTHS) is not None:
+        return any(len(lengths) > 1 for lengths in [row[LENGTHS], *some_values(rows, LENGTHS)] if is_sequence(lengths))
+    return any(
+        starts_again(values) for values in [row[POSITIONS], *some_values(rows, POSITIONS)] if is_sequence(values)
+    )
+
+
+def check_apart(model: Any, where: str) -> None:
+    """Refuse packed rows for a model in which a document sees those before it, by one forward pass of two rows.
+
+    Args:
+        model: in eval mode, adapters included.
+
+    Raises:
+        DescriptionError: see above.
+    """
+    base = base_of(model)
+    size = size_of(base.config)
+    if size is None:
+        return
+    rows = torch.tensor([[first % size, 1 % size, 2 % size, 3 % size] for first in (0, size - 1)])
+    device = next(model.parameters()).device
+    inputs = {TOKENISED: rows.to(device)}
+    if POSITIONS in takes(model):
+        inputs[POSITIONS] = torch.tensor([[0, 1, 0, 1]] * 2, device=device)
+    with torch.no_grad(), quiet():
+        one, other = model(**inputs).logits[:, -2:]
+    if float((one - other).abs().max()) > 16 * torch.finfo(one.dtype).eps * float(one.abs().max()):
+        refuse(
+            f"{where}: the rows pack several documents, and transformers lets documents of a packed row see each other "
+            f"in this model ({type(base).__name__}); write one document a row"
+        )
 
 
 def without_cache(model: Any) -> Any:

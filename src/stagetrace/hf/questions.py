@@ -11,13 +11,15 @@ from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.packed import check_cache, is_packed
+from stagetrace.hf.packed import check_apart, check_cache, is_packed, packs
 from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row, is_sequence, present
+from stagetrace.hf.said import said_of_cut
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Task, task_of
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
+from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import WHERE, Query
@@ -109,12 +111,18 @@ def _anew(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Re
         )
     if needed:
         check_tokenizer(reader.tokenizer, task, columns, WHERE)
+    if columns.tokenised and task.of_tokens:
+        check_per_token(row, f"{WHERE}: example 0")
     packed = columns.tokenised and is_packed(row, task, WHERE)
     if packed and not reader.packed:
         check_cache(stage.model, WHERE)
+    if packed and packs(row, rows):
+        check_apart(stage.evaluated, WHERE)
     if columns != old:
         for notice in said:
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
+    for notice in said_of_cut(rows, columns, task, reader.tokenizer, reader.max_length, WHERE):
+        warnings.warn(notice, StagetraceWarning, stacklevel=4)
     check_names(getattr(rows, "features", None), columns.label, reader.labels, WHERE)
     return replace(reader, columns=columns, packed=packed, where=WHERE, asks=True)
 
@@ -122,7 +130,7 @@ def _anew(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Re
 def _reader_of(stage: Stage) -> Reader:
     """A reader for a stage whose rows were collated by a collator of its Trainer."""
     config, task, tokenizer = base_of(stage.model).config, _task(stage), _tokenizer(stage)
-    main, longest = main_of(stage.model), longest_of(tokenizer, config)
+    main, longest = main_of(stage.model), longest_of(tokenizer, stage.model)
     row = stage.data.rows[0]
     columns, _ = columns_of(row, task, None, None, stage.where, main=main, takes=takes(stage.model))
     labels = Labels.of(task, config)

@@ -22,7 +22,15 @@ from stagetrace.hf.masking import Masking
 from stagetrace.hf.packed import positions_of
 from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
-from stagetrace.hf.tokens import check_tokens, completion_labels, first_of_each, next_tokens, text_of, words_of
+from stagetrace.hf.tokens import (
+    check_per_token,
+    check_tokens,
+    completion_labels,
+    first_of_each,
+    next_tokens,
+    text_of,
+    words_of,
+)
 from stagetrace.objectives.tokens import IGNORED
 
 Features = dict[str, Any]
@@ -63,6 +71,8 @@ class Reader:
     def __call__(self, row: Mapping[str, Any], index: int) -> Features:
         """The features of example `index`."""
         self._check(row, index)
+        if self.columns.tokenised and self.task.of_tokens:
+            check_per_token(row, f"{self.where}: example {index}")
         whole = dict(row) if self.columns.tokenised else self._tokenised(row, index)
         features: Features = {
             name: value
@@ -125,7 +135,13 @@ class Reader:
         cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         if self.columns.completes:
             encoded = self.tokenizer("".join(texts), return_offsets_mapping=True, **cut)
-            return {**encoded, "labels": completion_labels(encoded, texts[0], f"{self.where}: example {index}")}
+            labels = completion_labels(encoded, texts[0], f"{self.where}: example {index}")
+            if texts[1].strip() and self.max_length and len(labels) >= self.max_length and set(labels) == {IGNORED}:
+                raise DataError(
+                    f"{self.where}: example {index}: nothing of the completion is left, as texts are cut after "
+                    f"{self.max_length:,} tokens; shorten the prompt, leave the example out, or raise max_length="
+                )
+            return {**encoded, "labels": labels}
         encoded = self.tokenizer(*texts, is_split_into_words=words, **cut)
         return {**encoded, "word_ids": encoded.word_ids()} if words else dict(encoded)
 

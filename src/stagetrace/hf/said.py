@@ -4,7 +4,7 @@ from typing import Any
 
 from stagetrace.hf.columns import TOKENISED, Columns
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.rows import some_values
+from stagetrace.hf.rows import is_sequence, some_values
 from stagetrace.hf.task import Task
 
 
@@ -21,10 +21,29 @@ def said_of(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: in
                 f"{where}: {empty:,} of the first {len(texts):,} rows have an empty '{column}', in which nothing is "
                 "predicted: their loss and score are 0"
             )
-        cut = _cut(texts, tokenizer, longest)
-        if cut:
-            found.append(f"{where}: texts are cut after {longest:,} tokens; example {cut[0]} has {cut[1]:,}")
-    return found
+    return [*found, *said_of_cut(rows, columns, task, tokenizer, longest, where)]
+
+
+def said_of_cut(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str) -> list[str]:
+    """That texts are cut, with the longest: of one text, a pair, a prompt with its completion, or words."""
+    if longest is None or columns.tokenised:
+        return []
+    found = list(zip(*(some_values(rows, column) for column in columns.texts), strict=False))
+    sizes = [sum(map(_characters, texts)) for texts in found]
+    if not sizes or max(sizes) < longest - 4:  # a token has at least one character, special ones none
+        return []
+    index = sizes.index(max(sizes))
+    texts: Any = ("".join(found[index]),) if columns.completes else found[index]
+    words = task is Task.TOKENS
+    try:
+        size = len(tokenizer(*texts, is_split_into_words=words, verbose=False)[TOKENISED])
+    except Exception:  # no texts: refused when the example is read
+        return []
+    return [f"{where}: texts are cut after {longest:,} tokens; example {index} has {size:,}"] if size > longest else []
+
+
+def _characters(text: Any) -> int:
+    return len(text) if isinstance(text, str) else sum(map(_characters, text)) if isinstance(text, list) else 0
 
 
 def said_of_one_logit(rows: Any, label: str | None, model: Any, task: Task, where: str) -> list[str]:
@@ -44,7 +63,7 @@ def said_of_one_logit(rows: Any, label: str | None, model: Any, task: Task, wher
 def _too_short(rows: Any, columns: Columns, task: Task, where: str) -> list[str]:
     if task is not Task.CAUSAL or columns.label is not None:
         return []
-    lengths = [len(tokens) for tokens in some_values(rows, TOKENISED) if tokens is not None]
+    lengths = [len(tokens) for tokens in some_values(rows, TOKENISED) if is_sequence(tokens)]
     short = sum(length < 2 for length in lengths)
     if not short:
         return []
@@ -52,14 +71,3 @@ def _too_short(rows: Any, columns: Columns, task: Task, where: str) -> list[str]
         f"{where}: {short:,} of the first {len(lengths):,} rows have no next token to predict: their loss and score "
         "are 0"
     ]
-
-
-def _cut(texts: list[str], tokenizer: Any, longest: int | None) -> tuple[int, int] | None:
-    """The index of the text with most characters and its number of tokens, where they are too many."""
-    if not texts or longest is None:
-        return None
-    index = max(range(len(texts)), key=lambda i: len(texts[i]))
-    if len(texts[index]) < longest:  # a token has at least one character, about
-        return None
-    size = len(tokenizer(texts[index], verbose=False)[TOKENISED])
-    return (index, size) if size > longest else None

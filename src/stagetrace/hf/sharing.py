@@ -90,6 +90,12 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
     Raises:
         DescriptionError: no parameter is shared, or weights have the previous model's adapters merged into them.
     """
+    for each in (model, previous):
+        if not isinstance(each, (nn.Module, Stage)):
+            refuse(
+                f"hf.shared takes two models or stages, got {each!r}; load the models first, e.g. by "
+                "transformers.AutoModel.from_pretrained(folder)"
+            )
     ours_model, theirs_model = (each.model if isinstance(each, Stage) else each for each in (model, previous))
     _check_apart(ours_model, theirs_model)
     ours, theirs = plain_names(ours_model), plain_names(theirs_model)

@@ -64,7 +64,10 @@ def task_of(model: Any, objective: object, where: str) -> Task:
     if found is not Task.CLASSIFICATION:
         return found or Task.OTHER
     if base.config.problem_type is not None:
-        return PROBLEMS[base.config.problem_type]
+        problem = base.config.problem_type
+        if problem not in PROBLEMS:
+            refuse(f"{where}: config.problem_type is {problem!r}; it must be one of {', '.join(map(repr, PROBLEMS))}")
+        return PROBLEMS[problem]
     return Task.REGRESSION if base.config.num_labels == 1 else Task.CLASSIFICATION
 
 

@@ -66,8 +66,10 @@ def texts_of(row: Mapping[str, Any], task: Task, where: str) -> tuple[tuple[str,
     _refuse_others(row, where)
     known = _known(task)
     names = {name for columns in known for name in columns}
-    held = [name for name, value in row.items() if _is_text(value, task) or (value is None and name in names)]
+    held = [name for name, value in row.items() if _is_text(value, task) or (name in names and _is_empty(value))]
     held = [name for name in held if not re.match(r"labels?(_|$)", name, re.IGNORECASE)]
+    if task is Task.TOKENS:  # tags may be given by their names
+        held = [name for name in held if not re.search(r"(^|_)(tags|labels)$", name, re.IGNORECASE)]
     passed = tuple(name for name in held if name.lower() in BESIDE or re.search(r"(^|_)(ids?|urls?)$", name.lower()))
     left = [name for name in held if name not in passed]
     for columns in known:
@@ -96,6 +98,10 @@ def _is_text(value: Any, task: Task) -> bool:
     if task is Task.TOKENS:
         return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, str) for one in value)
     return isinstance(value, str)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple)) and not value)
 
 
 def _choices(left: Sequence[str], task: Task) -> str:

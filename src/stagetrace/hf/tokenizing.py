@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from stagetrace.errors import refuse
 from stagetrace.hf.columns import MASK, Columns
+from stagetrace.hf.packages import base_of
 from stagetrace.hf.signature import takes
 from stagetrace.hf.task import Task
 
@@ -30,12 +32,65 @@ def check_tokenizer(tokenizer: Any, task: Task, columns: Columns, where: str) ->
         )
 
 
-def longest_of(tokenizer: Any, config: Any) -> int | None:
-    """The most tokens that the tokenizer allows, or the model where the tokenizer says nothing (a number of 1e30)."""
-    length = getattr(tokenizer, "model_max_length", None)
-    if isinstance(length, int) and length < 10**9:
-        return length
-    return getattr(config, "max_position_embeddings", None)
+POSITIONED = ("position_embeddings", "position_embedding", "wpe", "embed_positions", "positions_embed")
+"""Names of tables with a vector for each position, beyond which a model cannot read."""
+
+
+def longest_of(tokenizer: Any, model: Any) -> int | None:
+    """The most tokens that the tokenizer and the model's table of positions allow.
+
+    Where neither says anything (a tokenizer may say 1e30), what the configuration says; None where it says nothing.
+    """
+    said = getattr(tokenizer, "model_max_length", None)
+    said = said if isinstance(said, int) and 0 < said < 10**9 else None
+    found = [length for length in (said, most_of(model)) if length is not None]
+    return min(found) if found else _stated(base_of(model).config)
+
+
+def most_of(model: Any) -> int | None:
+    """How many tokens the model's table of positions has a vector for; None for positions without a table.
+
+    RoBERTa and its kin begin behind the padding token, OPT and its kin at an offset: those vectors stand for no token.
+    """
+    base = base_of(model)
+    stated = _stated(base.config)
+    found: list[int] = []
+    for name, module in base.named_modules():
+        if name.rpartition(".")[2] not in POSITIONED or not isinstance(module, nn.Embedding):
+            continue
+        offset: Any = getattr(module, "offset", 0)
+        before = int(offset) if isinstance(offset, int) and offset else 0
+        if module.padding_idx is not None and not before:
+            before = module.padding_idx + 1
+        if stated is None or module.num_embeddings >= stated:  # a table of an image's places is shorter
+            found.append(module.num_embeddings - before)
+    return min(found, default=None)
+
+
+def check_length(length: int | None, tokenizer: Any, model: Any, columns: Columns, where: str) -> None:
+    """Refuse a `max_length` that the model cannot read, or that leaves no token of a text.
+
+    Raises:
+        DescriptionError: with both numbers.
+    """
+    if length is None:
+        return
+    most = most_of(model)
+    if most is not None and length > most:
+        refuse(f"{where}: max_length={length} is more than the {most} tokens that the model has positions for")
+    added = getattr(tokenizer, "num_special_tokens_to_add", None)
+    own = added(pair=len(columns.texts) == 2 and not columns.completes) if callable(added) else 0
+    if isinstance(own, int) and length <= own:
+        refuse(
+            f"{where}: max_length={length} leaves no token of a text, as the tokenizer adds {own} of its own; "
+            f"give at least {own + 1}"
+        )
+
+
+def _stated(config: Any) -> int | None:
+    """`config.max_position_embeddings`, where it is a length (XLNet says -1)."""
+    stated = getattr(config, "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
 
 
 def size_of(config: Any) -> int | None:

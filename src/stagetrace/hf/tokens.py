@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 from stagetrace.errors import DataError
-from stagetrace.hf.columns import MASK, POSITIONS, TOKENISED
+from stagetrace.hf.columns import LENGTHS, MASK, POSITIONS, PREDICTED, TOKENISED
 from stagetrace.hf.packed import starts_again
+from stagetrace.hf.rows import is_sequence
 from stagetrace.objectives.tokens import IGNORED
+
+MASKS = (MASK, *PREDICTED)
+PER_TOKEN = (TOKENISED, POSITIONS, LENGTHS, *MASKS)
+"""Columns of tokenised rows that must be flat lists of numbers."""
 
 
 def text_of(text: Any, where: str) -> str:
@@ -54,6 +60,30 @@ def check_tokens(features: Mapping[str, Any], size: int | None, where: str) -> N
             f"{where} has the token {lowest if lowest < 0 else highest}, the model's vocabulary is 0 to "
             f"{'...' if size is None else size - 1}; tokenise by the tokenizer that the model was trained with"
         )
+
+
+def check_per_token(row: Mapping[str, Any], where: str) -> None:
+    """Refuse features of one sentence that are not flat lists of whole numbers.
+
+    Raises:
+        DataError: a string, a number, lists in a list, a tensor of two axes; `where` names the example.
+    """
+    for name in PER_TOKEN:
+        value: Any = row.get(name)
+        if value is None:
+            continue
+        shape = getattr(value, "shape", None)
+        flat = is_sequence(value) and (shape is None or len(shape) == 1)
+        listed: Any = getattr(value, "tolist", None)
+        entries: Any = value if listed is None else listed()
+        kinds = (int, float, Integral) if name in MASKS else (int, Integral)
+        if flat and all(isinstance(one, kinds) or getattr(one, "shape", None) == () for one in entries):
+            continue
+        kind = f"of shape {list(shape)}" if shape is not None and len(shape) != 1 else repr(value)[:60]
+        nested = (
+            " (one row for each sentence; tokenizers add an axis with return_tensors=)" if is_sequence(value) else ""
+        )
+        raise DataError(f"{where}: '{name}' must be a list with a whole number per token, got {kind}{nested}")
 
 
 def next_tokens(features: Mapping[str, Any]) -> list[int]:

@@ -16,8 +16,27 @@ from stagetrace.objectives.tokens import IGNORED
 
 SMOOTHED = (Task.CLASSIFICATION, Task.TOKENS, Task.MASKED, Task.CAUSAL)
 
-STEPS = ("compute_loss", "training_step", "get_batch_samples")
+STEPS = (
+    "compute_loss",
+    "training_step",
+    "get_batch_samples",
+    "_get_num_items_in_batch",
+    "_inner_training_loop",
+    "_run_epoch",
+)
 """Methods of a Trainer that decide what it minimises."""
+
+ROWS = (
+    "get_train_dataloader",
+    "_get_dataloader",
+    "_get_train_sampler",
+    "_prepare_inputs",
+    "_prepare_input",
+    "_set_signature_columns_if_needed",
+    "_remove_unused_columns",
+    "_get_collator_with_removed_columns",
+)
+"""Methods of a Trainer that decide which examples it learns from, how often, and what the model reads of them."""
 
 
 def check_whole(trainer: Any, where: str) -> None:
@@ -35,7 +54,7 @@ def check_whole(trainer: Any, where: str) -> None:
             )
 
 
-def check_loss(trainer: Any, transformers: Any, where: str) -> None:
+def check_loss(trainer: Any, where: str) -> None:
     """Refuse a Trainer whose loss is not that of the model's class.
 
     Raises:
@@ -48,14 +67,37 @@ def check_loss(trainer: Any, transformers: Any, where: str) -> None:
         "objective=stagetrace.objectives.NextToken() for a causal language model, Classification() for a classifier"
     )
     for step in STEPS:
-        own = getattr(type(trainer), step, None) is not getattr(transformers.Trainer, step, None)
-        if own or step in vars(trainer):
+        if _is_own(trainer, step):
             refuse(f"{where}: {kind} has a {step} of its own; {give}")
     if trainer.compute_loss_func is not None:
         refuse(f"{where}: the Trainer has a compute_loss_func of its own; {give}")
     smoother = trainer.label_smoother
     if smoother is not None and type(smoother).__name__ != "LabelSmoother":
         refuse(f"{where}: the Trainer has a label_smoother of its own ({type(smoother).__name__}); {give}")
+
+
+def check_rows(trainer: Any, where: str) -> None:
+    """Refuse a Trainer that does not read its `train_dataset` as a Trainer of transformers does.
+
+    Raises:
+        DescriptionError: with what to type.
+    """
+    for step in ROWS:
+        if _is_own(trainer, step):
+            refuse(
+                f"{where}: {type(trainer).__name__} has a {step} of its own, so what the model read is not known from "
+                "train_dataset and data_collator; type hf.stage(name, trainer.model, rows), where rows are the "
+                "examples as the model read them in one epoch, with 'labels' (collate=trainer.data_collator keeps the "
+                "collator)"
+            )
+
+
+def _is_own(trainer: Any, name: str) -> bool:
+    """Whether a method is another one than those of transformers: of a user's class, or set on the Trainer itself."""
+    if name in vars(trainer):
+        return True
+    owner = next((cls for cls in type(trainer).__mro__ if name in vars(cls)), None)
+    return owner is not None and owner.__module__.split(".")[0] != "transformers"
 
 
 def loss_of(trainer: Any, task: Task, model: Any, where: str) -> Callable[[Reduction], Objective]:

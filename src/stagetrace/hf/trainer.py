@@ -19,6 +19,7 @@ from stagetrace.hf.task import Reduction, Task, task_of
 from stagetrace.hf.trained import (
     check_collator,
     check_loss,
+    check_rows,
     check_whole,
     examples_averaged,
     groups_by_length,
@@ -74,16 +75,19 @@ def from_trainer(
         reduction: a sentence's loss is the "mean" or the "sum" over its tokens; "auto" weighs tokens as was trained.
 
     Raises:
-        DescriptionError: a loss of the Trainer's own and no objective; no training data; a collator that draws or
-            packs; a model in pieces.
+        DescriptionError: a loss of the Trainer's own and no objective; rows that it reads in a way of its own; no
+            training data; a collator that draws or packs; a model in pieces; an unknown reduction.
     """
     where = f"stage '{name}'"
     transformers = package("transformers")
     if not isinstance(trainer, transformers.Trainer):
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
+    if reduction not in ("auto", "mean", "sum"):
+        refuse(f"{where}: reduction must be 'auto', 'mean' or 'sum', got {reduction!r}")
     check_whole(trainer, where)
+    check_rows(trainer, where)
     if objective is None:
-        check_loss(trainer, transformers, where)
+        check_loss(trainer, where)
     model = unwrapped(trainer.accelerator.unwrap_model(trainer.model), where)
     admit(model, where)
     task = task_of(model, objective, where)
