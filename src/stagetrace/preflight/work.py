@@ -23,7 +23,7 @@ How = Mapping[str, int | float | str | None]
 SPECTRUM_STEPS = 20
 """Products of the look at the spectrum, at most."""
 
-OPERATIONS = 5e11
+OPERATIONS = 1e11
 """Floating-point operations (of matrix products and convolutions) that the look at one stage's spectrum may take."""
 
 FEWEST = 64
