@@ -195,7 +195,7 @@ def test_labels_and_outputs_of_another_kind_are_refused(case: str):
     ("rows", "words"),
     [
         ([(x, "cat") for x in INPUTS], ("('cat', 'cat')", "return numbers")),
-        ([(x, [1, 2]) for x in INPUTS], ("a list (int64 [2], int64 [2])", "return numbers")),
+        ([(x, [1, 2]) for x in INPUTS], ("a list of 2 numbers", "give a tensor")),
     ],
     ids=["names", "lists"],
 )
