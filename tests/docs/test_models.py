@@ -39,6 +39,7 @@ def test_scores_are_those_of_dense_matrices(row: Right):
 
 @named(Refused)
 @pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",
     "ignore:.*None of the inputs.*:UserWarning",
     "ignore:Complex modules:UserWarning",

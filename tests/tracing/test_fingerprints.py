@@ -174,7 +174,7 @@ def test_a_global_that_a_loss_reads_and_a_method_that_was_edited_are_refused(
 def test_a_link_s_numbers_and_the_versions_are_part_of_a_run(monkeypatch: pytest.MonkeyPatch):
     def told(alpha: float) -> Any:
         first = Stage("first", model=Scaled(), objective=Regression(), data=rows())
-        later = replace(first, name="later", link=Proximal("inner", alpha=alpha))
+        later = replace(first, name="later", model=Scaled(), link=Proximal("inner", alpha=alpha))
         return describe(Chain(first, later), Query(rows()), {}, {}, (), parts=False, progress=Silent())
 
     found = told(0.01)

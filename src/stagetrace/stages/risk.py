@@ -79,6 +79,11 @@ class Risk:
             self._check(batch, self._shape)
             yield self._placed(batch)
 
+    def read_inputs(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """The same where no loss is asked for: labels may be another model's."""
+        for batch in self.examples.read(plan):
+            yield self._placed(batch)
+
     def _placed(self, batch: Batch) -> Batch:
         return Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device, self.where))
 

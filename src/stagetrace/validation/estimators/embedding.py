@@ -88,7 +88,7 @@ class EmbeddingSimilarity:
         """Unit vectors `[batch, d]`, float64 on the CPU, batch by batch."""
         where, width = f"{self.name}: {risk.where}", None
         with progress.task(f"embedding {risk.where}", sum(map(len, plan)), "examples") as advance, torch.no_grad():
-            for batch in risk.read(plan):
+            for batch in risk.read_inputs(plan):
                 embeddings = _flat(self._evaluate(risk, batch, where), batch, where).cpu().double()
                 check_finite(embeddings.sum(dim=1), batch.indices, where, "the embedding")
                 width = width or embeddings.shape[1]
