@@ -143,6 +143,10 @@ class Counting(Fit):
     def __init__(self, fit: Fit, last: int = -1) -> None:
         self.fit, self.last, self.runs, self.pieces = fit, last, list[tuple[int, ...]](), 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a run is recognised by: what is counted changes no number."""
+        return {"fit": self.fit}
+
     def __call__(self, problem: Any, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         if problem.name == "pretrain":
             if self.pieces == self.last:
