@@ -20,7 +20,7 @@ from stagetrace import Trace
 from stagetrace.cli import fits, options, settings
 from stagetrace.cli.later import LATER
 from stagetrace.cli.main import app, main
-from stagetrace.curvature.subset import ENOUGH
+from stagetrace.curvature.subset import ENOUGH, PREDICTIONS
 from stagetrace.errors import ResultsError, StagetraceWarning
 from stagetrace.progress import Bars
 from tests import jobs
@@ -483,10 +483,7 @@ def test_names_and_numbers_in_the_help_are_those_of_the_settings():
     assert options.FITS == fits.KINDS
     assert (options.EPOCHS, options.BATCH) == (fits.EPOCHS, fits.BATCH)
     assert (fits.RULES["adam"].rate, fits.RULES["sgd"].rate) == (options.ADAM_RATE, options.SGD_RATE)
-    quick = settings.QUICK_EXAMPLES, settings.QUICK_RTOL, settings.QUICK_STEPS
-    assert quick == (options.QUICK_EXAMPLES, options.QUICK_RTOL, options.QUICK_STEPS)
-    assert {options.EXACT_RTOL} == set(settings.EXACT_RTOL.values())
-    assert options.ENOUGH == ENOUGH
+    assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself(stage_trace: Command):

@@ -145,7 +145,7 @@ class Counting(Fit):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a run is recognised by: what is counted changes no number."""
-        return {"fit": repr(self.fit)}
+        return {"fit": self.fit}
 
     def __call__(self, problem: Any, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         if problem.name == "pretrain":

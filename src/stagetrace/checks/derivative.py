@@ -75,21 +75,20 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
             continue
         gap = abs(measured.value - sum(shares)) - 3 * measured.uncertainty
         worst = max(worst, gap / scale)
-    if without and coupled:
-        return Level.WARNING, "; ".join([without, *said])
+    wrong = [without] if without and coupled else []
     if worst > AGREED:
-        said.insert(
-            0,
+        wrong.append(
             f"the gradient that autograd gives is not the derivative of the loss: they differ by {worst:.1%} along a "
             "random direction (a backward of its own, a straight-through estimator, a gradient that is reversed, "
-            "clipped or partly detached?); training followed that gradient, and a score is only as right as it is",
+            "clipped or partly detached?); training followed that gradient, and a score is only as right as it is"
         )
-        return Level.WARNING, "; ".join(said)
+    if wrong:
+        return Level.WARNING, "; ".join([*wrong, *said])
     if unjudged:
-        said.insert(0, "the precision of the loss is too coarse for its differences to judge the gradient")
-        return Level.NOTE, "; ".join(said)
-    said.insert(0, f"the gradient of {len(batch)} examples is the derivative of their loss, by differences")
-    return Level.OK, "; ".join(said)
+        coarse = "the precision of the loss is too coarse for its differences to judge the gradient"
+        return Level.NOTE, "; ".join([coarse, *said])
+    right = f"the gradient of {len(batch)} examples is the derivative of their loss, by differences"
+    return Level.OK, "; ".join([right, *said])
 
 
 def _refuse_detached(risk: Risk, batch: Batch, found: Slopes, point: Params, size: float, eps: float) -> None:

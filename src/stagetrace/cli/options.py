@@ -13,7 +13,13 @@ SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
 CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
 FITS = ("resolve", "adam", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
-QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS, EXACT_RTOL, ENOUGH = 250, 1e-2, 50, 1e-8, 1000
+ENOUGH, TOKENS = 1000, 8000
+
+QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS = 250, 1e-2, 50
+"""`--quick`: a first look. The curvature is that of fewer examples, and the solve is rough."""
+
+EXACT_RTOL, EXACT_STEPS = 1e-8, 5000
+"""`--exact`: all examples, and in float64 a residual that only rounding stops."""
 
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="module:function or file.py:function, giving (chain, query)")
@@ -36,7 +42,8 @@ HessianExamples = Annotated[
     typer.Option(
         "--hessian-examples",
         metavar="[STAGE=]N",
-        help=f"Average the curvature over N examples, or all, or auto (all of up to {ENOUGH:,}, of more {ENOUGH:,}).",
+        help=f"Average the curvature over N examples, or all, or auto (all of up to {ENOUGH:,}, of more {ENOUGH:,}; "
+        f"of texts as many as hold {TOKENS:,} tokens).",
     ),
 ]
 Quick = Annotated[

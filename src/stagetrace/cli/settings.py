@@ -6,6 +6,7 @@ from typing import Any, Literal, final
 
 import torch
 
+from stagetrace.cli.options import EXACT_RTOL, EXACT_STEPS, QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS
 from stagetrace.curvature.auto import Auto, subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES as CURVATURES
@@ -18,14 +19,6 @@ from stagetrace.stages.chain import Chain
 from stagetrace.tracing.describe import by_stage
 
 Preset = Literal["quick", "exact"]
-
-QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS = 250, 1e-2, 50
-"""`--quick`: a first look. The curvature is that of fewer examples, and the solve is rough."""
-
-EXACT_RTOL = {torch.float64: 1e-8}
-"""`--exact`: the residual by dtype; others take the solver's own, about which rounding lets no solve go far."""
-
-EXACT_STEPS = 5000
 
 
 @final
@@ -96,7 +89,8 @@ def per_stage(chain: Chain, typed: Sequence[str], option: str) -> dict[str, str]
 
 def _preset_solver(solver: Solver, preset: Preset | None, dtype: torch.dtype) -> Solver:
     """The solver, rough or to the end; one without such settings stays as it is."""
-    rtol, steps = (QUICK_RTOL, QUICK_STEPS) if preset == "quick" else (EXACT_RTOL.get(dtype), EXACT_STEPS)
+    exact = EXACT_RTOL if dtype == torch.float64 else None  # rounding lets no other go far beyond the solver's own
+    rtol, steps = (QUICK_RTOL, QUICK_STEPS) if preset == "quick" else (exact, EXACT_STEPS)
     for field, value in (("rtol", rtol), ("max_steps", steps)):
         if value is not None and applies(solver, field):
             solver = with_field(solver, field, value, f"--{preset}")

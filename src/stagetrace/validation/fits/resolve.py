@@ -41,6 +41,10 @@ class Resolve(Fit):
         if not 0 <= self.proximity < float("inf"):
             refuse(f"Resolve: proximity must be a number of at least 0, got {self.proximity!r}")
 
+    def __getstate__(self) -> dict[str, object]:
+        """Its settings: preconditioners that were made on the way do not make it another fit."""
+        return {**vars(self), "_known": {}}
+
     def prepare(self, problem: Problem) -> None:
         """Make the preconditioner of a stage, once, before processes share the work."""
         if id(problem) not in self._known:
