@@ -32,6 +32,7 @@ _NUMBERS: dict[type, Callable[[Any], str | memoryview]] = {
     complex: complex.__repr__,
 }
 _WORD = struct.calcsize("P")
+OWN = __name__.partition(".")[0]
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _FLAGS = (
@@ -171,11 +172,12 @@ def add_referent(walk: Walk, reference: "weakref.ref[Any]") -> None:
 
 
 def _declares_state(kind: type) -> bool:
-    """Whether a class of the user's own says what its state is."""
+    """Whether a class of the user's own, or of this library, says what its state is."""
     for base in kind.__mro__:
         method = base.__dict__.get("__getstate__")
         if method is not None:
-            return isinstance(method, FunctionType) and library_of(method.__globals__.get("__name__")) is None
+            library = library_of(method.__globals__.get("__name__")) if isinstance(method, FunctionType) else ""
+            return library in (None, OWN)
     return False
 
 
