@@ -15,6 +15,7 @@
 Each message says where, what was wrong, what we got and what to type instead.
 """
 
+from collections.abc import Iterable
 from typing import NoReturn
 
 
@@ -70,6 +71,18 @@ class CurvatureWarning(StagetraceWarning):
 def refuse(message: str) -> NoReturn:
     """Raise a `DescriptionError`: the one-line form for checks at birth."""
     raise DescriptionError(message)
+
+
+def some_names(names: Iterable[str], limit: int = 5) -> str:
+    """A few names as a message has them, and how many more there are.
+
+    Example:
+        >>> some_names(["a", "b", "c", "d", "e"], limit=3)
+        "'a', 'b', 'c' and 2 more"
+    """
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(f"'{name}'" for name in listed[:limit]) + more
 
 
 def first_line(error: BaseException) -> str:

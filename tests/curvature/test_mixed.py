@@ -125,7 +125,7 @@ def test_without_a_second_derivative_there_is_one_clear_error(specimen: Specimen
 @pytest.mark.parametrize("way", ["forward", "reverse"])
 def test_an_inherited_parameter_that_is_not_used_is_not_coupled(way: str, monkeypatch: pytest.MonkeyPatch):
     if way == "reverse":
-        monkeypatch.setattr(mixed, "_either", mixed._reverse)
+        monkeypatch.setattr(mixed, "coupling_of", mixed._reverse)
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -142,7 +142,7 @@ def test_an_inherited_parameter_that_is_not_used_is_not_coupled(way: str, monkey
 @pytest.mark.parametrize("way", ["forward", "reverse"])
 def test_a_loss_without_products_of_the_two_does_not_couple_them(way: str, monkeypatch: pytest.MonkeyPatch):
     if way == "reverse":
-        monkeypatch.setattr(mixed, "_either", mixed._reverse)
+        monkeypatch.setattr(mixed, "coupling_of", mixed._reverse)
 
     def losses(model: Any, batch: Any) -> Tensor:
         return batch[0] @ (model[0].weight.sum(dim=0) + model[2].weight.sum()) + model[2].bias.sum()

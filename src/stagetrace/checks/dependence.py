@@ -1,6 +1,6 @@
 """Is the loss a function of the parameters it was given, of all of them, and of nothing else that can be trained?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stagetrace.errors import DataError, DescriptionError, DifferentiationError, first_line
+from stagetrace.errors import DataError, DescriptionError, some_names
 from stagetrace.stages.data import Batch
+from stagetrace.stages.gradient import differentiated
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
@@ -39,7 +40,7 @@ def depends_on_its_model_only(risk: Risk, batch: Batch) -> str:
     Raises:
         DescriptionError: the loss reads the model itself, or a trainable tensor that is no parameter of it.
     """
-    own, inherited = _leaves(risk.own_values), _leaves(risk.inherited_values)
+    own, inherited = leaves_of(risk.own_values), leaves_of(risk.inherited_values)
     watch = _Originals(risk, batch)
     with torch.enable_grad():
         with watch:
@@ -57,28 +58,10 @@ def slopes(risk: Risk, batch: Batch) -> Slopes:
     Raises:
         DifferentiationError: the gradient cannot be taken.
     """
-    own, inherited = _leaves(risk.own_values), _leaves(risk.inherited_values)
-    leaves = {**inherited, **own}
-    try:
-        with torch.enable_grad():
-            total = risk.losses(own, inherited, batch).sum()
-            if not total.requires_grad:
-                return Slopes({}, tuple(leaves))
-            found = torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True)
-    except (RuntimeError, NotImplementedError) as cause:
-        raise DifferentiationError(
-            f"{risk.where}: the gradient of the loss cannot be taken ({first_line(cause)}); the library needs "
-            "what a training step needs: replace the operation that is named"
-        ) from cause
-    dense = _dense(leaves, found)
-    steep = {name: g for name, g in dense.items() if bool(g.any())}
-    return Slopes(steep, tuple(name for name in leaves if name not in steep))
-
-
-def _dense(leaves: Params, found: Sequence[Tensor | None]) -> Params:
-    """The gradients there are, by name, as dense tensors."""
-    there = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
-    return {name: g.to_dense() if g.is_sparse else g for name, g in there.items()}
+    _, own, inherited = differentiated(risk, batch)
+    found = {**inherited, **own}
+    steep = {name: slope for name, slope in found.items() if bool(slope.any())}
+    return Slopes(steep, tuple(name for name in found if name not in steep))
 
 
 def has_a_slope(risk: Risk, found: Slopes) -> str | None:
@@ -108,16 +91,16 @@ def has_a_slope(risk: Risk, found: Slopes) -> str | None:
     return None
 
 
-def _leaves(values: Params) -> Params:
+def leaves_of(values: Params) -> Params:
+    """Copies that record a gradient."""
     return {name: value.detach().clone().requires_grad_() for name, value in values.items()}
 
 
 def _refuse_second_model(risk: Risk, names: list[str]) -> None:
-    some = ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     raise DescriptionError(
-        f"{risk.where}: the loss reads {some} of the model itself and not of the model it is handed, so no derivative "
-        "can see it: a loss, or a hook in the model, calls another copy (from a variable around it, say). Use the "
-        "argument: def losses(model, batch): ... model(...); a constant copy is tensor.detach().clone()"
+        f"{risk.where}: the loss reads {some_names(names)} of the model itself and not of the model it is handed, so "
+        "no derivative can see it: a loss, or a hook in the model, calls another copy (from a variable around it). "
+        "Use the argument: def losses(model, batch): ... model(...); a constant copy is tensor.detach().clone()"
     )
 
 

@@ -16,7 +16,7 @@ from stagetrace.checks.dependence import Slopes, has_a_slope, slopes
 from stagetrace.checks.finding import Level
 from stagetrace.checks.rounding import Rounding
 from stagetrace.curvature.rounding import RoundedTo
-from stagetrace.errors import DifferentiationError
+from stagetrace.errors import DifferentiationError, some_names
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
@@ -59,7 +59,7 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
     size = max(float(losses.abs().sum()), len(batch) * rounding.size)
     if found.flat:
         _refuse_detached(risk, batch, found, point, size, rounding.eps)
-    said = [f"{len(found.flat)} parameters have no slope there ({_some(found.flat)})"] if found.flat else []
+    said = [f"{len(found.flat)} parameters have no slope there ({some_names(found.flat)})"] if found.flat else []
     without = has_a_slope(risk, found)
     worst, unjudged = 0.0, 0
     for names in (risk.own_values, risk.inherited_values):
@@ -97,7 +97,7 @@ def _refuse_detached(risk: Risk, batch: Batch, found: Slopes, point: Params, siz
         return
     guilty = [name for name in found.flat if _depends(risk, batch, [name], point, size, eps)] or list(found.flat)
     raise DifferentiationError(
-        f"{risk.where}: the loss depends on {_some(guilty)}, but its gradient there is zero: the model runs "
+        f"{risk.where}: the loss depends on {some_names(guilty)}, but its gradient there is zero: the model runs "
         "them under torch.no_grad() or torch.inference_mode(), or detaches what they give, so that their influence "
         "would come out as zero. Give a model whose forward does not (freeze parameters by requires_grad_(False) "
         "instead: that keeps the derivative)"
@@ -169,7 +169,3 @@ def _total(risk: Risk, point: Params, batch: Batch) -> Tensor:
     inherited = {name: point[name] for name in risk.inherited_values}
     with torch.no_grad():
         return risk.losses(own, inherited, batch).double().sum()
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,21 +4,27 @@ Along a direction v in the parameters that were trained, the gradient in all par
 the coupling `(d2L / dW dTheta) v` in those that were kept: the two products that a trace is made of.
 """
 
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from stagetrace.checks.dependence import leaves_of
 from stagetrace.checks.derivative import AGREED, JUDGED, beside_padding, direction_of
 from stagetrace.checks.finding import Level
-from stagetrace.curvature.chunk import check_differentiable_again, hessian_anew
-from stagetrace.errors import first_line
+from stagetrace.curvature.chunk import hessian_anew, hessian_graph
+from stagetrace.curvature.mixed import coupling_of
+from stagetrace.errors import StagetraceError
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
 STEPS = (1e-5, 1e-4, 1e-6)
 """Of the differences, in float64: the first that is sure of itself counts."""
+
+Way = Callable[[], Tensor]
+"""Computes a product with the direction."""
 
 
 def second_derivative_is_right(risk: Risk, batch: Batch) -> tuple[Level, str]:
@@ -29,113 +35,85 @@ def second_derivative_is_right(risk: Risk, batch: Batch) -> tuple[Level, str]:
     """
     if risk.own.dtype != torch.float64:
         return Level.NOTE, "second derivatives are not judged: the model cannot be evaluated in float64"
-    gradients = _Gradients(risk, batch)
-    along = beside_padding(direction_of(risk.own_values), risk.evaluation.model)
-    try:
-        product = gradients.product(along)
-    except (RuntimeError, NotImplementedError) as cause:
-        return Level.NOTE, f"no second derivative in reverse mode ({first_line(cause)})"
-    parts = {"Hessian": slice(0, risk.own.size), "coupling": slice(risk.own.size, None)}
+    gradients = _Gradients(risk, batch, beside_padding(direction_of(risk.own_values), risk.evaluation.model))
+    along = risk.own.flatten(gradients.along).unsqueeze(1)
+    products: dict[str, tuple[slice, tuple[Way, ...]]] = {
+        "Hessian": (
+            slice(0, risk.own.size),
+            (lambda: hessian_graph(risk, batch)(along)[:, 0], lambda: hessian_anew(risk, batch)(along)[:, 0]),
+        ),
+        "coupling": (
+            slice(risk.own.size, None),
+            (lambda: risk.inherited.flatten(coupling_of(risk, batch, gradients.along)),),
+        ),
+    }
     unsure: list[str] = []
-    for what, part in parts.items():
-        judged = _judge(gradients, along, product, part)
-        if (
-            judged and what == "Hessian" and judged != UNSURE
-        ):  # recomputation in the backward pass spoils reverse mode only
-            judged = (
-                _judge(gradients, along, gradients.forward(along), part) if gradients.has_forward(along) else judged
-            )
-        if judged == UNSURE:
+    for what, (part, ways) in products.items():
+        gap = _gap(gradients, part, ways)
+        if gap is None:
             unsure.append(what)
-        elif judged:
+        elif gap:
             return Level.WARNING, (
                 f"the second derivative that autograd gives ({what}) is not that of the gradient: they differ by "
-                f"{judged} along a random direction (a function whose backward cannot be differentiated?); write that "
+                f"{gap:.1%} along a random direction (a function whose backward cannot be differentiated?); write that "
                 "operation in plain PyTorch, or read Hessian and coupling with care"
             )
     if unsure:
-        return Level.NOTE, "the loss is not smooth enough for differences to judge its second derivatives"
+        return Level.NOTE, f"not judged ({' and '.join(unsure)}): not there, or too rough for differences"
     return Level.OK, "second derivatives are those of the gradient, by differences"
 
 
-UNSURE = "unsure"
+def _gap(gradients: "_Gradients", part: slice, ways: tuple[Way, ...]) -> float | None:
+    """How far the nearest way is from differences, over its size; 0 where one agrees, None where none can be judged."""
+    if gradients.at(0.0)[part].numel() == 0:
+        return 0.0
+    gaps: list[float] = []
+    for way in ways:
+        try:
+            gap = _apart(gradients, part, way().detach())
+        except (RuntimeError, NotImplementedError, StagetraceError):
+            continue  # this way has no second derivative; the plan of the solve says so where none has
+        if gap == 0.0:
+            return gap
+        if gap is not None:
+            gaps.append(gap)
+    return min(gaps, default=None)
 
 
-def _judge(gradients: "_Gradients", along: Params, product: Tensor, part: slice) -> str:
-    """How far a part of the product is from differences, in percent; empty where they agree."""
-    ours = product[part]
-    if ours.numel() == 0:
-        return ""
-    size, gap, doubt = float(torch.linalg.vector_norm(ours)), 0.0, 0.0
-    floor = max(size, 1e-6 * gradients.size)
+def _apart(gradients: "_Gradients", part: slice, product: Tensor) -> float | None:
+    floor = max(float(torch.linalg.vector_norm(product)), 1e-6 * gradients.size)
     for step in STEPS:
-        whole, half = (gradients.difference(along, h)[part] for h in (step, step / 2))
+        whole, half = (gradients.difference(h)[part] for h in (step, step / 2))
         doubt = float(torch.linalg.vector_norm(half - whole))
-        gap = float(torch.linalg.vector_norm((4 * half - whole) / 3 - ours))
+        gap = float(torch.linalg.vector_norm((4 * half - whole) / 3 - product))  # the terms in step^2 cancel
         if gap - 3 * doubt <= AGREED * floor:
-            return ""
+            return 0.0
         if doubt <= JUDGED / 5 * gap:
-            return f"{gap / floor:.1%}"
-    return UNSURE
+            return gap / floor
+    return None
 
 
 @final
 class _Gradients:
-    """The summed losses' gradient `[own.size + inherited.size]` around the stage's parameters."""
+    """The summed losses' gradient `[own.size + inherited.size]`, along a direction in the own parameters."""
 
-    def __init__(self, risk: Risk, batch: Batch) -> None:
-        self.risk, self.batch = risk, batch
-        self.size = float(torch.linalg.vector_norm(self.at({}, 0.0)))
+    def __init__(self, risk: Risk, batch: Batch, along: Params) -> None:
+        self.risk, self.batch, self.along = risk, batch, along
+        self.size = float(torch.linalg.vector_norm(self.at(0.0)))
 
-    def at(self, along: Params, step: float) -> Tensor:
-        own = {n: v + step * along[n] if along else v for n, v in self.risk.own_values.items()}
-        ours, theirs = _leaves(own), _leaves(self.risk.inherited_values)
-        leaves, content = (*ours.values(), *theirs.values()), self.batch.content
+    def at(self, step: float) -> Tensor:
+        ours = leaves_of({name: value + step * self.along[name] for name, value in self.risk.own_values.items()})
+        theirs, content = leaves_of(self.risk.inherited_values), self.batch.content
+        leaves = (*ours.values(), *theirs.values())
 
         def slope(model: nn.Module) -> Tensor:  # within the call: what is computed again going back sees these values
             outputs = self.risk.objective.outputs(model, content)
             total = self.risk.objective.losses(outputs, content).sum()
-            return _flat(torch.autograd.grad(total, leaves, materialize_grads=True)).detach()
+            found = torch.autograd.grad(total, leaves, materialize_grads=True)
+            return torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in found]).detach()
 
         with torch.enable_grad():
             return self.risk.evaluation({**theirs, **ours}, slope)
 
-    def difference(self, along: Params, step: float) -> Tensor:
-        return (self.at(along, step) - self.at(along, -step)) / (2 * step)
-
-    def product(self, along: Params) -> Tensor:
-        """By reverse mode twice: the derivative of `<dL/dTheta, v>` in all parameters."""
-        leaves, total = self._total(self.risk.own_values)
-        own = leaves[: len(self.risk.own_values)]
-        slopes = torch.autograd.grad(total, own, create_graph=True, materialize_grads=True)
-        check_differentiable_again(slopes)
-        projected = torch.stack([(s * v).sum() for s, v in zip(slopes, along.values(), strict=True)]).sum()
-        if not projected.requires_grad:
-            return torch.zeros_like(_flat(leaves)).detach()
-        return _flat(torch.autograd.grad(projected, leaves, materialize_grads=True)).detach()
-
-    def has_forward(self, along: Params) -> bool:
-        """Whether the gradient has a derivative in forward mode."""
-        try:
-            self.forward(along)
-        except (RuntimeError, NotImplementedError):
-            return False
-        return True
-
-    def forward(self, along: Params) -> Tensor:
-        """By forward mode over the gradient, in the own parameters; zeros elsewhere."""
-        own = hessian_anew(self.risk, self.batch)(self.risk.own.flatten(along).unsqueeze(1)).squeeze(1)
-        return torch.cat([own, own.new_zeros(self.risk.inherited.size)]).detach()
-
-    def _total(self, own: Params) -> tuple[tuple[Tensor, ...], Tensor]:
-        ours, theirs = _leaves(own), _leaves(self.risk.inherited_values)
-        with torch.enable_grad():
-            return (*ours.values(), *theirs.values()), self.risk.losses(ours, theirs, self.batch).sum()
-
-
-def _leaves(values: Params) -> Params:
-    return {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-
-
-def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([(t.to_dense() if t.is_sparse else t).reshape(-1) for t in tensors])
+    def difference(self, step: float) -> Tensor:
+        return (self.at(step) - self.at(-step)) / (2 * step)

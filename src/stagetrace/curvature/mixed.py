@@ -37,7 +37,7 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
     with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
         for batch in risk.read(risk.examples.plan(mine)):
             for column in live:
-                rows = _either(risk, batch, risk.own.unflatten(adjoints[:, column]))
+                rows = coupling_of(risk, batch, risk.own.unflatten(adjoints[:, column]))
                 total[:, column] += risk.inherited.flatten(rows)
             advance(len(batch))
     return world().sum(total) / len(indices)
@@ -62,7 +62,12 @@ def _loses_tangents(risk: Risk, probe: Batch) -> bool:
     return False
 
 
-def _either(risk: Risk, batch: Batch, vector: Params) -> Params:
+def coupling_of(risk: Risk, batch: Batch, vector: Params) -> Params:
+    """`(d2L / dW dTheta) v` for the summed losses L of one batch.
+
+    Raises:
+        DifferentiationError: an operation lacks the second derivative, in either mode.
+    """
     try:
         return _reverse(risk, batch, vector)
     except DifferentiationError:

@@ -1,12 +1,12 @@
 """What should be known of a stage before anything is read off it: what was handled, what its scores account for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from stagetrace.errors import some_names
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import Stage
@@ -43,7 +43,7 @@ def _hooked(problem: Problem) -> list[str]:
     if not names:
         return []
     return [
-        f"{problem.stage.where}: {_quoted(names)} {'has' if len(names) == 1 else 'have'} a gradient hook "
+        f"{problem.stage.where}: {some_names(names)} {'has' if len(names) == 1 else 'have'} a gradient hook "
         "(register_hook); scores follow the gradient of the loss, without what the hook makes of it"
     ]
 
@@ -61,23 +61,16 @@ def _forgotten(problem: Problem) -> list[str]:
     ]
     if not same:
         return []
+    them, earlier = "it" if len(same) == 1 else "them", problem.previous.name
     return [
-        f"{problem.stage.where}: {_quoted(same)} {'is' if len(same) == 1 else 'are'} constant here and equal to what "
-        f"stage '{problem.previous.name}' trained under that name, but the link does not share {_them(same)}: what "
-        f"examples of '{problem.previous.name}' do through {_them(same)} is left out; name {_them(same)} in the link"
+        f"{problem.stage.where}: {some_names(same)} {'is' if len(same) == 1 else 'are'} constant here and equal to "
+        f"what stage '{earlier}' trained under that name, but the link does not share {them}: what examples of "
+        f"'{earlier}' do through {them} is left out; name {them} in the link"
     ]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.detach(), other.detach().to(one))
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _them(names: Sequence[str]) -> str:
-    return "it" if len(names) == 1 else "them"
 
 
 def moved_statistics(problem: Problem) -> list[str]:

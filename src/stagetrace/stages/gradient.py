@@ -40,15 +40,19 @@ def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
         DataError: a loss is NaN or infinite (the example is named), or a gradient is.
         DifferentiationError: the gradient cannot be taken; says what PyTorch says.
     """
-    total, own, inherited = _differentiated(risk, batch)
+    total, own, inherited = differentiated(risk, batch)
     gradient = Gradient(risk.own.flatten(own).unsqueeze(1), risk.inherited.flatten(inherited).unsqueeze(1))
     if not bool(torch.isfinite(total + gradient.own.sum() + gradient.inherited.sum())):
         explain_not_finite(risk, batch)
     return gradient
 
 
-def _differentiated(risk: Risk, batch: Batch) -> tuple[Tensor, Params, Params]:
-    """The sum of the losses, and its gradient in the own and in the inherited parameters."""
+def differentiated(risk: Risk, batch: Batch) -> tuple[Tensor, Params, Params]:
+    """The sum of the losses, and its gradient in the own and in the inherited parameters, zero where there is none.
+
+    Raises:
+        DifferentiationError: the gradient cannot be taken; says what PyTorch says.
+    """
     own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
     inputs = (*own.values(), *inherited.values())
@@ -74,7 +78,7 @@ def explain_not_finite(risk: Risk, batch: Batch) -> None:
         check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch.indices, risk.where)
     for index in batch.indices:
         single = next(iter(risk.read([[index]])))
-        for name, g in _differentiated(risk, single)[1].items():
+        for name, g in differentiated(risk, single)[1].items():
             if not bool(torch.isfinite(g).all()):
                 raise DataError(
                     f"{risk.where}: the loss of example {index} is finite, but its gradient "

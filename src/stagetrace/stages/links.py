@@ -7,7 +7,7 @@ from typing import Literal, final
 
 from torch import nn
 
-from stagetrace.errors import refuse
+from stagetrace.errors import refuse, some_names
 
 Shared = str | Sequence[str] | Mapping[str, str]
 """Which parameters are shared: `{this stage's name or prefix: previous stage's}`, or names that agree on both sides.
@@ -109,15 +109,19 @@ def shared_names(link: Link, model: nn.Module, previous: nn.Module, where: str) 
     for our_prefix, their_prefix in link.pairs.items():
         matched = _under(our_prefix, ours)
         if not matched:
-            refuse(f"{where}: there is no parameter '{our_prefix}' or under it; it has {_some(ours)}")
+            refuse(f"{where}: there is no parameter '{our_prefix}' or under it; it has {some_names(ours)}")
         if not _under(their_prefix, theirs):
-            refuse(f"{where}: the previous stage has no parameter '{their_prefix}' or under it; it has {_some(theirs)}")
+            refuse(
+                f"{where}: the previous stage has no parameter '{their_prefix}' or under it; "
+                f"it has {some_names(theirs)}"
+            )
         counterparts = {name: _renamed(name, our_prefix, their_prefix) for name in matched}
         missing = [name for name, other in counterparts.items() if other not in theirs]
         if missing:
             refuse(
-                f"{where}: {_some(missing)} under '{our_prefix}' has no counterpart under '{their_prefix}' of the "
-                f"previous stage, which has {_some(_under(their_prefix, theirs))}; name what is shared more narrowly"
+                f"{where}: {some_names(missing)} under '{our_prefix}' has no counterpart under '{their_prefix}' of the "
+                f"previous stage, which has {some_names(_under(their_prefix, theirs))}; "
+                "name what is shared more narrowly"
             )
         for name, other in counterparts.items():
             if found.setdefault(ours[name], theirs[other]) != theirs[other]:
@@ -135,10 +139,3 @@ def _under(prefix: str, names: Mapping[str, str]) -> list[str]:
 def _renamed(name: str, ours: str, theirs: str) -> str:
     rest = name[len(ours) :].lstrip(".")
     return f"{theirs}.{rest}" if theirs and rest else theirs or rest
-
-
-def _some(names: Sequence[str] | Mapping[str, str], limit: int = 5) -> str:
-    """A few names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(f"'{name}'" for name in listed[:limit]) + more
