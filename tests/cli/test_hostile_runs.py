@@ -1,8 +1,6 @@
 """A run folder that somebody else wrote, and names that want to act: shown as they are, or refused in one line."""
 
 import json
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +13,13 @@ import torch
 
 from stagetrace import Scores, Trace
 from stagetrace.checks.finding import Finding, Level
-from stagetrace.cli.main import main
-from stagetrace.errors import StagetraceWarning
 from stagetrace.plaintext import printable
 from stagetrace.report.extras import write_findings
 from stagetrace.results.previews import Preview, Previews, write_previews
 from tests import hostile, jobs
+from tests.commands import Command, in_process
 from tests.report.pages import solution
 
-Command = Callable[..., tuple[int, str, str]]
 JOINERS = "\u200c\u200d"
 """Kept on the page, where scripts and pictures need them."""
 
@@ -31,21 +27,7 @@ JOINERS = "\u200c\u200d"
 @pytest.fixture
 def stage_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """`stagetrace WORDS` in this process: its exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "400")
-    path = list(sys.path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stagetrace", *map(str, words)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", StagetraceWarning)
-            with pytest.raises(SystemExit) as ended:
-                main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    yield run
-    sys.path[:] = path
-    sys.modules.pop("jobs", None)
+    yield from in_process(monkeypatch, capsys, 400)
 
 
 def numbers(n: int) -> torch.Tensor:

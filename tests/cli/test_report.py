@@ -3,44 +3,26 @@
 import json
 import re
 import shutil
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from stagetrace import GaussNewton, Lanczos, Trace, trace
-from stagetrace.cli.main import main
-from stagetrace.errors import StagetraceWarning
 from stagetrace.report.item import Reader
 from stagetrace.results.previews import Preview, Previews, read_previews, write_previews
 from tests import jobs
+from tests.commands import Command, in_process
 from tests.report.test_report import Read
 
 TARGET = f"{jobs.FILE}:frozen"
 SOLVER = Lanczos(damping=0.01, rtol=1e-9)
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def stage_trace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """`stagetrace WORDS` in this process: its exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "120")
-    path = list(sys.path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stagetrace", *map(str, words)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", StagetraceWarning)
-            with pytest.raises(SystemExit) as ended:
-                main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    yield run
-    sys.path[:] = path
-    sys.modules.pop("jobs", None)
+    yield from in_process(monkeypatch, capsys, 120)
 
 
 @pytest.fixture(scope="module")

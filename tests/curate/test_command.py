@@ -1,9 +1,8 @@
 """`stagetrace curate`: what it prints and writes is the library's, and what it refuses leaves nothing behind."""
 
 import json
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +10,14 @@ import pytest
 import torch
 
 from stagetrace import Trace, trace
-from stagetrace.cli.main import main
 from stagetrace.curate import Drop, DropAbove, KeepTop, curate, verify
 from stagetrace.errors import StagetraceWarning
 from stagetrace.validation import SGD, Steps
 from tests import jobs
+from tests.commands import Command, in_process
 
 TARGET = f"{jobs.FILE}:frozen"
 QUICK = "--fit", "sgd", "--rate", "0.05", "--steps", "4", "--batch-size", "8", "--processes", "1"
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +42,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """`stagetrace WORDS` in this process: its exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "160")
-    path = list(sys.path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stagetrace", *map(str, words)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", StagetraceWarning)
-            with pytest.raises(SystemExit) as ended:
-                main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    yield call
-    sys.path[:] = path
-    sys.modules.pop("jobs", None)
+    yield from in_process(monkeypatch, capsys, 160)
 
 
 def indices(path: Path) -> list[int]:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset
 
 from stagetrace.errors import DataError
+from stagetrace.stages.attributes import attributes_of
 
 _AS_IT_IS = (
     str,
@@ -126,7 +127,7 @@ class _Placing:
             raise self._refusal(content, cause) from cause
 
     def _object(self, content: Any, depth: int) -> Any:
-        held = _attributes(content)
+        held = attributes_of(content)
         placed = {name: self.placed(value, depth) for name, value in held.items()}
         changed = {name: value for name, value in placed.items() if _differs(value, held[name])}
         return self._with(content, changed) if changed else content
@@ -164,19 +165,3 @@ def _differs(value: Any, before: Any) -> bool:
     if type(value) in (list, tuple) and type(before) is type(value):
         return any(_differs(item, other) for item, other in zip(value, before, strict=True))
     return True
-
-
-def _attributes(content: Any) -> dict[str, Any]:
-    """What stands in `__dict__` and `__slots__`; no property is called."""
-    try:
-        held = dict(object.__getattribute__(content, "__dict__"))
-    except AttributeError:
-        held = {}
-    for base in type(content).__mro__:
-        for name, member in base.__dict__.items():
-            if type(member).__name__ == "member_descriptor" and name not in ("__dict__", "__weakref__"):
-                try:
-                    held[name] = member.__get__(content, type(content))
-                except AttributeError:
-                    continue
-    return held

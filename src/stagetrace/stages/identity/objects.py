@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from stagetrace.stages.attributes import attributes_of
 from stagetrace.stages.identity.origin import library_of
 from stagetrace.stages.identity.values import add_mapping, add_sequence, add_set
 from stagetrace.stages.identity.walk import Walk
@@ -128,17 +129,7 @@ def add_object(walk: Walk, value: Any) -> None:
 
 def _add_attributes(walk: Walk, value: Any) -> None:
     """What stands in `__dict__` and `__slots__`, by name."""
-    try:
-        held = dict(object.__getattribute__(value, "__dict__"))
-    except AttributeError:
-        held = {}
-    for base in type(value).__mro__:
-        for name, member in base.__dict__.items():
-            if type(member).__name__ == "member_descriptor" and name not in ("__dict__", "__weakref__"):
-                try:
-                    held[name] = member.__get__(value, type(value))
-                except AttributeError:
-                    continue
+    held = attributes_of(value)
     configures = any(base.__name__.lower() == "pretrainedconfig" for base in type(value).__mro__)
     for name in sorted(held.keys() - (_OF_CONFIGURATIONS if configures else frozenset())):
         walk.word("attribute", name)
