@@ -39,9 +39,9 @@ from benchmarks.report import Report, Row
 from benchmarks.setting import Asked, batch_of, large_network, parameters, risk_of, small_network
 from benchmarks.timing import Work, in_turn, once
 from experiments.tasks import Task
-from stagetrace.curvature.choices import seeded_subset
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.plan import Matrix, Plan, Way, make_plan
+from stagetrace.curvature.subset import seeded_subset
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk

@@ -27,9 +27,9 @@ from benchmarks.report import Report, Row
 from benchmarks.setting import risk_of, small_network
 from benchmarks.timing import Work, in_turn
 from experiments.tasks import Task
-from stagetrace.curvature.choices import seeded_subset
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.subset import seeded_subset
 from stagetrace.errors import SolveError
 from stagetrace.solvers import CG, Lanczos, Normal, Solution, Solver, solve
 from stagetrace.stages.gradient import mean_gradient

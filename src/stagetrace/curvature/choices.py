@@ -8,7 +8,6 @@ from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import DiagonalOperator, IdentityOperator, LinearOperator
 from stagetrace.curvature.plan import Matrix
 from stagetrace.curvature.subset import Count, check_subset, subset
-from stagetrace.curvature.subset import seeded_subset as seeded_subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.problem import Problem

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from stagetrace.errors import refuse
 from stagetrace.hf.arguments import check_arguments
-from stagetrace.hf.collate import collation_of as collation_of
+from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import Columns, columns_of
 from stagetrace.hf.fits import check_fits
 from stagetrace.hf.labels import Labels, check_names

@@ -4,10 +4,8 @@ from dataclasses import replace
 from typing import Any, final
 
 from stagetrace.checks.lookout import length
-from stagetrace.hf.reader import Features as Features
-from stagetrace.hf.reader import Given as Given
-from stagetrace.hf.reader import Reader as Reader
-from stagetrace.hf.rows import first_row as first_row
+from stagetrace.hf.reader import Features, Given, Reader
+from stagetrace.hf.rows import first_row
 
 
 @final

@@ -6,14 +6,16 @@ from typing import Any, Literal
 
 from stagetrace.errors import refuse
 from stagetrace.hf.admit import admit, unwrapped
+from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import Columns
-from stagetrace.hf.describe import collation_of
 from stagetrace.hf.labels import Labels
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.ownloss import check_own_loss, counted
 from stagetrace.hf.packages import base_of, package
-from stagetrace.hf.sentences import Given, Reader, Sentences, first_row
+from stagetrace.hf.reader import Given, Reader
+from stagetrace.hf.rows import first_row
+from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import takes
 from stagetrace.hf.task import Reduction, Task, task_of
 from stagetrace.hf.trained import (
