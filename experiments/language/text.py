@@ -40,6 +40,10 @@ class Reader:
         self._cut: dict[str, list[str]] = {}
         self._known: dict[str, tuple[list[int], int]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what earlier calls left in its caches, which change no result: a run is known again after them."""
+        return {**vars(self), "_cut": {}, "_known": {}}
+
     def words(self, text: str) -> list[str]:
         """The words of a text as the models see them, marks included."""
         if text not in self._cut:

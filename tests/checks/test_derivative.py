@@ -225,6 +225,27 @@ def test_examples_that_are_fitted_without_any_loss_do_not_hide_the_others():
     assert findings(model, hinge, data, batch_size=32)["derivative"].level is Level.OK
 
 
+def optimum(*targets: float) -> tuple[nn.Linear, TensorDataset]:
+    """One weight without bias at the exact mean of its targets."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, sum(targets) / len(targets))
+    y = torch.tensor(targets, dtype=torch.float64)[:, None]
+    return model, TensorDataset(torch.ones_like(y), y)
+
+
+def test_gradients_that_cancel_at_the_optimum_are_no_loss_without_parameters():
+    model, data = optimum(1.0, 3.0)
+    chain = Chain(Stage("only", model=model, objective=Regression(), data=data))
+    found = trace(chain, Query([(3.0, 8.0)]), curvature=Hessian(), solver=Direct())["only"].values
+    # a unit of loss i moves the weight by -2 (w - y_i) / 2, and the query (3 w - 8)^2 by 2 (-2) 3 times that
+    torch.testing.assert_close(found, torch.tensor([12.0, -12.0], dtype=torch.float64))
+
+
+def test_losses_that_are_all_zero_at_the_optimum_still_depend_on_their_parameters():
+    model, data = optimum(2.0, 2.0)
+    assert findings(model, data=data)["derivative"].level is Level.OK
+
+
 def test_a_loss_without_any_parameter_is_refused():
     with pytest.raises(DataError, match="does not depend on the parameters it is given"):
         findings(Probe(), lambda model, batch: batch[1].square().mean(1))

@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 API = sorted((DOCS / "api").glob("*.md"))
 MODULES = ["stagetrace", *(f"stagetrace.{name}" for name in ("objectives", "solvers", "curvature", "validation"))]
 MODULES += ["stagetrace.hf", "stagetrace.report", "stagetrace.curate", "stagetrace.export", "stagetrace.errors"]
-NO_PAGE = {"__version__", "NAME", "FORMATS", "refuse", "first_line"}
+NO_PAGE = {"__version__", "NAME", "FORMATS", "refuse", "first_line", "some_names"}
 """Public in a module, and no API: a version, names of files and formats, and helpers of the errors."""
 
 

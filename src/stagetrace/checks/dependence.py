@@ -1,7 +1,7 @@
 """Is the loss a function of the parameters it was given, of all of them, and of nothing else that can be trained?"""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stagetrace.checks.directions import direction_of, weights_of
 from stagetrace.errors import DataError, DescriptionError, some_names
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import differentiated
@@ -22,7 +23,7 @@ BATCHES = 16
 @final
 @dataclass(frozen=True)
 class Slopes:
-    """The gradient of some examples' summed losses.
+    """The gradient of some examples' losses, weighted by `weights_of` and summed.
 
     of: `{parameter: gradient}` where there is one that is not zero; flat: the other parameters.
     """
@@ -53,12 +54,12 @@ def depends_on_its_model_only(risk: Risk, batch: Batch) -> str:
 
 
 def slopes(risk: Risk, batch: Batch) -> Slopes:
-    """Differentiate a batch's losses by plain autograd.
+    """Differentiate a batch's losses, weighted, by plain autograd.
 
     Raises:
         DifferentiationError: the gradient cannot be taken.
     """
-    _, own, inherited = differentiated(risk, batch)
+    _, own, inherited = differentiated(risk, batch, weights_of(batch))
     found = {**inherited, **own}
     steep = {name: slope for name, slope in found.items() if bool(slope.any())}
     return Slopes(steep, tuple(name for name in found if name not in steep))
@@ -89,6 +90,12 @@ def has_a_slope(risk: Risk, found: Slopes) -> str | None:
             "data be the inputs, and its model compute them)"
         )
     return None
+
+
+def nearby(risk: Risk) -> Risk:
+    """The same losses at parameters moved by a hundredth of their size: a loss that is exactly least has no slope."""
+    along = direction_of(risk.own_values)
+    return replace(risk, own_values={name: v + 0.01 * along[name] for name, v in risk.own_values.items()})
 
 
 def leaves_of(values: Params) -> Params:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stagetrace.checks.dependence import Slopes, has_a_slope, slopes
+from stagetrace.checks.dependence import Slopes, has_a_slope, nearby, slopes
+from stagetrace.checks.directions import beside_padding, direction_of, weights_of
 from stagetrace.checks.finding import Level
 from stagetrace.checks.rounding import Rounding
 from stagetrace.curvature.rounding import RoundedTo
@@ -51,12 +52,15 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
         DataError: as `has_a_slope`.
     """
     found = slopes(risk, batch)
+    if not found.of:
+        risk = nearby(risk)
+        found = slopes(risk, batch)
     point = {**risk.inherited_values, **risk.own_values}
     with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
         outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
         losses = risk.reduce(outputs, batch)
     rounding = Rounding.of_outputs(outputs, seen.coarsest)
-    size = max(float(losses.abs().sum()), len(batch) * rounding.size)
+    size = max(float(losses.double().abs() @ weights_of(batch).to(losses.device)), len(batch) * rounding.size)
     if found.flat:
         _refuse_detached(risk, batch, found, point, size, rounding.eps)
     said = [f"{len(found.flat)} parameters have no slope there ({some_names(found.flat)})"] if found.flat else []
@@ -143,29 +147,9 @@ def difference(at: Callable[[float], float], size: float, eps: float) -> Differe
     return best
 
 
-def direction_of(values: Params) -> Params:
-    """Standard normal in each parameter, times the size that its entries have: small ones move little."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = {name: float(v.double().square().mean().sqrt()) if v.numel() else 0.0 for name, v in values.items()}
-    usual = max(sizes.values(), default=0.0) or 1.0
-    return {
-        name: (sizes[name] or usual) * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-        for name, value in values.items()
-    }
-
-
-def beside_padding(direction: Params, model: nn.Module) -> Params:
-    """The direction without the rows of `padding_idx`: PyTorch takes these for constants, whatever depends on them."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for module in model.modules():
-        name = names.get(id(getattr(module, "weight", None)))
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None and name in direction:
-            direction[name][module.padding_idx] = 0.0
-    return direction
-
-
 def _total(risk: Risk, point: Params, batch: Batch) -> Tensor:
     own = {name: point[name] for name in risk.own_values}
     inherited = {name: point[name] for name in risk.inherited_values}
     with torch.no_grad():
-        return risk.losses(own, inherited, batch).double().sum()
+        losses = risk.losses(own, inherited, batch).double()
+        return losses @ weights_of(batch).to(losses)

@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from stagetrace.checks.dependence import leaves_of
-from stagetrace.checks.derivative import AGREED, JUDGED, beside_padding, direction_of
+from stagetrace.checks.dependence import direction_of, leaves_of
+from stagetrace.checks.derivative import AGREED, JUDGED, beside_padding
 from stagetrace.checks.finding import Level
 from stagetrace.curvature.chunk import hessian_anew, hessian_graph
 from stagetrace.curvature.mixed import coupling_of

@@ -2,7 +2,7 @@
 
 import torch
 
-from stagetrace.checks.derivative import direction_of
+from stagetrace.checks.directions import direction_of
 from stagetrace.checks.rounding import Rounding
 from stagetrace.errors import DescriptionError
 from stagetrace.stages.data import Batch

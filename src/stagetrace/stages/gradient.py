@@ -47,8 +47,10 @@ def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
     return gradient
 
 
-def differentiated(risk: Risk, batch: Batch) -> tuple[Tensor, Params, Params]:
+def differentiated(risk: Risk, batch: Batch, weights: Tensor | None = None) -> tuple[Tensor, Params, Params]:
     """The sum of the losses, and its gradient in the own and in the inherited parameters, zero where there is none.
+
+    weights: `[batch]`, what each loss is multiplied by; 1 by default.
 
     Raises:
         DifferentiationError: the gradient cannot be taken; says what PyTorch says.
@@ -58,7 +60,8 @@ def differentiated(risk: Risk, batch: Batch) -> tuple[Tensor, Params, Params]:
     inputs = (*own.values(), *inherited.values())
     try:
         with torch.enable_grad():
-            total = risk.losses(own, inherited, batch).sum()
+            losses = risk.losses(own, inherited, batch)
+            total = losses.sum() if weights is None else losses @ weights.to(losses)
             if not total.requires_grad:  # a loss without the parameters
                 slopes = tuple(torch.zeros_like(value) for value in inputs)
             else:

@@ -89,7 +89,7 @@ def trace(
         >>> first = Stage("first", model=Line(2.0, 0.0, False), objective=Regression(), data=[(1.0, 1.0), (1.0, 3.0)])
         >>> kept = Frozen("w")
         >>> second = Stage("second", model=Line(2.0, 1.0, True), objective=Regression(), data=[(1.0, 3.0)], link=kept)
-        >>> result = trace(Chain(first, second), Query([(3.0, 8.0)]), solver=Direct())
+        >>> result = trace(Chain(first, second), Query([(3.0, 8.0)]), solver=Direct(), of="first")
         >>> result["first"].values  # d(7 - 8)^2 = 2 (-1) dq, and q = 3 w + b moves by 3 dw - dw, dw = -dloss_i / 2
         tensor([ 4., -4.], dtype=torch.float64)
     """
@@ -183,9 +183,10 @@ def _some_influence(scores: Scores, problem: Problem) -> Scores:
     if bool(scores.values.any()):
         return scores
     raise DataError(
-        f"{problem.stage.where}: every score is zero: the query does not depend on what this stage trained. If that is "
-        f"what you expect of '{problem.name}', score the others by of=[...]; else look whether the later stages' "
-        "models and the query's loss really use the parameters that they share with it"
+        f"{problem.stage.where}: every score is zero: the query does not depend on what this stage trained, or every "
+        f"example is fitted without any loss. If that is what you expect of '{problem.name}', score the others by "
+        "of=[...]; else look whether the later stages' models and the query's loss really use the parameters that they "
+        "share with it"
     )
 
 
