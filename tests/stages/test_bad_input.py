@@ -178,6 +178,10 @@ def freeze(model: nn.Module) -> None:
     model.requires_grad_(False)
 
 
+def diverged(model: nn.Module) -> None:
+    model.get_parameter("head.weight").data[0] = torch.nan
+
+
 # The table
 
 
@@ -260,6 +264,12 @@ TABLE = [
         "negative weight decay", at("finetune", weight_decay=-0.1), ("'finetune'", "weight_decay", "at least 0", "-0.1")
     ),
     Bad("no batch", at("finetune", batch_size=0), ("'finetune'", "batch_size", "at least 1", "0")),
+    Bad("fewer than no workers", at("finetune", workers=-1), ("'finetune'", "workers", "at least 0", "-1")),
+    Bad(
+        "weights that are no numbers",
+        model_of("finetune", diverged),
+        ("'finetune'", "NaN", "'head.weight'", "checkpoint"),
+    ),
     Bad(
         "negative alpha",
         lambda d: at("finetune", link=Proximal("embedding", alpha=-1.0))(d),

@@ -74,6 +74,7 @@ class Stage:
         if not (number and 0 <= self.weight_decay < math.inf):
             refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")
         check_count(self.batch_size, f"{self.where}: batch_size")
+        check_count(self.workers, f"{self.where}: workers", least=0)
         self.loss  # noqa: B018  (checked at birth)
         self.examples  # noqa: B018
 
@@ -103,7 +104,7 @@ class Stage:
         return f"Stage({self.name!r}: {kind}, {parameters:,} parameters, {examples:,} examples)"
 
 
-def check_count(value: object, what: str) -> None:
-    """Refuse anything but a whole number of at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        refuse(f"{what} must be a whole number of at least 1, got {value!r}")
+def check_count(value: object, what: str, least: int = 1) -> None:
+    """Refuse anything but a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        refuse(f"{what} must be a whole number of at least {least}, got {value!r}")

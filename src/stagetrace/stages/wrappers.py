@@ -1,5 +1,6 @@
 """Modules around a model, which are not the model: what to give instead."""
 
+import torch
 from torch import nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -39,13 +40,20 @@ def refuse_unmade(model: nn.Module, where: str) -> None:
     """Refuse parameters and buffers without values.
 
     Raises:
-        DescriptionError: a layer is lazy still, or something lies on the meta device.
+        DescriptionError: a layer is lazy still, something lies on the meta device, or a parameter is not a number.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             refuse(f"{where}: '{name}' of the model has no shape yet (a lazy layer); call the model once on a batch")
         if tensor.device.type == "meta":
             refuse(f"{where}: '{name}' of the model lies on the meta device, without values; load its weights first")
+    for name, parameter in model.named_parameters():
+        wrong = int(parameter.isnan().sum()) if parameter.layout is torch.strided else 0
+        if wrong:
+            refuse(
+                f"{where}: {wrong:,} of {parameter.numel():,} entries of the model's '{name}' are NaN (training "
+                "diverged, or the checkpoint is damaged); load one that evaluates"
+            )
 
 
 def _at(name: str) -> str:

@@ -50,6 +50,7 @@ class Query:
         if self.reduction not in ("mean", "sum", "none"):
             refuse(f"{WHERE}: reduction must be 'mean', 'sum' or 'none', got {self.reduction!r}")
         check_count(self.batch_size, f"{WHERE}: batch_size")
+        check_count(self.workers, f"{WHERE}: workers", least=0)
         Examples(self.data, self.batch_size, self.collate, self.workers, WHERE)
         if self.objective is not None:
             as_objective(self.objective, WHERE)
