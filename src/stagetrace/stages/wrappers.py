@@ -48,7 +48,9 @@ def refuse_unmade(model: nn.Module, where: str) -> None:
         if tensor.device.type == "meta":
             refuse(f"{where}: '{name}' of the model lies on the meta device, without values; load its weights first")
     for name, parameter in model.named_parameters():
-        wrong = int(parameter.isnan().sum()) if parameter.layout is torch.strided else 0
+        wrong = (
+            int(parameter.isnan().sum()) if parameter.is_floating_point() and parameter.layout is torch.strided else 0
+        )
         if wrong:
             refuse(
                 f"{where}: {wrong:,} of {parameter.numel():,} entries of the model's '{name}' are NaN (training "
