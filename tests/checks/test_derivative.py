@@ -319,6 +319,28 @@ def test_a_teacher_that_is_constant_is_no_second_model():
     assert findings(model, distilled)["dependence"].level is Level.OK
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_teacher_that_is_an_earlier_stages_model_is_said(constant: bool):
+    chain = two_stages(None, Frozen("body"))
+    first, last = chain.stages
+    last.model.get_parameter("head.weight").data.mul_(2)
+    teacher = copy.deepcopy(first.model) if constant else first.model
+
+    def distil(model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad():
+            target = teacher(batch[0])
+        return (model(batch[0]) - target).square().sum(1)
+
+    after = Stage("after", model=last.model, objective=distil, data=DATA, link=Frozen("body"))
+    chain = Chain(first, after)
+    found = {f.what: f for f in verify_problem(chain["after"], [first])}["dependence"]
+    assert found.level is (Level.OK if constant else Level.WARNING)
+    assert constant or "'head.weight'" in found.text
+    if not constant:
+        with pytest.warns(StagetraceWarning, match="earlier stage's model"):
+            traced(chain, objective=Regression())
+
+
 def test_a_hook_that_calls_the_users_own_model_is_refused():
     model = Probe()
     model.body.register_forward_hook(lambda module, given, output: output + model.body.get_submodule("0")(given[0]))

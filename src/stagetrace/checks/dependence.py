@@ -1,6 +1,6 @@
 """Is the loss a function of the parameters it was given, of all of them, and of nothing else that can be trained?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -10,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.checks.directions import direction_of, weights_of
+from stagetrace.checks.finding import Level
 from stagetrace.errors import DataError, DescriptionError, some_names
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import differentiated
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
+from stagetrace.stages.stage import Stage
 
 BATCHES = 16
 """Batches in which a slope is looked for before a loss is refused for having none."""
@@ -32,25 +34,37 @@ class Slopes:
     flat: tuple[str, ...]
 
 
-def depends_on_its_model_only(risk: Risk, batch: Batch) -> str:
+def depends_on_its_model_only(risk: Risk, batch: Batch, before: Sequence[Stage] = ()) -> tuple[Level, str]:
     """Refuse a loss that depends on anything trainable but the parameters it is given.
 
     The losses are evaluated with copies in the places of the model's parameters: an operation that is given an
     original, or a gradient that flows into another tensor, comes from a second model.
 
+    before: the stages before this one; a loss that reads their models (a teacher's) is a second path from their
+        examples, which no score has.
+
+    Returns:
+        How much it matters, and what was found.
+
     Raises:
         DescriptionError: the loss reads the model itself, or a trainable tensor that is no parameter of it.
     """
     own, inherited = leaves_of(risk.own_values), leaves_of(risk.inherited_values)
-    watch = _Originals(risk, batch)
+    watch = _Originals.at(risk, batch)
+    teachers = _Originals.of(before, besides=risk)
     with torch.enable_grad():
-        with watch:
+        with watch, teachers:
             total = risk.losses(own, inherited, batch).sum()
         again = risk.losses(own, inherited, batch).sum()
     if watch.read:
         _refuse_second_model(risk, watch.read)
     _refuse_strangers(risk, batch, (total, again), {**inherited, **own})
-    return "the loss depends on no other trainable tensors than the parameters it is given"
+    if teachers.read:
+        return Level.WARNING, (
+            f"the loss reads {some_names(teachers.read)} of an earlier stage's model (a teacher?): what reaches it by "
+            "that path is not in the scores of that stage, which hold what came through the link alone"
+        )
+    return Level.OK, "the loss depends on no other trainable tensors than the parameters it is given"
 
 
 def slopes(risk: Risk, batch: Batch) -> Slopes:
@@ -146,21 +160,31 @@ def _trainable(total: Tensor) -> Iterator[Tensor]:
 
 @final
 class _Originals(TorchDispatchMode):
-    """Notices operations on the model's own parameters, while copies of them stand in their places.
+    """Notices operations on parameters that none should be given, while copies of the model's stand in their places.
 
     read: the names of those that an operation was given.
     """
 
-    def __init__(self, risk: Risk, batch: Batch) -> None:
+    def __init__(self, places: Mapping[int | None, str]) -> None:
         super().__init__()
         self.read: list[str] = []
+        self._places = places
+
+    @staticmethod
+    def at(risk: Risk, batch: Batch) -> "_Originals":
+        """Watches the model's own parameters, but for memory that constants, buffers or data lie in, too."""
         model, watched = risk.evaluation.model, {**risk.own_values, **risk.inherited_values}
         constants = [p for name, p in model.named_parameters() if name not in watched]
         elsewhere = [*constants, *model.buffers(), *tree_leaves(batch.content)]
         innocent = {_memory(tensor) for tensor in elsewhere if isinstance(tensor, Tensor)}
-        self._places: Mapping[int | None, str] = {
-            _memory(value): name for name, value in watched.items() if _memory(value) not in innocent
-        }
+        return _Originals({_memory(value): name for name, value in watched.items() if _memory(value) not in innocent})
+
+    @staticmethod
+    def of(stages: Sequence[Stage], besides: Risk) -> "_Originals":
+        """Watches what other stages trained, but for memory that the model shares with them."""
+        ours = {_memory(tensor) for tensor in (*besides.evaluation.model.parameters(), *besides.own_values.values())}
+        trained = [pair for stage in stages for pair in stage.model.named_parameters() if pair[1].requires_grad]
+        return _Originals({_memory(p): name for name, p in trained if _memory(p) not in {None, *ours}})
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -20,19 +20,20 @@ from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.stages.stage import Stage
 
 QUERY = "query"
 """How findings name the query; no curvature is taken of it."""
 
 
-def verify_problem(problem: Problem) -> list[Finding]:
+def verify_problem(problem: Problem, before: Sequence[Stage] = ()) -> list[Finding]:
     """`verify` for a stage's own examples."""
-    return verify(problem.risk, problem, problem.name)
+    return verify(problem.risk, problem, problem.name, before)
 
 
-def verify_query(risk: Risk, last: Problem) -> list[Finding]:
+def verify_query(risk: Risk, last: Problem, before: Sequence[Stage] = ()) -> list[Finding]:
     """`verify` for a query's examples, at the last stage of a chain."""
-    return verify(risk, last, QUERY)
+    return verify(risk, last, QUERY, before)
 
 
 def in_short(findings: Sequence[Finding]) -> list[Finding]:
@@ -45,13 +46,14 @@ def in_short(findings: Sequence[Finding]) -> list[Finding]:
     return [Finding(first.where, "data", Level.OK, looked_at, seconds), *others]
 
 
-def verify(risk: Risk, problem: Problem, where: str) -> list[Finding]:
+def verify(risk: Risk, problem: Problem, where: str, before: Sequence[Stage] = ()) -> list[Finding]:
     """Look at some examples, their losses and the derivative of these, before anything is built on them.
 
     A few batches are evaluated, whatever the size of the data set. What fails is refused; what cannot be judged, and a
     backward that is not the derivative, is among the findings.
 
     where: how the findings name it: a stage's name, or "query".
+    before: the chain's earlier stages.
 
     Raises:
         DataError: an example differs between two reads; the losses are not one per example; one is NaN or infinite;
@@ -60,10 +62,10 @@ def verify(risk: Risk, problem: Problem, where: str) -> list[Finding]:
         DifferentiationError: the loss depends on parameters in which its gradient is zero.
     """
     with torch.random.fork_rng(devices=[]):  # a loss that draws is refused, and has drawn nothing from the caller
-        return _looked_at(risk, problem, where)
+        return _looked_at(risk, problem, where, before)
 
 
-def _looked_at(risk: Risk, problem: Problem, where: str) -> list[Finding]:
+def _looked_at(risk: Risk, problem: Problem, where: str, before: Sequence[Stage]) -> list[Finding]:
     findings: list[Finding] = []
 
     def look(what: str, check: Callable[[], tuple[Level, str] | str]) -> None:
@@ -89,7 +91,7 @@ def _looked_at(risk: Risk, problem: Problem, where: str) -> list[Finding]:
     look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))
     look("state", lambda: keeps_no_state(risk, few, problem.fresh_evaluation(), rounding))
-    look("dependence", lambda: depends_on_its_model_only(risk, few))
+    look("dependence", lambda: depends_on_its_model_only(risk, few, before))
     judged = in_double(risk, few) or (risk, few)
     look("derivative", lambda: gradient_is_the_derivative(*judged, coupled=where != QUERY))
     if where != QUERY and findings[-1].level is Level.OK:

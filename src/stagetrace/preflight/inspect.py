@@ -32,8 +32,8 @@ def inspect(
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
     costs: list[Cost] = []
-    for problem in chain:
-        yield from in_short(verify_problem(problem))
+    for place, problem in enumerate(chain):
+        yield from in_short(verify_problem(problem, chain.stages[:place]))
         yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))
         yield Finding(problem.name, "coverage", *_coverage(problem))
         if problem.previous is not None:
@@ -52,7 +52,7 @@ def inspect(
             costs.append(cost)
             yield cost.finding
     risk = query.risk(chain.last)
-    yield from in_short(verify_query(risk, chain.last))
+    yield from in_short(verify_query(risk, chain.last, chain.stages[:-1]))
     text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "query", Level.OK, text)
     yield total(costs)

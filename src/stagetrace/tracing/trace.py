@@ -139,10 +139,10 @@ def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     for notice in getattr(query.data, "notices", ()):
         warnings.warn(notice, StagetraceWarning, stacklevel=4)
     with progress.task("checking losses and derivatives", len(chain) + 1, "data sets") as advance:
-        for problem in chain:
-            found.extend(verify_problem(problem))
+        for place, problem in enumerate(chain):
+            found.extend(verify_problem(problem, chain.stages[:place]))
             advance(1)
-        found.extend(verify_query(query.risk(chain.last), chain.last))
+        found.extend(verify_query(query.risk(chain.last), chain.last, chain.stages[:-1]))
         advance(1)
     for finding in found:
         if finding.level is Level.WARNING:
