@@ -58,7 +58,7 @@ def benchmark(
         raise typer.BadParameter(f"there is no benchmark '{name}'; there are: {', '.join(BENCHMARKS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    report = Report(name, Asked(data, checkpoints, quick, seed, torch.device(device)))
+    report = Report(name, Asked(data, checkpoints, quick, seed, out, torch.device(device)))
     BENCHMARKS[name](report)
     report.write(out)
     report.say(f"written: {out}")

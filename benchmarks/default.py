@@ -41,12 +41,12 @@ from stagetrace.validation.agreement import Agreement
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hugging_face.py"
 SUBSETS: tuple[tuple[int | None, int], ...] = (
     (ENOUGH, 0),
-    (None, 0),
     (250, 0),
+    (4000, 0),
     (ENOUGH, 1),
     (500, 0),
     (2000, 0),
-    (4000, 0),
+    (None, 0),
 )
 """Examples in the curvature of each stage and the seed of their draw, in the order they are computed in; None: all."""
 
@@ -127,8 +127,17 @@ def checks(report: Report, statistics: Mapping[str, Any]) -> None:
 def agreement(
     report: Report, chain: Chain, query: Query, folder: Path, subsets: Sequence[tuple[int | None, int]]
 ) -> None:
-    """Each subset's ranking beside the one of the most examples."""
-    solved = list(adjoints(chain, query, folder, subsets))
+    """Each subset's ranking beside the one of the most examples; a table, and the file, after each that is walked."""
+    solved: list[Solved] = []
+    for found in adjoints(chain, query, folder, subsets):
+        solved.append(found)
+        if len(solved) > 1:
+            _beside_the_most(report, chain, solved)
+        if report.asked.out is not None:
+            report.write(report.asked.out)
+
+
+def _beside_the_most(report: Report, chain: Chain, solved: Sequence["Solved"]) -> None:
     most = max(range(len(solved)), key=lambda place: solved[place].examples or float("inf"))
     table: list[Row] = []
     for stage in chain.names:

@@ -30,6 +30,7 @@ class Asked:
 
     data: the folder that holds the data sets' folders.
     checkpoints: where the trained network lies or is to be kept; None trains it and forgets it.
+    out: the file of what is found; a benchmark of hours writes it as it goes.
     quick: few examples, repetitions and epochs: to see that everything runs, not to quote.
     """
 
@@ -37,6 +38,7 @@ class Asked:
     checkpoints: Path | None = None
     quick: bool = False
     seed: int = 0
+    out: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def repetitions(self, full: int) -> int:
