@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 
 import stagetrace
 from stagetrace import Trace
-from stagetrace.cli import fits, options, settings
+from stagetrace.cli import fits, options
 from stagetrace.cli.later import LATER
 from stagetrace.cli.main import app, main
+from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import ENOUGH, PREDICTIONS
 from stagetrace.errors import ResultsError, StagetraceWarning
 from stagetrace.progress import Bars
+from stagetrace.solvers.named import SOLVERS
 from tests import jobs
 
 TARGET = f"{jobs.FILE}:frozen"
@@ -111,7 +113,16 @@ def test_options_that_the_target_returns_and_words_that_change_them(stage_trace:
     assert own["pretrain"].via_shared is not None
     assert described(own)["curvature"]["pretrain"]["name"] == "GaussNewton"
     assert described(own)["solver"]["pretrain"]["damping"] == 0.5
-    words = "--damping", "pretrain=0.25", "--damping", "2", "--of", "pretrain", "--curvature", "finetune=identity"
+    words = (
+        "--solve",
+        "pretrain=damping=0.25",
+        "--solve",
+        "damping=2",
+        "--of",
+        "pretrain",
+        "--solve",
+        "finetune=curvature=identity",
+    )
     assert stage_trace("score", f"{target}:job", "--out", tmp_path / "changed", *words).code == 0
     changed = described(Trace.load(tmp_path / "changed"))
     assert [changed["solver"][name]["damping"] for name in ("pretrain", "finetune")] == [0.25, 2.0]
@@ -164,10 +175,9 @@ def test_a_target_that_is_none(stage_trace: Command, command: str, target: str, 
 
 def test_words_per_stage(stage_trace: Command, tmp_path: Path):
     words = [
-        *("--solver", "normal-cg", "--solver", "pretrain=lanczos"),
-        *("--damping", "1e-3", "--damping", "finetune=0.5"),
-        *("--max-steps", "pretrain=70", "--rtol", "finetune=0.01"),
-        *("--curvature", "gauss-newton", "--hessian-examples", "pretrain=9", "--seed", "4"),
+        *("--solve", "pretrain=lanczos:max_steps=70,examples=9"),
+        *("--solve", "normal-cg:damping=1e-3,curvature=gauss-newton,seed=4"),
+        *("--solve", "finetune=damping=0.5", "--solve", "finetune=rtol=0.01"),
     ]
     assert stage_trace("score", TARGET, "--out", tmp_path / "run", *words).code == 0
     said = described(Trace.load(tmp_path / "run"))
@@ -183,10 +193,10 @@ def test_nothing_typed_means_the_rule_and_all_means_all(stage_trace: Command, tm
     for run, words in enumerate(
         (
             (),
-            ("--hessian-examples", "all"),
-            ("--curvature", "gauss-newton"),
-            ("--curvature", "gauss-newton", "--hessian-examples", "pretrain=all"),
-            ("--hessian-examples", "finetune=auto", "--hessian-examples", "pretrain=7"),
+            ("--solve", "examples=all"),
+            ("--solve", "curvature=gauss-newton"),
+            ("--solve", "curvature=gauss-newton", "--solve", "pretrain=examples=all"),
+            ("--solve", "finetune=examples=auto", "--solve", "pretrain=examples=7"),
         )
     ):
         assert stage_trace("score", f"{jobs.FILE}:moved", "--out", tmp_path / str(run), "--top", 0, *words).code == 0
@@ -208,7 +218,7 @@ def test_presets_change_what_was_not_typed(stage_trace: Command, tmp_path: Path)
         return described(Trace.load(tmp_path / name))
 
     quick, exact = run("quick", "--quick"), run("exact", "--exact")
-    mixed = run("mixed", "--quick", "--rtol", "pretrain=0.005", "--hessian-examples", "finetune=9")
+    mixed = run("mixed", "--quick", "--solve", "pretrain=rtol=0.005", "--solve", "finetune=examples=9")
     assert [quick["curvature"][name]["examples"] for name in ("pretrain", "finetune")] == [250, 250]
     assert (quick["solver"]["pretrain"]["rtol"], quick["solver"]["pretrain"]["max_steps"]) == (1e-2, 50)
     assert exact["curvature"]["pretrain"]["examples"] is None
@@ -236,27 +246,31 @@ def test_score_says_which_examples_the_curvature_leaves_out(
 
 
 BAD_WORDS = [
-    (("--solver", "magic"), "--solver must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'"),
-    (("--curvature", "pretrain=flat"), "--curvature must be one of auto, hessian, gauss-newton, identity, got 'flat'"),
-    (("--damping", "nope=1"), "--damping: no stage is called 'nope'; the chain's stages are 'pretrain', 'finetune'"),
-    (("--damping", "much"), "--damping needs a number (or STAGE=NUMBER), got 'much'"),
-    (("--max-steps", "1.5"), "--max-steps needs a whole number (or STAGE=NUMBER), got '1.5'"),
-    (("--damping", "-1"), "damping"),
-    (("--solver", "direct", "--rtol", "0.1"), "--rtol does not apply to Direct"),
+    ("magic", "--solve must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'; e.g. --solve finetune=lan"),
+    ("pretrain=magic:damping=1", "--solve must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'"),
+    ("pretrain=curvature=flat", "--solve: curvature must be one of auto, hessian, gauss-newton, identity, got 'flat'"),
+    ("nope=damping=1", "--solve: 'nope' is neither a stage (pretrain, finetune) nor a setting (damping, rtol,"),
     (
-        ("--hessian-examples", "most"),
-        "--hessian-examples needs a whole number, all or auto (or STAGE=NUMBER), got 'most'",
+        "cg:dampin=1",
+        "--solve: 'dampin=1' is no setting; these are KEY=VALUE, separated by commas, with the keys damping",
     ),
-    (("--hessian-examples", "0"), "must be a whole number of at least 1, got 0"),
-    (("--curvature", "identity", "--hessian-examples", "5"), "--hessian-examples does not apply to Identity"),
+    ("cg:damping", "--solve: 'damping' is no setting"),
+    ("damping=much", "--solve: damping needs a number or auto, got 'much'"),
+    ("max_steps=1.5", "--solve: max_steps needs a whole number, got '1.5'"),
+    ("damping=-1", "damping"),
+    ("direct:rtol=0.1", "--solve: rtol does not apply to Direct"),
+    ("examples=most", "--solve: examples needs a whole number, all or auto, got 'most'"),
+    ("examples=0", "must be a whole number of at least 1, got 0"),
+    ("curvature=identity,examples=5", "--solve: examples does not apply to Identity"),
+    ("finetune=curvature=identity,seed=5", "--solve: seed does not apply to Identity"),
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), BAD_WORDS, ids=[" ".join(case[0]) for case in BAD_WORDS])
-def test_words_that_say_nothing_are_refused_in_one_line(
-    stage_trace: Command, words: tuple[str, ...], message: str, tmp_path: Path
+@pytest.mark.parametrize(("typed", "message"), BAD_WORDS, ids=[case[0] for case in BAD_WORDS])
+def test_a_solve_that_says_nothing_is_refused_in_one_line(
+    stage_trace: Command, typed: str, message: str, tmp_path: Path
 ):
-    ended = stage_trace("score", TARGET, "--out", tmp_path / "run", *words)
+    ended = stage_trace("score", TARGET, "--out", tmp_path / "run", "--solve", typed)
     assert (ended.code, ended.out) == (1, "")
     assert len(ended.err.splitlines()) == 1, ended.err
     assert ended.err.startswith("error: ")
@@ -271,7 +285,13 @@ def test_words_that_say_nothing_are_refused_in_one_line(
         (("score", "--out", "run"), "Missing argument 'TARGET'"),
         (("score", TARGET, "--out", "run", "--nonsense"), "No such option"),
         (("score", TARGET, "--out", "run", "--top=-1"), "--top"),
-        (("score", TARGET, "--out", "run", "--seed", "x"), "--seed"),
+        (("validate", TARGET, "--out", "run", "--seed", "x"), "--seed"),
+        *(
+            ((command, TARGET, *out, option, "1"), f"type {new}")
+            for option, new in options.GONE.items()
+            for command, out in (("score", ("--out", "run")), ("check", ()))
+        ),
+        (("validate", TARGET, "--out", "run", "--fit", "sgd"), "--fit is now a part of --retrain"),
         (("scores", TARGET), "No such command"),
         (("check",), "Missing argument 'TARGET'"),
     ],
@@ -478,10 +498,9 @@ def test_the_package_is_imported_when_it_is_used():
 
 
 def test_names_and_numbers_in_the_help_are_those_of_the_settings():
-    assert tuple(settings.SOLVERS) == options.SOLVERS
-    assert tuple(settings.CURVATURES) == options.CURVATURES
-    assert options.FITS == fits.KINDS
-    assert (options.EPOCHS, options.BATCH) == (fits.EPOCHS, fits.BATCH)
+    assert tuple(SOLVERS) == options.SOLVERS
+    assert tuple(CURVATURES) == options.CURVATURES
+    assert ("resolve", *fits.RULES) == options.FITS
     assert (fits.RULES["adam"].rate, fits.RULES["sgd"].rate) == (options.ADAM_RATE, options.SGD_RATE)
     assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)
 

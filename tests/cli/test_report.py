@@ -42,12 +42,14 @@ def run(bare: Path, tmp_path: Path) -> Path:
 
 def test_score_leaves_a_report_with_its_command_and_its_examples(stage_trace: Command, tmp_path: Path):
     folder = tmp_path / "a run"
-    words = "score", TARGET, "--out", folder, "--curvature", "gauss-newton", "--damping", 0.01, "--sweep"
+    words = "score", TARGET, "--out", folder, "--solve", "curvature=gauss-newton,damping=0.01", "--sweep"
     code, out, err = stage_trace(*words)
     assert code == 0, err
     assert f"to look at it, open {folder / 'report.html'}" in out
     page = Read((folder / "report.html").read_text(encoding="utf-8"))
-    assert f"stagetrace score {TARGET} --out '{folder}' --curvature gauss-newton --damping 0.01 --sweep" in page.text
+    assert (
+        f"stagetrace score {TARGET} --out '{folder}' --solve curvature=gauss-newton,damping=0.01 --sweep" in page.text
+    )
     assert page.embedded["previews"]["0:0"]["fields"][0][0] == "input"
     assert len(page.embedded["queries"]) == 6
     found = json.loads((folder / "sweep.json").read_text())
@@ -63,7 +65,7 @@ def test_score_leaves_a_report_with_its_command_and_its_examples(stage_trace: Co
 
 
 def test_a_sweep_of_nothing_is_refused_before_the_run(stage_trace: Command, tmp_path: Path):
-    code, out, err = stage_trace("score", TARGET, "--out", tmp_path / "run", "--damping", 0, "--sweep")
+    code, out, err = stage_trace("score", TARGET, "--out", tmp_path / "run", "--solve", "damping=0", "--sweep")
     assert (code, out) == (1, "")
     assert "no stage is damped" in err
     assert not (tmp_path / "run").exists()
@@ -150,8 +152,8 @@ def test_check_keeps_its_findings_beside_a_run_only(stage_trace: Command, run: P
 
 
 def test_a_validation_in_the_same_folder_is_shown(stage_trace: Command, run: Path):
-    words = "--fit", "sgd", "--steps", "2", "--processes", "1", "--largest", "3", "--random", "3", "--seeds", "1"
-    code, _, err = stage_trace("validate", TARGET, "--out", run, "--damping", "0.01", *words)
+    words = "--retrain", "sgd:steps=2", "--processes", "1", "--largest", "3", "--random", "3", "--seeds", "1"
+    code, _, err = stage_trace("validate", TARGET, "--out", run, "--solve", "damping=0.01", *words)
     assert code == 0, err
     assert stage_trace("report", run)[0] == 0
     page = Read((run / "report.html").read_text(encoding="utf-8"))

@@ -38,7 +38,7 @@ from tests import jobs
 from tests.oracles import one_thread
 
 TARGET = f"{jobs.FILE}:frozen"
-QUICK = "--fit", "sgd", "--rate", "0.05", "--steps", "4", "--batch-size", "8", "--processes", "1"
+QUICK = "--retrain", "sgd:lr=0.05,steps=4,batch_size=8", "--processes", "1"
 FEW = "--largest", "4", "--random", "3", "--seeds", "2"
 CONTROLS = ["identity curvature", "single-stage influence", "gradient dot product", "random"]
 
@@ -101,7 +101,7 @@ def target(folder: Path, body: str) -> str:
 
 @pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")
 def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
-    words = "--groups", 0.2, "--group-count", 3, "--seed", 5, "--damping", 0.01, "--embedding", "embedding"
+    words = "--groups", 0.2, "--group-count", 3, "--seed", 5, "--solve", "damping=0.01", "--embedding", "embedding"
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, *words, "--by", 1, "--by", 0.5)
     assert ended.code == 0, ended.err
     chain, query, _ = jobs.frozen()
@@ -220,7 +220,7 @@ def test_an_interrupted_command_goes_on_with_what_is_left(
 
 def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_path: Path):
     assert validate(TARGET, "--out", tmp_path, *QUICK, *FEW).code == 0
-    ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--rate", "0.06")
+    ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--retrain", "lr=0.06")
     assert ended.code == 1
     assert "holds retrainings of something else" in ended.err
     assert "rate: 0.05 -> 0.06" in ended.err
@@ -245,63 +245,61 @@ def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Com
     assert said(tmp_path / "single")["settings"]["seeds"] == [0, 1, 2]
 
 
-def settled(words: fits.Words, given: Any = None, stage: str = "pretrain", job: str = "frozen") -> dict[str, Any]:
-    return fits.fits(getattr(jobs, job)()[0], stage, words, given)
+def settled(*typed: str, given: Any = None, stage: str = "pretrain", job: str = "frozen") -> dict[str, Any]:
+    return fits.fits(getattr(jobs, job)()[0], stage, typed, given)
 
 
 def test_words_per_stage():
-    words = fits.Words(fit=["sgd", "finetune=adam"], steps=["7"], rate=["pretrain=0.5"], batch_size=["4"])
-    assert settled(words) == {"pretrain": Steps(SGD(0.5), 7, 4), "finetune": Steps(Adam(1e-4), 7, 4)}
-    assert list(settled(fits.Words(), stage="finetune")) == ["finetune"]
+    found = settled("finetune=adam", "sgd:steps=7,batch_size=4", "pretrain=lr=0.5")
+    assert found == {"pretrain": Steps(SGD(0.5), 7, 4), "finetune": Steps(Adam(1e-4), 7, 4)}
+    assert list(settled(stage="finetune")) == ["finetune"]
 
 
 def test_five_epochs_are_the_default():
-    found = settled(fits.Words(fit=["adam"], batch_size=["pretrain=10"]))
+    found = settled("adam", "pretrain=batch_size=10")
     assert (found["pretrain"].steps, found["pretrain"].batch_size) == (20, 10)
     assert (found["finetune"].steps, found["finetune"].batch_size) == (5, 23)
 
 
 def test_a_word_for_all_stages_goes_where_it_applies():
-    found = settled(
-        fits.Words(fit=["adam", "finetune=resolve"], steps=["3"], tolerance=["1e-6"], start=["cold"], proximity=["0.1"])
-    )
+    found = settled("adam:steps=3,start=cold", "tolerance=1e-6,proximity=0.1", "finetune=resolve")
     assert (found["pretrain"].steps, found["pretrain"].start) == (3, "cold")
     assert (found["finetune"].tolerance, found["finetune"].proximity) == (1e-6, 0.1)
-    assert settled(fits.Words(schedule=["cosine"]), Steps(SGD(), 9, 9))["finetune"].schedule == "cosine"
+    assert settled("schedule=cosine", given=Steps(SGD(), 9, 9))["finetune"].schedule == "cosine"
 
 
 def test_the_targets_fits_are_changed_by_what_is_typed():
     given = {"finetune": Steps(SGD(0.3), 9, 4)}
-    found = settled(fits.Words(steps=["finetune=5"]), given)
+    found = settled("finetune=steps=5", given=given)
     assert found["finetune"] == Steps(SGD(0.3), 5, 4)
     assert isinstance(found["pretrain"], Resolve)
-    assert isinstance(settled(fits.Words(fit=["finetune=resolve"]), given)["finetune"], Resolve)
+    assert isinstance(settled("finetune=resolve", given=given)["finetune"], Resolve)
 
 
 BAD_FITS = [
-    (fits.Words(fit=["magic"]), "--fit must be one of resolve, adam, sgd, got 'magic'"),
-    (fits.Words(fit=["nope=sgd"]), "--fit: no stage is called 'nope'"),
-    (fits.Words(steps=["3"]), "--steps does not apply to Resolve"),
-    (fits.Words(fit=["sgd"], tolerance=["1e-6"]), "--tolerance does not apply to Steps"),
-    (fits.Words(fit=["sgd"], steps=["many"]), "--steps needs a whole number .or STAGE=NUMBER., got 'many'"),
-    (fits.Words(fit=["sgd"], steps=["0"]), "must be a whole number of at least 1, got 0"),
-    (fits.Words(fit=["sgd"], batch_size=["0"]), "must be a whole number of at least 1, got 0"),
-    (fits.Words(fit=["sgd"], rate=["-1"]), "rate must be a number above 0"),
-    (fits.Words(fit=["sgd"], start=["lukewarm"]), "start must be 'warm' or 'cold', got 'lukewarm'"),
-    (fits.Words(fit=["sgd"], schedule=["linear"]), "schedule must be 'constant' or 'cosine', got 'linear'"),
-    (fits.Words(proximity=["-1"]), "proximity must be a number of at least 0"),
+    ("magic", "--retrain must be one of resolve, adam, sgd, got 'magic'"),
+    ("nope=sgd", "--retrain: 'nope' is neither a stage .pretrain, finetune. nor a setting .batch_size, steps, lr,"),
+    ("steps=3", "--retrain: steps does not apply to Resolve"),
+    ("sgd:tolerance=1e-6", "--retrain: tolerance does not apply to Steps"),
+    ("sgd:steps=many", "--retrain: steps needs a whole number, got 'many'"),
+    ("sgd:steps=0", "must be a whole number of at least 1, got 0"),
+    ("sgd:batch_size=0", "must be a whole number of at least 1, got 0"),
+    ("sgd:lr=-1", "rate must be a number above 0"),
+    ("sgd:start=lukewarm", "start must be 'warm' or 'cold', got 'lukewarm'"),
+    ("sgd:schedule=linear", "schedule must be 'constant' or 'cosine', got 'linear'"),
+    ("proximity=-1", "proximity must be a number of at least 0"),
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), BAD_FITS, ids=str)
-def test_words_that_make_no_fit(words: fits.Words, message: str):
+@pytest.mark.parametrize(("typed", "message"), BAD_FITS, ids=[case[0] for case in BAD_FITS])
+def test_words_that_make_no_fit(typed: str, message: str):
     with pytest.raises(DescriptionError, match=message):
-        settled(words)
+        settled(typed)
 
 
 def test_a_word_for_a_stage_that_is_not_trained_again_is_refused():
     with pytest.raises(DescriptionError, match="stage 'pretrain' is not trained again; those are 'finetune'"):
-        settled(fits.Words(fit=["pretrain=sgd"]), stage="finetune")
+        settled("pretrain=sgd", stage="finetune")
 
 
 # What the target gives
@@ -340,7 +338,7 @@ def test_the_targets_fit_and_estimators(validate: Command, tmp_path: Path):
 
 
 def test_typed_words_stand_above_the_targets(validate: Command, tmp_path: Path):
-    words = *QUICK, *FEW, "--damping", "0.2"
+    words = *QUICK, *FEW, "--solve", "damping=0.2"
     ended = validate(target(tmp_path, OPTIONS), "--out", tmp_path / "run", *words)
     assert ended.code == 0, ended.err
     record = said(tmp_path / "run")
@@ -387,7 +385,7 @@ def test_a_control_that_does_not_apply_is_named_with_its_reason(validate: Comman
     [
         (("--embedding", "nope"), "embedding similarity: .* has no submodule 'nope'"),
         (("--text", "nope"), "BM25"),
-        (("--solver", "lissa", "--damping", "-1"), "damping"),
+        (("--solve", "lissa:damping=-1"), "damping"),
     ],
 )
 def test_a_control_that_was_asked_for_and_the_score_itself_must_apply(
@@ -459,8 +457,8 @@ BAD_WORDS = [
     (("--by", "0"), "by must be above 0"),
     (("--by", "1.5"), "at most 1"),
     (("--groups", "1"), "share must be above 0 and below 1"),
-    (("--fit", "magic"), "--fit must be one of resolve, adam, sgd, got 'magic'"),
-    (("--damping", "nope=1"), "--damping: no stage is called 'nope'"),
+    (("--retrain", "magic"), "--retrain must be one of resolve, adam, sgd, got 'magic'"),
+    (("--solve", "nope=cg"), "--solve: 'nope' is neither a stage (pretrain, finetune) nor a setting"),
 ]
 
 

@@ -17,7 +17,7 @@ from tests import jobs
 from tests.commands import Command, in_process
 
 TARGET = f"{jobs.FILE}:frozen"
-QUICK = "--fit", "sgd", "--rate", "0.05", "--steps", "4", "--batch-size", "8", "--processes", "1"
+QUICK = "--retrain", "sgd:lr=0.05,steps=4,batch_size=8", "--processes", "1"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "balanced threshold": (("--drop-above", "0", "--data", "ROWS", "--balance", "label"), "cannot be balanced"),
     "other data": (("--stage", "finetune", "--drop", "3", "--data", "ROWS"), "37 rows, but stage 'finetune' has 23"),
     "no such stage": (("--stage", "x", "--drop", "3"), "no stage of that name"),
-    "fit without a check": (("--drop", "3", "--fit", "sgd"), "is for --verify TARGET"),
+    "retraining without a check": (("--drop", "3", "--retrain", "sgd"), "are for --verify TARGET"),
     "another target": (("--drop", "3", "--verify", f"{jobs.FILE}:three"), "not what was traced"),
     "no target": (("--drop", "3", "--verify", "x.py:job"), "there is no file x.py"),
 }

@@ -53,11 +53,11 @@ def test_what_is_left_out_is_said_and_how_all_are_taken() -> None:
     many = problem(MANY)
     said = subset_in_words(Auto(seed=4), many)
     assert said is not None
-    for word in (f"{ENOUGH:,} of {MANY:,} examples", "seed 4", "--hessian-examples all", "examples=None"):
+    for word in (f"{ENOUGH:,} of {MANY:,} examples", "seed 4", "--solve examples=all", "examples=None"):
         assert word in said
     typed = subset_in_words(Hessian(50), many)
     assert typed is not None
-    assert "--hessian-examples" not in typed
+    assert "--solve" not in typed
     assert subset_in_words(Auto(examples=None), many) is None
     assert subset_in_words(Auto(), problem(20)) is None
 

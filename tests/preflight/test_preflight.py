@@ -150,8 +150,8 @@ def test_what_the_default_does_already_is_a_note_and_no_advice() -> None:
 def test_what_is_left_to_do_is_what_to_type(solver: Solver) -> None:
     found = only(looked_at(MLP.stage(name="line"), Hessian(), solver), "curvature")
     assert found.level is Level.WARNING
-    assert "--curvature line=auto --solver line=lanczos --damping line=auto" in found.text
-    assert "--curvature line=gauss-newton --solver line=cg --damping line=" in found.text
+    assert "--solve line=lanczos:damping=auto,curvature=auto" in found.text
+    assert "--solve line=cg:damping=" in found.text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ STYLE = Path(__file__).parents[2] / "docs" / "static" / "site.css"
 LINES = (
     "result = trace(chain, Query(test_digits))  # one walk" * 4,
     "x" * 300,
-    "stagetrace " + "--damping pretrain=1 " * 20,
+    "stagetrace " + "--solve pretrain=cg " * 20,
 )
 
 

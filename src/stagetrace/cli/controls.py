@@ -26,37 +26,41 @@ from stagetrace.validation.agreement import finite
 
 
 def estimators(
-    chain: Chain, words: settings.Words, options: Mapping[str, Any], embedding: str | None, text: str | None
+    chain: Chain,
+    typed: settings.SolveOptions,
+    options: Mapping[str, Any],
+    embedding: str | None,
+    text: str | None,
+    seed: int,
 ) -> tuple[list[Estimator], frozenset[str]]:
     """The estimator under test, its controls, and the names of those that the user asked for by a word of their own.
 
-    The target's `estimators` stand in the place of all these, unless a word for the score (`--damping`, ...) was typed:
-    then the score is that of `stagetrace score` with the same words, beside the usual controls.
+    The target's `estimators` stand in the place of all these, unless `--solve` was typed: then the score
+    is that of `stagetrace score` with the same words, beside the usual controls. seed: of the random control.
     """
     asked: list[Estimator] = []
     if embedding is not None:
         asked.append(EmbeddingSimilarity(embedding))
     if text is not None:
         asked.append(BM25(text))
-    found = _usual(chain, words, options) if are_usual(words, options) else _given(options["estimators"])
+    found = _usual(chain, typed, options, seed) if are_usual(typed, options) else _given(options["estimators"])
     return [*found, *asked], frozenset(estimator.name for estimator in asked)
 
 
-def are_usual(words: settings.Words, options: Mapping[str, Any]) -> bool:
+def are_usual(typed: settings.SolveOptions, options: Mapping[str, Any]) -> bool:
     """Whether the score and its controls are those of the command, not the target's own list."""
-    typed = words.solver, words.damping, words.max_steps, words.rtol, words.curvature, words.examples
-    return options.get("estimators") is None or any(typed)
+    return options.get("estimators") is None or bool(typed.solve)
 
 
-def _usual(chain: Chain, words: settings.Words, options: Mapping[str, Any]) -> list[Estimator]:
-    curvature = settings.curvatures(chain, words, options.get("curvature"))
-    solver = settings.solvers(chain, words, options.get("solver"))
+def _usual(chain: Chain, typed: settings.SolveOptions, options: Mapping[str, Any], seed: int) -> list[Estimator]:
+    curvature = settings.curvatures(chain, typed, options.get("curvature"))
+    solver = settings.solvers(chain, typed, options.get("solver"))
     return [
         Influence(curvature, solver),
         Influence(Identity(), Lanczos(damping=0.0), "identity curvature"),
         SingleStage(curvature, solver),
         GradientDot(),
-        Random(words.seed or 0),
+        Random(seed),
     ]
 
 

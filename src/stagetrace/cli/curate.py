@@ -60,14 +60,7 @@ def curate_run(
     random: Annotated[
         int, typer.Option("--random", metavar="N", min=2, help="--verify: random sets of as many examples.")
     ] = RANDOM,
-    fit: options.Fit = [],  # noqa: B006
-    steps: options.Steps = [],  # noqa: B006
-    rate: options.Rate = [],  # noqa: B006
-    batch_size: options.BatchSize = [],  # noqa: B006
-    start: options.Start = [],  # noqa: B006
-    schedule: options.Schedule = [],  # noqa: B006
-    tolerance: options.Tolerance = [],  # noqa: B006
-    proximity: options.Proximity = [],  # noqa: B006
+    retrain: options.Retrain = [],  # noqa: B006
     seeds: options.Seeds = 3,
     processes: options.Processes = None,
     together: options.Together = 8,
@@ -76,9 +69,8 @@ def curate_run(
 ) -> None:
     """Choose the examples to train on next by their scores; write them, and what that is predicted to change."""
     del debug
-    words = fits.Words(fit, steps, batch_size, rate, start, schedule, tolerance, proximity)
-    if target is None and any((*vars(words).values(), random != RANDOM)):
-        refuse("curate: --fit and what goes with it is for --verify TARGET; add that, or leave it out")
+    if target is None and (retrain or random != RANDOM):
+        refuse("curate: --retrain and --random are for --verify TARGET; add that, or leave them out")
     rule, console = _rule(drop, drop_above, keep_top), terminal()
     rows = _rows(data, split, {"--balance": balance, "--group": group, "--split": split, "--format": kind})
     curation = curate(
@@ -89,7 +81,7 @@ def curate_run(
         groups=None if rows is None or group is None else rows.column(group),
     )
     job = None if target is None else _same(target, curation)
-    fitted = {} if job is None else fits.fits(job.chain, curation.stage, words, job.options.get("fit"))
+    fitted = {} if job is None else fits.fits(job.chain, curation.stage, retrain, job.options.get("fit"))
     as_ = kind or ("indices" if rows is None else "parquet")
     files = write(curation, out, rows, as_, f"stagetrace {shlex.join(sys.argv[1:])}")
     _show(read_record(out), console)

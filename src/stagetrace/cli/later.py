@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import Any, final
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from stagetrace.cli.options import GONE
 
 LATER: dict[str, tuple[str, str, str]] = {
     "validate": (
@@ -39,6 +41,23 @@ ORDER = ("score", "check", *LATER, "demo")
 
 
 @final
+class Command(TyperCommand):
+    """A command that says what to type in the place of an option it had in an earlier version."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as cause:  # Typer brings its own Click since 0.26: its errors are known by their name
+            option = str(getattr(cause, "option_name", ""))
+            if type(cause).__name__ != "NoSuchOption" or option not in GONE:
+                raise
+            new = GONE[option]
+            one = new.replace(" ", " STAGE=")
+            ctx.fail(f"{option} is now a part of {new.split()[0]}: type {new}, or for one stage {one}")
+            raise
+
+
+@final
 class Commands(TyperGroup):
     """The commands of the application, those of `LATER` among them."""
 
@@ -50,7 +69,7 @@ class Commands(TyperGroup):
             return super().get_command(ctx, cmd_name)
         module, function, _ = LATER[cmd_name]
         alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        alone.command(cmd_name)(getattr(import_module(module), function))
+        alone.command(cmd_name, cls=Command)(getattr(import_module(module), function))
         return typer.main.get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

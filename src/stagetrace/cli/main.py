@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stagetrace.cli import options
-from stagetrace.cli.later import Commands
+from stagetrace.cli.later import Command, Commands
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.plaintext import printable
 from stagetrace.version import __version__
 
 if TYPE_CHECKING:
-    from stagetrace.cli.settings import Words
+    from stagetrace.cli.settings import SolveOptions
     from stagetrace.cli.target import Target
     from stagetrace.progress import Progress
 
@@ -60,17 +60,11 @@ def root(
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     target: options.Target,
     out: options.Out,
-    solver: options.Solver = [],  # noqa: B006
-    damping: options.Damping = [],  # noqa: B006
-    max_steps: options.MaxSteps = [],  # noqa: B006
-    rtol: options.Rtol = [],  # noqa: B006
-    curvature: options.Curvature = [],  # noqa: B006
-    hessian_examples: options.HessianExamples = [],  # noqa: B006
-    seed: options.Seed = None,
+    solve: options.Solve = [],  # noqa: B006
     quick: options.Quick = False,
     exact: options.Exact = False,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
@@ -93,11 +87,10 @@ def score(
     from stagetrace.terminal import terminal
     from stagetrace.tracing.trace import trace
 
-    preset = options.preset(quick=quick, exact=exact)
-    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed, preset)
+    typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     with parallel.started() as world:
         job = load(target)
-        how = _how(job, words, Bars() if world.is_first else Silent())
+        how = _how(job, typed, Bars() if world.is_first else Silent())
         for line in settings.subsets(job.chain, how["curvature"]) if world.is_first else ():
             _say(f"note: {line}")
         if moved:
@@ -112,25 +105,19 @@ def score(
         show.result(result, top, terminal(), out, write_after(out, job.chain, job.query))
 
 
-def _how(job: "Target", words: "Words", progress: "Progress") -> dict[str, Any]:
+def _how(job: "Target", typed: "SolveOptions", progress: "Progress") -> dict[str, Any]:
     """How the stages are solved, by the target and by what was typed, as keyword arguments."""
     from stagetrace.cli import settings
 
-    curvature = settings.curvatures(job.chain, words, job.options.get("curvature"))
-    solver = settings.solvers(job.chain, words, job.options.get("solver"))
+    curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
+    solver = settings.solvers(job.chain, typed, job.options.get("solver"))
     return {"curvature": curvature, "solver": solver, "progress": progress}
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     target: options.Target,
-    solver: options.Solver = [],  # noqa: B006
-    damping: options.Damping = [],  # noqa: B006
-    max_steps: options.MaxSteps = [],  # noqa: B006
-    rtol: options.Rtol = [],  # noqa: B006
-    curvature: options.Curvature = [],  # noqa: B006
-    hessian_examples: options.HessianExamples = [],  # noqa: B006
-    seed: options.Seed = None,
+    solve: options.Solve = [],  # noqa: B006
     quick: options.Quick = False,
     exact: options.Exact = False,
     out: Annotated[
@@ -149,18 +136,17 @@ def check(
     from stagetrace.results.manifest import read_manifest
     from stagetrace.terminal import terminal
 
-    preset = options.preset(quick=quick, exact=exact)
-    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed, preset)
+    typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     if out is not None:
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
-    findings = inspect(job.chain, job.query, **_how(job, words, Bars()))
+    findings = inspect(job.chain, job.query, **_how(job, typed, Bars()))
     found = show.findings(job.chain, findings, terminal())
     if out is not None:
         write_findings(out, found)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: Annotated[
         Path,

@@ -30,20 +30,15 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the r
 
 # What the score is made of
 
-Solver = Annotated[list[str], typer.Option("--solver", metavar="[STAGE=]NAME", help=f"{', '.join(SOLVERS)}.")]
-Damping = Annotated[
-    list[str], typer.Option("--damping", metavar="[STAGE=]X", help="Damping of the solve, or auto; lanczos damps H^2.")
-]
-MaxSteps = Annotated[list[str], typer.Option("--max-steps", metavar="[STAGE=]N", help="Most steps of a solve.")]
-Rtol = Annotated[list[str], typer.Option("--rtol", metavar="[STAGE=]X", help="Relative residual to reach.")]
-Curvature = Annotated[list[str], typer.Option("--curvature", metavar="[STAGE=]NAME", help=f"{', '.join(CURVATURES)}.")]
-HessianExamples = Annotated[
+Solve = Annotated[
     list[str],
     typer.Option(
-        "--hessian-examples",
-        metavar="[STAGE=]N",
-        help=f"Average the curvature over N examples, or all, or auto (all of up to {ENOUGH:,}, of more {ENOUGH:,}; "
-        f"of texts as many as hold {TOKENS:,} tokens).",
+        "--solve",
+        metavar="[STAGE=]NAME[:KEY=VALUE,...]",
+        help=f"How stages are solved: {', '.join(SOLVERS)}, or settings alone; repeatable. Keys: damping (a number or "
+        f"auto; lanczos damps H^2), rtol, max_steps; curvature ({', '.join(CURVATURES)}), examples of it (N, all, or "
+        f"auto: all of up to {ENOUGH:,}, of more {ENOUGH:,}; of texts as many as hold {TOKENS:,} tokens), seed of "
+        "their draw. E.g. finetune=lanczos:damping=0.1,max_steps=500",
     ),
 ]
 Quick = Annotated[
@@ -61,46 +56,18 @@ Exact = Annotated[
         help=f"All examples in the curvature, residual {EXACT_RTOL:g} in float64. What is typed beside it wins.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the draw of --hessian-examples.")]
-
 # How stages are trained again
 
-Fit = Annotated[
+Retrain = Annotated[
     list[str],
     typer.Option(
-        "--fit",
-        metavar="[STAGE=]NAME",
-        help=f"{', '.join(FITS)}. Default: resolve if every stage from --stage on is float64, else adam.",
-    ),
-]
-Steps = Annotated[
-    list[str],
-    typer.Option("--steps", metavar="[STAGE=]N", help=f"Steps of adam and sgd (default: {EPOCHS} epochs)."),
-]
-Rate = Annotated[
-    list[str],
-    typer.Option(
-        "--rate",
-        metavar="[STAGE=]X",
-        help=f"Learning rate (adam {ADAM_RATE:g}, sgd {SGD_RATE:g}).",
-    ),
-]
-BatchSize = Annotated[list[str], typer.Option("--batch-size", metavar="[STAGE=]N", help=f"Examples a step ({BATCH}).")]
-Start = Annotated[
-    list[str], typer.Option("--start", metavar="[STAGE=]NAME", help="warm (from the trained values) or cold.")
-]
-Schedule = Annotated[
-    list[str], typer.Option("--schedule", metavar="[STAGE=]NAME", help="constant, or cosine (to zero at the end).")
-]
-Tolerance = Annotated[
-    list[str], typer.Option("--tolerance", metavar="[STAGE=]X", help="Gradient norm that resolve reaches (1e-8).")
-]
-Proximity = Annotated[
-    list[str],
-    typer.Option(
-        "--proximity",
-        metavar="[STAGE=]X",
-        help="resolve: a pull towards the trained values, for flat minima; predict with --solver cg --damping X.",
+        "--retrain",
+        metavar="[STAGE=]NAME[:KEY=VALUE,...]",
+        help=f"{', '.join(FITS)}, or settings alone; repeatable. Default: resolve if every stage from --stage on is "
+        f"float64, else adam. Keys of adam and sgd: lr ({ADAM_RATE:g}, {SGD_RATE:g}), steps ({EPOCHS} epochs), "
+        f"batch_size ({BATCH}), start (warm or cold), schedule (constant or cosine); of resolve: tolerance of the "
+        "gradient norm (1e-8), proximity (a pull towards the trained values, for flat minima; predict with --solve "
+        "cg:damping=X). E.g. pretrain=adam:lr=1e-4,steps=300,start=cold",
     ),
 ]
 
@@ -127,9 +94,7 @@ GroupCount = Annotated[int, typer.Option("--group-count", metavar="N", min=3, he
 Seeds = Annotated[
     int, typer.Option("--seeds", metavar="N", min=1, help="Runs: batch orders, initial values. resolve needs one.")
 ]
-DrawSeed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of what is drawn to be taken out (0), and of --hessian-examples.")
-]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn to be taken out.")]
 Processes = Annotated[
     int | None, typer.Option("--processes", metavar="N", min=1, help="That train at once (default: one for each core).")
 ]
@@ -143,6 +108,26 @@ Embedding = Annotated[
 Text = Annotated[
     str | None, typer.Option("--text", metavar="COLUMN", help="Also show BM25, of this column of the examples.")
 ]
+
+
+GONE: dict[str, str] = {
+    "--solver": "--solve cg",
+    "--damping": "--solve damping=0.1",
+    "--max-steps": "--solve max_steps=500",
+    "--rtol": "--solve rtol=1e-4",
+    "--curvature": "--solve curvature=gauss-newton",
+    "--hessian-examples": "--solve examples=1000",
+    "--seed": "--solve seed=1",
+    "--fit": "--retrain adam",
+    "--steps": "--retrain steps=300",
+    "--rate": "--retrain lr=1e-4",
+    "--batch-size": "--retrain batch_size=64",
+    "--start": "--retrain start=cold",
+    "--schedule": "--retrain schedule=cosine",
+    "--tolerance": "--retrain tolerance=1e-8",
+    "--proximity": "--retrain proximity=0.1",
+}
+"""Options of earlier versions, and what to type instead."""
 
 
 def preset(*, quick: bool, exact: bool) -> Literal["quick", "exact"] | None:

@@ -29,41 +29,28 @@ def validate(
     by: options.By = [],  # noqa: B006
     groups: options.Groups = [],  # noqa: B006
     group_count: options.GroupCount = 50,
-    fit: options.Fit = [],  # noqa: B006
-    steps: options.Steps = [],  # noqa: B006
-    rate: options.Rate = [],  # noqa: B006
-    batch_size: options.BatchSize = [],  # noqa: B006
-    start: options.Start = [],  # noqa: B006
-    schedule: options.Schedule = [],  # noqa: B006
-    tolerance: options.Tolerance = [],  # noqa: B006
-    proximity: options.Proximity = [],  # noqa: B006
+    retrain: options.Retrain = [],  # noqa: B006
     seeds: options.Seeds = 3,
     processes: options.Processes = None,
     together: options.Together = 8,
-    solver: options.Solver = [],  # noqa: B006
-    damping: options.Damping = [],  # noqa: B006
-    max_steps: options.MaxSteps = [],  # noqa: B006
-    rtol: options.Rtol = [],  # noqa: B006
-    curvature: options.Curvature = [],  # noqa: B006
-    hessian_examples: options.HessianExamples = [],  # noqa: B006
+    solve: options.Solve = [],  # noqa: B006
     embedding: options.Embedding = None,
     text: options.Text = None,
-    seed: options.DrawSeed = None,
+    seed: options.Seed = 0,
     debug: options.Debug = False,
 ) -> None:
     """Train again without chosen examples, and compare with what the scores and simpler controls predicted."""
     del debug
     _alone()
-    words = settings.Words(solver, damping, max_steps, rtol, curvature, hessian_examples, seed)
-    training = fits.Words(fit, steps, batch_size, rate, start, schedule, tolerance, proximity)
+    typed = settings.SolveOptions(solve)
     job = load(target)
     chain, query = job.chain, job.query
     stage = stage or chain.names[0]
     chain.check_names([stage], "--stage")
-    fitted = fits.fits(chain, stage, training, job.options.get("fit"))
-    chosen = _choices(largest, random, groups, group_count, by, fitted, seed or 0)
+    fitted = fits.fits(chain, stage, retrain, job.options.get("fit"))
+    chosen = _choices(largest, random, groups, group_count, by, fitted, seed)
     _check_counts({"--largest": largest, "--random": random}, len(chain[stage].stage.examples), stage)
-    found, asked = controls.estimators(chain, words, job.options, embedding, text)
+    found, asked = controls.estimators(chain, typed, job.options, embedding, text, seed)
     runs = range(seeds if any(fit.draws for fit in fitted.values()) else 1)
     progress = Bars()
 
@@ -86,7 +73,7 @@ def validate(
         out=out,
         progress=progress,
     )
-    said = {"target": target, "seeds": list(runs), "together": together, **_settings(job, words, fitted, chosen)}
+    said = {"target": target, "seeds": list(runs), "together": together, **_settings(job, typed, fitted, chosen)}
     files = save(validation, out, settings=said, left_out=left_out)
     show.validation(validation, fitted, left_out, terminal(), files)
 
@@ -123,17 +110,17 @@ def _check_counts(counts: Mapping[str, int], examples: int, stage: str) -> None:
 
 
 def _settings(
-    job: Target, words: settings.Words, fitted: Mapping[str, Fit], chosen: Sequence[Choice]
+    job: Target, typed: settings.SolveOptions, fitted: Mapping[str, Fit], chosen: Sequence[Choice]
 ) -> dict[str, JSON]:
     """What was chosen, by the command line and by the target."""
     said: dict[str, JSON] = {
         "fit": {name: described(fit) for name, fit in fitted.items()},
         "choices": [described(choice) for choice in chosen],
     }
-    if not controls.are_usual(words, job.options):
+    if not controls.are_usual(typed, job.options):
         return said
-    curvature = settings.curvatures(job.chain, words, job.options.get("curvature"))
-    solver = settings.solvers(job.chain, words, job.options.get("solver"))
+    curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
+    solver = settings.solvers(job.chain, typed, job.options.get("solver"))
     said["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
     said["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
     return said

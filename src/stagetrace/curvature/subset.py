@@ -73,7 +73,7 @@ def in_words(chosen: int, total: int, examples: Count, seed: int) -> str:
         return text
     return (
         f"{text} (the rule: all of up to {ENOUGH:,}, of more {ENOUGH:,}, of texts as many as hold {PREDICTIONS:,} "
-        f"tokens and at least {FEWEST}; --hessian-examples all or examples=None takes all)"
+        f"tokens and at least {FEWEST}; --solve examples=all, or examples=None, takes all)"
     )
 
 

@@ -92,8 +92,8 @@ def _advice(problem: Problem, operator: LinearOperator, low: float, high: float)
     cut = cut_of(low, high, operator.dtype)
     stage = problem.name
     return (
-        f"type --curvature {stage}=auto --solver {stage}=lanczos --damping {stage}=auto (the default), or --curvature "
-        f"{stage}=gauss-newton --solver {stage}=cg --damping {stage}={cut:.1g}"
+        f"type --solve {stage}=lanczos:damping=auto,curvature=auto (the default), or "
+        f"--solve {stage}=cg:damping={cut:.1g},curvature=gauss-newton"
     )
 
 
