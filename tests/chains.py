@@ -7,7 +7,7 @@ before it; `oracles.solved` finds the parameters, and `build` turns record and p
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class StageCase:
         """The starting values of all parameters; a tied one under its first name."""
         return {name: parameter.detach().clone() for name, parameter in self.model().named_parameters()}
 
+    @cache  # noqa: B019
     def trains(self, name: str) -> bool:
         return dict(self.model().named_parameters())[name].requires_grad
 

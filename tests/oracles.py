@@ -15,7 +15,7 @@ last stage's parameters, and with stage k and all later stages solved again.
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +46,7 @@ def losses(stage: "StageCase", point: Point, x: Tensor, y: Tensor) -> Tensor:
     return outputs.logsumexp(dim=1) - outputs.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
+@cache
 def previous_names(stage: "StageCase") -> dict[str, str]:
     """This stage's shared parameters, each with the previous stage's name of it."""
     found = {}
@@ -56,6 +57,7 @@ def previous_names(stage: "StageCase") -> dict[str, str]:
     return found
 
 
+@cache
 def kept_names(stage: "StageCase") -> dict[str, str]:
     """The shared parameters that stay at the previous stage's value, each with its name there."""
     return {
@@ -65,11 +67,13 @@ def kept_names(stage: "StageCase") -> dict[str, str]:
     }
 
 
+@cache
 def own_names(stage: "StageCase") -> list[str]:
     """The parameters that this stage is minimised over."""
     return [name for name in stage.initial() if stage.trains(name) and name not in kept_names(stage)]
 
 
+@cache
 def held_names(stage: "StageCase") -> dict[str, str]:
     """The shared parameters that a proximal stage moves, each with its name in the previous stage."""
     return {here: there for here, there in previous_names(stage).items() if here in own_names(stage)}

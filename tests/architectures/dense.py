@@ -69,11 +69,22 @@ def by_backward_twice(case: Case, model: nn.Module) -> Tensor:
     return torch.cat(blocks)
 
 
+_OF_FAMILIES: dict[str, Tensor] = {}
+
+
 def hessian(case: Case) -> Tensor:
     """Of the mean loss, `[size, size]`, without a derivative for the vectors of padding.
 
-    By differences where PyTorch has no second derivative, or one that is not symmetric and so not one.
+    By differences where PyTorch has no second derivative, or one that is not symmetric and so not one. Once for models
+    that are one function by different kernels.
     """
+    family = case.family or case.name
+    if family not in _OF_FAMILIES:
+        _OF_FAMILIES[family] = _hessian(case)
+    return _OF_FAMILIES[family]
+
+
+def _hessian(case: Case) -> Tensor:
     model = case.model()
     for module in model.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -7,7 +7,7 @@ kernels PyTorch takes by itself.
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ class Case:
 
     rows: the data set; loss: the loss of one row, by hand. second: whether it has second derivatives at all.
     way: how scores are computed for one adjoint; None where that depends on the version of PyTorch.
+    family: of cases with the same weights, rows and function, which differ in their kernels only.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     tolerance: float = EXACT
     second: bool = True
     way: str | None = "forward mode"
+    family: str = ""
 
     def model(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         with torch.random.fork_rng():
@@ -139,7 +141,10 @@ t = transformers
 
 def attentions(name: str, model: Any, config: Any, settings: dict[str, Any], what: str) -> list[Case]:
     return [
-        language(f"{name}, {how}", configured(model, config, attn_implementation=how, **settings), what)
+        replace(
+            language(f"{name}, {how}", configured(model, config, attn_implementation=how, **settings), what),
+            family=name,
+        )
         for how in ("sdpa", "eager")
     ]
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import stagetrace
-from stagetrace import Trace
-from stagetrace.cli import fits, options
+from stagetrace import CG, GaussNewton, Lanczos, Normal, Trace
+from stagetrace.cli import fits, options, settings
 from stagetrace.cli.later import LATER
 from stagetrace.cli.main import app, main
+from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import ENOUGH, PREDICTIONS
 from stagetrace.errors import ResultsError, StagetraceWarning
@@ -173,58 +174,56 @@ def test_a_target_that_is_none(stage_trace: Command, command: str, target: str, 
 # Options
 
 
-def test_words_per_stage(stage_trace: Command, tmp_path: Path):
-    words = [
-        *("--solve", "pretrain=lanczos:max_steps=70,examples=9"),
-        *("--solve", "normal-cg:damping=1e-3,curvature=gauss-newton,seed=4"),
-        *("--solve", "finetune=damping=0.5", "--solve", "finetune=rtol=0.01"),
-    ]
-    assert stage_trace("score", TARGET, "--out", tmp_path / "run", *words).code == 0
+def solving(*typed: str, job: str = "frozen", preset: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The solvers and curvatures that `--solve TYPED ...` makes of the defaults."""
+    chain, options = getattr(jobs, job)()[0], settings.SolveOptions(typed, preset)
+    return settings.solvers(chain, options, None), settings.curvatures(chain, options, None)
+
+
+def test_solving_per_stage():
+    solver, curvature = solving(
+        "pretrain=lanczos:max_steps=70,examples=9",
+        "normal-cg:damping=1e-3,curvature=gauss-newton,seed=4",
+        "finetune=damping=0.5",
+        "finetune=rtol=0.01",
+    )
+    assert solver["pretrain"] == Lanczos(damping=1e-3, max_steps=70)
+    assert solver["finetune"] == Normal(CG(rtol=0.01), damping=0.5)
+    assert curvature == {"pretrain": GaussNewton(9, 4), "finetune": GaussNewton("auto", 4)}
+
+
+@pytest.mark.parametrize(
+    ("typed", "curvatures"),
+    [
+        ((), [Auto("auto"), Auto("auto")]),
+        (("examples=all",), [Auto(None), Auto(None)]),
+        (("curvature=gauss-newton",), [GaussNewton("auto"), GaussNewton("auto")]),
+        (("curvature=gauss-newton", "pretrain=examples=all"), [GaussNewton(None), GaussNewton("auto")]),
+        (("finetune=examples=auto", "pretrain=examples=7"), [Auto(7), Auto("auto")]),
+    ],
+)
+def test_nothing_typed_means_the_rule_and_all_means_all(typed: tuple[str, ...], curvatures: list[Any]):
+    assert list(solving(*typed, job="moved")[1].values()) == curvatures
+
+
+def test_presets_change_what_was_not_typed():
+    solver, curvature = solving(job="moved", preset="quick")
+    assert solver == dict.fromkeys(solver, Lanczos(rtol=1e-2, max_steps=50))
+    assert curvature == dict.fromkeys(curvature, Auto(250))
+    solver, curvature = solving(job="moved", preset="exact")
+    assert (solver["pretrain"], curvature["pretrain"]) == (Lanczos(rtol=1e-8, max_steps=5000), Auto(None))
+    solver, curvature = solving("pretrain=rtol=0.005", "finetune=examples=9", job="moved", preset="quick")
+    assert [each.rtol for each in solver.values()] == [0.005, 1e-2]
+    assert list(curvature.values()) == [Auto(250), Auto(9)]
+
+
+def test_what_is_typed_reaches_the_run(stage_trace: Command, tmp_path: Path):
+    words = "--quick", "--solve", "pretrain=cg:damping=0.5,curvature=gauss-newton,examples=9"
+    assert stage_trace("score", TARGET, "--out", tmp_path / "run", "--top", 0, *words).code == 0
     said = described(Trace.load(tmp_path / "run"))
-    pretrain, finetune = (said["solver"][name] for name in ("pretrain", "finetune"))
-    assert (pretrain["name"], pretrain["damping"], pretrain["max_steps"]) == ("Lanczos", 1e-3, 70)
-    assert (finetune["name"], finetune["damping"], finetune["inner"]["rtol"]) == ("Normal", 0.5, 0.01)
-    assert said["curvature"]["pretrain"] == {"name": "GaussNewton", "examples": 9, "seed": 4}
-    assert said["curvature"]["finetune"] == {"name": "GaussNewton", "examples": "auto", "seed": 4}
-
-
-def test_nothing_typed_means_the_rule_and_all_means_all(stage_trace: Command, tmp_path: Path):
-    said = []
-    for run, words in enumerate(
-        (
-            (),
-            ("--solve", "examples=all"),
-            ("--solve", "curvature=gauss-newton"),
-            ("--solve", "curvature=gauss-newton", "--solve", "pretrain=examples=all"),
-            ("--solve", "finetune=examples=auto", "--solve", "pretrain=examples=7"),
-        )
-    ):
-        assert stage_trace("score", f"{jobs.FILE}:moved", "--out", tmp_path / str(run), "--top", 0, *words).code == 0
-        curvature = described(Trace.load(tmp_path / str(run)))["curvature"]
-        said.append([(curvature[name]["name"], curvature[name]["examples"]) for name in ("pretrain", "finetune")])
-    assert said == [
-        [("Auto", "auto"), ("Auto", "auto")],
-        [("Auto", None), ("Auto", None)],
-        [("GaussNewton", "auto"), ("GaussNewton", "auto")],
-        [("GaussNewton", None), ("GaussNewton", "auto")],
-        [("Auto", 7), ("Auto", "auto")],
-    ]
-
-
-def test_presets_change_what_was_not_typed(stage_trace: Command, tmp_path: Path):
-    def run(name: str, *words: str) -> Any:
-        ended = stage_trace("score", f"{jobs.FILE}:moved", "--out", tmp_path / name, "--top", 0, *words)
-        assert ended.code == 0, ended.err
-        return described(Trace.load(tmp_path / name))
-
-    quick, exact = run("quick", "--quick"), run("exact", "--exact")
-    mixed = run("mixed", "--quick", "--solve", "pretrain=rtol=0.005", "--solve", "finetune=examples=9")
-    assert [quick["curvature"][name]["examples"] for name in ("pretrain", "finetune")] == [250, 250]
-    assert (quick["solver"]["pretrain"]["rtol"], quick["solver"]["pretrain"]["max_steps"]) == (1e-2, 50)
-    assert exact["curvature"]["pretrain"]["examples"] is None
-    assert (exact["solver"]["pretrain"]["rtol"], exact["solver"]["pretrain"]["max_steps"]) == (1e-8, 5000)
-    assert [mixed["solver"][name]["rtol"] for name in ("pretrain", "finetune")] == [0.005, 1e-2]
-    assert [mixed["curvature"][name]["examples"] for name in ("pretrain", "finetune")] == [250, 9]
+    assert (said["solver"]["pretrain"]["name"], said["solver"]["pretrain"]["damping"]) == ("CG", 0.5)
+    assert said["curvature"]["pretrain"] == {"name": "GaussNewton", "examples": 9, "seed": 0}
+    assert said["solver"]["finetune"]["max_steps"] == 50
 
 
 def test_presets_exclude_each_other(tmp_path: Path):

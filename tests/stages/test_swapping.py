@@ -169,16 +169,16 @@ def test_every_derivative_is_that_of_the_model_itself(kind: type[nn.Module]):
     problem = problem_of(model)
     risk = problem.risk
     batch = next(iter(risk.read([range(9)])))
-    eye = torch.eye(risk.own.size, dtype=torch.float64)
+    along = torch.randn(risk.own.size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     for _ in range(2):
         torch.testing.assert_close(batch_gradient(risk, batch).own[:, 0], gradients.sum(0))
         for way in (forward_mode, one_by_one) if kind is Recurrent else (forward_mode, per_example, one_by_one):
-            torch.testing.assert_close(way(risk, batch, eye)[1], gradients)
+            torch.testing.assert_close(way(risk, batch, along)[1], gradients @ along)
     traced = [] if kind is Recurrent else [(hessian_linearised, hessian), (gauss_newton_linearised, gauss_newton)]
     anew = [(hessian_anew, hessian), (gauss_newton_anew, gauss_newton)]
     kept = [(hessian_graph, hessian), (gauss_newton_graph, gauss_newton)]
     for product, matrix in (*traced, *kept, *anew, *kept):
-        torch.testing.assert_close(product(risk, batch)(eye), matrix)
+        torch.testing.assert_close(product(risk, batch)(along), matrix @ along)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -190,7 +190,7 @@ def test_scores_are_those_of_the_dense_computation(kind: type[nn.Module], solver
     for curvature, matrix in ((Hessian(), hessian), (GaussNewton(), gauss_newton)):
         adjoint = torch.linalg.solve(matrix / 9 + 2.0 * torch.eye(len(query), dtype=torch.float64), query)
         chain = Chain(Stage("only", model=model, objective=Classification(), data=DATA, weight_decay=2.0))
-        for reduction in ("mean", "none"):
+        for reduction in ("mean", "none") if isinstance(solver, Direct) else ("mean",):
             values = trace(chain, Query(DATA, reduction=reduction), curvature=curvature, solver=solver)["only"].values
             got = values if reduction == "mean" else values.mean(0)
             torch.testing.assert_close(got, -(gradients @ adjoint), rtol=1e-6, atol=1e-9)

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -66,6 +67,7 @@ may_be_indefinite = pytest.mark.filterwarnings("ignore::stagetrace.errors.Curvat
 # The shared parameters, by the record of the chain
 
 
+@cache
 def composed(case: ChainCase, position: int) -> dict[str, str]:
     """The last stage's parameters that it has by training or from before, with the stage's names of them."""
     last = case.stages[-1]
@@ -75,6 +77,7 @@ def composed(case: ChainCase, position: int) -> dict[str, str]:
     return names
 
 
+@cache
 def shared(case: ChainCase, position: int) -> list[tuple[str, str]]:
     """Those of them that the stage trained: pairs of the last stage's name and the stage's."""
     own = own_names(case.stages[position])
@@ -102,6 +105,7 @@ def reduced(rows: Tensor, reduction: str) -> Tensor:
     return {"mean": rows.sum(dim=0) / len(rows), "sum": rows.sum(dim=0), "none": rows}[reduction]
 
 
+@cache
 def query_gradients(case: ChainCase) -> list[Point]:
     by_name = jacrev(lambda point: query_losses(case, point))(solved(case)[-1])
     return [{name: rows[q] for name, rows in by_name.items()} for q in range(len(case.query_x))]
