@@ -34,8 +34,9 @@ from stagetrace.curvature.subset import ENOUGH
 from stagetrace.progress import Bars
 from stagetrace.results.atomic import atomic
 from stagetrace.results.manifest import NAME as MANIFEST
+from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.score import Scorer
-from stagetrace.tracing.walk import Walk
+from stagetrace.tracing.walk import walk_back
 from stagetrace.validation.agreement import Agreement
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hugging_face.py"
@@ -179,12 +180,11 @@ def adjoints(chain: Chain, query: Query, folder: Path, subsets: Sequence[tuple[i
 
 def _walk(chain: Chain, query: Query, curvature: Auto, place: Path) -> None:
     bars = Bars()
-    curvatures = dict.fromkeys(chain.names, curvature)
-    operators = {problem.name: curvature.operator(problem) for problem in chain}
-    walk = Walk(chain, curvatures, operators, dict.fromkeys(chain.names, Lanczos()), bars)  # pyright: ignore[reportArgumentType]
+    responses = {problem.name: Implicit(problem, curvature, Lanczos()) for problem in chain}
     found, said = dict[str, Tensor](), dict[str, Row]()
     started = time.process_time()
-    for problem, solution in walk.back(query.gradient(chain.last, bars), lambda stage: None):
+    for problem, back in walk_back(chain, responses, query.gradient(chain.last, bars), lambda stage: None, bars):
+        solution = back.solution
         found[problem.name] = solution.value.contiguous()
         spectrum = solution.spectrum
         said[problem.name] = {

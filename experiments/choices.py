@@ -45,7 +45,7 @@ from stagetrace.validation import (
     polish,
     validate,
 )
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import with_values
 
 NAME = "choices"
 SIZES = (1e-2, 3e-2, 1e-1, 3e-1)
@@ -210,7 +210,7 @@ def _with_alphas(chain: Chain, inner: Estimator) -> list[Estimator]:
         if alpha == "auto":
             again = replace(last, link=replace(last.link, alpha="auto"))  # pyright: ignore[reportCallIssue,reportArgumentType]
             try:
-                name += f" ({Chain(*chain.stages[:-1], again).last.alpha:.2g})"
+                name += f" ({Chain(*chain.stages[:-1], again).last.link_settings['alpha']:.2g})"
             except DescriptionError:
                 continue
         found.append(WithAlpha(alpha, inner, name))

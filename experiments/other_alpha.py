@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from stagetrace import Chain, Proximal, Query
+from stagetrace import Chain, Query
 from stagetrace.progress import Progress
 from stagetrace.validation import Estimator
 
@@ -25,8 +25,7 @@ class WithAlpha:
 
     def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
         last = chain.stages[-1]
-        assert isinstance(last.link, Proximal)
-        again = replace(last, link=replace(last.link, alpha=self.alpha))  # pyright: ignore[reportArgumentType]
+        again = replace(last, link=replace(last.link, alpha=self.alpha))  # pyright: ignore[reportArgumentType,reportCallIssue]
         return self.inner.removal_effects(Chain(*chain.stages[:-1], again), query, stage, progress)
 
 

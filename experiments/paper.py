@@ -33,14 +33,13 @@ from experiments.settings import Settings
 from experiments.tasks import Task, tasks_of
 from experiments.tracing import forward_seconds, scoring, solving, warnings_of
 from experiments.training import Training, gradient_norm, loss_and_accuracy
-from stagetrace import Chain, Frozen, GaussNewton, Hessian, Identity, Lanczos, Query, Stage, Trace, trace
+from stagetrace import Chain, GaussNewton, Hessian, Identity, Lanczos, Link, Query, Stage, Trace, trace
 from stagetrace.curvature import Auto
 from stagetrace.curvature.choices import Curvature
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.solvers import Shift
 from stagetrace.solvers.base import Solver
-from stagetrace.stages.links import Link
 from stagetrace.validation import (
     Adam,
     Drawn,
@@ -101,7 +100,7 @@ class Plan:
 
     @property
     def frozen(self) -> bool:
-        return isinstance(self.link, Frozen)
+        return self.link.keeps_shared
 
     def hessian_examples(self, stage: str) -> int | None:
         """As in the paper for pretraining; for fine-tuning as many where it trains the whole network, else all."""
@@ -296,7 +295,7 @@ def _scored(plan: Plan, settings: Settings, both: Trained, progress: Progress) -
             for name, task in tasks.items()
         },
         "training": both.said,
-        "alpha": both.chain["finetune"].alpha or None,
+        "alpha": both.chain["finetune"].link_settings.get("alpha"),
         "solving": solving(result, curvature, solver),
         "warnings": warnings_of(result),
         "scores": {name: scoring(result[name], task.train.labels, task.classes, SHOWN) for name, task in tasks.items()},

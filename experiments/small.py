@@ -19,12 +19,11 @@ from experiments.networks import Dense
 from experiments.settings import Settings
 from experiments.tasks import Task, two_tasks
 from experiments.training import loss_and_accuracy
-from stagetrace import Chain, Frozen, Proximal, Query, Stage
+from stagetrace import Chain, Frozen, Link, Proximal, Query, Stage
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
-from stagetrace.stages.links import Link
 from stagetrace.validation import minimise
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import with_values
 
 INPUTS = 108
 """Pixels after pooling, at most, over all channels."""

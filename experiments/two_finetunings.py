@@ -21,7 +21,7 @@ from experiments.tasks import Task
 from experiments.tracing import solving, warnings_of
 from experiments.training import Training
 from experiments.two_stages import counts, finetuned, pretrained, untrained
-from stagetrace import Chain, Frozen, Hessian, Lanczos, Proximal, Query, Stage, trace
+from stagetrace import Chain, Hessian, Lanczos, Link, Query, Stage, trace
 from stagetrace.curvature.choices import Curvature
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
@@ -50,7 +50,7 @@ class Finetuning:
     task: Task
     examples: int
     training: Training
-    link: Frozen | Proximal
+    link: Link
 
 
 def compare(
@@ -84,7 +84,7 @@ def _one_seed(
     }
     scores: dict[str, Tensor] = {}
     for one, model in zip(finetunings, models, strict=True):
-        task, frozen = one.task.drawn(one.examples, seed).to(settings.device), isinstance(one.link, Frozen)
+        task, frozen = one.task.drawn(one.examples, seed).to(settings.device), one.link.keeps_shared
         plan, stage = one.training.seeded(seed), f"finetune-{one.name}"
         said = finetuned(folder / "checkpoints", stage, model, base, task, plan, progress, frozen=frozen)
         traced, scores[one.name] = _scored(folder / f"run-{one.name}", seed, base, first, model, task, one, progress)
@@ -145,7 +145,7 @@ def _compared(done: list[dict[str, Any]], finetunings: tuple[Finetuning, Finetun
         sizes = {name: [found[name][what] for found in done] for name in (left, right)}
         fields[what] = {name: over_seeds(values) for name, values in sizes.items()}
         fields[what][f"{left} over {right}"] = ratio_over_seeds(sizes[left], sizes[right])
-    alphas = {one.name: one.link.alpha if isinstance(one.link, Proximal) else None for one in finetunings}
+    alphas = {one.name: one.link.settings.get("alpha") for one in finetunings}
     return {"what": {one.name: one.words for one in finetunings}, "alpha": alphas, **fields}
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from stagetrace import Chain, Frozen, Proximal, Query, Stage
+from examples.elastic import Elastic
+from stagetrace import Chain, Frozen, Link, Proximal, Query, Stage
 from stagetrace.objectives import Classification, Regression
 
 Points = tuple[dict[str, Tensor], ...]
@@ -27,11 +28,56 @@ OBJECTIVES = {"squared": Regression(), "cross-entropy": Classification()}
 
 @dataclass(frozen=True)
 class LinkCase:
-    """A link: `kind` is "frozen" or "proximal"; `shared` maps names or prefixes to the previous stage's."""
+    """A link: `kind` is a row of `LINKS`; `shared` maps names or prefixes to the previous stage's."""
 
     kind: str
     shared: dict[str, str]
     alpha: float = 0.0
+
+    @property
+    def keeps(self) -> bool:
+        return LINKS[self.kind].metric is None
+
+    @property
+    def in_loss(self) -> bool:
+        return LINKS[self.kind].in_loss
+
+    def strengths(self, shape: torch.Size) -> Tensor:
+        """`a` in the penalty `sum_j a_j (W_j - W'_j)^2` of a shared parameter that the stage moves."""
+        metric = LINKS[self.kind].metric
+        assert metric is not None
+        return self.alpha * metric(shape)
+
+
+@dataclass(frozen=True)
+class LinkKind:
+    """How the library describes a link, and how strongly it pulls: all that the tests ask of one.
+
+    link: makes it of its record and of its strengths by parameter.
+    metric: a parameter's shape -> the strengths of its entries at `alpha = 1`; None if all that is shared is kept.
+    in_loss: whether the pull is in the loss of a training by steps.
+    """
+
+    link: Callable[[LinkCase, dict[str, Tensor]], Link]
+    metric: Callable[[torch.Size], Tensor] | None
+    in_loss: bool
+
+
+def alike(shape: torch.Size) -> Tensor:
+    return torch.ones(shape, dtype=torch.float64)
+
+
+def rising(shape: torch.Size) -> Tensor:
+    """From no pull on the first entry to twice the mean on the last one."""
+    return torch.linspace(0, 2, shape.numel(), dtype=torch.float64).reshape(shape)
+
+
+LINKS = {
+    "frozen": LinkKind(lambda case, strengths: Frozen(case.shared), None, in_loss=False),
+    "proximal": LinkKind(lambda case, strengths: Proximal(case.shared, alpha=case.alpha), alike, in_loss=False),
+    "elastic": LinkKind(lambda case, strengths: Elastic(case.shared, strengths), rising, in_loss=True),
+}
+"""The table of links: every chain below that is made by `by_each_link` is made with each of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +126,8 @@ class ChainCase:
     tolerance: float = field(default=1e-5)
 
     @property
-    def links(self) -> set[str]:
-        return {stage.link.kind for stage in self.stages[1:]}
+    def links(self) -> list[LinkCase]:
+        return [stage.link for stage in self.stages[1:] if stage.link is not None]
 
 
 # Models, float64
@@ -295,26 +341,32 @@ def tied(name: str, link: LinkCase, still: bool = True) -> ChainCase:
     )
 
 
+def by_each_link(kind: str) -> tuple[ChainCase, ...]:
+    """A softmax chain, a tanh chain and one of three stages, by the same link."""
+    name, alpha = (kind, 0.0) if LINKS[kind].metric is None else (f"{kind} 0.5", 0.5)
+    link = LinkCase(kind, {"embedding": "embedding"}, alpha)
+    return (
+        logistic(f"logistic, {name}", link),
+        tanh(f"tanh, {name}", link),
+        three(f"three, {kind} then frozen", link, frozen("embedding", "middle")),
+    )
+
+
 FROZEN_RIDGE = ridge("ridge, frozen", frozen("embedding"))
 WEAK_RIDGE = ridge("ridge, proximal 0.01", proximal(0.01, "embedding"))
 STRONG_RIDGE = ridge("ridge, proximal 0.5", proximal(0.5, "embedding"), decays=(0.0, 0.2))
-FROZEN_LOGISTIC = logistic("logistic, frozen", frozen("embedding"))
 WEAK_LOGISTIC = logistic("logistic, proximal 0.01", proximal(0.01, "embedding"))
-STRONG_LOGISTIC = logistic("logistic, proximal 0.5", proximal(0.5, "embedding"))
-FROZEN_TANH = tanh("tanh, frozen", frozen("embedding"))
-STRONG_TANH = tanh("tanh, proximal 0.5", proximal(0.5, "embedding"))
-THREE_FROZEN = three("three, frozen then frozen", frozen("embedding"), frozen("embedding", "middle"))
+BY_EACH_LINK = {kind: by_each_link(kind) for kind in LINKS}
+FROZEN_LOGISTIC, FROZEN_TANH, THREE_FROZEN = BY_EACH_LINK["frozen"]
+STRONG_LOGISTIC, STRONG_TANH, _ = BY_EACH_LINK["proximal"]
 RIDGES = (FROZEN_RIDGE, WEAK_RIDGE, STRONG_RIDGE)
 
 CASES = (
     *RIDGES,
-    FROZEN_LOGISTIC,
+    *(case for cases in BY_EACH_LINK.values() for case in cases),
     WEAK_LOGISTIC,
-    STRONG_LOGISTIC,
-    THREE_FROZEN,
     three("three, frozen then frozen, middle only", frozen("embedding"), frozen("middle")),
     three("three, frozen then proximal", frozen("embedding"), proximal(0.01, "embedding", "middle")),
-    three("three, proximal then frozen", proximal(0.5, "embedding"), frozen("embedding", "middle")),
     three("three, proximal then proximal", proximal(0.5, "embedding"), proximal(0.1, "embedding")),
     logistic("logistic, all shared, proximal 0.5", proximal(0.5, "embedding", "head")),
     renamed("renamed by prefix, frozen", frozen(embedding="encoder.features")),
@@ -326,8 +378,6 @@ CASES = (
     partly_constant("kept within proximal 0.5", proximal(0.5, "embedding", "middle"), ("middle",)),
     partly_constant("constant before, frozen", frozen("embedding", "middle"), (), ("middle",)),
     partly_constant("constant before, proximal 0.5", proximal(0.5, "embedding", "middle"), (), ("middle",)),
-    FROZEN_TANH,
-    STRONG_TANH,
     tanh("tanh, kept within proximal 0.5", proximal(0.5, "embedding", "head"), ("embedding",)),
     tanh_three("tanh three, frozen then frozen", frozen("embedding"), frozen("embedding", "adapter")),
     tanh_three("tanh three, frozen then proximal", frozen("embedding"), proximal(0.1, "embedding", "adapter")),
@@ -351,10 +401,14 @@ def solved_model(case: StageCase, point: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def link_of(case: LinkCase | None) -> Frozen | Proximal | None:
-    if case is None:
+def link_of(case: StageCase) -> Link | None:
+    """The library's link, told the strength of each parameter that it moves."""
+    if case.link is None:
         return None
-    return Frozen(case.shared) if case.kind == "frozen" else Proximal(case.shared, alpha=case.alpha)
+    prefixes = tuple(f"{name}." for name in case.link.shared)
+    shared = {name: p.shape for name, p in case.initial().items() if f"{name}.".startswith(prefixes)}
+    moved = {name: shape for name, shape in shared.items() if case.trains(name) and not case.link.keeps}
+    return LINKS[case.link.kind].link(case.link, {name: case.link.strengths(shape) for name, shape in moved.items()})
 
 
 def stage_of(case: StageCase, point: dict[str, Tensor], **changes: Any) -> Stage:
@@ -363,7 +417,7 @@ def stage_of(case: StageCase, point: dict[str, Tensor], **changes: Any) -> Stage
         "model": solved_model(case, point),
         "objective": OBJECTIVES[case.loss],
         "data": TensorDataset(case.x, case.y),
-        "link": link_of(case.link),
+        "link": link_of(case),
         "weight_decay": case.weight_decay,
         "batch_size": case.batch_size,
     }

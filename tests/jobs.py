@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import stagetrace
-from stagetrace import Chain, Frozen, GaussNewton, Lanczos, Proximal, Query, Stage
+from stagetrace import Chain, Frozen, GaussNewton, Lanczos, Link, Proximal, Query, Stage
 from stagetrace.objectives import Classification
-from stagetrace.stages.links import Link
 
 ROOT = Path(__file__).parents[1]
 FILE = Path(__file__)
@@ -59,7 +58,7 @@ def after(previous: nn.Module, link: Link, seed: int) -> nn.Module:
     """A model that started from `previous` as the link says: the embedding kept or moved a little, the head new."""
     model = deepcopy(previous)
     redraw(model.get_submodule("head"), seed)
-    if isinstance(link, Proximal):
+    if not link.keeps_shared:
         redraw(model.get_submodule("embedding"), seed, scale=0.1, keep=1.0)
     return model
 

@@ -5,11 +5,11 @@ of `chains.py`: per stage a module, tensors `x` and `y`, the name of a loss, a w
 
 Stage k minimises over its own parameters v, with p the previous stage's parameters,
 
-    F(v; p) = sum_i w_i loss_i(v, p) + weight_decay / 2 |v|^2 + alpha |v_held - p_held|^2,   w_i = 1/n,
+    F(v; p) = sum_i w_i loss_i(v, p) + weight_decay / 2 |v|^2 + sum_j a_j (v_j - p_j)^2,   w_i = 1/n,
 
-the last term (without a half) for a proximal link only. A frozen link, or `requires_grad=False` on a shared layer,
-takes the layer from p instead of from v. The score of example i of stage k is dq/d(w_i), with q the query loss at the
-last stage's parameters, and with stage k and all later stages solved again.
+the last sum (without a half) over what a link holds near where it started. A frozen link, or `requires_grad=False` on a
+shared layer, takes the layer from p instead of from v. The score of example i of stage k is dq/d(w_i), with q the query
+loss at the last stage's parameters, and with stage k and all later stages solved again.
 """
 
 from collections.abc import Callable, Generator
@@ -60,11 +60,7 @@ def previous_names(stage: "StageCase") -> dict[str, str]:
 @cache
 def kept_names(stage: "StageCase") -> dict[str, str]:
     """The shared parameters that stay at the previous stage's value, each with its name there."""
-    return {
-        here: there
-        for here, there in previous_names(stage).items()
-        if stage.link.kind == "frozen" or not stage.trains(here)
-    }
+    return {here: there for here, there in previous_names(stage).items() if stage.link.keeps or not stage.trains(here)}
 
 
 @cache
@@ -75,7 +71,7 @@ def own_names(stage: "StageCase") -> list[str]:
 
 @cache
 def held_names(stage: "StageCase") -> dict[str, str]:
-    """The shared parameters that a proximal stage moves, each with its name in the previous stage."""
+    """The shared parameters that the stage moves, each with its name in the previous stage."""
     return {here: there for here, there in previous_names(stage).items() if here in own_names(stage)}
 
 
@@ -109,7 +105,8 @@ def objective(
     value = weights @ losses(stage, point, stage.x, stage.y)
     value = value + decay * stage.weight_decay / 2 * own.square().sum()
     for here, there in held_names(stage).items():
-        value = value + pull * stage.link.alpha * (point[here] - previous[there]).square().sum()
+        away = point[here] - previous[there]
+        value = value + pull * (stage.link.strengths(away.shape) * away.square()).sum()
     return value
 
 
@@ -249,7 +246,7 @@ class Slip:
     mixed: float = 1.0  # of the mixed second derivative d2F/dv dp
     direct: float = 1.0  # of what reaches the next stage's parameters by being kept
     decay: float = 1.0  # of the weight decay in the Hessian
-    pull: float = 1.0  # of 2 alpha in the Hessian and in the mixed derivative
+    pull: float = 1.0  # of 2 a in the Hessian and in the mixed derivative
     joint: bool = True  # whether [.]_W is taken after the inverse over all own parameters (else W's block is inverted)
 
 
@@ -274,7 +271,7 @@ def stage_hessian(case: "ChainCase", position: int, decay: float = 1.0, pull: fl
 
 @lru_cache
 def mixed_derivative(case: "ChainCase", position: int, pull: float = 1.0) -> Tensor:
-    """`d2F/dv dp`, `[own, previous]`: the mixed term of a frozen link, `-2 alpha` on the diagonal of a proximal one."""
+    """`d2F/dv dp`, `[own, previous]`: the mixed term of a frozen link, `-2 a` on the diagonal of one that pulls."""
     stage = case.stages[position]
     own, previous = own_solution(case, position)
     names = list(previous)
@@ -321,8 +318,8 @@ def influences(case: "ChainCase", position: int, slip: Slip = RIGHT) -> Tensor:
     """The derivative of the last stage's full parameters by each example's weight, `[parameters, n]`.
 
     Forwards through the stages, where the paper's Algorithm 1 goes backwards: (10) or (14) at the example's own
-    stage, then at each later stage `dv = - (d2F/dv2)^-1 (d2F/dv dp) dp`, which is (9) for a frozen and (15) for a
-    proximal link.
+    stage, then at each later stage `dv = - (d2F/dv2)^-1 (d2F/dv dp) dp`, which is (9) for a frozen link and (15)
+    for one that pulls.
     """
     response = completion(case, position)[0] @ first_response(case, position, slip)
     for later in range(position + 1, len(case.stages)):
@@ -383,7 +380,7 @@ def ridge_by_hand(case: "ChainCase") -> tuple[np.ndarray, np.ndarray]:
 
     h1 = double / len(x1) * x1.T @ x1 + first.weight_decay * np.eye(width)
     p1 = np.linalg.solve(h1, double / len(x1) * x1.T @ y1)
-    if second.link.kind == "frozen":
+    if second.link.keeps:
         pad = np.eye(width)[:, a:]  # the head's rows
         b2 = x2 @ pad
         h2 = double / len(x2) * b2.T @ b2 + second.weight_decay * np.eye(width - a)

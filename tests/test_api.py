@@ -11,6 +11,7 @@ NAMES = [
     # describe
     "Chain",
     "Frozen",
+    "Link",
     "Objective",
     "Proximal",
     "Query",

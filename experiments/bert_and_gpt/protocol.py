@@ -26,7 +26,7 @@ from experiments.intervals import over_seeds
 from experiments.other_alpha import WithAlpha, alpha_of_steps
 from experiments.result import write_result
 from experiments.settings import Settings
-from stagetrace import Chain, Identity, Proximal
+from stagetrace import Chain, Identity
 from stagetrace.progress import Progress
 from stagetrace.validation import (
     BM25,
@@ -136,7 +136,7 @@ def estimators(plan: Plan, chain: Chain, seed: int, folder: Path) -> list[Estima
     default, positive = choices[DEFAULT], choices[POSITIVE]
     of_steps: list[Estimator] = []
     last = chain.stages[-1]
-    if isinstance(last.link, Proximal):
+    if last.link is not None and "alpha" in last.link.settings:
         inner = KeptInfluence(folder / "alpha-of-steps", *positive, GAUSS_NEWTON)
         of_steps = [WithAlpha(alpha_of_steps(plan.rate, plan.again[last.name]), inner, OF_STEPS)]
     return [

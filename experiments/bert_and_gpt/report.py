@@ -43,7 +43,7 @@ def traced(name: str, both: Trained, settings: Settings, examples: int, progress
         "stages": [repr(stage) for stage in chain.stages],
         "shared": {stage.name: str(hf.shared(stage, before)) for stage, before in pairs},
         "links": {stage.name: type(stage.link).__name__ for stage, _ in pairs},
-        "alpha": {stage.name: chain[stage.name].alpha or None for stage, _ in pairs},
+        "alpha": {stage.name: chain[stage.name].link_settings.get("alpha") for stage, _ in pairs},
         "traces": {},
     }
     texts = _texts(both)

@@ -9,7 +9,7 @@ from experiments.language.models import Head
 from experiments.language.stages import features_of, head_stage
 from stagetrace.stages.problem import Problem
 from stagetrace.validation.fits.fit import Copies, Fit, handed_on, one_copy, stacked
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import with_values
 
 
 @final

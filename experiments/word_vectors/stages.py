@@ -24,7 +24,7 @@ from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.stages.problem import Problem
 from stagetrace.validation import minimise
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import with_values
 
 SHORTEST, LONGEST = 5, 200
 """Words of a line that is used: neither empty lines and headings nor what is longer than the rest by far."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stagetrace.solvers import Solution as Solution
     from stagetrace.stages import Chain as Chain
     from stagetrace.stages import Frozen as Frozen
+    from stagetrace.stages import Link as Link
     from stagetrace.stages import Proximal as Proximal
     from stagetrace.stages import Stage as Stage
     from stagetrace.tracing import Query as Query
@@ -41,7 +42,7 @@ _HOMES = {
     "objectives": ("Objective",),
     "results": ("Scores", "Trace"),
     "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Solution"),
-    "stages": ("Chain", "Frozen", "Proximal", "Stage"),
+    "stages": ("Chain", "Frozen", "Link", "Proximal", "Stage"),
     "tracing": ("Query", "trace"),
 }
 """Where each public name lives."""
@@ -58,6 +59,7 @@ __all__ = [
     "Identity",
     "Lanczos",
     "LiSSA",
+    "Link",
     "Normal",
     "Objective",
     "Proximal",

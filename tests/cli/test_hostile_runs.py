@@ -45,7 +45,7 @@ def written(folder: Path, text: str) -> None:
     }
     solved = solution(0)
     solved = replace(solved, system=text, notes=(text,))
-    Trace(stages, {text: solved}, how, {"device": text, "alpha": {text: text}}, {text: text}).save(folder)
+    Trace(stages, {text: solved}, how, {"device": text, "links": {text: {text: text}}}, {text: text}).save(folder)
     kinds: list[dict[str, Any]] = [{"kind": "text", "text": texts}, {"kind": "table", "fields": ((texts, texts),)}]
     items = [
         Preview(stage, index, **kinds[index % 2], label=texts, prediction=texts, loss=0.5)
@@ -206,7 +206,11 @@ def test_numbers_beyond_all_measure_are_shown(stage_trace: Command, tmp_path: Pa
         {"plain": Scores("plain", values)},
         {},
         {"query": {"reduction": 10**4000}},
-        {"seconds": {"in all": 10**400}, "coverage": {"plain": {"trained": 1e999}}, "alpha": {"plain": 10**4000}},
+        {
+            "seconds": {"in all": 10**400},
+            "coverage": {"plain": {"trained": 1e999}},
+            "links": {"plain": {"alpha": 10**4000}},
+        },
     ).save(folder)
     write_previews(folder, Previews((Preview(None, 0, "text", "a", loss=float("inf")),), {"query_examples": 10**400}))
     for command in ("show", "report"):

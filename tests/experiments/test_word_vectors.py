@@ -27,7 +27,7 @@ from stagetrace.errors import DataError
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift
 from stagetrace.validation import Adam, Largest, Resolve, Steps
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import with_values
 
 WORDS = [f"{first}{second}" for first in "bdfgklm" for second in ("a", "e", "i", "o", "u")]
 EVEN = np.linspace(0, 1, 11)[1:]

@@ -18,7 +18,9 @@ from stagetrace.preflight.work import SPECTRUM_STEPS, Look
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift, Solver
 from stagetrace.solvers.base import Spectrum
+from tests.chains import BY_EACH_LINK, LINKS, chain_of, query_of
 from tests.curvature.specimens import MLP
+from tests.oracles import solved
 
 MANY = ENOUGH + 500
 
@@ -216,3 +218,18 @@ def test_a_chain_of_two_is_looked_at_whole() -> None:
     assert [f.where for f in found if f.what == "solving"] == ["a", "b"]
     assert "3 x " in next(f for f in found if f.what == "solving").text
     assert (found[-1].where, found[-1].what) == ("run", "time")
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_chain_by_each_link_is_said_to_be_at_its_minimum(kind: str) -> None:
+    """The stationarity has the link's pull in it: without it, the stage would not look trained."""
+    case = BY_EACH_LINK[kind][1]
+    chain = chain_of(case, solved(case))
+    settings = dict.fromkeys(chain.names, Hessian()), dict.fromkeys(chain.names, Direct())
+    found = list(inspect(chain, query_of(case), *settings, Silent()))  # pyright: ignore[reportArgumentType]
+    for text in (finding.text for finding in found if finding.what == "stationarity"):
+        assert float(text.split()[1].rstrip(",")) < 1e-12
+    moved = [finding.text for finding in found if finding.what == "distance"]
+    assert len(moved) == (0 if LINKS[kind].metric is None else 1)
+    assert all(text.startswith("shared parameters moved by") for text in moved)
+    assert [text.endswith("; alpha 0.5") for text in moved] == ([True] if kind == "proximal" else [False] * len(moved))

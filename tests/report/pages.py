@@ -89,7 +89,11 @@ def pictures(folder: Path, queries: int = 4, n: int = 60) -> Path:
         "finetune": drawn("finetune", n // 2, 1, queries, parts=True),
     }
     coverage = {"trained": 900, "kept": 100, "constant": 24}
-    statistics = {"coverage": {"pretrain": coverage}, "alpha": {"finetune": 0.1}, "seconds": {"in all": 3.25}}
+    statistics = {
+        "coverage": {"pretrain": coverage},
+        "links": {"finetune": {"alpha": 0.1}},
+        "seconds": {"in all": 3.25},
+    }
     Trace(stages, solutions, described("none"), statistics).save(folder)
     items = [
         Preview(name, index, "image", image=png(blob(index)), label=f"kind {index % 5}")

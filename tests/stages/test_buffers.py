@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from stagetrace import Chain, Frozen, GaussNewton, Proximal, Query, Stage, trace
+from stagetrace import Chain, Frozen, GaussNewton, Link, Proximal, Query, Stage, trace
 from stagetrace.errors import StagetraceWarning
 from stagetrace.objectives import Classification
 from stagetrace.preflight import Level, inspect
 from stagetrace.progress import Silent
 from stagetrace.solvers import Lanczos
 from stagetrace.stages.coverage import Coverage, notices_at
-from stagetrace.stages.links import Link
 
 DATA = TensorDataset(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 4))
 SOLVER, CURVATURE = Lanczos(damping=1.0, max_steps=5), GaussNewton()

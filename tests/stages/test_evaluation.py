@@ -290,8 +290,8 @@ def test_untrained_parameters_are_constants():
 def test_alpha_is_given_or_nothing():
     before, after = Net(), Net()
     moved = Problem.of(stage(after, link=Proximal("embedding", alpha=0.3)), stage(before, name="before"))
-    assert moved.alpha == 0.3
-    assert Problem.of(stage(before), None).alpha == 0.0
+    assert moved.link_settings == {"alpha": 0.3}
+    assert Problem.of(stage(before), None).link_settings == {}
 
 
 @pytest.mark.parametrize(("projected", "kept"), [(0, False), (2, True)])

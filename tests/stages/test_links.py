@@ -1,15 +1,16 @@
 """Which parameter of a stage is which: trained, kept, moved or constant; by name, prefix and alias."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stagetrace import Chain, Frozen, Proximal, Stage
+from stagetrace import Chain, Frozen, Link, Proximal, Stage
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import NextToken, Regression
-from stagetrace.stages.links import canonical_names, shared_names
+from stagetrace.stages.links.names import canonical_names, shared_names
 from stagetrace.stages.problem import Problem
 from tests.objectives import tiny
 
@@ -43,7 +44,7 @@ def stage(name: str, model: nn.Module, link: Any = None, **settings: Any) -> Sta
     return Stage(name, **(described | settings))
 
 
-def problem(link: Frozen | Proximal, model: nn.Module, previous: nn.Module) -> Problem:
+def problem(link: Link, model: nn.Module, previous: nn.Module) -> Problem:
     return Chain(stage("before", previous), stage("after", model, link)).last
 
 
@@ -65,7 +66,7 @@ NORM, HEAD = ["encoder_norm.weight", "encoder_norm.bias"], ["head.weight", "head
 )
 def test_a_prefix_covers_what_lies_under_it(shared: Any, names: list[str]):
     model = Net()
-    assert shared_names(Frozen(shared), model, Net(), "here") == {name: name for name in names}
+    assert shared_names(Frozen(shared).pairs, model, Net(), "here") == {name: name for name in names}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_the_empty_prefix_is_the_whole_model(shared: dict[str, str], deeper: str
     pair = (wrapped, net) if deeper == "ours" else (net, wrapped)
     names = ENCODER + NORM + HEAD if "encoder" not in str(shared) else ENCODER + HEAD
     expected = {f"net.{name}": name for name in names}
-    found = shared_names(Proximal(shared), *pair, "here")
+    found = shared_names(Proximal(shared).pairs, *pair, "here")
     assert found == (expected if deeper == "ours" else {name: other for other, name in expected.items()})
 
 
@@ -112,10 +113,14 @@ def test_without_a_trainable_parameter_there_is_no_stage():
 def test_a_displacement_is_in_the_moved_parameters_only():
     previous, model = Net(), Net()
     found = problem(Proximal("encoder"), model, previous)
-    away = found.own.unflatten(found.displacement)
+    before, away = dict(previous.named_parameters()), found.moved_values.displacement
+    assert list(away) == ENCODER
     for name, value in model.named_parameters():
-        expected = value - dict(previous.named_parameters())[name] if name in ENCODER else torch.zeros_like(value)
-        torch.testing.assert_close(away[name], expected.detach())
+        if name in ENCODER:
+            torch.testing.assert_close(away[name], (value - before[name]).detach())
+    anchor = found.own.unflatten(found.anchor)
+    for name, value in found.own_values.items():
+        assert torch.equal(anchor[name], before[name] if name in ENCODER else value)
 
 
 def test_a_kept_value_may_be_rounded_to_another_dtype():
@@ -240,6 +245,69 @@ def test_adapters_are_own_and_the_base_is_kept(requires_grad: bool):
     assert found.kept == {name: name.replace(".base", "") for name in found.inherited_values}
     assert found.inherited.size == sum(p.numel() for p in previous.parameters())
     assert found.constant_names == ()
+
+
+# Links of one's own
+
+
+@dataclass(frozen=True)
+class Told(Link):
+    """Says whatever strength it was given."""
+
+    says: Any = 0.5
+
+    def strength(self, moved: Any) -> Any:
+        return dict.fromkeys(moved.values, self.says) if isinstance(self.says, float | Tensor) else self.says
+
+
+def test_a_link_of_one_s_own_pulls_entry_by_entry():
+    previous, model = Net(), Net()
+    model.head.bias.requires_grad_(False)
+    with torch.no_grad():
+        model.head.bias.copy_(previous.head.bias)
+    strengths = {"head.weight": torch.arange(8.0).reshape(2, 4), "beside it": torch.ones(1)}
+    found = problem(Told("head", strengths), model, previous)
+    assert found.moved == {"head.weight": "head.weight"}
+    assert found.kept == {"head.bias": "head.bias"}
+    expected = {name: torch.zeros_like(value) for name, value in found.own_values.items()}
+    expected["head.weight"] = 2 * strengths["head.weight"]
+    assert torch.equal(found.pull, found.own.flatten(expected))
+
+
+@pytest.mark.parametrize("says", [0.25, torch.tensor(0.25), torch.full((1, 4), 0.25)], ids=repr)
+def test_a_strength_may_stand_for_several_entries(says: Any):
+    found = problem(Told("head.weight", says), Net(), Net())
+    torch.testing.assert_close(found.pull, 0.5 * found.own.mask(["head.weight"]))
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        (-1.0, r"Told.strength of 'head.weight' has entries that are negative or not finite, from -1 to -1"),
+        (torch.tensor([1.0, 2.0, float("nan"), 3.0]), "negative or not finite"),
+        (
+            torch.ones(3),
+            r"'head.weight' has the shape \[3\], but the parameter has \[2, 4\]; give a number, or one for",
+        ),
+        (torch.ones(1, 2, 4), r"has the shape \[1, 2, 4\]"),
+        ({}, r"must return a mapping with an entry for 'head.weight', got an empty mapping; give 0.0 where"),
+        ({"head": 1.0}, r"an entry for 'head.weight', got one with 'head'"),
+        ([1.0], r"an entry for 'head.weight', got list"),
+        ({"head.weight": "strong"}, r"'head.weight' is str; give a number, or a tensor of one for each entry"),
+    ],
+    ids=repr,
+)
+def test_a_strength_that_does_not_fit_is_refused(says: Any, words: str):
+    with pytest.raises(DescriptionError, match=f"stage 'after'.*{words}"):
+        _ = problem(Told("head.weight", says), Net(), Net()).pull
+
+
+@pytest.mark.parametrize(
+    ("link", "got"), [(Frozen, "the class Frozen"), ("head", "str"), ({"head": "head"}, "dict")], ids=repr
+)
+def test_what_is_no_link_is_refused(link: Any, got: str):
+    with pytest.raises(DescriptionError, match=rf"link must be Frozen\(...\), Proximal\(...\) or a Link .*, got {got}"):
+        stage("after", Net(), link)
 
 
 # What does not map

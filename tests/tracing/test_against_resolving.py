@@ -1,5 +1,6 @@
 """Scores of every stage against stages that were really solved again, and against the same maths on dense matrices."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -8,6 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace import Direct, Hessian, Lanczos, Objective, Proximal, Trace, trace
+from stagetrace.progress import Silent
+from stagetrace.results.part import join
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.responses.implicit import Implicit
+from stagetrace.tracing.responses.response import Response
+from stagetrace.tracing.walk import walk_back
 from tests import oracles
 from tests.chains import (
     CASES,
@@ -31,10 +38,11 @@ REPRESENTATIVES = {
     "three, frozen then proximal",
     "kept within proximal 0.5",
     "untied, proximal 0.5",
+    "tanh, elastic 0.5",
 }
 EXACT: dict[str, Any] = {"curvature": Hessian(), "solver": Direct()}
-FROZEN = tuple(case for case in CASES if case.links == {"frozen"})
-PROXIMAL = tuple(case for case in CASES if case.links == {"proximal"})
+FROZEN = tuple(case for case in CASES if all(link.keeps for link in case.links))
+PULLED = tuple(case for case in CASES if not any(link.keeps for link in case.links))
 SOME = tuple(case for case in CASES if case.name in REPRESENTATIVES)
 
 
@@ -226,6 +234,28 @@ def test_a_query_by_another_loss():
         assert_agree(result[stage.name].values, 2 * truth(case, position).mean(dim=0), case.tolerance)
 
 
+# Each response
+
+
+RESPONSES: dict[str, Callable[[Problem], Response]] = {
+    "implicit": lambda problem: Implicit(problem, Hessian(), Direct()),
+}
+"""The table of responses: each is held against stages that are really solved again."""
+
+
+@named(SOME)
+@pytest.mark.parametrize("name", RESPONSES)
+def test_scores_by_each_response_equal_the_resolved_query_loss(case: ChainCase, name: str):
+    chain, query, quiet, walked = chain_of(case, solved(case)), query_of(case), Silent(), list[str]()
+    responses = {problem.name: RESPONSES[name](problem) for problem in chain}
+    for problem, back in walk_back(chain, responses, query.gradient(chain.last, quiet), lambda stage: None, quiet):
+        parts = back.scorer(parts=False, rows=None).run(lambda number: None, lambda number, part: None, quiet)
+        expected = truth(case, chain.names.index(problem.name)).mean(dim=0)
+        assert_agree(join(problem.name, parts).values, expected, case.tolerance)
+        walked.append(problem.name)
+    assert walked == [*reversed(chain.names)]
+
+
 # The two parts
 
 
@@ -298,7 +328,7 @@ def test_the_oracle_rejects_a_dropped_direct_term(case: ChainCase):
     assert miss(dense_scores(case, 0, Slip(direct=0.0)).mean(dim=0), expected) > 1e-2
 
 
-@named(PROXIMAL)
+@named(PULLED)
 def test_the_oracle_rejects_a_forgotten_two_in_two_alpha(case: ChainCase):
     expected = truth(case, 0).mean(dim=0)
     assert miss(dense_scores(case, 0, Slip(pull=0.5)).mean(dim=0), expected) > 1e-2

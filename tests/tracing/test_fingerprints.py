@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
+from examples.elastic import Elastic
 from stagetrace import Chain, Direct, Hessian, Lanczos, Proximal, Query, Stage, Trace, trace
 from stagetrace.errors import ResultsError
 from stagetrace.objectives import Regression
@@ -23,7 +24,8 @@ from stagetrace.progress import Silent
 from stagetrace.stages import data as reading
 from stagetrace.stages.fingerprint import fingerprint_model
 from stagetrace.stages.identity import Identity
-from stagetrace.tracing.describe import describe, settings_of
+from stagetrace.stages.identity.settings import settings_of
+from stagetrace.tracing.describe import describe
 from tests.hf import tiny
 
 N = 6
@@ -185,6 +187,25 @@ def test_a_link_s_numbers_and_the_versions_are_part_of_a_run(monkeypatch: pytest
     assert set(found["versions"]) >= {"python", "stagetrace", "torch"}
 
 
+@pytest.mark.parametrize("entry", [0, -1])
+def test_a_link_of_one_s_own_is_another_run_with_another_strength(entry: int, tmp_path: Path):
+    def traced(strengths: Tensor) -> Trace:
+        first = Stage("first", model=Scaled(), objective=Regression(), data=rows(), weight_decay=0.1)
+        link = Elastic({"inner": "inner"}, {"inner.weight": strengths, "inner.bias": torch.ones(1)})
+        later = replace(first, name="later", model=Scaled(), link=link)
+        query = Query(rows(1))
+        return trace(Chain(first, later), query, curvature=Hessian(), solver=Direct(), out=tmp_path)
+
+    strengths, other = torch.ones(1, 2).double(), torch.ones(1, 2).double()
+    other[0, entry] += 1e-12
+    stages: Any = traced(strengths).description["stages"]
+    told = stages["later"]["link"]
+    assert (told["name"], told["shared"]) == ("Elastic", {"inner": "inner"})
+    traced(strengths.clone())
+    with pytest.raises(ResultsError, match=r"stages\.later\.link\.strengths"):
+        traced(other)
+
+
 # What cannot be identified
 
 
@@ -327,6 +348,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from examples.elastic import Elastic
 from stagetrace import Chain, Direct, Hessian, Query, Stage, trace
 
 class Kind(enum.Enum):

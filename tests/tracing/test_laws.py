@@ -325,7 +325,7 @@ def test_alpha_estimated_at_a_stationary_stage_is_the_alpha_it_was_solved_with(c
     """`alpha = - <dF/dW, W - W'> / (2 |W - W'|^2)` with the weight decay in F; so the scores are the same too."""
     last = case.stages[1]
     auto = {last.name: {"link": Proximal(last.link.shared, alpha="auto")}}
-    assert chain_of(case, solved(case), **auto).last.alpha == pytest.approx(0.5, rel=1e-10)
+    assert chain_of(case, solved(case), **auto).last.link_settings == {"alpha": pytest.approx(0.5, rel=1e-10)}
     assert_same_scores(traced(case, stages=auto), baseline(case), tolerance=1e-9)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.chains import ChainCase, StageCase
-from tests.oracles import Point, losses, own_names, previous_names, query_losses, solved
+from tests.oracles import Point, held_names, losses, own_names, previous_names, query_losses, solved
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def batches(n: int, size: int, steps: int, seed: int) -> list[list[int]]:
 def trained(
     stage: StageCase, point: Point, weights: Tensor, previous: Point, how: Plain, seed: int, drop: Sequence[int] = ()
 ) -> Point:
-    """The stage's parameters after the loop, from `point`, what it shares from `previous`.
+    """The stage's parameters after the loop, from `point`, what it shares from `previous`, towards which a link pulls
+    whose penalty is in the training loss.
 
     drop: examples that are taken out of every batch before the model sees it; the divisor stays.
     """
@@ -69,6 +70,9 @@ def trained(
         seen = [index for index in batch if index not in drop]
         optimiser.zero_grad()
         loss = (weights[seen] * losses(stage, parameters, stage.x[seen], stage.y[seen])).sum() / len(batch)
+        for here, there in held_names(stage).items() if stage.link and stage.link.in_loss else ():
+            away = parameters[here] - previous[there]
+            loss = loss + (stage.link.strengths(away.shape) * away.square()).sum()
         (loss + stage.weight_decay / 2 * sum(value.square().sum() for value in own)).backward()
         optimiser.step()
         if schedule is not None:

@@ -101,7 +101,8 @@ WAYS: dict[str, tuple[Plain, Callable[[], Steps]]] = {
         lambda: Steps(SGD(0.2, 0.5), 6, 5, start="cold", schedule="cosine"),
     ),
 }
-STEP_PLACES = [(FROZEN_LOGISTIC, 1), (STRONG_TANH, 1), (TIED, 0), (PARTLY, 1)]
+ELASTIC = BY_NAME["tanh, elastic 0.5"]
+STEP_PLACES = [(FROZEN_LOGISTIC, 1), (STRONG_TANH, 1), (ELASTIC, 1), (TIED, 0), (PARTLY, 1)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -329,6 +330,7 @@ RESOLVE_PLACES = [
     (TIED, 0),
     (PARTLY, 0),
     (BY_NAME["constant before, proximal 0.5"], 0),
+    (ELASTIC, 0),
     (BY_NAME["renamed by prefix, frozen"], 0),
 ]
 

@@ -55,14 +55,15 @@ def test_an_estimated_pull_stays_as_strong_as_it_was():
     name, last = (stage.name for stage in case.stages)
     shared = case.stages[1].link.shared
     auto = chain_of(case, solved(case), **{last: {"link": Proximal(shared, alpha="auto")}})
-    assert auto[last].alpha == pytest.approx(case.stages[1].link.alpha, rel=1e-6)
+    estimated = auto[last].link_settings["alpha"]
+    assert estimated == pytest.approx(case.stages[1].link.alpha, rel=1e-6)
     weights = leave_out(len(case.stages[0].x), [1], share=0.5)
     losses = [
         float(query_loss(resolve(chain, name, weights, tolerance=1e-11).chain, query_of(case)))
         for chain in (auto, chain_of(case, solved(case)))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-7)
-    assert resolve(auto, name, weights).chain[last].alpha == auto[last].alpha
+    assert resolve(auto, name, weights).chain[last].link_settings["alpha"] == estimated
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -8,8 +8,8 @@ from stagetrace.cli.target import Target, load
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
 from stagetrace.results.json_value import JSON
+from stagetrace.stages.identity.settings import settings_of
 from stagetrace.terminal import terminal
-from stagetrace.tracing.describe import settings_of
 from stagetrace.validation import Drawn, Fit, Groups, Largest, Resolve
 from stagetrace.validation import validate as compare
 from stagetrace.validation.fits.fit import described

@@ -32,7 +32,7 @@ from stagetrace.hf.tokenizing import (
 )
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
-from stagetrace.stages.links import Link
+from stagetrace.stages.links.link import Link
 from stagetrace.stages.stage import Stage
 
 Collate = Callable[[list[Any]], Any]

@@ -12,7 +12,9 @@ from stagetrace.hf.merged import with_adapters_apart
 from stagetrace.hf.names import plain_names
 from stagetrace.hf.sharing import Shared, shared
 from stagetrace.hf.vocabulary import with_common_rows
-from stagetrace.stages.links import Frozen, Link, Proximal
+from stagetrace.stages.links.frozen import Frozen
+from stagetrace.stages.links.link import Link
+from stagetrace.stages.links.proximal import Proximal
 from stagetrace.stages.stage import Stage
 
 

@@ -12,7 +12,7 @@ from stagetrace.errors import refuse
 from stagetrace.hf.merged import merged_layers
 from stagetrace.hf.names import Plain, plain_names
 from stagetrace.results.sheet import Sheet
-from stagetrace.stages.links import canonical_names
+from stagetrace.stages.links.names import canonical_names
 from stagetrace.stages.stage import Stage
 
 

@@ -31,7 +31,7 @@ from stagetrace.hf.trained import (
 from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.tokens import IGNORED
-from stagetrace.stages.links import Link
+from stagetrace.stages.links.link import Link
 from stagetrace.stages.stage import Stage
 
 LABELS = frozenset({"label", "label_ids", "labels"})

@@ -12,7 +12,6 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, moved_statistics, notices
-from stagetrace.stages.links import Proximal
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.query import Query
@@ -71,7 +70,7 @@ def _coverage(problem: Problem) -> tuple[Level, str]:
         text += f"; buffers are constants ({_some(coverage.buffers)})"
     if coverage.shared_buffers:
         still = "moved" if coverage.moved_buffers else "the same in both stages"
-        if isinstance(problem.stage.link, Proximal):
+        if problem.stage.link is not None and not problem.stage.link.keeps_shared:
             still = "trained further with their layers"
         text += f"; shared with the previous stage: {_some(coverage.shared_buffers)}, {still}"
     return (Level.NOTE if coverage.constant or coverage.buffers else Level.OK), text

@@ -16,6 +16,7 @@ from stagetrace.solvers.auto import cut_of
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.problem import Problem
+from stagetrace.stages.space import Params
 
 LOOKED_AT = 64
 """Examples whose single gradients give the scale that the mean gradient is compared with."""
@@ -31,7 +32,7 @@ def stationarity(problem: Problem, progress: Progress) -> Finding:
     indices = seeded_subset(total, "auto", seed=0)
     values = problem.own.flatten(problem.own_values)
     mean = mean_gradient(problem.risk, indices, progress=progress).own.squeeze(1)
-    found = (mean + problem.stage.weight_decay * values + _pull(problem)).double()
+    found = (mean + problem.stage.weight_decay * values + _pull(problem, values)).double()
     typical, spread = _single_gradients(problem, mean)
     error = (spread * (1 / len(indices) - 1 / total)) ** 0.5
     norm = max(0.0, float(found @ found) - error**2) ** 0.5
@@ -50,16 +51,14 @@ def stationarity(problem: Problem, progress: Progress) -> Finding:
 
 
 def displacement(problem: Problem) -> Iterator[Finding]:
-    """How far a proximal stage moved the shared parameters, and the pull that its link assumes."""
+    """How far a stage moved the shared parameters, and the pull that its link assumes."""
     if not problem.moved:
         return
-    norm = float(torch.linalg.vector_norm(problem.displacement.double()))
-    start = float(
-        torch.linalg.vector_norm((problem.own.flatten(problem.own_values) * problem.own.mask(problem.moved)).double())
-    )
+    norm, start = _norm(problem.moved_values.displacement), _norm(problem.moved_values.values)
     relative = norm / start if start else 0.0
     try:
-        text = f"shared parameters moved by {norm:.3g} ({relative:.1%} of their norm); alpha {problem.alpha:.3g}"
+        settings = [f"; {name} {_short(value)}" for name, value in problem.link_settings.items()]
+        text = f"shared parameters moved by {norm:.3g} ({relative:.1%} of their norm){''.join(settings)}"
         yield Finding(problem.name, "distance", Level.NOTE if relative > 0.5 else Level.OK, text)
     except DescriptionError as cause:
         yield Finding(problem.name, "distance", Level.WARNING, str(cause))
@@ -97,12 +96,20 @@ def _advice(problem: Problem, operator: LinearOperator, low: float, high: float)
     )
 
 
-def _pull(problem: Problem) -> torch.Tensor:
-    """`2 alpha (W - W_previous)`, the gradient of the proximal pull; nothing where alpha cannot be estimated."""
+def _pull(problem: Problem, values: Tensor) -> Tensor:
+    """`2 a (W - W')`, the gradient of the link's penalty; nothing where its strength cannot be estimated."""
     try:
-        return 2 * problem.alpha * problem.displacement
+        return problem.pull * (values - problem.anchor)
     except DescriptionError:
-        return torch.zeros_like(problem.displacement)
+        return torch.zeros_like(values)
+
+
+def _norm(values: Params) -> float:
+    return float(torch.linalg.vector_norm(torch.cat([value.double().flatten() for value in values.values()])))
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _single_gradients(problem: Problem, mean: Tensor) -> tuple[float, float]:

@@ -17,9 +17,9 @@ def stage_facts(trace: Trace, stage: str) -> Facts:
     coverage = at(trace.statistics, "coverage", stage)
     if isinstance(coverage, Mapping):
         facts["coverage"] = _coverage(coverage)
-    alpha = at(trace.statistics, "alpha", stage)
-    if alpha is not None:
-        facts["pull to the stage before (alpha)"] = in_a_line(alpha)
+    link = at(trace.statistics, "links", stage)
+    for setting, value in link.items() if isinstance(link, Mapping) else ():
+        facts[f"link to the stage before ({setting})"] = in_a_line(value)
     return tuple(facts.items())
 
 

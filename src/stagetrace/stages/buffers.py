@@ -6,7 +6,7 @@ them as constants: what an example did to them is not in its score.
 
 from torch import Tensor, nn
 
-from stagetrace.stages.links import Frozen, Link
+from stagetrace.stages.links.link import Link
 from stagetrace.stages.sparse import same_values
 
 
@@ -26,8 +26,8 @@ def shared_buffers(link: Link, pairs: dict[str, str], model: nn.Module, previous
 
 
 def moved_buffers(link: Link, shared: dict[str, str], model: nn.Module, previous: nn.Module) -> list[str]:
-    """Those of the shared buffers that differ although the parameters beside them were kept."""
-    if not isinstance(link, Frozen):
+    """Those of the shared buffers that differ although the link kept all that is shared."""
+    if not link.keeps_shared:
         return []
     ours, theirs = _floating(model), _floating(previous)
     return [name for name, other in shared.items() if not same_values(ours[name], theirs[other].to(ours[name]))]

@@ -11,7 +11,9 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Collate, Examples
 from stagetrace.stages.identity import Identity
-from stagetrace.stages.links import Link, Proximal
+from stagetrace.stages.identity.origin import library_of
+from stagetrace.stages.identity.settings import settings_of
+from stagetrace.stages.links.link import Link
 from stagetrace.stages.problem import Problem
 
 Json = dict[str, Any]
@@ -40,7 +42,7 @@ def fingerprint_problem(
         "objective": fingerprint_objective(stage.loss, stage.model, identity),
         "data": fingerprint_examples(stage.examples, progress, identity, read=read),
         "collate": fingerprint_collate(stage.collate, stage.data, identity),
-        "link": _link(stage.link),
+        "link": _link(stage.link, identity),
         "weight_decay": stage.weight_decay,
         "batch_size": stage.batch_size,
     }
@@ -137,11 +139,14 @@ def known_of(model: nn.Module, *, modules: bool = False) -> dict[int, str]:
     return known | ({id(module): f"module {name}" for name, module in model.named_modules()} if modules else {})
 
 
-def _link(link: Link | None) -> Json | None:
+def _link(link: Link | None, identity: Identity) -> Json | None:
+    """A link's name, pairs and settings; of a link of the user's own also a digest of its code and all it holds."""
     if link is None:
         return None
-    strength = {"alpha": link.alpha} if isinstance(link, Proximal) else {}
-    return {"name": type(link).__name__, "shared": dict(link.pairs), **strength}
+    settings = {key: settings_of(value, identity) for key, value in link.settings.items()}
+    ours = library_of(type(link).__module__) == "stagetrace"
+    named = {"name": type(link).__name__, "shared": dict(link.pairs)}
+    return {**settings, **named, **({} if ours else {"its": identity.of(link)})}
 
 
 def _global_hooks() -> tuple[Mapping[int, Any] | Any, ...]:

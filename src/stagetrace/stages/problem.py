@@ -14,7 +14,8 @@ from stagetrace.stages.data import Examples
 from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import ready_forward_mode
-from stagetrace.stages.links import Proximal, shared_names
+from stagetrace.stages.links.link import Link, Moved, pull_of
+from stagetrace.stages.links.names import shared_names
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
 from stagetrace.stages.stage import Stage
@@ -27,11 +28,10 @@ class Problem:
 
     A parameter of the model is one of three:
         own: trained here (it requires a gradient and the link did not keep it);
-        inherited: kept at the value the previous stage gave it (`Frozen`, or shared with `requires_grad=False`);
+        inherited: kept at the value the previous stage gave it (by its link, or shared with `requires_grad=False`);
         constant: neither trained nor shared; no stage's examples move it.
 
-    kept: `{inherited parameter: previous stage's}`; moved: `{own parameter: previous stage's it is pulled towards}`.
-    alpha: the pull of a `Proximal` link on `moved`, once known.
+    kept: `{inherited parameter: previous stage's}`; moved: `{own parameter: previous stage's that it started from}`.
     """
 
     stage: Stage
@@ -58,7 +58,7 @@ class Problem:
                 "if the shared parameters were kept, link=Proximal(...) if they were trained further (hf.stage: "
                 "after=, the stage before it, finds the link)"
             )
-        pairs = shared_names(stage.link, stage.model, previous.model, where)
+        pairs = shared_names(stage.link.pairs, stage.model, previous.model, where)
         ours, theirs = dict(stage.model.named_parameters()), dict(previous.model.named_parameters())
         for name, other in pairs.items():
             if ours[name].shape != theirs[other].shape:
@@ -66,8 +66,8 @@ class Problem:
                     f"{where}: parameter '{name}' has shape {list(ours[name].shape)}, but '{other}' of stage "
                     f"'{previous.name}' has {list(theirs[other].shape)}; share only what the stages have in common"
                 )
-        updates = isinstance(stage.link, Proximal)
-        moved = {name: other for name, other in pairs.items() if updates and ours[name].requires_grad}
+        moves = not stage.link.keeps_shared
+        moved = {name: other for name, other in pairs.items() if moves and ours[name].requires_grad}
         kept = {name: other for name, other in pairs.items() if name not in moved}
         for name, other in moved.items():
             _check_moved(name, ours[name], other, theirs[other], stage, previous)
@@ -132,57 +132,59 @@ class Problem:
         """The losses of the stage's own examples."""
         return self.risk_of(self.stage.where, self.stage.loss, self.stage.examples)
 
-    @cached_property
-    def alpha(self) -> float:
-        """The strength of the proximal pull: as given, or estimated where the link says "auto"; 0 without one.
+    @property
+    def moved_values(self) -> Moved:
+        """What was trained further, beside what it started from: all that the link is asked about."""
+        theirs = {} if self.previous is None else dict(self.previous.model.named_parameters())
+        values = {name: value for name, value in self.own_values.items() if name in self.moved}
+        start = {name: theirs[self.moved[name]].detach().to(value) for name, value in values.items()}
 
-        Stationarity of eq. 12 in W gives `dF/dW = -2 alpha (W - W_previous)`; its projection on the displacement is
-        `alpha = -<dF/dW, W - W_previous> / (2 |W - W_previous|^2)`, with the weight decay part of F.
+        def gradient() -> Params:
+            whole = self.own.unflatten(self.stationarity)
+            return {name: whole[name] for name in values}
+
+        return Moved(self.stage.where, values, start, gradient)
+
+    @cached_property
+    def link(self) -> Link | None:
+        """The stage's link, what it estimates as numbers; None at the first stage.
 
         Raises:
-            DescriptionError: the estimate is not positive, or the parameters did not move.
+            DescriptionError: there is no estimate.
         """
         link = self.stage.link
-        if not isinstance(link, Proximal):
-            return 0.0
-        return self._estimated_alpha() if link.alpha == "auto" else float(link.alpha)
+        return link.resolved(self.moved_values) if link is not None and self.moved else link
 
-    def _estimated_alpha(self) -> float:
-        mask, displacement = self.own.mask(self.moved), self.displacement.double()
-        gradient = self.stationarity.double() * mask
-        moved = float(displacement.square().sum())
-        alpha = -float(gradient @ displacement) / (2 * moved) if moved else 0.0
-        if alpha <= 0:
-            raise DescriptionError(
-                f"{self.stage.where}: alpha='auto' estimates {alpha:.3g}, which is no pull: the shared parameters "
-                f"{'did not move' if not moved else 'do not pull back towards the previous stage'} "
-                "(the stage was trained to a minimum of its own loss); give a number, alpha=0.01 is the paper's"
-            )
-        return alpha
+    @property
+    def link_settings(self) -> dict[str, float | str]:
+        """The link's settings that are numbers or words, beside what is shared; empty without a link."""
+        given = {} if self.link is None else self.link.settings
+        return {name: value for name, value in given.items() if isinstance(value, (int, float, str))}
 
     @cached_property
-    def displacement(self) -> Tensor:
-        """`W - W_previous` on the moved parameters, 0 elsewhere: `[own.size]`."""
-        if self.previous is None:
-            return torch.zeros_like(self.own.flatten(self.own_values))
-        theirs = dict(self.previous.model.named_parameters())
-        away = {
-            name: value - theirs[self.moved[name]].detach().to(value) if name in self.moved else torch.zeros_like(value)
-            for name, value in self.own_values.items()
-        }
-        return self.own.flatten(away)
+    def pull(self) -> Tensor:
+        """The second derivative of the link's penalty, a diagonal: `2 a` on moved parameters, 0 elsewhere."""
+        nothing = torch.zeros((), dtype=self.own.dtype, device=self.own.device)
+        if self.link is None or not self.moved:
+            return nothing.expand(self.own.size)
+        pull = {name: nothing.expand_as(value) for name, value in self.own_values.items()}
+        return self.own.flatten(pull | pull_of(self.link, self.moved_values, self.own.dtype))
+
+    @cached_property
+    def anchor(self) -> Tensor:
+        """What the pull is towards: the previous stage's values of moved parameters, the stage's own elsewhere."""
+        return self.own.flatten(self.own_values | self.moved_values.start)
 
     @cached_property
     def stationarity(self) -> Tensor:
-        """The gradient of mean loss + weight decay in the own parameters, without the proximal pull: `[own.size]`."""
+        """The gradient of mean loss + weight decay in the own parameters, without the link's pull: `[own.size]`."""
         values = self.own.flatten(self.own_values)
         return mean_gradient(self.risk).own.squeeze(1) + self.stage.weight_decay * values
 
     @cached_property
     def penalty(self) -> Tensor:
-        """The penalty's second derivative, a diagonal: weight decay on all own parameters, `2 alpha` on moved ones."""
-        diagonal = torch.full((self.own.size,), self.stage.weight_decay, dtype=self.own.dtype, device=self.own.device)
-        return diagonal + 2 * self.alpha * self.own.mask(self.moved)
+        """The penalty's second derivative, a diagonal: weight decay on all own parameters, and the link's pull."""
+        return self.stage.weight_decay + self.pull
 
 
 def _checked(problem: Problem) -> Problem:

@@ -14,7 +14,7 @@ from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
-from stagetrace.stages.links import Link
+from stagetrace.stages.links.link import Link
 from stagetrace.stages.plainly import with_plain_layers
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
@@ -25,7 +25,7 @@ class Stage:
     """A training stage: the model as it left it, what it minimised, and on which examples.
 
     The stage minimised `mean_i loss_i + weight_decay / 2 * |parameters|^2` over the parameters that require a gradient
-    (and that its link did not keep), plus the pull of a `Proximal` link.
+    (and that its link did not keep), plus the pull of its link, if it has one.
 
     Args:
         name: how results refer to the stage; letters, digits, `.`, `_` and `-`.
@@ -69,7 +69,8 @@ class Stage:
         refuse_wrapped(self.model, self.where)
         refuse_unmade(self.model, self.where)
         if self.link is not None and not isinstance(self.link, Link):
-            refuse(f"{self.where}: link must be Frozen(...) or Proximal(...), got {type(self.link).__name__}")
+            got = f"the class {self.link.__name__}" if isinstance(self.link, type) else type(self.link).__name__
+            refuse(f"{self.where}: link must be Frozen(...), Proximal(...) or a Link of your own, got {got}")
         number = isinstance(self.weight_decay, Real) and not isinstance(self.weight_decay, bool)
         if not (number and 0 <= self.weight_decay < math.inf):
             refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")

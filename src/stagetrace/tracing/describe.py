@@ -1,8 +1,7 @@
 """What makes a run this run: its settings by stage, and the fingerprints of everything it reads."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
@@ -20,7 +19,7 @@ from stagetrace.stages.fingerprint import (
     fingerprint_problem,
 )
 from stagetrace.stages.identity import Identity
-from stagetrace.stages.identity.origin import library_of
+from stagetrace.stages.identity.settings import settings_of
 from stagetrace.tracing.query import Query
 
 T = TypeVar("T")
@@ -72,30 +71,6 @@ def scored_stages(chain: Chain, of: Iterable[str] | str | None) -> set[str]:
     if not names:
         refuse("of: no stage to score; name at least one, or leave it out to score every stage")
     return names
-
-
-def settings_of(choice: object, identity: Identity | None = None) -> JSON:
-    """A choice's name and fields as plain values; what is not plain, or of the user's own class, also by a digest.
-
-    `memory` is left out: it decides how, not what, is computed.
-
-    Example:
-        >>> from stagetrace import Hessian
-        >>> settings_of(Hessian(examples=10))
-        {'name': 'Hessian', 'examples': 10, 'seed': 0}
-    """
-    if type(choice) in (bool, int, float, str, type(None)):
-        return cast("JSON", choice)
-    kind, identity = type(choice), identity or Identity()
-    ours = library_of(kind.__module__) == "stagetrace"
-    name = getattr(choice, "__qualname__", kind.__qualname__)
-    if is_dataclass(choice) and not isinstance(choice, type):
-        named = {f.name: getattr(choice, f.name) for f in fields(choice) if not (ours and f.name == "memory")}
-        plain = {key: settings_of(value, identity) for key, value in named.items()}
-        return {"name": name, **plain, **({} if ours else {"its": identity.of(choice)})}
-    if isinstance(choice, type) and library_of(choice.__module__) == "stagetrace":
-        return name
-    return {"name": name, **identity.of(choice)}
 
 
 def describe(

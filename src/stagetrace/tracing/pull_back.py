@@ -1,15 +1,15 @@
 """One step back through a link: from a stage's adjoint to the gradient at the stage before it.
 
 Let `F(Theta; W)` be what the stage minimised, `lambda` its adjoint (`H lambda = dq/dTheta`, H in its own parameters)
-and `g` the query's gradient there. A shared parameter is one of two kinds, and each has one rule:
+and `g` the query's gradient there. A shared parameter is one of two kinds, by the link, and each has one rule:
 
-kept (`Frozen`): Theta*(W) answers the stationarity `dF/dTheta = 0`, so `dTheta/dW = -H^-1 d2F/dTheta dW`, and
+kept: Theta*(W) answers the stationarity `dF/dTheta = 0`, so `dTheta/dW = -H^-1 d2F/dTheta dW`, and
     dq/dW = g_W - (d2F/dW dTheta) lambda.                        (Chen et al. 2020, eq. 11)
     The first term is the query's direct use of W; without it the result is wrong and looks right.
 
-moved (`Proximal`): W is among the own parameters, pulled by `alpha |W - W'|^2` towards the previous stage's W'; the
-    mixed derivative of the pull is `-2 alpha`, so `d(Theta, W)/dW' = H^-1 [0; 2 alpha I]`, and
-    dq/dW' = 2 alpha lambda_W.                                   (eq. 15; H includes 2 alpha on W)
+moved: W is among the own parameters, and the link pulls it by `sum_j a_j (W_j - W'_j)^2` towards the previous stage's
+    W'. The mixed derivative of the pull is `-2 a`, so `d(Theta, W)/dW' = H^-1 [0; 2 diag(a)]`, and
+    dq/dW' = 2 a lambda_W.                                       (eq. 15; H includes 2 a on W)
 
 Parameters of the previous stage that are not shared (its head) get zero; those it did not train itself are passed on
 as inherited, or dropped if they are constants that no stage's examples move.
@@ -42,8 +42,8 @@ def pull_back(
         **{name: (own, where) for name, where in previous.own.slices().items()},
         **{name: (inherited, where) for name, where in previous.inherited.slices().items()},
     }
-    at_kept = gradient.inherited - mixed_product(problem.risk, indices, adjoint, progress)
-    at_moved = 2 * problem.alpha * adjoint
+    at_kept = gradient.inherited - mixed_product(problem.risk, indices, adjoint, progress)  # (11)
+    at_moved = problem.pull.unsqueeze(1) * adjoint  # (15)
     for source, spaces, pairs in (
         (at_kept, problem.inherited, problem.kept),
         (at_moved, problem.own, problem.moved),

@@ -9,13 +9,13 @@ from typing import final
 import torch
 
 from stagetrace.checks import Finding
-from stagetrace.curvature.operator import LinearOperator
 from stagetrace.parallel import world
 from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, notices_at
+from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.score import Scorer
 
 
@@ -48,8 +48,8 @@ class Tally:
         self.scores[stage] = scores
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 
-    def solving(self, operators: Mapping[str, LinearOperator]) -> None:
-        self._solving = {stage: operator.how() for stage, operator in operators.items()}
+    def solving(self, responses: Mapping[str, Response]) -> None:
+        self._solving = {stage: dict(response.how()) for stage, response in responses.items()}
 
     def solved(self, stage: str, solution: Solution) -> None:
         self._solutions[stage] = solution
@@ -64,7 +64,7 @@ class Tally:
             "coverage": {problem.name: _plain(asdict(Coverage.of(problem))) for problem in self._chain},
             "solving": {stage: self._work(stage, how) for stage, how in self._solving.items()},
             "scoring": self._scoring,
-            "alpha": {problem.name: problem.alpha for problem in self._chain if problem.moved},
+            "links": {problem.name: dict(problem.link_settings) for problem in self._chain if problem.moved},
             "checks": [_plain(asdict(finding)) for finding in self._checks],
             "notices": [notice for problem in self._chain for notice in notices_at(problem)],
         }

@@ -25,9 +25,9 @@ from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
-from stagetrace.tracing.score import Scorer
+from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.tally import Tally
-from stagetrace.tracing.walk import Walk, concerns
+from stagetrace.tracing.walk import concerns, walk_back
 
 
 @in_ordinary_modes
@@ -104,25 +104,24 @@ def trace(
     tally.checked(_checked(chain, query, tally))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.problems[min(map(chain.names.index, scored)) :]
-    operators = {problem.name: curvatures[problem.name].operator(problem) for problem in walked}
-    tally.solving(operators)
+    responses = {problem.name: Implicit(problem, curvatures[problem.name], solvers[problem.name]) for problem in walked}
+    tally.solving(responses)
     kept = out is not None
     described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally, read=kept)
     keeper = Keeper.open(out, described)
     if keeper.complete:
         return _said(keeper.read())
-    walk = Walk(chain, curvatures, operators, solvers, tally)
     with keeper:
         gradient = query.gradient(chain.last, tally)
         _check_not_flat(gradient, query)
         gradient = _columns(gradient, chain, parts=parts)
-        for problem, solution in walk.back(gradient, keeper.solution):
-            keeper.keep_solution(problem.name, solution)
+        for problem, back in walk_back(chain, responses, gradient, keeper.solution, tally):
+            keeper.keep_solution(problem.name, back.solution)
             if problem.name in scored:
-                scorer = Scorer.of(problem.risk, solution.value, parts=parts, rows=query.rows)
+                scorer = back.scorer(parts=parts, rows=query.rows)
                 done = scorer.run(keeper.parts(problem.name), keeper.keep_parts(problem.name), tally)
                 tally.scored(problem.name, scorer, _some_influence(join(problem.name, done), problem))
-            tally.solved(problem.name, solution)
+            tally.solved(problem.name, back.solution)
             if scored <= set(tally.scores):
                 break
         result = tally.trace(keeper.description)

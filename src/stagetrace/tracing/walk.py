@@ -1,70 +1,40 @@
-"""The walk back: a query's gradient, one inverse-curvature product per stage, one step through each link."""
+"""The walk back: a query's gradient, and what each stage's response makes of it, the last stage first."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from math import isnan
 from typing import final
 
-from stagetrace.curvature.auto import coupled, subset_in_words
-from stagetrace.curvature.choices import Curvature
-from stagetrace.curvature.operator import LinearOperator
-from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceWarning
+from stagetrace.errors import ConvergenceWarning, CurvatureWarning, StagetraceWarning
 from stagetrace.progress import Advance, Progress
 from stagetrace.progress.task import clock
-from stagetrace.solvers.base import Solution, Solver, Status
-from stagetrace.solvers.settings import most_steps
+from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.problem import Problem
-from stagetrace.tracing.pull_back import pull_back
+from stagetrace.tracing.responses.response import Back, Response
 
 Kept = Callable[[str], Solution | None]
 """A stage's solution from an earlier, interrupted run, if there is one."""
 
 
-@final
-@dataclass(frozen=True)
-class Walk:
-    """How to walk: each stage's curvature and solver, by its name.
+def walk_back(
+    chain: Chain, responses: Mapping[str, Response], gradient: Gradient, kept: Kept, progress: Progress
+) -> Iterator[tuple[Problem, Back]]:
+    """Yield each stage with what its response makes of the query's gradient, last stage first.
 
-    operators: of the stages still to be solved; each is let go, with what it keeps in memory, once its stage is.
+    Algorithm 1 of Chen et al. (2020), for any number of stages. The gradient at the previous stage is computed only
+    once the next one is asked for.
+
+    Args:
+        responses: by the stages' names, as far back as is walked.
+        gradient: the query's, at the last stage.
     """
-
-    chain: Chain
-    curvature: Mapping[str, Curvature]
-    operators: dict[str, LinearOperator]
-    solver: Mapping[str, Solver]
-    progress: Progress
-
-    def back(self, gradient: Gradient, kept: Kept) -> Iterator[tuple[Problem, Solution]]:
-        """Yield each stage with its adjoint, last stage first.
-
-        The adjoint `lambda` solves `curvature lambda = gradient` in the stage's own parameters; an example's score
-        there is `-(gradient of its loss) . lambda`, whichever stage it is (Chen et al. 2020, eq. 11 and 15).
-        """
-        for problem in reversed(self.chain):
-            solution = kept(problem.name) or self._solve(problem, gradient)
-            adjoint = solution.value.to(problem.own.device)
-            yield problem, replace(solution, value=adjoint)
-            if problem.previous is not None:
-                previous = self.chain[problem.previous.name]
-                indices = coupled(self.curvature[problem.name], problem, adjoint.shape[1])
-                gradient = pull_back(problem, previous, adjoint, gradient, indices, self.progress)
-
-    def _solve(self, problem: Problem, gradient: Gradient) -> Solution:
-        solver = self.solver[problem.name]
-        unit = "products" if gradient.own.shape[1] == 1 else "steps"
-        try:
-            operator = self.operators.pop(problem.name)
-            with self.progress.task(f"solving stage '{problem.name}'", None, unit) as advance:
-                solution = _usable(solver.prepare(operator).solve(gradient.own, Told(advance, most_steps(solver))))
-            left_out = subset_in_words(self.curvature[problem.name], problem)
-            return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
-        except SolveError as cause:
-            raise SolveError(
-                f"while solving {problem.stage.where} ({problem.own.size:,} parameters, {solver}): {cause}"
-            ) from cause
+    for problem in reversed(chain):
+        back = responses[problem.name].back(gradient, kept(problem.name), progress)
+        yield problem, back
+        if problem.previous is not None:
+            gradient = back.to_previous(chain[problem.previous.name])
 
 
 @final
@@ -108,14 +78,3 @@ def concerns(stage: str, solution: Solution) -> list[StagetraceWarning]:
         )
         found.append(CurvatureWarning(text))
     return found
-
-
-def _usable(solution: Solution) -> Solution:
-    """The solution, unless there is none to go on with.
-
-    Raises:
-        SolveError: the solve diverged.
-    """
-    if solution.status is Status.DIVERGED:
-        raise SolveError(f"{solution.system} diverged after {solution.products} products; {'; '.join(solution.notes)}")
-    return solution

@@ -47,7 +47,7 @@ class Landscape:
         self._batches = [(batch, weights[list(batch.indices)]) for batch in self.risk.read(plan)]
         self._bytes: int | None = None
         self.start = problem.own.flatten(problem.own_values)
-        self._anchor = self.start - problem.displacement
+        self._anchor = problem.anchor
 
     def at(self, point: Tensor) -> "Place":
         """The function at a point; the value is NaN or infinite where a loss is."""

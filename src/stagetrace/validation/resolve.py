@@ -1,8 +1,7 @@
 """Stages really solved again: the truth that a score predicts."""
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -11,11 +10,9 @@ from torch import Tensor
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.links import Proximal
 from stagetrace.stages.modes import in_ordinary_modes
-from stagetrace.stages.problem import Problem
-from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
+from stagetrace.validation.handing_on import with_previous, with_values
 from stagetrace.validation.minimum import Minimum
 from stagetrace.validation.newton import minimise
 
@@ -42,8 +39,8 @@ def resolve(
 ) -> Resolved:
     """Solve a stage again with these example weights, then every later stage with its own, each from where it was.
 
-    What a later stage kept of the one before (`Frozen`) takes the new values; what it moved (`Proximal`) is pulled
-    towards them, as strongly as before (`alpha="auto"` is estimated once, in `chain`). The chain itself stays as it is.
+    What a later stage kept of the one before takes the new values; what it moved is pulled towards them, as strongly as
+    before (`alpha="auto"` is estimated once, in `chain`). The chain itself stays as it is.
 
     Args:
         chain: at its strict minimum (see `polish`), or the difference to `chain` is not that of the weights alone.
@@ -59,10 +56,9 @@ def resolve(
     """
     chain.check_names([stage], "resolve")
     first = chain.names.index(stage)
-    stages, minima = list(chain.stages[:first]), dict[str, Minimum]()
+    stages, minima, before = list(chain.stages[:first]), dict[str, Minimum](), None
     for position, problem in enumerate(chain.problems[first:], start=first):
-        before = stages[-1] if stages else None
-        problem = Problem.of(_handed_on(problem, before), before)
+        problem = with_previous(problem, before)
         minimum = minimise(
             problem,
             weights if position == first else None,
@@ -72,6 +68,7 @@ def resolve(
             progress=progress,
         )
         stages.append(with_values(problem.stage, minimum.checked()))
+        before = dict(stages[-1].model.named_parameters())
         minima[problem.name] = minimum
     return Resolved(Chain(*stages), minima)
 
@@ -153,22 +150,3 @@ def removal_effects(
             effects.append(query_loss(again.chain, query) - control)
             advance(1)
     return torch.stack(effects, dim=-1)
-
-
-def _handed_on(problem: Problem, before: Stage | None) -> Stage:
-    """The stage over a copy of its model, with what it kept of the stage before it and its pull as strong as it was."""
-    stage = problem.stage
-    if isinstance(stage.link, Proximal):
-        stage = replace(stage, link=replace(stage.link, alpha=problem.alpha))
-    theirs = dict(before.model.named_parameters()) if before is not None else {}
-    return with_values(stage, {name: theirs[other] for name, other in problem.kept.items()})
-
-
-def with_values(stage: Stage, values: Mapping[str, Tensor]) -> Stage:
-    """The stage over a copy of its model in which the named parameters have these values."""
-    model = copy.deepcopy(stage.model)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
-    return replace(stage, model=model)

@@ -17,7 +17,8 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.describe import by_stage
 from stagetrace.tracing.query import Query
-from stagetrace.tracing.walk import Walk, concerns
+from stagetrace.tracing.responses.implicit import Implicit
+from stagetrace.tracing.walk import concerns
 from stagetrace.validation.estimators.estimator import check_choice, check_name
 from stagetrace.validation.estimators.lineage import carried, dot_effects, lineage, whole, with_last_values
 
@@ -77,11 +78,9 @@ class SingleStage:
 
     def _adjoint(self, chain: Chain, last: Problem, query: Query, progress: Progress) -> Tensor:
         """`H^-1 dq/dtheta`, `[theta, k]`."""
-        curvature = by_stage(chain, self.curvature, Auto(), "curvature")
-        solver = by_stage(chain, self.solver, Lanczos(), "solver")
-        operators = {last.name: curvature[last.name].operator(last)}
-        walk = Walk(Chain(last.stage), curvature, operators, solver, progress)
-        _, solution = next(walk.back(query.gradient(last, progress), lambda _: None))
+        curvature = by_stage(chain, self.curvature, Auto(), "curvature")[last.name]
+        solver = by_stage(chain, self.solver, Lanczos(), "solver")[last.name]
+        solution = Implicit(last, curvature, solver).back(query.gradient(last, progress), None, progress).solution
         for concern in concerns(last.name, solution):
             warnings.warn(concern, stacklevel=4)
         return solution.value

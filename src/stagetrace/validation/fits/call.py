@@ -12,7 +12,7 @@ from stagetrace.errors import DescriptionError, refuse
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import with_values
 
 
 @final

@@ -2,17 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor
 
 from stagetrace.results.json_value import JSON
 from stagetrace.stages.identity import Identity
-from stagetrace.stages.links import Proximal
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import taken_over
 
 Copies = Params
 """The parameters of several copies of one model, by name: `[copies, *shape]` each."""
@@ -53,10 +52,7 @@ def expanded(values: Params, copies: int) -> Copies:
 def handed_on(problem: Problem, copies: int, before: Copies | None) -> Copies:
     """The stage as trained, for each copy with what it kept or moved of its own copy of the stage before."""
     values = expanded(all_values(problem), copies)
-    if before is not None:
-        shared = {**problem.kept, **problem.moved}
-        values.update({name: before[other].to(values[name]) for name, other in shared.items()})
-    return values
+    return values if before is None else values | taken_over(problem, before, moved=True)
 
 
 def one_copy(copies: Copies, place: int) -> Params:
@@ -67,16 +63,6 @@ def one_copy(copies: Copies, place: int) -> Params:
 def stacked(values: list[Params]) -> Copies:
     """Several copies' parameters as one."""
     return {name: torch.stack([each[name].detach() for each in values]) for name in values[0]}
-
-
-def rebound(problem: Problem, before: Params | None) -> Problem:
-    """The problem after a stage with other values: kept ones taken over, the pull as strong; it starts where it was."""
-    if before is None or problem.previous is None:
-        return problem
-    stage = with_values(problem.stage, {name: before[other] for name, other in problem.kept.items()})
-    if isinstance(stage.link, Proximal):
-        stage = replace(stage, link=replace(stage.link, alpha=problem.alpha))
-    return replace(problem, stage=stage, previous=with_values(problem.previous, before))
 
 
 def described(value: object) -> JSON:

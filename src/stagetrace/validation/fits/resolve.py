@@ -7,7 +7,8 @@ from torch import Tensor
 
 from stagetrace.errors import refuse
 from stagetrace.stages.problem import Problem
-from stagetrace.validation.fits.fit import Copies, Fit, one_copy, rebound, stacked
+from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
+from stagetrace.validation.handing_on import with_previous
 from stagetrace.validation.newton import minimise
 from stagetrace.validation.preconditioner import Preconditioner
 
@@ -20,7 +21,7 @@ FEW = 0.05
 class Resolve(Fit):
     """Every copy solved to a gradient norm of `tolerance`, from where the stage was; float64 is needed.
 
-    `Proximal` stages keep their pull, towards the new values of the stage before.
+    A stage keeps the pull of its link, towards the new values of the stage before.
 
     Args:
         tolerance, max_steps: see `stagetrace.validation.minimise`.
@@ -55,7 +56,7 @@ class Resolve(Fit):
         self.prepare(problem)
         known, found = self._known[id(problem)][1], []
         for place, weight in enumerate(weights):
-            again = rebound(problem, None if before is None else one_copy(before, place))
+            again = with_previous(problem, None if before is None else one_copy(before, place))
             few = float((1 - weight).clamp_min(0).sum()) <= FEW * len(weight)
             minimum = minimise(
                 again,

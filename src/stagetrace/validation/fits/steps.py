@@ -16,7 +16,7 @@ from stagetrace.stages.space import Params
 from stagetrace.stages.stage import check_count
 from stagetrace.validation.fits.fit import Copies, Fit, expanded, handed_on
 from stagetrace.validation.fits.rules import Rule
-from stagetrace.validation.resolve import with_values
+from stagetrace.validation.handing_on import taken_over, with_values
 
 Slope = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
 """`slope(points [copies, size], inherited, weights [copies, batch], batch) -> [copies, size]`."""
@@ -30,7 +30,8 @@ class Steps(Fit):
     The order of the batches is drawn by the seed alone, so that runs with and without an example see the same batches:
     its weight is 0 in one, and everything else is equal (a paired comparison). The batch's mean is over all of its
     examples, whatever their weights. The model is evaluated in eval mode: no dropout, BatchNorm statistics as they are.
-    A `Proximal` stage starts from what it got from the stage before; no pull is added, as in what it stands for.
+    A stage starts from what it shares with the stage before. A link's pull towards it is added where it was part of
+    the training loss (`Link.in_training_loss`); that of `Proximal` only stands for how few steps were taken.
 
     Args:
         rule: `Adam(...)` or `SGD(...)`.
@@ -69,13 +70,13 @@ class Steps(Fit):
         point = own.flatten_columns({name: values[name] for name in own.names}).mT.contiguous()  # [copies, size]
         moment = self.rule.begin(copies, own, point)
         weights = weights.to(point)
-        slope = slopes(problem)
+        slope, penalty = slopes(problem), _penalty_gradient(problem, before)
         for step, batch in enumerate(self._batches(problem, seed)):
             gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
             rate = self.rule.rate
             if self.schedule == "cosine":
                 rate *= (1 + math.cos(math.pi * step / self.steps)) / 2
-            point = moment.step(point, gradient + problem.stage.weight_decay * point, rate)
+            point = moment.step(point, gradient + penalty(point), rate)
         if not bool(torch.isfinite(point).all()):
             raise SolveError(
                 f"{problem.stage.where}: training diverged (a parameter is not finite after {self.steps} steps at a "
@@ -123,14 +124,23 @@ def slopes(problem: Problem) -> Slope:
     return slope
 
 
+def _penalty_gradient(problem: Problem, before: Copies | None) -> Callable[[Tensor], Tensor]:
+    """The gradient of the penalties in the training loss, at the points of several copies `[copies, size]`."""
+    decay = problem.stage.weight_decay
+    if not problem.moved or not problem.stage.link or not problem.stage.link.in_training_loss:
+        return lambda point: decay * point
+    pull, start = problem.pull, problem.anchor.unsqueeze(0)
+    if before is not None:
+        started = expanded(problem.own_values, len(next(iter(before.values()))))
+        start = problem.own.flatten_columns(started | taken_over(problem, before, moved=True)).mT
+    return lambda point: decay * point + pull * (point - start)
+
+
 def _anew(problem: Problem, seed: int, *, handed: bool) -> Params:
     """Where a cold start begins: own values drawn anew; moved ones, unless handed on, as the stage before left them."""
     fresh = reset(problem, seed)
     values = {name: fresh[name] for name in problem.own.names if name not in problem.moved}
-    if not handed and problem.previous is not None:
-        theirs = dict(problem.previous.model.named_parameters())
-        values.update({name: theirs[other].detach().to(fresh[name]) for name, other in problem.moved.items()})
-    return values
+    return values if handed else values | problem.moved_values.start
 
 
 def reset(problem: Problem, seed: int) -> Params:

@@ -1,9 +1,6 @@
-"""How a stage started from the one before it, and which of its parameters came from there."""
+"""Which parameters two stages share: names and prefixes as the user gives them, matched parameter by parameter."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from numbers import Real
-from typing import Literal, final
 
 from torch import nn
 
@@ -15,7 +12,12 @@ Shared = str | Sequence[str] | Mapping[str, str]
 The empty prefix `""` means every parameter."""
 
 
-def _check_shared(link: str, shared: Shared) -> dict[str, str]:
+def checked_pairs(link: str, shared: Shared) -> dict[str, str]:
+    """`{this stage's name or prefix: previous stage's}`; `link` is how messages name the link.
+
+    Raises:
+        DescriptionError: there is no name, or what is given is no name.
+    """
     if not isinstance(shared, (str, Mapping, Sequence, Set)):
         refuse(
             f"{link}: shared must be a name, a list of names or a mapping of names, got {type(shared).__name__}; write "
@@ -31,64 +33,6 @@ def _check_shared(link: str, shared: Shared) -> dict[str, str]:
     return pairs
 
 
-@final
-@dataclass(frozen=True)
-class Frozen:
-    """The shared parameters were kept as the previous stage left them (Chen et al. 2020, case 1, eq. 2).
-
-    Also what LoRA and linear probes are: the base is shared and kept, the adapter or the head is trained.
-
-    Example:
-        >>> Frozen("embedding").pairs
-        {'embedding': 'embedding'}
-    """
-
-    shared: Shared
-
-    def __post_init__(self) -> None:
-        _check_shared("Frozen", self.shared)
-
-    @property
-    def pairs(self) -> dict[str, str]:
-        """`{this stage's name or prefix: previous stage's}`."""
-        return _check_shared("Frozen", self.shared)
-
-
-@final
-@dataclass(frozen=True)
-class Proximal:
-    """The shared parameters W were trained further, held near where they started (case 2, eq. 12):
-
-    `argmin alpha * |W - W_previous|^2 + F(W, Theta)`, without a half, so the penalty's curvature is `2 alpha`.
-
-    Args:
-        shared: which parameters are shared.
-        alpha: strength of the pull, in loss units per squared parameter unit; 0.01 is the paper's. "auto" estimates it
-            from the stationarity of eq. 12: `alpha = -<dF/dW, W - W_previous> / (2 |W - W_previous|^2)`.
-
-    Example:
-        >>> Proximal({"encoder": "bert"}, alpha=0.1).pairs
-        {'encoder': 'bert'}
-    """
-
-    shared: Shared
-    alpha: float | Literal["auto"] = 0.01
-
-    def __post_init__(self) -> None:
-        _check_shared("Proximal", self.shared)
-        number = isinstance(self.alpha, Real) and not isinstance(self.alpha, bool)
-        if self.alpha != "auto" and not (number and 0 < float(self.alpha) < float("inf")):
-            refuse(f"Proximal(alpha=...) must be a positive number or 'auto', got {self.alpha!r}; the paper uses 0.01")
-
-    @property
-    def pairs(self) -> dict[str, str]:
-        """`{this stage's name or prefix: previous stage's}`."""
-        return _check_shared("Proximal", self.shared)
-
-
-Link = Frozen | Proximal
-
-
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> the one name it is known by; tied weights have several names."""
     first: dict[int, str] = {}
@@ -98,15 +42,15 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     }
 
 
-def shared_names(link: Link, model: nn.Module, previous: nn.Module, where: str) -> dict[str, str]:
-    """The link's pairs as single parameters: `{this stage's parameter: previous stage's parameter}`, canonical names.
+def shared_names(pairs: Mapping[str, str], model: nn.Module, previous: nn.Module, where: str) -> dict[str, str]:
+    """A link's pairs as single parameters: `{this stage's parameter: previous stage's parameter}`, canonical names.
 
     Raises:
         DescriptionError: a name or prefix matches nothing, or a parameter has no counterpart, or two.
     """
     ours, theirs = canonical_names(model), canonical_names(previous)
     found: dict[str, str] = {}
-    for our_prefix, their_prefix in link.pairs.items():
+    for our_prefix, their_prefix in pairs.items():
         matched = _under(our_prefix, ours)
         if not matched:
             refuse(f"{where}: there is no parameter '{our_prefix}' or under it; it has {some_names(ours)}")

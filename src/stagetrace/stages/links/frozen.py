@@ -1,0 +1,28 @@
+"""The shared parameters stayed as they were."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from stagetrace.stages.links.link import Link, Moved
+
+
+@final
+@dataclass(frozen=True)
+class Frozen(Link):
+    """The shared parameters were kept as the previous stage left them (Chen et al. 2020, case 1, eq. 2).
+
+    Also what LoRA and linear probes are: the base is shared and kept, the adapter or the head is trained.
+
+    Example:
+        >>> Frozen("embedding").pairs
+        {'embedding': 'embedding'}
+    """
+
+    keeps_shared: ClassVar[bool] = True
+
+    def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
+        """Nothing is moved, so nothing is pulled."""
+        return dict.fromkeys(moved.values, 0.0)

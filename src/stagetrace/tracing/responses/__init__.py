@@ -1,0 +1,1 @@
+"""How a stage's outcome answers to its examples' weights and to what it started from; one way a file."""

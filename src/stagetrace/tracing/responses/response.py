@@ -1,0 +1,54 @@
+"""What the walk back asks of a stage, however the stage's outcome is known to follow from weights and start."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, final
+
+from stagetrace.progress import Progress
+from stagetrace.solvers.base import Solution
+from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.problem import Problem
+from stagetrace.tracing.score import Scorer
+
+
+class Response(Protocol):
+    """How one stage's outcome answers to the weights of its examples and to what it started from.
+
+    Made for every stage before the walk begins, so that what cannot be answered is refused then. It goes with any link:
+    what the stage took over is the link's to say.
+    """
+
+    def how(self) -> Mapping[str, int | float | str | None]:
+        """How it will be computed and what that takes, for `run.json`."""
+        ...
+
+    def back(self, gradient: Gradient, known: Solution | None, progress: Progress) -> "Back":
+        """What the query's gradient at the stage's outcome makes of its examples and of the stage before.
+
+        gradient: one column for each query. known: the solution, where an interrupted run had found it.
+
+        Raises:
+            SolveError: there is no usable answer.
+        """
+        ...
+
+
+class MakesScorer(Protocol):
+    """`Scorer.of`, told the stage and its adjoint."""
+
+    def __call__(self, *, parts: bool, rows: int | None) -> Scorer: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Back:
+    """One stage's part of the walk back.
+
+    solution: how the answer was found, and the adjoint, on the stage's device.
+    scorer: makes what scores the stage's examples; see `Scorer`.
+    to_previous: computes the query's gradient at the stage before, when it is called.
+    """
+
+    solution: Solution
+    scorer: MakesScorer
+    to_previous: Callable[[Problem], Gradient]
