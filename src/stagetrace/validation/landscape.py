@@ -1,6 +1,6 @@
 """What a stage minimised, with weights on its examples: value, gradient and curvature products at any point.
 
-    F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + alpha |x_W - W_previous|^2 + proximity / 2 |x - start|^2
+    F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + sum_j a_j (x_j - W_j)^2 + proximity / 2 |x - start|^2
 
 over the stage's own parameters x `[own.size]`, with n the number of all examples, whatever their weights.
 """
@@ -57,7 +57,7 @@ class Landscape:
         """The penalty and its gradient."""
         decay, pull = self.problem.stage.weight_decay, self.problem.penalty - self.problem.stage.weight_decay
         away = point - self._anchor
-        value = decay / 2 * (point @ point) + (pull * away) @ away / 2  # pull is 2 alpha on W, 0 elsewhere
+        value = decay / 2 * (point @ point) + (pull * away) @ away / 2  # pull is 2 a on W, 0 elsewhere
         moved = point - self.start
         value = value + self.proximity / 2 * (moved @ moved)
         return float(value), decay * point + pull * away + self.proximity * moved
