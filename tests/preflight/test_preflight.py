@@ -16,7 +16,7 @@ from stagetrace.preflight.plan import most_products
 from stagetrace.preflight.stationary import stationarity
 from stagetrace.preflight.work import SPECTRUM_STEPS, Look
 from stagetrace.progress import Silent
-from stagetrace.solvers import Shift, Solver
+from stagetrace.solvers import Shift, Solver, solve
 from stagetrace.solvers.base import Spectrum
 from tests.curvature.specimens import MLP
 
@@ -190,7 +190,7 @@ def test_a_solve_takes_no_more_products_than_were_said(eigenvalues: Tensor, solv
     Problem.own = type("Space", (), {"size": 300})  # pyright: ignore[reportAttributeAccessIssue]
     operator = DenseOperator(torch.diag(eigenvalues)) if isinstance(solver, Direct) else DiagonalOperator(eigenvalues)
     most = most_products(Problem, operator, solver, look(eigenvalues))  # pyright: ignore[reportArgumentType]
-    solution = solver.prepare(operator).solve(torch.ones(300, dtype=torch.float64))
+    solution = solve(operator, torch.ones(300, dtype=torch.float64), solver)
     assert most is not None
     assert solution.products <= most
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
 from stagetrace.errors import DescriptionError
-from stagetrace.solvers import CG, Direct, Lanczos, Normal, Shift, Status, Tikhonov, solve
-from stagetrace.solvers.cg import conjugate_gradients
+from stagetrace.solvers import CG, Direct, Equation, Lanczos, Normal, Shift, Status, Tikhonov, solve
+from stagetrace.solvers.descent import Terms, conjugate_gradients
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.shifted_qr import ShiftedQR
 from tests.solvers.cases import (
@@ -85,7 +85,7 @@ def test_cg_returns_its_best_iterate() -> None:
 
 def test_cg_keeps_the_better_answer_when_going_on_made_it_worse() -> None:
     """The process is driven by hand: its second descent claims success, and the product then says otherwise."""
-    process = conjugate_gradients(torch.tensor([1.0]), CG(rtol=1e-3))
+    process = conjugate_gradients(torch.tensor([1.0]), Terms(1e-3, 1000))
     asked = [next(process)]
     for product in (1.0, 0.5, 0.5):  # a step, a check (true residual 0.5), a step
         asked.append(process.send(torch.tensor([product])))
@@ -162,7 +162,7 @@ def test_a_sweep_equals_separate_runs_and_spends_the_products_of_the_hardest(fil
     for one, other, damping in zip(together, alone, dampings, strict=True):
         assert torch.equal(one.value, other.value)
         assert one.relative_residuals == other.relative_residuals
-        assert (one.system, one.status) == (filter(damping).system, Status.CONVERGED)
+        assert (one.system, one.status) == (Equation(filter(damping)), Status.CONVERGED)
         assert one.products == spent == max(solution.products for solution in alone)
 
 
@@ -321,7 +321,7 @@ def test_normal_refuses_an_inner_damping_and_says_what_to_type(inner) -> None:
 def test_normal_without_damping_names_the_squared_system() -> None:
     operator = random_operator(SPD)
     solution = solve(operator, random_rhs(operator), Normal(CG(), damping=0.0))
-    assert solution.system == "H^2 x = H b"
+    assert str(solution.system) == "H^2 x = H b"
     assert error(solution.value, oracle(operator, random_rhs(operator), squared=False, damping=0.0)) <= 1e-4
 
 

@@ -28,7 +28,7 @@ class LinearOperator(ABC):
         """The product with each column of `vectors` `[dim, k]`; returns `[dim, k]`."""
 
     @property
-    def definite(self) -> "LinearOperator | None":
+    def psd_approximation(self) -> "LinearOperator | None":
         """A positive semi-definite operator to invert where this one is indefinite; None if there is none."""
         return None
 

@@ -12,9 +12,9 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.preflight.work import How, Look
 from stagetrace.progress.task import clock
-from stagetrace.solvers import Direct, Lanczos, Shift
-from stagetrace.solvers.auto import PROBE_STEPS, cut_of
+from stagetrace.solvers import Direct, Lanczos
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.damping import LOOK_STEPS
 from stagetrace.solvers.settings import most_steps
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import contract
@@ -60,23 +60,20 @@ def most_products(problem: Problem, operator: LinearOperator, solver: Solver, lo
     `(H + i s I) z = b` with an indefinite `H` `largest / s log(2 / rtol)` (Greenbaum 1997, sections 3.1 and 3.2).
     None: no such bound.
     """
+    system, size = solver.rule.given(operator, look.spectrum), problem.own.size
+    looked = 0 if system.spectrum is None else min(LOOK_STEPS, size)
     if isinstance(solver, Direct):
-        return problem.own.size
+        return looked + size
     limit = most_steps(solver)
-    if not isinstance(solver, Lanczos):
-        return limit
+    if limit is None or not isinstance(solver, Lanczos):
+        return limit if limit is None else looked + limit
     low, high = look.spectrum.smallest, max(abs(look.spectrum.smallest), abs(look.spectrum.largest))
-    cut, probe, positive = cut_of(low, look.spectrum.largest, operator.dtype), min(PROBE_STEPS, problem.own.size), True
-    if solver.damping != "auto":
-        shifted = solver.filter is Shift
-        cut, probe = float(solver.damping) if shifted else float(solver.damping) ** 0.5, 0
-        positive = shifted and low >= 0
-    elif operator.definite is None or -low < cut:
-        positive = False
+    cut = abs(system.filter.shift)
     if not cut:
         return limit
+    positive = not system.filter.shift.imag and (system.matrix == "G" or low >= 0)
     steps = (sqrt((high + cut) / cut) / 2 if positive else high / cut) * log(2 / solver.rtol)
-    return probe + min(solver.max_steps, problem.own.size, ceil(steps))
+    return looked + min(limit, size, ceil(steps))
 
 
 def plan_scoring(problem: Problem, query: Query) -> Cost:

@@ -7,6 +7,7 @@ same way on every machine.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -14,8 +15,9 @@ import torch
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import COST, PROBE_EXAMPLES, counted_operations
 from stagetrace.progress import Progress
-from stagetrace.solvers.auto import choose_damping
 from stagetrace.solvers.base import Spectrum
+from stagetrace.solvers.damping import settled
+from stagetrace.solvers.spectrum import extreme_ritz_values
 from stagetrace.stages.problem import Problem
 
 How = Mapping[str, int | float | str | None]
@@ -70,14 +72,15 @@ class Look:
                 seen.append(time.perf_counter())
                 advance(1)
 
-            found = choose_damping(looked, SPECTRUM_STEPS, report)
+            enough = partial(settled, dtype=looked.dtype)
+            spectrum, products = extreme_ritz_values(looked, SPECTRUM_STEPS, report, enough)
         if len(seen) == 2:  # set-up is paid in the first product
             looked.apply(problem.own.zeros(1))
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
         if few < of:
             each *= of / few * float(how["gradients per product"] or 1) / COST["forward anew"]
-        return Look(found.spectrum, found.products, few, of, each, how)
+        return Look(spectrum, products, few, of, each, how)
 
 
 def affordable(problem: Problem, how: How) -> int:

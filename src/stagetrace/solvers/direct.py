@@ -1,24 +1,28 @@
 """Dense eigendecomposition: exact, for operators small enough to be written down."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
-from stagetrace.solvers.base import Report, Solution, Spectrum, Status, silent
+from stagetrace.solvers.base import Damping, Found, Prepared, Report, Spectrum, Status, refuse_preconditioner
+from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov, gains_are_finite
-from stagetrace.solvers.numerics import as_columns, require_finite
-from stagetrace.solvers.settings import check_count, check_damping, compact
+from stagetrace.solvers.numerics import require_finite
+from stagetrace.solvers.settings import check_count, check_rule, compact
+from stagetrace.solvers.system import System
 
 
 @final
 @dataclass(frozen=True)
 class Direct:
     """`f(H) b` by the eigendecomposition of the dense `H` in float64; damping 0 is the plain inverse.
+
+    damping: a number of at least 0, or "auto", as for `Lanczos`: the ends of the spectrum decide before the matrix is
+        written down.
 
     `prepare` pays `dim` products and O(dim^3) operations; the first `solve` afterwards carries these products
     in its count, later ones cost none. Directions along which the system cannot be divided (eigenvalues at rounding
@@ -33,24 +37,31 @@ class Direct:
 
     Example:
         >>> from stagetrace.curvature.operator import DiagonalOperator
+        >>> from stagetrace.solvers import solve
         >>> H = DiagonalOperator(torch.tensor([2.0, -4.0], dtype=torch.float64))
-        >>> solution = Direct().prepare(H).solve(torch.tensor([2.0, 2.0], dtype=torch.float64))
+        >>> solution = solve(H, torch.tensor([2.0, 2.0], dtype=torch.float64), Direct())
         >>> solution.value, solution.spectrum.ritz
         (tensor([ 1.0000, -0.5000], dtype=torch.float64), (-4.0, 2.0))
     """
 
-    damping: float = 0.0
-    filter: Callable[[float], Filter] = Tikhonov
+    damping: float | Literal["auto"] | Damping = 0.0
+    filter: type[Filter] = Tikhonov
     max_size: int = 8192
 
     def __post_init__(self) -> None:
-        check_damping("Direct", self.damping)
+        check_rule("Direct", self.damping)
         check_count("Direct", "max_size", self.max_size, 8192)
 
     def __str__(self) -> str:
         return compact(self)
 
-    def prepare(self, operator: LinearOperator) -> "DirectInverse":
+    @property
+    def rule(self) -> Damping:
+        return rule_of(self.damping, self.filter)
+
+    def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
+        refuse_preconditioner("Direct", preconditioner)
+        operator = system.operator
         if operator.size > self.max_size:
             # The matrix as multiplied, its float64 copy, the eigenvectors, and the decomposition's own work space.
             needed = operator.size**2 * (4 * 8)
@@ -63,47 +74,36 @@ class Direct:
         require_finite(matrix, f"{type(operator).__name__} written as a matrix")
         asymmetry = _asymmetry(matrix, operator)
         eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        return DirectInverse(self, operator, eigenvalues, eigenvectors, asymmetry)
+        return Prepared(system, _Basis(system, eigenvalues, eigenvectors, asymmetry).solve, setup=operator.size)
 
 
 @final
-class DirectInverse:
-    """The eigenvalues `[dim]` and eigenvectors `[dim, dim]` of an operator.
+class _Basis:
+    """The eigenvalues `[dim]` and eigenvectors `[dim, dim]` of a system's operator.
 
     asymmetry: of the products that it was written down from, over the largest entry.
     """
 
-    def __init__(
-        self,
-        solver: Direct,
-        operator: LinearOperator,
-        eigenvalues: Tensor,
-        eigenvectors: Tensor,
-        asymmetry: float = 0.0,
-    ) -> None:
-        self.solver, self.operator, self.asymmetry = solver, operator, asymmetry
+    def __init__(self, system: System, eigenvalues: Tensor, eigenvectors: Tensor, asymmetry: float) -> None:
+        self.operator, self.filter, self.asymmetry = system.operator, system.filter, asymmetry
         self.eigenvalues, self.eigenvectors = eigenvalues, eigenvectors
-        self._unbilled = operator.size
 
-    def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
-        columns = as_columns(self.operator, rhs)
-        filter = self.solver.filter(self.solver.damping)
+    def solve(self, columns: Tensor, report: Report) -> Found:
+        filter = self.filter
         usable = self._usable(filter)
-        tolerance = max(torch.finfo(rhs.dtype).eps, self.operator.rounding) ** 0.5
+        tolerance = max(torch.finfo(columns.dtype).eps, self.operator.rounding) ** 0.5
         gains = torch.where(usable, filter(self.eigenvalues), 0.0)
         coordinates = self.eigenvectors.T @ columns.double()
-        value = (self.eigenvectors @ (gains.unsqueeze(1) * coordinates)).to(rhs.dtype)
+        value = (self.eigenvectors @ (gains.unsqueeze(1) * coordinates)).to(columns.dtype)
         measured = filter.measure(self.operator, columns, value)
         report(1, max(measured.residuals, default=0.0))
-        products, self._unbilled = self._unbilled, 0
-        return Solution(
-            value=value.reshape(rhs.shape),
-            system=filter.system,
-            relative_residuals=measured.residuals,
-            products=products,
+        return Found(
+            value=value,
+            residuals=measured.residuals,
+            statuses=tuple(self._status(residual, tolerance, bool(usable.all())) for residual in measured.residuals),
+            products=0,
             checks=measured.checks,
             steps=1,
-            statuses=tuple(self._status(residual, tolerance, bool(usable.all())) for residual in measured.residuals),
             tolerance=tolerance,
             spectrum=Spectrum(tuple(self.eigenvalues.tolist())),
             notes=self._notes(usable),

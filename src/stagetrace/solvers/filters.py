@@ -10,7 +10,7 @@ since `1 / (h + i sqrt(lambda)) = (h - i sqrt(lambda)) / (h^2 + lambda)`. An eng
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -31,20 +31,28 @@ class Measured:
     checks: int
 
 
+@dataclass(frozen=True)
 class Filter(ABC):
     """A spectral filter `f(h) = Re 1 / (h + s)`, as the linear system whose solution is `f(H) b`."""
 
-    damping: float
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping(type(self).__name__, self.damping)
 
     @property
     @abstractmethod
     def shift(self) -> complex:
         """The `s` of `f(h) = Re 1 / (h + s)`: real or purely imaginary."""
 
-    @property
+    @classmethod
     @abstractmethod
-    def system(self) -> str:
-        """The linear system in words."""
+    def cutting(cls, cut: float, smallest: float) -> "Filter":
+        """The filter that inverts no curvature below `cut`, for a spectrum whose smallest eigenvalue is `smallest`."""
+
+    @abstractmethod
+    def words(self, matrix: str) -> str:
+        """The linear system in words, for a curvature called `matrix`."""
 
     @abstractmethod
     def measure(
@@ -72,24 +80,23 @@ class Shift(Filter):
     The residual is `|b - (H + lambda I) x| / |b|`, one product per column.
 
     Example:
-        >>> Shift(0.5).system
+        >>> Shift(0.5).words("H")
         '(H + 0.5 I) x = b'
         >>> Shift(1.0)(torch.tensor([1.0, 3.0], dtype=torch.float64))
         tensor([0.5000, 0.2500], dtype=torch.float64)
     """
 
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping("Shift", self.damping)
-
     @property
     def shift(self) -> complex:
         return complex(self.damping)
 
-    @property
-    def system(self) -> str:
-        return f"(H + {self.damping:g} I) x = b" if self.damping else "H x = b"
+    @classmethod
+    def cutting(cls, cut: float, smallest: float) -> "Shift":
+        """Shifted until the smallest eigenvalue of `H + lambda I` is the cut."""
+        return cls(cut - min(0.0, smallest))
+
+    def words(self, matrix: str) -> str:
+        return f"({matrix} + {self.damping:g} I) x = b" if self.damping else f"{matrix} x = b"
 
     def measure(
         self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
@@ -115,24 +122,24 @@ class Tikhonov(Filter):
     Source: the paper's eq. (16), damped.
 
     Example:
-        >>> Tikhonov(0.01).system
+        >>> Tikhonov(0.01).words("H")
         '(H^2 + 0.01 I) x = H b'
         >>> Tikhonov(1.0)(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
         tensor([-0.5000,  0.0000,  0.5000], dtype=torch.float64)
     """
 
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping("Tikhonov", self.damping)
-
     @property
     def shift(self) -> complex:
         return complex(0.0, self.damping**0.5)
 
-    @property
-    def system(self) -> str:
-        return f"(H^2 + {self.damping:g} I) x = H b" if self.damping else "H x = b"
+    @classmethod
+    def cutting(cls, cut: float, smallest: float) -> "Tikhonov":
+        """`h / (h^2 + cut^2)` follows `1 / h` where `|h|` is well above the cut, and goes to zero below it."""
+        del smallest
+        return cls(cut**2)
+
+    def words(self, matrix: str) -> str:
+        return f"({matrix}^2 + {self.damping:g} I) x = {matrix} b" if self.damping else f"{matrix} x = b"
 
     def measure(
         self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
@@ -151,6 +158,37 @@ class Tikhonov(Filter):
             size = norm_of_sum((1.0, images[:, i]), (-self.damping, x[:, i]))
             residuals[j] = relative(size, known[i])
         return Measured(tuple(residuals), checks)
+
+
+@final
+@dataclass(frozen=True)
+class Squared(Filter):
+    """`Tikhonov` by way of its normal equations, which stay squared without damping too: `H^2 x = H b`.
+
+    Example:
+        >>> Squared().words("H")
+        'H^2 x = H b'
+    """
+
+    @property
+    def shift(self) -> complex:
+        return Tikhonov(self.damping).shift
+
+    @classmethod
+    def cutting(cls, cut: float, smallest: float) -> "Squared":
+        return cls(Tikhonov.cutting(cut, smallest).damping)
+
+    def words(self, matrix: str) -> str:
+        return Tikhonov(self.damping).words(matrix) if self.damping else f"{matrix}^2 x = {matrix} b"
+
+    def measure(
+        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
+    ) -> Measured:
+        return Tikhonov(self.damping).measure(operator, rhs, value, targets)
+
+
+FILTERS: Mapping[str, type[Filter]] = {kind.__name__: kind for kind in (Shift, Tikhonov, Squared)}
+"""The filters by their names."""
 
 
 def _nonzero(rhs: Tensor) -> list[int]:

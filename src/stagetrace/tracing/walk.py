@@ -12,7 +12,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import ConvergenceWarning, CurvatureWarning, SolveError, StagetraceWarning
 from stagetrace.progress import Advance, Progress
 from stagetrace.progress.task import clock
-from stagetrace.solvers.base import Solution, Solver, Status
+from stagetrace.solvers.base import Solution, Solver, Status, solve
 from stagetrace.solvers.settings import most_steps
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
@@ -58,7 +58,7 @@ class Walk:
         try:
             operator = self.operators.pop(problem.name)
             with self.progress.task(f"solving stage '{problem.name}'", None, unit) as advance:
-                solution = _usable(solver.prepare(operator).solve(gradient.own, Told(advance, most_steps(solver))))
+                solution = _usable(solve(operator, gradient.own, solver, Told(advance, most_steps(solver))))
             left_out = subset_in_words(self.curvature[problem.name], problem)
             return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
         except SolveError as cause:
@@ -99,8 +99,8 @@ def concerns(stage: str, solution: Solution) -> list[StagetraceWarning]:
         found.append(ConvergenceWarning(text))
     spectrum = solution.spectrum
     if spectrum is not None and spectrum.smallest < -1e-5 * max(abs(spectrum.largest), abs(spectrum.smallest)):
-        handled = solution.system.startswith("(G")
-        what = "Gauss-Newton was inverted in its place;" if handled else "use GaussNewton() or more damping, or"
+        replaced = solution.system.matrix == "G"
+        what = "Gauss-Newton was inverted in its place;" if replaced else "use GaussNewton() or more damping, or"
         text = (
             f"stage '{stage}': the curvature has negative eigenvalues (down to {spectrum.smallest:.2e}, largest "
             f"{spectrum.largest:.2e}), so the stage is not at a minimum; {what} train it further, and read its scores "
