@@ -2,7 +2,9 @@
 
 from typing import Protocol, final
 
+import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
 from torch import Tensor
 
 from stagetrace.solvers.numerics import dot, norm
@@ -45,21 +47,20 @@ class Tridiagonal:
 
     def ritz(self) -> tuple[float, ...]:
         """The eigenvalues of `T`, ascending."""
-        return tuple(torch.linalg.eigvalsh(self._dense()).tolist()) if self.alphas else ()
+        return tuple(eigvalsh_tridiagonal(self.alphas, self.betas[:-1]).tolist()) if self.alphas else ()
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The eigenvalues, ascending, and the eigenvectors as columns."""
+        return eigh_tridiagonal(self.alphas, self.betas[:-1])
 
     def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The smallest and the largest eigenvalue of `T`, each with a bound on how far `H` has one from it.
 
         The bound is the residual of the Ritz pair, `beta |last entry of T's eigenvector|` (Parlett 1998, section 13.2).
         """
-        values, vectors = torch.linalg.eigh(self._dense())
-        bounds = self.betas[-1] * vectors[-1].abs()
+        values, vectors = self.pairs()
+        bounds = self.betas[-1] * abs(vectors[-1])
         return (float(values[0]), float(bounds[0])), (float(values[-1]), float(bounds[-1]))
-
-    def _dense(self) -> Tensor:
-        beside = torch.tensor(self.betas[:-1], dtype=torch.float64)
-        diagonal = torch.tensor(self.alphas, dtype=torch.float64)
-        return torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
 
 
 @final
