@@ -1,0 +1,111 @@
+"""The weighted sum of a data set's losses at any point: value, gradient, and products with the Hessian there."""
+
+from collections.abc import Callable
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.chunk import Product, Slope, slope
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.plan import first_line
+from stagetrace.errors import DifferentiationError
+from stagetrace.parallel import world
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.stages.space import Params
+
+T = TypeVar("T")
+
+
+@final
+class WeightedLosses:
+    """`sum_i w_i loss_i` over a stage's examples. Those of weight 0 are never evaluated; the others are read once.
+
+    Sharded over processes by batches of the stage's `batch_size`.
+
+    Args:
+        risk: the losses.
+        weights: one per example, `[n]`.
+        memory: bytes of kept graphs per process; what does not fit is computed anew for each product.
+    """
+
+    def __init__(self, risk: Risk, weights: Tensor, memory: int) -> None:
+        self.risk, self.memory = risk, memory
+        weights = weights.to(risk.own.device, risk.own.dtype)
+        plan = world().shard(risk.examples.plan(weights.nonzero().flatten().tolist()))
+        self.batches = [(batch, weights[list(batch.indices)]) for batch in risk.read(plan)]
+        self._bytes: int | None = None
+
+    def at(self, own: Params) -> "Point":
+        """The sum at a point; the value is NaN or infinite where a loss is."""
+        return Point(self, self.risk.at(own))
+
+    def explain(self, own: Params) -> None:
+        """Find the example whose loss is not finite, and raise.
+
+        Raises:
+            DataError: with its index.
+        """
+        with torch.no_grad():
+            for batch, _ in self.batches:
+                check_finite(self.risk.losses(own, self.risk.inherited_values, batch), batch.indices, self.risk.where)
+
+    def bytes_of_graph(self, evaluate: Callable[[], Slope]) -> tuple[Slope, int]:
+        """A batch's part, and the bytes that its graph keeps: counted for the first, all others taken to be like it."""
+        if self._bytes is not None:
+            return evaluate(), self._bytes
+        saved: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            found = evaluate()
+        self._bytes = sum(saved.values())
+        return found, self._bytes
+
+
+@final
+class Point(LinearOperator):
+    """The Hessian of the sum at one point, with the sum's `value` and `gradient` `[own.size]` there.
+
+    Raises:
+        DifferentiationError: an operation has no second derivative.
+    """
+
+    def __init__(self, losses: WeightedLosses, risk: Risk) -> None:
+        self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
+        self._risk, self._products = risk, list[Callable[[], Product]]()
+        value, self.gradient = torch.zeros((), dtype=torch.float64, device=self.device), risk.own.zeros(1).squeeze(1)
+        room = losses.memory
+        for batch, weights in losses.batches:
+            part, size = losses.bytes_of_graph(lambda batch=batch, weights=weights: self._part(batch, weights))
+            value += part.value
+            self.gradient += part.gradient
+            room -= size
+            # the default arguments bind this turn's values
+            kept: Callable[[], Product] = lambda product=part.product: product  # noqa: E731
+            anew: Callable[[], Product] = lambda batch=batch, weights=weights: self._part(batch, weights).product  # noqa: E731
+            self._products.append(kept if room >= 0 else anew)
+        self.value = float(world().sum(value))
+        self.gradient = world().sum(self.gradient)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        for product in self._products:
+            total += self._differentiable(lambda product=product: product()(vectors))
+        return world().sum(total)
+
+    def _part(self, batch: Batch, weights: Tensor) -> Slope:
+        return self._differentiable(lambda: slope(self._risk, batch, weights))
+
+    def _differentiable(self, evaluate: Callable[[], T]) -> T:
+        try:
+            return evaluate()
+        except (RuntimeError, NotImplementedError) as cause:
+            raise DifferentiationError(
+                f"{self._risk.where}: solving again needs second derivatives, which an operation of the model or loss "
+                f"lacks ({first_line(cause)}); replace that operation"
+            ) from cause
