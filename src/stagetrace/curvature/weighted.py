@@ -1,6 +1,8 @@
 """The weighted sum of a data set's losses at any point: value, gradient, and products with the Hessian there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import TypeVar, final
 
 import torch
@@ -12,6 +14,7 @@ from stagetrace.curvature.plan import first_line
 from stagetrace.errors import DifferentiationError
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
+from stagetrace.stages.kept import KeptBatches
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
 
@@ -32,10 +35,15 @@ class WeightedLosses:
 
     def __init__(self, risk: Risk, weights: Tensor, memory: int) -> None:
         self.risk, self.memory = risk, memory
-        weights = weights.to(risk.own.device, risk.own.dtype)
+        self._weights = weights.to(risk.own.device, risk.own.dtype)
         plan = world().shard(risk.examples.plan(weights.nonzero().flatten().tolist()))
-        self.batches = [(batch, weights[list(batch.indices)]) for batch in risk.read(plan)]
+        self._batches = KeptBatches(risk, plan, memory)
         self._bytes: int | None = None
+
+    @property
+    def batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch with its weights."""
+        return ((batch, self._weights[list(batch.indices)]) for batch in self._batches)
 
     def at(self, own: Params) -> "Point":
         """The sum at a point; the value is NaN or infinite where a loss is."""
@@ -77,29 +85,31 @@ class Point(LinearOperator):
 
     def __init__(self, losses: WeightedLosses, risk: Risk) -> None:
         self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
-        self._risk, self._products = risk, list[Callable[[], Product]]()
+        self._risk, self._losses, self._kept = risk, losses, list[Product]()
         value, self.gradient = torch.zeros((), dtype=torch.float64, device=self.device), risk.own.zeros(1).squeeze(1)
-        room = losses.memory
+        room, self._computed_anew = losses.memory, False
         for batch, weights in losses.batches:
-            part, size = losses.bytes_of_graph(lambda batch=batch, weights=weights: self._part(batch, weights))
+            part, size = losses.bytes_of_graph(partial(self._part, batch, weights))
             value += part.value
             self.gradient += part.gradient
             room -= size
-            # the default arguments bind this turn's values
-            kept: Callable[[], Product] = lambda product=part.product: product  # noqa: E731
-            anew: Callable[[], Product] = lambda batch=batch, weights=weights: self._part(batch, weights).product  # noqa: E731
-            self._products.append(kept if room >= 0 else anew)
+            if room >= 0:
+                self._kept.append(part.product)
+            self._computed_anew = room < 0
         self.value = float(world().sum(value))
         self.gradient = world().sum(self.gradient)
 
     def apply(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
-        for product in self._products:
-            total += self._differentiable(lambda product=product: product()(vectors))
+        for product in self._kept:
+            total += self._differentiable(partial(product, vectors))
+        if self._computed_anew:
+            for batch, weights in islice(self._losses.batches, len(self._kept), None):
+                total += self._differentiable(partial(self._part(batch, weights).product, vectors))
         return world().sum(total)
 
     def _part(self, batch: Batch, weights: Tensor) -> Slope:
-        return self._differentiable(lambda: slope(self._risk, batch, weights))
+        return self._differentiable(partial(slope, self._risk, batch, weights))
 
     def _differentiable(self, evaluate: Callable[[], T]) -> T:
         try:

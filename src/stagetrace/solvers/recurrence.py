@@ -1,13 +1,13 @@
 """The Lanczos recurrence: `H Q = Q T + beta q e'`, one product a step, whatever happens to the vectors."""
 
-from typing import Protocol, final
+from typing import Protocol, cast, final
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
 from torch import Tensor
 
-from stagetrace.solvers.numerics import dot, norm
+from stagetrace.solvers.vectors import dot, norm
 
 # A next beta below this many roundings of |T| is rounding noise: the Krylov space has no further direction.
 ROUNDINGS = 32
@@ -47,11 +47,13 @@ class Tridiagonal:
 
     def ritz(self) -> tuple[float, ...]:
         """The eigenvalues of `T`, ascending."""
-        return tuple(eigvalsh_tridiagonal(self.alphas, self.betas[:-1]).tolist()) if self.alphas else ()
+        if not self.alphas:
+            return ()
+        return tuple(cast("np.ndarray", eigvalsh_tridiagonal(self.alphas, self.betas[:-1])).tolist())
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The eigenvalues, ascending, and the eigenvectors as columns."""
-        return eigh_tridiagonal(self.alphas, self.betas[:-1])
+        return cast("tuple[np.ndarray, np.ndarray]", eigh_tridiagonal(self.alphas, self.betas[:-1]))
 
     def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The smallest and the largest eigenvalue of `T`, each with a bound on how far `H` has one from it.

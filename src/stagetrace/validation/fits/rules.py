@@ -76,8 +76,8 @@ class AdamW(Rule):
             refuse(f"AdamW: decay must be a number of at least 0, such as 0.01, got {self.decay!r}")
 
     def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
-        options = {"lr": self.rate, "betas": self.betas, "eps": self.eps, "weight_decay": self.decay}
-        return _continued(torch.optim.AdamW([point], **options), "AdamW", self.state, point, space)
+        optimizer = torch.optim.AdamW([point], self.rate, self.betas, self.eps, self.decay)
+        return _continued(optimizer, "AdamW", self.state, point, space)
 
 
 @final
