@@ -168,7 +168,7 @@ def test_a_damping_above_the_negative_end_is_no_warning(solver: Solver) -> None:
 
 def look(eigenvalues: Tensor) -> Look:
     spectrum = Spectrum((float(eigenvalues.min()), float(eigenvalues.max())))
-    return Look(spectrum, 20, 0, 0, 1.0, {})
+    return Look(spectrum, 20, 0, 0, 1.0, None)
 
 
 SPECTRA = {

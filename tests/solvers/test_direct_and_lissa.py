@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
+from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, IdentityOperator
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.solvers import Direct, LiSSA, Shift, Status, System, Tikhonov, solve
 from stagetrace.solvers.numerics import CHUNK, dot, norm_of_sum
@@ -41,6 +41,35 @@ def test_direct_pays_for_its_matrix_once() -> None:
     assert (first.products, second.products) == (60, 0)
 
 
+KNOWN = {
+    "identity": IdentityOperator(60, torch.float64),
+    "diagonal": DiagonalOperator(torch.linspace(3.0, -1.0, 60).double()),
+    "dense": random_operator(INDEFINITE),
+    "diagonals": DiagonalOperator(torch.linspace(3.0, -1.0, 60).double()) + IdentityOperator(60, torch.float64),
+    "dense and equal diagonals": random_operator(INDEFINITE) + DiagonalOperator(torch.full((60,), 0.3).double()),
+    "equal diagonals and dense": IdentityOperator(60, torch.float64) + random_operator(INDEFINITE),
+}
+
+
+@pytest.mark.parametrize("operator", KNOWN.values(), ids=KNOWN.keys())
+def test_an_operator_that_knows_its_eigenvectors_is_solved_in_them_without_a_product(operator) -> None:
+    eigen, matrix = operator.eigen(), float64(operator.to_dense())
+    assert eigen is not None
+    np.testing.assert_allclose(eigen.values.sort().values, np.linalg.eigvalsh(matrix), atol=1e-12)
+    rhs = random_rhs(operator, 2)
+    solution = solve(operator, rhs, Direct(0.05))
+    assert (solution.products, solution.converged) == (0, True)
+    dense = DenseOperator(operator.to_dense())
+    assert error(solution.value, oracle(dense, rhs, squared=True)) <= 1e-11
+    assert list(solution.spectrum.ritz) == sorted(solution.spectrum.ritz)
+
+
+def test_a_sum_of_operators_in_different_bases_does_not_know_its_own() -> None:
+    assert (random_operator(SPD) + random_operator(SPD, 1)).eigen() is None
+    assert (random_operator(SPD) + DiagonalOperator(torch.linspace(0, 1, 60).double())).eigen() is None
+    assert (Counting(random_operator(SPD)) + IdentityOperator(60, torch.float64)).eigen() is None
+
+
 def test_direct_says_that_an_operator_is_singular_and_what_it_left_out() -> None:
     operator = random_operator(LOW_RANK)
     rhs = random_rhs(operator)
@@ -59,7 +88,7 @@ def test_direct_finds_a_shift_that_meets_an_eigenvalue_singular() -> None:
 
 
 def test_direct_refuses_what_is_too_large_and_names_the_bytes_and_the_alternatives() -> None:
-    operator = DiagonalOperator(torch.ones(20_000))
+    operator = Counting(DiagonalOperator(torch.ones(20_000)))  # which does not know its eigenvectors
     with pytest.raises(SolveError, match=r"20,000 x 20,000 .* 12.8 GB .*8,192.*Lanczos.*Direct\(max_size=20000\)"):
         prepared(Direct(), operator)
 

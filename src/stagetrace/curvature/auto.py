@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
+from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, in_words, seeded_subset
 from stagetrace.objectives.objective import splits
@@ -84,8 +85,8 @@ class HessianWithFallback(LinearOperator):
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return self.hessian.subsample(examples, generator)
 
-    def how(self) -> dict[str, int | float | str | None]:
-        return self.hessian.how()
+    def cost(self) -> Cost | None:
+        return self.hessian.cost()
 
 
 def coupled(curvature: Curvature, problem: Problem, columns: int) -> Sequence[int]:

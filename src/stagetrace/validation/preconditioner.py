@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import Hessian
+from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
 from stagetrace.stages.problem import Problem
 
@@ -43,8 +44,9 @@ class Preconditioner(LinearOperator):
         if size > max_size:
             return None
         matrix = Hessian().operator(problem) + DiagonalOperator(torch.full_like(problem.penalty, proximity))
-        dense = matrix.to_dense().double()
-        values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+        eigen = Eigen.of(matrix.to_dense(), "the Hessian", matrix.rounding)
+        values, vectors = eigen.values, eigen.vectors
+        assert vectors is not None
         values = values.abs().clamp_min(1e-6 * float(values.abs().max()))
         middle = float(values.median())
         apart = (values > NEAR * middle) | (values < middle / NEAR)
