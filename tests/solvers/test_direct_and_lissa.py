@@ -7,7 +7,7 @@ import torch
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, IdentityOperator
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.solvers import Direct, LiSSA, Shift, Status, System, Tikhonov, solve
-from stagetrace.solvers.numerics import CHUNK, dot, norm_of_sum
+from stagetrace.solvers.vectors import CHUNK, dot, norm_of_sum
 from tests.solvers.cases import (
     SPECTRA,
     Average,

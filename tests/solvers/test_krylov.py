@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
-from stagetrace.errors import DescriptionError
+from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.solvers import CG, Direct, Equation, Lanczos, Normal, Shift, Status, Tikhonov, solve
 from stagetrace.solvers.descent import Terms, conjugate_gradients
+from stagetrace.solvers.krylov import Krylov
+from stagetrace.solvers.lockstep import lockstep
+from stagetrace.solvers.process import Ask, Process, silent
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.shifted_qr import ShiftedQR
 from tests.solvers.cases import (
@@ -94,6 +97,24 @@ def test_cg_keeps_the_better_answer_when_going_on_made_it_worse() -> None:
     assert [ask.check for ask in asked] == [False, True, False, True]
     assert (end.value.value.value.item(), end.value.value.residual) == (1.0, 0.5)
     assert end.value.value.status is Status.STAGNATED
+
+
+def test_a_process_may_ask_for_a_block_beside_others_that_ask_for_vectors() -> None:
+    """Each gets its own products in the shape it asked in; columns are counted, those that measure apart."""
+
+    def asking(vectors: torch.Tensor, check: bool) -> Process[Krylov]:
+        product = yield Ask(vectors, 1.0, check)
+        torch.testing.assert_close(product, operator.inner @ vectors)
+        assert product.shape == vectors.shape
+        assert product.is_contiguous()
+        yield Ask(vectors[:, 0] if vectors.ndim == 2 else vectors, 0.5, check)
+        return Krylov((), 0.0, 2)
+
+    operator = Counting(random_operator(SPD))
+    run = lockstep(operator, [asking(random_rhs(operator, 3), True), asking(random_rhs(operator), False)], silent)
+    assert (run.products, run.checks) == (2, 4)
+    with pytest.raises(SolveError, match=r"not finite in column 1"):
+        lockstep(operator, [asking(torch.tensor([[0.0, float("nan")]] * 60).double(), True)], silent)
 
 
 def test_cg_says_when_the_right_hand_side_is_outside_the_range() -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.numerics import as_columns
+from stagetrace.solvers.process import Report as Report
+from stagetrace.solvers.process import silent as silent
 from stagetrace.solvers.system import Equation, System
 from stagetrace.solvers.system import Spectrum as Spectrum
 
@@ -89,19 +91,6 @@ class Solution:
                 f"(asked for {self.tolerance:.1e}) after {self.products} products"
             )
         return self.value
-
-
-class Report(Protocol):
-    """Called after each iteration with the steps done and the worst relative residual estimate so far.
-
-    The residual is NaN while there is no answer yet: a rule that chooses the damping looks at the spectrum first.
-    """
-
-    def __call__(self, step: int, residual: float, /) -> None: ...
-
-
-def silent(step: int, residual: float, /) -> None:
-    """The report that says nothing."""
 
 
 class Damping(Protocol):

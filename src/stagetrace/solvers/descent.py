@@ -18,8 +18,8 @@ from torch import Tensor
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.base import Status
 from stagetrace.solvers.lockstep import Ask, Process
-from stagetrace.solvers.numerics import dot, norm, norm_of_sum
 from stagetrace.solvers.recurrence import Tridiagonal
+from stagetrace.solvers.vectors import dot, norm, norm_of_sum
 
 
 @final

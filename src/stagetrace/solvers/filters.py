@@ -10,16 +10,20 @@ since `1 / (h + i sqrt(lambda)) = (h - i sqrt(lambda)) / (h^2 + lambda)`. An eng
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.numerics import norm, norm_of_sum, relative
+from stagetrace.solvers.lockstep import lockstep
+from stagetrace.solvers.numerics import relative
+from stagetrace.solvers.process import Ask, silent
 from stagetrace.solvers.settings import check_damping
+from stagetrace.solvers.vectors import norm, norm_of_sum
 
 
 @final
@@ -28,7 +32,15 @@ class Measured:
     """True relative residuals, one per column, and the operator-vector products that measuring them took."""
 
     residuals: tuple[float, ...]
-    checks: int
+    checks: int = 0
+
+    @property
+    def residual(self) -> float:
+        return max(self.residuals, default=0.0)
+
+
+Measuring = Generator[Ask, Tensor, Measured]
+"""A measurement as a process for `lockstep`."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class Filter(ABC):
         """The linear system in words, for a curvature called `matrix`."""
 
     @abstractmethod
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+        """The measurement as a process, which asks for blocks of vectors."""
+
+    @final
     def measure(
         self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
     ) -> Measured:
@@ -63,6 +79,8 @@ class Filter(ABC):
         A zero column of `rhs` costs no product and has residual 0. `targets` are the norms of the system's own
         right-hand side, where the caller knows them from a product already made. Norms are taken in float64.
         """
+        run = lockstep(operator, [self.measuring(rhs, value, targets)], silent, finite=False)
+        return Measured(run.outcomes[0].residuals, run.checks)
 
     @final
     def __call__(self, eigenvalues: Tensor) -> Tensor:
@@ -98,17 +116,15 @@ class Shift(Filter):
     def words(self, matrix: str) -> str:
         return f"({matrix} + {self.damping:g} I) x = b" if self.damping else f"{matrix} x = b"
 
-    def measure(
-        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
-    ) -> Measured:
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
         del targets
-        live = _nonzero(rhs)
-        images = operator @ value[:, live] if live else value[:, :0]
-        residuals = [0.0] * rhs.shape[1]
-        for image, j in zip(images.unbind(1), live, strict=True):
-            size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
-            residuals[j] = relative(size, norm(rhs[:, j]))
-        return Measured(tuple(residuals), len(live))
+        live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
+        if live:
+            images = yield Ask(value[:, live], nan, check=True)
+            for image, j in zip(images.unbind(1), live, strict=True):
+                size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
+                residuals[j] = relative(size, norm(rhs[:, j]))
+        return Measured(tuple(residuals))
 
 
 @final
@@ -141,23 +157,21 @@ class Tikhonov(Filter):
     def words(self, matrix: str) -> str:
         return f"({matrix}^2 + {self.damping:g} I) x = {matrix} b" if self.damping else f"{matrix} x = b"
 
-    def measure(
-        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
-    ) -> Measured:
-        live = _nonzero(rhs)
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+        live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
         if self.damping == 0 or not live:
-            return Shift().measure(operator, rhs, value)
+            return (yield from Shift().measuring(rhs, value, None))
         b, x = rhs[:, live], value[:, live]
-        images = operator @ (b - operator @ x)
+        product = yield Ask(x, nan, check=True)
+        images = yield Ask(b - product, nan, check=True)
         if targets is None:
-            known, checks = [norm(image) for image in (operator @ b).unbind(1)], 3 * len(live)
+            known = [norm(image) for image in (yield Ask(b, nan, check=True)).unbind(1)]
         else:
-            known, checks = [targets[j] for j in live], 2 * len(live)
-        residuals = [0.0] * rhs.shape[1]
+            known = [targets[j] for j in live]
         for i, j in enumerate(live):
             size = norm_of_sum((1.0, images[:, i]), (-self.damping, x[:, i]))
             residuals[j] = relative(size, known[i])
-        return Measured(tuple(residuals), checks)
+        return Measured(tuple(residuals))
 
 
 @final
@@ -181,10 +195,8 @@ class Squared(Filter):
     def words(self, matrix: str) -> str:
         return Tikhonov(self.damping).words(matrix) if self.damping else f"{matrix}^2 x = {matrix} b"
 
-    def measure(
-        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
-    ) -> Measured:
-        return Tikhonov(self.damping).measure(operator, rhs, value, targets)
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+        return (yield from Tikhonov(self.damping).measuring(rhs, value, targets))
 
 
 FILTERS: Mapping[str, type[Filter]] = {kind.__name__: kind for kind in (Shift, Tikhonov, Squared)}

@@ -20,10 +20,11 @@ from stagetrace.solvers.base import (
 )
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift
-from stagetrace.solvers.numerics import norm, relative
+from stagetrace.solvers.numerics import relative
 from stagetrace.solvers.settings import check_count, check_rtol, check_rule, compact
 from stagetrace.solvers.spectrum import extreme_ritz_values
 from stagetrace.solvers.system import System
+from stagetrace.solvers.vectors import norm
 
 # Steps of Lanczos that find the largest eigenvalue, and the margin on it: a drawn sample's may be larger.
 SCALE_STEPS = 12

@@ -14,8 +14,8 @@ from stagetrace.solvers.basis import Basis
 from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.krylov import Memory, vectors_of
 from stagetrace.solvers.lockstep import Ask, Process, lockstep
-from stagetrace.solvers.numerics import norm
 from stagetrace.solvers.recurrence import Recurrence, Tridiagonal, Vectors
+from stagetrace.solvers.vectors import norm
 
 MEMORY = 2 * 2**30
 """Bytes that the basis of a run may take; beyond it the run goes by a short recurrence."""

@@ -11,7 +11,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.base import silent
 from stagetrace.solvers.descent import Terms, descend
 from stagetrace.solvers.lockstep import lockstep
-from stagetrace.solvers.numerics import dot, norm
+from stagetrace.solvers.vectors import dot, norm
 
 FLAT = 1e-14
 """Curvature along a direction, over its squared length, that is rounding and says nothing of a minimum."""
