@@ -188,7 +188,7 @@ def _walk(chain: Chain, query: Query, curvature: Auto, place: Path) -> None:
         found[problem.name] = solution.value.contiguous()
         spectrum = solution.spectrum
         said[problem.name] = {
-            "system": solution.system,
+            "system": str(solution.system),
             "smallest": None if spectrum is None else spectrum.smallest,
             "products": solution.products + solution.checks,
             "residual": solution.relative_residual,

@@ -82,7 +82,7 @@ def forward_seconds(model: nn.Module, images: Images, batch_size: int, repeats: 
 def _solved(solution: Solution) -> dict[str, Any]:
     spectrum = solution.spectrum
     return {
-        "system": solution.system,
+        "system": str(solution.system),
         "converged": solution.converged,
         "status": solution.status.value,
         "relative_residual": solution.relative_residual,

@@ -1,6 +1,7 @@
 """The direction of imports: who may import whom, read off the source without running it."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Solvers see operators and vectors, never a model, a data set or a process group.
-SOLVERS_MAY_IMPORT = ("errors", "curvature.operator", "solvers")
+SOLVERS_MAY_IMPORT = ("errors", "curvature.operator", "curvature.eigen", "solvers")
 
 MODULES = {
     ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -84,6 +85,27 @@ def breaches(module: str, source: str, is_package: bool = False) -> list[str]:
         if layer_of(module) == "solvers" and not any(within(target, allowed) for allowed in SOLVERS_MAY_IMPORT):
             found.append(f"{module}:{line} imports {name}: a solver sees {', '.join(SOLVERS_MAY_IMPORT)} only")
     return found
+
+
+def sums(source: str) -> list[int]:
+    """Lines that multiply vectors with something else than an operator: sums over what a vector holds."""
+    products = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.BinOp)]
+    return [
+        node.lineno
+        for node in products
+        if isinstance(node.op, ast.MatMult)
+        and not re.search(r"(operator|conditioner|_drawn\(\w+\))$", ast.unparse(node.left))
+    ]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("solvers.")])
+def test_solvers_add_up_vectors_at_one_place(module: str) -> None:
+    found = sums(MODULES[module].read_text(encoding="utf-8"))
+    assert bool(found) == (module == "solvers.vectors"), f"{module}:{found} sums over vectors: use solvers/vectors.py"
+
+
+def test_a_sum_over_vectors_is_seen() -> None:
+    assert sums("a = left @ right\nb = self.operator @ right\nc = operator @ (right - operator @ left)") == [1]
 
 
 def test_every_module_has_a_layer() -> None:

@@ -58,7 +58,7 @@ def scored_large(settings: Settings, progress: Progress) -> tuple[dict[str, Any]
         "pairs": int(corpora.lines.tensors[3].sum()),
         "stages": both.facts,
         "pretrain_solution": {
-            "system": solution.system,
+            "system": str(solution.system),
             "status": solution.status.value,
             "products": solution.products,
             "relative_residual": solution.relative_residual,

@@ -44,7 +44,7 @@ def written(folder: Path, text: str) -> None:
         "solver": {text: {"name": text, "damping": text, text: [text, {text: 1}]}},
     }
     solved = solution(0)
-    solved = replace(solved, system=text, notes=(text,))
+    solved = replace(solved, notes=(text,))
     Trace(stages, {text: solved}, how, {"device": text, "links": {text: {text: text}}}, {text: text}).save(folder)
     kinds: list[dict[str, Any]] = [{"kind": "text", "text": texts}, {"kind": "table", "fields": ((texts, texts),)}]
     items = [

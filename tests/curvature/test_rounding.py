@@ -13,6 +13,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.rounding import coarsest
 from stagetrace.errors import SolveError
 from stagetrace.objectives import Classification
+from stagetrace.solvers import System, Tikhonov, solve
 from stagetrace.solvers.base import Status
 
 N = 12
@@ -93,11 +94,11 @@ def test_half_precision_inside_is_no_asymmetry_either():
 def test_a_solve_is_held_to_what_the_arithmetic_allows():
     problem = Chain(stage(single))["only"]
     operator = Hessian().operator(problem)
-    solution = Direct().prepare(operator).solve(torch.ones(operator.size, dtype=torch.float64))
+    solution = solve(operator, torch.ones(operator.size, dtype=torch.float64), Direct())
     assert solution.status is Status.CONVERGED
     assert solution.tolerance == torch.finfo(torch.float32).eps ** 0.5
-    exact = Direct().prepare(Hessian().operator(Chain(stage(normed))["only"]))
-    of_exact = exact.solve(torch.ones(operator.size, dtype=torch.float64))
+    exact = Hessian().operator(Chain(stage(normed))["only"])
+    of_exact = solve(exact, torch.ones(operator.size, dtype=torch.float64), Direct())
     assert of_exact.tolerance == torch.finfo(torch.float64).eps ** 0.5
 
 
@@ -119,4 +120,4 @@ class Crooked(LinearOperator):
 def test_asymmetry_in_an_exact_model_is_still_refused():
     operator = Crooked(Hessian().operator(Chain(stage(normed))["only"]))
     with pytest.raises(SolveError, match=r"not symmetric: entries differ from their mirror by up to 1\.0e-06"):
-        Direct().prepare(operator)
+        Direct().prepare(System(operator, Tikhonov()))

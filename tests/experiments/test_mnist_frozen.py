@@ -18,6 +18,7 @@ from experiments.tracing import warnings_of
 from experiments.training import Training
 from stagetrace import Solution, Trace, trace
 from stagetrace.errors import DataError, StagetraceError
+from stagetrace.solvers import Equation, Shift
 from stagetrace.solvers.base import Spectrum, Status
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +123,9 @@ def test_a_killed_run_trains_no_stage_twice_and_ends_with_the_same_scores(copy, 
 
 
 def test_a_solve_that_fell_short_and_negative_curvature_are_told():
-    fine = Solution(torch.zeros(1), "H x = b", (1e-6,), 3, 1, 3, (Status.CONVERGED,), 1e-4, Spectrum((0.0, 2.0)))
+    fine = Solution(
+        torch.zeros(1), Equation(Shift()), (1e-6,), 3, 1, 3, (Status.CONVERGED,), 1e-4, Spectrum((0.0, 2.0))
+    )
     short = replace(fine, relative_residuals=(0.5,), statuses=(Status.MAX_STEPS,), spectrum=Spectrum((-0.1, 2.0)))
     assert warnings_of(Trace({}, {"pretrain": fine})) == []
     first, second = warnings_of(Trace({}, {"pretrain": short, "finetune": fine}))

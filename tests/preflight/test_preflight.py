@@ -16,7 +16,7 @@ from stagetrace.preflight.plan import most_products
 from stagetrace.preflight.stationary import stationarity
 from stagetrace.preflight.work import SPECTRUM_STEPS, Look
 from stagetrace.progress import Silent
-from stagetrace.solvers import Shift, Solver
+from stagetrace.solvers import Shift, Solver, solve
 from stagetrace.solvers.base import Spectrum
 from tests.chains import BY_EACH_LINK, LINKS, chain_of, query_of
 from tests.curvature.specimens import MLP
@@ -170,7 +170,7 @@ def test_a_damping_above_the_negative_end_is_no_warning(solver: Solver) -> None:
 
 def look(eigenvalues: Tensor) -> Look:
     spectrum = Spectrum((float(eigenvalues.min()), float(eigenvalues.max())))
-    return Look(spectrum, 20, 0, 0, 1.0, {})
+    return Look(spectrum, 20, 0, 0, 1.0, None)
 
 
 SPECTRA = {
@@ -192,7 +192,7 @@ def test_a_solve_takes_no_more_products_than_were_said(eigenvalues: Tensor, solv
     Problem.own = type("Space", (), {"size": 300})  # pyright: ignore[reportAttributeAccessIssue]
     operator = DenseOperator(torch.diag(eigenvalues)) if isinstance(solver, Direct) else DiagonalOperator(eigenvalues)
     most = most_products(Problem, operator, solver, look(eigenvalues))  # pyright: ignore[reportArgumentType]
-    solution = solver.prepare(operator).solve(torch.ones(300, dtype=torch.float64))
+    solution = solve(operator, torch.ones(300, dtype=torch.float64), solver)
     assert most is not None
     assert solution.products <= most
 

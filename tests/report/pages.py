@@ -14,6 +14,7 @@ from stagetrace.report.picture import png
 from stagetrace.report.sweep import Stability, write_sweep
 from stagetrace.results import JSON
 from stagetrace.results.previews import Preview, Previews, write_previews
+from stagetrace.solvers import Equation, Tikhonov
 from stagetrace.solvers.base import Solution, Spectrum, Status
 
 HOSTILE = (
@@ -41,7 +42,7 @@ def solution(seed: int, status: Status = Status.CONVERGED) -> Solution:
         ritz = torch.cat([torch.tensor([-0.3, -0.01]).double(), ritz])
     return Solution(
         torch.randn(5, generator=torch.Generator().manual_seed(seed)),
-        "(H^2 + 0.01 I) x = H b",
+        Equation(Tikhonov(0.01)),
         (3e-5 if status is Status.CONVERGED else 0.02,),
         40,
         1,

@@ -6,8 +6,8 @@ import torch
 from stagetrace import CG, GaussNewton, Lanczos, Scores, trace
 from stagetrace.curvature.auto import Auto
 from stagetrace.errors import DescriptionError
-from stagetrace.report.sweep import Moved, Stability, sweep
-from stagetrace.solvers.auto import choose_damping
+from stagetrace.report.sweep import Rescaled, Stability, sweep
+from stagetrace.solvers import FromSpectrum, solve
 from tests import jobs
 
 SOLVER = Lanczos(damping=0.05, rtol=1e-9)
@@ -33,18 +33,17 @@ def test_a_sweep_compares_with_the_scores_at_ten_times_less_and_more_damping():
 def test_a_damping_that_was_chosen_is_moved_from_what_was_chosen(stage: str):
     """The first stage is indefinite: Gauss-Newton is inverted, shifted by the cut. The last one is not."""
     operator = Auto().operator(jobs.frozen()[0][stage])
-    chosen, definite = choose_damping(operator), operator.definite
-    assert chosen.indefinite == (stage == "pretrain")
+    system = FromSpectrum()(operator)
+    assert (system.matrix == "G") == (stage == "pretrain")
     identity = torch.eye(operator.size, dtype=torch.float64)
     rhs = torch.randn(operator.size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = system.operator @ identity
     for factor in (1.0, 10.0):
-        if chosen.indefinite:
-            assert definite is not None
-            wanted = torch.linalg.solve(definite @ identity + factor * chosen.cut * identity, rhs)
+        if system.matrix == "G":
+            wanted = torch.linalg.solve(matrix + factor * system.filter.damping * identity, rhs)
         else:
-            matrix = operator @ identity
-            wanted = torch.linalg.solve(matrix @ matrix + factor * chosen.damping * identity, matrix @ rhs)
-        found = Moved(Lanczos(rtol=1e-11), factor).prepare(operator).solve(rhs).value
+            wanted = torch.linalg.solve(matrix @ matrix + factor * system.filter.damping * identity, matrix @ rhs)
+        found = solve(operator, rhs, Rescaled(Lanczos(rtol=1e-11), factor)).value
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 
@@ -63,4 +62,5 @@ def test_what_is_not_damped_cannot_be_moved():
     result = trace(chain, query, solver=Lanczos(damping=0.0, rtol=1e-2, max_steps=200), of="finetune")
     with pytest.raises(DescriptionError, match="no stage is damped"):
         sweep(result, chain, query, solver=Lanczos(damping=0.0))
-    assert Moved(CG(damping=0.0), 10.0).solver == CG(damping=0.0)
+    undamped = CG(damping=0.0)
+    assert Rescaled(undamped, 10.0).rule == undamped.rule

@@ -7,6 +7,7 @@ import torch
 
 import stagetrace.results.part as part_module
 from stagetrace.results import Scores, Trace
+from stagetrace.solvers import Equation, Tikhonov
 from stagetrace.solvers.base import Solution, Spectrum, Status
 
 
@@ -14,7 +15,7 @@ def make_solution(seed: int = 0, status: Status = Status.CONVERGED, dtype: torch
     value = torch.randn(7, 2, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return Solution(
         value=value,
-        system="(H^2 + 0.01 I) x = H b",
+        system=Equation(Tikhonov(0.01)),
         relative_residuals=(0.1 + 0.2, 1e-300),
         products=40,
         checks=2,

@@ -23,7 +23,9 @@ from torch import Tensor
 import stagetrace.results
 from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceError
 from stagetrace.results import SIGN, Scores, Trace, part_size
+from stagetrace.solvers import Equation, Shift, Tikhonov
 from stagetrace.solvers.base import Solution, Spectrum, Status
+from stagetrace.solvers.filters import Squared
 
 MakeTrace = Callable[..., Trace]
 MakeSolution = Callable[..., Solution]
@@ -66,6 +68,14 @@ def any_scores(draw: st.DrawFn, stage: str) -> Scores:
     return Scores(stage, tensor(), tensor(), tensor()) if draw(st.booleans()) else Scores(stage, tensor())
 
 
+equations = st.builds(
+    lambda kind, damping, matrix: Equation(kind(damping), matrix),
+    st.sampled_from([Shift, Tikhonov, Squared]),
+    st.floats(0, 1e9),
+    st.sampled_from(["H", "G"]),
+)
+
+
 @st.composite
 def any_solution(draw: st.DrawFn) -> Solution:
     dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
@@ -73,7 +83,7 @@ def any_solution(draw: st.DrawFn) -> Solution:
     value = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))).to(dtype)
     return Solution(
         value=value,
-        system=draw(st.text(max_size=20)),
+        system=draw(equations),
         relative_residuals=tuple(draw(st.lists(numbers, max_size=3))),
         products=draw(st.integers(0, 10**12)),
         checks=draw(st.integers(0, 9)),

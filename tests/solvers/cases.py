@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import DenseOperator, LinearOperator
-from stagetrace.solvers import CG, Direct, Lanczos, LiSSA, Normal, Shift, Solution, Solver
+from stagetrace.solvers import CG, Direct, Inverse, Lanczos, LiSSA, Normal, Shift, Solution, Solver
 
 DAMPING = 0.05
 SHORT = 12_000  # bytes: too few for the basis of one column, enough for a short recurrence of two
@@ -117,6 +117,11 @@ def apart(matrix: np.ndarray, *solutions: Solution) -> float:
     """
     rounding = 50 * torch.finfo(solutions[0].value.dtype).eps * condition(matrix)
     return 1.01 * condition(matrix) * sum(solution.relative_residual + rounding for solution in solutions)
+
+
+def prepared(solver: Solver, operator: LinearOperator) -> Inverse:
+    """The solver's own system of the operator, ready for several right-hand sides."""
+    return solver.prepare(solver.rule(operator))
 
 
 class Counting(LinearOperator):

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from stagetrace import CG, Lanczos
-from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
+from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, LinearOperator
 from stagetrace.errors import DescriptionError
-from stagetrace.solvers import Shift
-from stagetrace.solvers.auto import FEWEST_STEPS, PROBE_STEPS, choose_damping, ends_of_spectrum, settled
+from stagetrace.solvers import Direct, Fixed, FromSpectrum, LiSSA, Normal, Shift, Solver, Spectrum, solve
+from stagetrace.solvers.damping import FEWEST_STEPS, LOOK_STEPS, settled
+from stagetrace.solvers.spectrum import extreme_ritz_values
+from tests.solvers.cases import prepared
 
 
 def operator(eigenvalues: list[float], dtype: torch.dtype = torch.float64) -> DenseOperator:
@@ -24,18 +26,18 @@ def spread(smallest: float, largest: float) -> list[float]:
 
 @pytest.mark.parametrize("smallest", [-0.5, -0.05])
 def test_negative_curvature_sets_the_damping(smallest):
-    assert choose_damping(operator(spread(smallest, 4.0))).damping == pytest.approx(smallest**2, rel=1e-6)
+    assert FromSpectrum()(operator(spread(smallest, 4.0))).filter.damping == pytest.approx(smallest**2, rel=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2.0**-52), (torch.float32, 2.0**-23)])
 def test_a_strict_minimum_is_inverted_plainly_up_to_rounding(dtype, eps):
-    chosen = choose_damping(operator(spread(0.01, 4.0), dtype))
-    assert chosen.damping == pytest.approx(eps * 4.0**2, rel=1e-3)
+    system = FromSpectrum()(operator(spread(0.01, 4.0), dtype))
+    assert system.filter.damping == pytest.approx(eps * 4.0**2, rel=1e-3)
 
 
 def test_the_solution_is_that_of_the_chosen_damping():
     H, b = operator(spread(-0.3, 4.0)), torch.arange(40.0, dtype=torch.float64)
-    found = Lanczos(rtol=1e-12).prepare(H).solve(b)
+    found = solve(H, b, Lanczos(rtol=1e-12))
     dense = H.to_dense()
     expected = torch.linalg.solve(dense @ dense + 0.09 * torch.eye(40, dtype=torch.float64), dense @ b)
     torch.testing.assert_close(found.value, expected, rtol=1e-6, atol=1e-8)
@@ -45,22 +47,24 @@ def test_the_solution_is_that_of_the_chosen_damping():
 
 def test_the_damping_is_the_operators_own_and_chosen_once():
     H = operator(spread(-0.3, 4.0))
-    inverse = Lanczos().prepare(H)
+    inverse = prepared(Lanczos(), H)
     few = inverse.solve(torch.eye(40, dtype=torch.float64)[:, 0])
     many = inverse.solve(torch.eye(40, dtype=torch.float64)[:, 3:5])
-    assert few.system == many.system == "(H^2 + 0.09 I) x = H b"
-    assert choose_damping(H).products == 40
+    assert str(few.system) == str(many.system) == "(H^2 + 0.09 I) x = H b"
+    assert FromSpectrum()(H).products == 40
 
 
 def test_products_of_the_probe_are_counted():
     H, b = operator(spread(-0.3, 4.0)), torch.arange(40.0, dtype=torch.float64)
-    chosen = choose_damping(H)
-    typed = Lanczos(damping=chosen.damping).prepare(H).solve(b)
-    assert Lanczos().prepare(H).solve(b).products == typed.products + chosen.products
+    system = FromSpectrum()(H)
+    typed = solve(H, b, Lanczos(damping=system.filter.damping))
+    inverse = prepared(Lanczos(), H)
+    assert inverse.solve(b).products == typed.products + system.products
+    assert inverse.solve(b).products == typed.products
 
 
 def test_ends_of_the_spectrum_are_those_of_the_matrix():
-    spectrum, products = ends_of_spectrum(operator(spread(-0.3, 4.0)))
+    spectrum, products = extreme_ritz_values(operator(spread(-0.3, 4.0)), LOOK_STEPS)
     assert spectrum.smallest == pytest.approx(-0.3, rel=1e-8)
     assert spectrum.largest == pytest.approx(4.0, rel=1e-8)
     assert products <= 40
@@ -72,16 +76,81 @@ def test_one_negative_eigenvalue_among_thousands_is_found_wherever_it_hides():
     for place in range(0, len(ones), 400):
         values = ones.clone()
         values[place] = -0.5
-        assert choose_damping(DiagonalOperator(values)).damping == pytest.approx(0.25, rel=1e-6), place
+        assert FromSpectrum()(DiagonalOperator(values)).filter.damping == pytest.approx(0.25, rel=1e-6), place
 
 
-def test_auto_needs_the_damped_square():
-    with pytest.raises(DescriptionError, match="filter=Shift"):
-        Lanczos(filter=Shift)
-    with pytest.raises(DescriptionError, match="damping"):
-        CG(damping="auto")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(DescriptionError, match="damping"):
-        Lanczos(damping="automatic")  # pyright: ignore[reportArgumentType]
+class Replaceable(LinearOperator):
+    """A matrix with a positive semi-definite one at hand."""
+
+    def __init__(self, H: DenseOperator, G: DenseOperator) -> None:
+        self.H, self.G = H, G
+        self.size, self.dtype, self.device = H.size, H.dtype, H.device
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self.H.apply(vectors)
+
+    @property
+    def psd_approximation(self) -> DenseOperator:
+        return self.G
+
+
+AUTO = [Lanczos(rtol=1e-11), Lanczos(rtol=1e-11, filter=Shift), CG("auto", 1e-11), Direct("auto")]
+AUTO += [Direct("auto", Shift), LiSSA("auto", 1e-9, 100_000), Normal(CG(rtol=1e-11), "auto")]
+
+
+@pytest.mark.parametrize(
+    ("solver", "smallest"),
+    [(solver, end) for solver in AUTO for end in (-0.3, 0.3) if end < 0 or not isinstance(solver, LiSSA)],
+    ids=str,
+)
+def test_every_solver_takes_its_damping_from_the_spectrum(solver: Solver, smallest: float):
+    """Against dense solves: G and the cut in the place of an indefinite H, but for Normal; H where it is positive."""
+    H, G = operator(spread(smallest, 4.0)), operator([0.0, *spread(0.1, 4.0)[1:]])
+    b, eye = torch.arange(40.0, dtype=torch.float64), torch.eye(40, dtype=torch.float64)
+    found = solve(Replaceable(H, G), b, solver)
+    if smallest > 0:
+        cut = 4.0 * 2.0**-26  # at rounding
+        expected, matrix = torch.linalg.solve(H.matrix + cut * eye * (not found.system.filter.shift.imag), b), "H"
+    elif isinstance(solver, Normal):
+        expected, matrix = torch.linalg.solve(H.matrix @ H.matrix + 0.09 * eye, H.matrix @ b), "H"
+    else:
+        expected, matrix = torch.linalg.solve(G.matrix + 0.3 * eye, b), "G"
+    torch.testing.assert_close(found.value, expected, rtol=1e-5, atol=1e-6)
+    assert (found.system.matrix, found.converged) == (matrix, True)
+    assert found.spectrum is not None
+    assert found.spectrum.smallest == pytest.approx(min(smallest, 0.01), rel=1e-5)
+
+
+@pytest.mark.parametrize("solver", [Lanczos(filter=Shift), CG("auto"), LiSSA("auto"), Direct("auto", Shift)], ids=str)
+def test_a_shift_lifts_the_smallest_eigenvalue_to_the_cut_where_nothing_stands_in(solver: Solver):
+    H = operator(spread(-0.3, 4.0))
+    system = solver.rule(H)
+    assert float(torch.linalg.eigvalsh(H.matrix)[0]) + system.filter.damping == pytest.approx(0.3, rel=1e-6)
+    assert solve(H, torch.arange(40.0, dtype=torch.float64), solver).converged
+
+
+@pytest.mark.parametrize("rule", [Fixed(0.2), Fixed(0.2, Shift), FromSpectrum(), FromSpectrum(Shift)], ids=str)
+def test_a_rule_times_a_factor_damps_by_as_much_more(rule: Fixed | FromSpectrum):
+    H, spectrum = operator(spread(-0.3, 4.0)), Spectrum((-0.3, 4.0))
+    for make in (lambda rule: rule(H), lambda rule: rule.given(H, spectrum)):
+        assert make(rule.times(10.0)).filter.damping == pytest.approx(10 * make(rule).filter.damping, rel=1e-12)
+    assert rule.times(10.0) != rule
+
+
+def test_a_rule_of_ones_own_is_a_damping():
+    H, b = operator(spread(0.1, 4.0)), torch.arange(40.0, dtype=torch.float64)
+    own = solve(H, b, CG(damping=Fixed(0.4, Shift)))
+    assert torch.equal(own.value, solve(H, b, CG(damping=0.4)).value)
+    with pytest.raises(DescriptionError, match=r"CG solves \(H \+ damping I\) x = b, got \(H\^2 \+ 0.4 I\) x = H b"):
+        solve(H, b, CG(damping=Fixed(0.4)))
+    with pytest.raises(DescriptionError, match=r"Normal solves .*, got \(H \+ 0.4 I\) x = b; use its inner solver, CG"):
+        solve(H, b, Normal(CG(), Fixed(0.4, Shift)))
+
+
+@pytest.mark.parametrize("make", [Lanczos, CG, Direct, LiSSA, lambda damping: Normal(CG(), damping)])
+def test_another_word_than_auto_is_refused(make):
+    with pytest.raises(DescriptionError, match=r"\(damping=...\) must be a number or 'auto', got 'automatic'"):
+        make(damping="automatic")
 
 
 # When the ends have settled
@@ -117,36 +186,37 @@ NASTY = {
 def test_a_run_that_ends_early_is_as_reliable_as_a_long_one(eigenvalues, monkeypatch):
     """The cut is that of all 60 products, to 2 %; and as near to the true one as these come, to 2 % again."""
     H = DiagonalOperator(eigenvalues)
-    early = choose_damping(H)
-    monkeypatch.setattr("stagetrace.solvers.auto.settled", lambda seen, dtype: False)
-    late = choose_damping(H)
-    assert late.products == PROBE_STEPS
-    assert early.cut == pytest.approx(late.cut, rel=0.02)
+    early = FromSpectrum()(H)
+    monkeypatch.setattr("stagetrace.solvers.damping.settled", lambda seen, dtype: False)
+    late = FromSpectrum()(H)
+    assert late.products == LOOK_STEPS
+    cuts = [abs(system.filter.shift) for system in (early, late)]
+    assert cuts[0] == pytest.approx(cuts[1], rel=0.02)
     true = max(-float(eigenvalues.min()), 0.0)
     if true > 2.0**-26 * float(eigenvalues.max()):
-        assert abs(early.cut - true) <= abs(late.cut - true) + 0.02 * true
-    assert early.indefinite == late.indefinite
+        assert abs(cuts[0] - true) <= abs(cuts[1] - true) + 0.02 * true
 
 
 def test_an_isolated_end_takes_a_fraction_of_the_products():
-    assert FEWEST_STEPS <= choose_damping(DiagonalOperator(NASTY["one negative eigenvalue, and a bulk"])).products <= 25
+    assert FEWEST_STEPS <= FromSpectrum()(DiagonalOperator(NASTY["one negative eigenvalue, and a bulk"])).products <= 25
 
 
 def test_an_end_that_still_moves_takes_all_of_them():
-    assert choose_damping(DiagonalOperator(NASTY["a faint negative end"])).products == PROBE_STEPS
+    assert FromSpectrum()(DiagonalOperator(NASTY["a faint negative end"])).products == LOOK_STEPS
 
 
 def test_an_operator_that_can_be_exhausted_is():
-    H = operator([-0.3, -0.2999, *torch.linspace(0.01, 4.0, PROBE_STEPS - 2).tolist()])
-    found = choose_damping(H)
-    assert found.products == PROBE_STEPS
+    H = operator([-0.3, -0.2999, *torch.linspace(0.01, 4.0, LOOK_STEPS - 2).tolist()])
+    found = FromSpectrum()(H)
+    assert found.products == LOOK_STEPS
+    assert found.spectrum is not None
     assert found.spectrum.smallest == pytest.approx(-0.3, rel=1e-9)
 
 
 def test_the_search_is_reported_without_a_residual():
     H, b = operator(spread(-0.3, 4.0)), torch.arange(40.0, dtype=torch.float64)
     said: list[tuple[int, float]] = []
-    found = Lanczos().prepare(H).solve(b, lambda step, residual: said.append((step, residual)))
+    found = solve(H, b, Lanczos(), lambda step, residual: said.append((step, residual)))
     steps = [step for step, _ in said]
     assert steps == list(range(1, len(steps) + 1))
     assert [residual for _, residual in said[:40]] == pytest.approx([float("nan")] * 40, nan_ok=True)

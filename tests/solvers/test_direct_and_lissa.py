@@ -4,11 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
+from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, IdentityOperator
 from stagetrace.errors import DescriptionError, SolveError
-from stagetrace.solvers import Direct, LiSSA, Shift, Status, Tikhonov, solve
-from stagetrace.solvers.numerics import CHUNK, dot, norm_of_sum
-from tests.solvers.cases import SPECTRA, Average, Counting, error, float64, oracle, random_operator, random_rhs
+from stagetrace.solvers import Direct, LiSSA, Shift, Status, System, Tikhonov, solve
+from stagetrace.solvers.vectors import CHUNK, dot, norm_of_sum
+from tests.solvers.cases import (
+    SPECTRA,
+    Average,
+    Counting,
+    error,
+    float64,
+    oracle,
+    prepared,
+    random_operator,
+    random_rhs,
+)
 
 SPD, ILL, INDEFINITE, LOW_RANK, FLOAT32 = SPECTRA
 
@@ -17,7 +27,7 @@ def test_direct_without_damping_is_the_plain_inverse() -> None:
     operator = random_operator(INDEFINITE)
     rhs = random_rhs(operator, 2)
     solution = solve(operator, rhs, Direct())
-    assert solution.system == "H x = b"
+    assert str(solution.system) == "H x = b"
     assert error(solution.value, oracle(operator, rhs, squared=False, damping=0.0)) <= 1e-11
     assert solution.spectrum is not None
     np.testing.assert_allclose(solution.spectrum.ritz, np.linalg.eigvalsh(float64(operator.matrix)), atol=1e-12)
@@ -25,10 +35,39 @@ def test_direct_without_damping_is_the_plain_inverse() -> None:
 
 def test_direct_pays_for_its_matrix_once() -> None:
     operator = Counting(random_operator(SPD))
-    inverse = Direct(0.05).prepare(operator)
+    inverse = prepared(Direct(0.05), operator)
     assert operator.columns == 60
     first, second = inverse.solve(random_rhs(operator)), inverse.solve(random_rhs(operator))
     assert (first.products, second.products) == (60, 0)
+
+
+KNOWN = {
+    "identity": IdentityOperator(60, torch.float64),
+    "diagonal": DiagonalOperator(torch.linspace(3.0, -1.0, 60).double()),
+    "dense": random_operator(INDEFINITE),
+    "diagonals": DiagonalOperator(torch.linspace(3.0, -1.0, 60).double()) + IdentityOperator(60, torch.float64),
+    "dense and equal diagonals": random_operator(INDEFINITE) + DiagonalOperator(torch.full((60,), 0.3).double()),
+    "equal diagonals and dense": IdentityOperator(60, torch.float64) + random_operator(INDEFINITE),
+}
+
+
+@pytest.mark.parametrize("operator", KNOWN.values(), ids=KNOWN.keys())
+def test_an_operator_that_knows_its_eigenvectors_is_solved_in_them_without_a_product(operator) -> None:
+    eigen, matrix = operator.eigen(), float64(operator.to_dense())
+    assert eigen is not None
+    np.testing.assert_allclose(eigen.values.sort().values, np.linalg.eigvalsh(matrix), atol=1e-12)
+    rhs = random_rhs(operator, 2)
+    solution = solve(operator, rhs, Direct(0.05))
+    assert (solution.products, solution.converged) == (0, True)
+    dense = DenseOperator(operator.to_dense())
+    assert error(solution.value, oracle(dense, rhs, squared=True)) <= 1e-11
+    assert list(solution.spectrum.ritz) == sorted(solution.spectrum.ritz)
+
+
+def test_a_sum_of_operators_in_different_bases_does_not_know_its_own() -> None:
+    assert (random_operator(SPD) + random_operator(SPD, 1)).eigen() is None
+    assert (random_operator(SPD) + DiagonalOperator(torch.linspace(0, 1, 60).double())).eigen() is None
+    assert (Counting(random_operator(SPD)) + IdentityOperator(60, torch.float64)).eigen() is None
 
 
 def test_direct_says_that_an_operator_is_singular_and_what_it_left_out() -> None:
@@ -49,17 +88,17 @@ def test_direct_finds_a_shift_that_meets_an_eigenvalue_singular() -> None:
 
 
 def test_direct_refuses_what_is_too_large_and_names_the_bytes_and_the_alternatives() -> None:
-    operator = DiagonalOperator(torch.ones(20_000))
+    operator = Counting(DiagonalOperator(torch.ones(20_000)))  # which does not know its eigenvectors
     with pytest.raises(SolveError, match=r"20,000 x 20,000 .* 12.8 GB .*8,192.*Lanczos.*Direct\(max_size=20000\)"):
-        Direct().prepare(operator)
+        prepared(Direct(), operator)
 
 
 def test_direct_refuses_an_asymmetric_matrix() -> None:
     matrix = random_operator(SPD).matrix.clone()
     matrix[0, 1] += 1e-3
     with pytest.raises(SolveError, match=r"DenseOperator is not symmetric: .* up to 1.0e-03"):
-        Direct().prepare(DenseOperator(matrix))
-    Direct().prepare(random_operator(FLOAT32))  # rounding is no asymmetry
+        prepared(Direct(), DenseOperator(matrix))
+    prepared(Direct(), random_operator(FLOAT32))  # rounding is no asymmetry
 
 
 def test_lissa_diverges_on_negative_curvature_and_says_how_much_damping_helps() -> None:
@@ -108,8 +147,9 @@ def test_lissa_drawing_examples_is_seeded_close_and_honest() -> None:
 
 
 def test_lissa_takes_its_scale_from_the_largest_eigenvalue() -> None:
-    inverse = LiSSA(damping=0.05).prepare(random_operator(SPD))
-    assert 10.0 <= inverse.scale <= 12.0
+    scale, _, products = LiSSA().scale_of(System(random_operator(SPD), Shift(0.05)))
+    assert 10.0 <= scale <= 12.0
+    assert products == 12
     with pytest.raises(DescriptionError, match=r"LiSSA\(scale=\.\.\.\) must be positive or 'auto', got -1"):
         LiSSA(scale=-1)
 

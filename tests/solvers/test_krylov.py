@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
-from stagetrace.errors import DescriptionError
-from stagetrace.solvers import CG, Direct, Lanczos, Normal, Shift, Status, Tikhonov, solve
-from stagetrace.solvers.cg import conjugate_gradients
+from stagetrace.errors import DescriptionError, SolveError
+from stagetrace.solvers import CG, Direct, Equation, Lanczos, Normal, Shift, Status, Tikhonov, solve
+from stagetrace.solvers.descent import Terms, conjugate_gradients
+from stagetrace.solvers.krylov import Krylov
+from stagetrace.solvers.lockstep import lockstep
+from stagetrace.solvers.process import Ask, Process, silent
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.shifted_qr import ShiftedQR
 from tests.solvers.cases import (
@@ -85,7 +88,7 @@ def test_cg_returns_its_best_iterate() -> None:
 
 def test_cg_keeps_the_better_answer_when_going_on_made_it_worse() -> None:
     """The process is driven by hand: its second descent claims success, and the product then says otherwise."""
-    process = conjugate_gradients(torch.tensor([1.0]), CG(rtol=1e-3))
+    process = conjugate_gradients(torch.tensor([1.0]), Terms(1e-3, 1000))
     asked = [next(process)]
     for product in (1.0, 0.5, 0.5):  # a step, a check (true residual 0.5), a step
         asked.append(process.send(torch.tensor([product])))
@@ -94,6 +97,24 @@ def test_cg_keeps_the_better_answer_when_going_on_made_it_worse() -> None:
     assert [ask.check for ask in asked] == [False, True, False, True]
     assert (end.value.value.value.item(), end.value.value.residual) == (1.0, 0.5)
     assert end.value.value.status is Status.STAGNATED
+
+
+def test_a_process_may_ask_for_a_block_beside_others_that_ask_for_vectors() -> None:
+    """Each gets its own products in the shape it asked in; columns are counted, those that measure apart."""
+
+    def asking(vectors: torch.Tensor, check: bool) -> Process[Krylov]:
+        product = yield Ask(vectors, 1.0, check)
+        torch.testing.assert_close(product, operator.inner @ vectors)
+        assert product.shape == vectors.shape
+        assert product.is_contiguous()
+        yield Ask(vectors[:, 0] if vectors.ndim == 2 else vectors, 0.5, check)
+        return Krylov((), 0.0, 2)
+
+    operator = Counting(random_operator(SPD))
+    run = lockstep(operator, [asking(random_rhs(operator, 3), True), asking(random_rhs(operator), False)], silent)
+    assert (run.products, run.checks) == (2, 4)
+    with pytest.raises(SolveError, match=r"not finite in column 1"):
+        lockstep(operator, [asking(torch.tensor([[0.0, float("nan")]] * 60).double(), True)], silent)
 
 
 def test_cg_says_when_the_right_hand_side_is_outside_the_range() -> None:
@@ -162,7 +183,7 @@ def test_a_sweep_equals_separate_runs_and_spends_the_products_of_the_hardest(fil
     for one, other, damping in zip(together, alone, dampings, strict=True):
         assert torch.equal(one.value, other.value)
         assert one.relative_residuals == other.relative_residuals
-        assert (one.system, one.status) == (filter(damping).system, Status.CONVERGED)
+        assert (one.system, one.status) == (Equation(filter(damping)), Status.CONVERGED)
         assert one.products == spent == max(solution.products for solution in alone)
 
 
@@ -321,7 +342,7 @@ def test_normal_refuses_an_inner_damping_and_says_what_to_type(inner) -> None:
 def test_normal_without_damping_names_the_squared_system() -> None:
     operator = random_operator(SPD)
     solution = solve(operator, random_rhs(operator), Normal(CG(), damping=0.0))
-    assert solution.system == "H^2 x = H b"
+    assert str(solution.system) == "H^2 x = H b"
     assert error(solution.value, oracle(operator, random_rhs(operator), squared=False, damping=0.0)) <= 1e-4
 
 

@@ -1,5 +1,6 @@
 """Reading data: any map-style data set, in the library's order, and nothing else of the caller's touched."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+import stagetrace.stages.data as module
 from stagetrace.errors import DataError, DescriptionError
 from stagetrace.hf.collate import Collation
 from stagetrace.stages.data import Batch, Examples
@@ -118,7 +120,8 @@ def test_a_custom_collation_gets_the_examples():
     assert [batch.content for batch in batches] == [{"first": [2.0, 8.0], "count": 2}, {"first": [0.0], "count": 1}]
 
 
-def test_workers_read_the_same_in_the_same_order():
+def test_workers_read_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "WORTH_WORKERS", -1)
     for data in (Items(), TensorDataset(X, Y)):
         assert_reads(examples(data, workers=2), PLAN)
 
@@ -132,9 +135,32 @@ class Reader(Items):
 
 
 @pytest.mark.parametrize(("workers", "readers"), [(0, {-1}), (2, {0, 1})])
-def test_as_many_processes_read_as_asked_for(workers: int, readers: set[int]):
+def test_as_many_processes_read_as_asked_for(workers: int, readers: set[int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "WORTH_WORKERS", -1)
     batches = list(examples(Reader(), workers=workers).read(PLAN))
     assert {int(reader) for batch in batches for reader in batch.content[1]} == readers
+
+
+class Slow(Reader):
+    """Takes a hundredth of a second for an example."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def test_workers_are_started_where_reading_takes_long_enough(monkeypatch: pytest.MonkeyPatch):
+    """What is left after a batch decides, and what earlier reads took; the order is the plan's whoever reads."""
+
+    def readers(source: Examples) -> list[int]:
+        return [int(reader) for batch in source.read([[0, 1], [2], [3, 4], [5, 6]]) for reader in batch.content[1]]
+
+    assert readers(examples(Slow(), workers=2)) == [-1] * 7
+    monkeypatch.setattr(module, "WORTH_WORKERS", 0.03)
+    slow = examples(Slow(), workers=2)
+    assert readers(slow) == [-1, -1, 0, 1, 1, 0, 0]
+    assert readers(slow) == [0, 0, 1, 0, 0, 1, 1]
+    assert [int(batch.content[1][0]) for batch in slow.read([[0], [3]])] == [-1, -1]
 
 
 def test_the_plan_covers_every_example_once_and_the_last_batch_is_shorter():

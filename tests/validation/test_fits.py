@@ -15,7 +15,7 @@ from stagetrace import Chain, Frozen, Proximal, Stage
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.objectives import Regression
 from stagetrace.stages.fingerprint import fingerprint_model
-from stagetrace.validation import SGD, Adam, Fit, Resolve, Steps, leave_out, removal_effects
+from stagetrace.validation import SGD, Adam, AdamW, Fit, Resolve, Steps, leave_out, removal_effects
 from stagetrace.validation.fits import Call, as_fit
 from stagetrace.validation.fits.fit import Copies, described, one_copy
 from stagetrace.validation.fits.steps import orders
@@ -90,6 +90,10 @@ WAYS: dict[str, tuple[Plain, Callable[[], Steps]]] = {
     "SGD, momentum": (
         Plain("SGD", {"lr": 0.05, "momentum": 0.9}, 12, 10),
         lambda: Steps(SGD(0.05, 0.9), 12, 10),
+    ),
+    "AdamW": (
+        Plain("AdamW", {"lr": 0.02, "weight_decay": 0.3}, 11, 5),
+        lambda: Steps(AdamW(0.02, decay=0.3), 11, 5),
     ),
     "cosine": (
         Plain("Adam", {"lr": 0.05}, 13, 5, cosine=True),
@@ -288,6 +292,7 @@ def of(model: nn.Module) -> Chain:
         (lambda: Steps(SGD(), 1, 1, start="hot"), "start must be 'warm' or 'cold', got 'hot'"),  # pyright: ignore[reportArgumentType]
         (lambda: Steps(SGD(), 1, 1, schedule="step"), "schedule must be 'constant' or 'cosine', got 'step'"),  # pyright: ignore[reportArgumentType]
         (lambda: Adam(0.0), "Adam: rate must be a number above 0"),
+        (lambda: AdamW(decay=-1.0), "AdamW: decay must be a number of at least 0"),
         (lambda: SGD(math.inf), "SGD: rate must be a number above 0"),
         (lambda: SGD(0.1, 1.0), "SGD: momentum must be from 0 to below 1"),
         (lambda: Resolve(proximity=-1.0), "proximity must be a number of at least 0"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
+from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, in_words, seeded_subset
 from stagetrace.objectives.objective import splits
@@ -21,10 +22,11 @@ class Auto:
     """The exact Hessian, with the Gauss-Newton matrix at hand for where the Hessian turns out to be indefinite.
 
     At a strict minimum the Hessian is what retraining follows. Where training stopped before one, some of its
-    eigenvalues are negative, and its inverse takes them for curvatures of a minimum; there `Lanczos(damping="auto")`
-    inverts `Gauss-Newton + |most negative eigenvalue|` in its place and says so in the Solution's notes. Any other
-    solver sees the Hessian alone, and so does the coupling between stages, which is always exact. An objective that is
-    a plain loss function has no Gauss-Newton matrix: the Hessian stays.
+    eigenvalues are negative, and its inverse takes them for curvatures of a minimum; there a solver with
+    `damping="auto"` inverts `Gauss-Newton + |most negative eigenvalue|` in its place and says so in the Solution's
+    notes. A solver with a damping of its own sees the Hessian alone (and so do `Normal` and the coupling between
+    stages, which is always exact). An objective that is a plain loss function has no Gauss-Newton matrix: the Hessian
+    stays.
 
     Args:
         examples, seed, memory: as for `Hessian`, except that nothing said means "auto": all of up to 1,000 examples, of
@@ -51,22 +53,22 @@ class Auto:
         hessian = Hessian(self.examples, self.seed, self.memory).operator(problem)
         if not splits(problem.stage.loss):
             return hessian
-        return WithStandIn(hessian, problem, GaussNewton(self.examples, self.seed, self.memory))
+        return HessianWithFallback(hessian, problem, GaussNewton(self.examples, self.seed, self.memory))
 
     def indices(self, problem: Problem) -> Sequence[int]:
         return Hessian(self.examples, self.seed).indices(problem)
 
 
 @final
-class WithStandIn(LinearOperator):
+class HessianWithFallback(LinearOperator):
     """A stage's Hessian, and its Gauss-Newton matrix once it is asked for."""
 
-    def __init__(self, hessian: LinearOperator, problem: Problem, stand_in: GaussNewton) -> None:
-        self.hessian, self._problem, self._stand_in = hessian, problem, stand_in
+    def __init__(self, hessian: LinearOperator, problem: Problem, fallback: GaussNewton) -> None:
+        self.hessian, self._problem, self._fallback = hessian, problem, fallback
         self.size, self.dtype, self.device = hessian.size, hessian.dtype, hessian.device
 
     @property
-    def definite(self) -> LinearOperator:
+    def psd_approximation(self) -> LinearOperator:
         return self._built
 
     @property
@@ -75,7 +77,7 @@ class WithStandIn(LinearOperator):
 
     @cached_property
     def _built(self) -> LinearOperator:
-        return self._stand_in.operator(self._problem)
+        return self._fallback.operator(self._problem)
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.hessian.apply(vectors)
@@ -83,8 +85,8 @@ class WithStandIn(LinearOperator):
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return self.hessian.subsample(examples, generator)
 
-    def how(self) -> dict[str, int | float | str | None]:
-        return self.hessian.how()
+    def cost(self) -> Cost | None:
+        return self.hessian.cost()
 
 
 def coupled(curvature: Curvature, problem: Problem, columns: int) -> Sequence[int]:

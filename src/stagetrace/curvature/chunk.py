@@ -12,7 +12,8 @@ All are exact and agree to rounding. A chunk is a function `[own.size, k] -> [ow
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -43,14 +44,34 @@ def hessian_anew(risk: Risk, batch: Batch) -> Product:
     return _by_columns(risk, lambda v: jvp(gradient, (risk.own_values,), (v,))[1])
 
 
+@final
+@dataclass(frozen=True)
+class Slope:
+    """A weighted sum of a chunk's losses: its value, gradient `[own.size]`, and products on the gradient's graph."""
+
+    value: Tensor
+    gradient: Tensor
+    product: Product
+
+
 def hessian_graph(risk: Risk, batch: Batch) -> Product:
     """Reverse-over-reverse on a kept graph of the gradient."""
+    return slope(risk, batch).product
+
+
+def slope(risk: Risk, batch: Batch, weights: Tensor | None = None) -> Slope:
+    """The sum of the chunk's losses, each times its weight of `[batch]`, at the values of `risk`.
+
+    Raises:
+        RuntimeError: an operation has no second derivative.
+    """
     own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
     inputs = tuple(own.values())
     with torch.enable_grad():
-        total = risk.losses(own, risk.inherited_values, batch).sum()
+        losses = risk.losses(own, risk.inherited_values, batch)
+        total = losses.sum() if weights is None else weights @ losses
         if not total.requires_grad:  # a loss without the parameters
-            return torch.zeros_like
+            return Slope(total, risk.own.zeros(1).squeeze(1), torch.zeros_like)
         gradients = torch.autograd.grad(total, inputs, create_graph=True, materialize_grads=True)
     check_differentiable_again(gradients)
 
@@ -62,7 +83,8 @@ def hessian_graph(risk: Risk, batch: Batch) -> Product:
         rows = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, materialize_grads=True)
         return dict(zip(own, rows, strict=True))
 
-    return _by_columns(risk, product, batched=False)
+    gradient = risk.own.flatten({name: g.detach() for name, g in zip(own, gradients, strict=True)})
+    return Slope(total.detach(), gradient, _by_columns(risk, product, batched=False))
 
 
 def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:

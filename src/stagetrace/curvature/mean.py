@@ -5,21 +5,18 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from stagetrace.curvature.chunk import Product
+from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
 from stagetrace.errors import SolveError, StagetraceError
 from stagetrace.parallel import world
 from stagetrace.progress import part_done
-from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import explain_not_finite
+from stagetrace.stages.kept import BATCH_BYTES, KeptBatches
 from stagetrace.stages.risk import Risk
-
-BATCH_BYTES = 2**28
-"""What a process keeps of the examples it has read, at most, so that no product reads and collates them again."""
 
 
 @final
@@ -38,8 +35,10 @@ class MeanCurvature(LinearOperator):
         self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
         self.risk, self.indices, self.plan = risk, indices, plan
         self._mine = world().shard(indices)
+        self._plan = risk.examples.plan(self._mine, size=plan.chunk_examples)
         self._kept: list[Product] | None = None
-        self._read: list[Batch] | None = None
+        # where chunks are kept, so is what they need of their examples
+        self._batches = KeptBatches(risk, self._plan, 0 if plan.keeps else BATCH_BYTES)
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
@@ -55,10 +54,10 @@ class MeanCurvature(LinearOperator):
         return max(torch.finfo(self.dtype).eps, self.plan.rounding)
 
     def apply(self, vectors: Tensor) -> Tensor:
-        total, plan = torch.zeros_like(vectors), self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)
+        total = torch.zeros_like(vectors)
         for done, product in enumerate(self._products(), start=1):
             total += product(vectors)
-            part_done(done / len(plan))
+            part_done(done / len(self._plan))
         total = world().sum(total) / len(self.indices)
         if not bool(torch.isfinite(total.sum())):
             self._explain()
@@ -69,17 +68,18 @@ class MeanCurvature(LinearOperator):
         drawn = sorted(torch.randperm(len(self.indices), generator=generator)[:examples].tolist())
         return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.anew())
 
-    def how(self) -> dict[str, int | float | str | None]:
-        return {
-            "matrix": self.plan.matrix,
-            "way": self.plan.way,
-            "examples": len(self.indices),
-            "gradients per product": self.plan.gradients_per_product,
-            "kept bytes": self.plan.kept_bytes,
-            "no forward mode": self.plan.missing,
-            "not traced": self.plan.untraced,
-            **({"rounding": self.plan.rounding} if self.rounding > torch.finfo(self.dtype).eps else {}),
-        }
+    def cost(self) -> Cost:
+        plan = self.plan
+        return Cost(
+            plan.matrix,
+            plan.way,
+            len(self.indices),
+            plan.gradients_per_product,
+            plan.kept_bytes,
+            plan.missing,
+            plan.untraced,
+            self.rounding if self.rounding > torch.finfo(self.dtype).eps else None,
+        )
 
     def _products(self) -> Iterator[Product]:
         if self._kept is None and self.plan.keeps:
@@ -87,36 +87,20 @@ class MeanCurvature(LinearOperator):
         if self._kept is not None:
             yield from self._kept
         else:
-            for batch in self._batches():
+            for batch in self._batches:
                 yield self.plan.chunk(self.risk, batch)
 
     def _chunks(self) -> list[Product]:
         """Every chunk, ready to be multiplied many times; a trace that fails on one gives way to kept graphs."""
         try:
-            return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
+            return [self.plan.chunk(self.risk, batch) for batch in self._batches]
         except StagetraceError:
             raise
         except RuntimeError as cause:
             if self.plan.way != "linearised":
                 raise
             self.plan = self.plan.by_graphs(first_line(cause))
-            return [self.plan.chunk(self.risk, batch) for batch in self._batches()]
-
-    def _batches(self) -> Iterator[Batch]:
-        """The chunks' examples: read once, and kept if they are small."""
-        if self._read is not None:
-            yield from self._read
-            return
-        read, size = list[Batch](), 0
-        for batch in self.risk.read(self.risk.examples.plan(self._mine, size=self.plan.chunk_examples)):
-            yield batch
-            size += sum(
-                part.numel() * part.element_size() for part in tree_leaves(batch.content) if isinstance(part, Tensor)
-            )
-            if size <= BATCH_BYTES:
-                read.append(batch)
-        if size <= BATCH_BYTES and not self.plan.keeps:
-            self._read = read
+            return [self.plan.chunk(self.risk, batch) for batch in self._batches]
 
     def _explain(self) -> None:
         for batch in self.risk.read(self.risk.examples.plan(self._mine)):

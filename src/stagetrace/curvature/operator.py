@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.cost import Cost
+from stagetrace.curvature.eigen import Eigen
 from stagetrace.errors import DescriptionError
 
 
@@ -28,7 +30,7 @@ class LinearOperator(ABC):
         """The product with each column of `vectors` `[dim, k]`; returns `[dim, k]`."""
 
     @property
-    def definite(self) -> "LinearOperator | None":
+    def psd_approximation(self) -> "LinearOperator | None":
         """A positive semi-definite operator to invert where this one is indefinite; None if there is none."""
         return None
 
@@ -61,9 +63,13 @@ class LinearOperator(ABC):
         del examples, generator
         return self
 
-    def how(self) -> dict[str, int | float | str | None]:
-        """How a product is computed and what it costs, as plain values for the record; nothing by default."""
-        return {}
+    def cost(self) -> Cost | None:
+        """How a product is computed and what it costs; None where that is nothing to speak of."""
+        return None
+
+    def eigen(self) -> Eigen | None:
+        """The eigenvalues and a basis of eigenvectors, where they are had without a product; None where not."""
+        return None
 
     @final
     def to_dense(self, columns: int = 64) -> Tensor:
@@ -88,6 +94,9 @@ class IdentityOperator(LinearOperator):
     def apply(self, vectors: Tensor) -> Tensor:
         return vectors.clone()
 
+    def eigen(self) -> Eigen:
+        return Eigen(torch.ones(self.size, dtype=torch.float64, device=self.device))
+
 
 @final
 class DiagonalOperator(LinearOperator):
@@ -105,6 +114,9 @@ class DiagonalOperator(LinearOperator):
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.diagonal.unsqueeze(1) * vectors
+
+    def eigen(self) -> Eigen:
+        return Eigen(self.diagonal.double())
 
 
 @final
@@ -125,6 +137,9 @@ class DenseOperator(LinearOperator):
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.matrix @ vectors
+
+    def eigen(self) -> Eigen:
+        return Eigen.of(self.matrix, type(self).__name__, self.rounding)
 
 
 @final
@@ -158,5 +173,10 @@ class SumOperator(LinearOperator):
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return SumOperator(self.left.subsample(examples, generator), self.right.subsample(examples, generator))
 
-    def how(self) -> dict[str, int | float | str | None]:
-        return {**self.left.how(), **self.right.how()}
+    def cost(self) -> Cost | None:
+        return self.left.cost() or self.right.cost()
+
+    def eigen(self) -> Eigen | None:
+        """Of two operators with the same eigenvectors: a diagonal and a diagonal, or anything and equal diagonals."""
+        left, right = self.left.eigen(), self.right.eigen()
+        return None if left is None or right is None else left.plus(right)

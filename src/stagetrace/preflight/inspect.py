@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from stagetrace.checks import Finding, Level, in_short, verify_problem, verify_query
 from stagetrace.curvature.auto import subset_in_words
 from stagetrace.curvature.choices import Curvature
-from stagetrace.preflight.plan import Cost, plan_scoring, plan_solve, total
+from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
@@ -30,7 +30,7 @@ def inspect(
     Raises:
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
-    costs: list[Cost] = []
+    costs: list[Estimate] = []
     for place, problem in enumerate(chain):
         yield from in_short(verify_problem(problem, chain.stages[:place]))
         yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))

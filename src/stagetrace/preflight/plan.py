@@ -4,17 +4,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log, sqrt
-from typing import Any, final
+from typing import final
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.curvature.auto import coupled
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.preflight.work import How, Look
+from stagetrace.preflight.work import Look
 from stagetrace.progress.task import clock
-from stagetrace.solvers import Direct, Lanczos, Shift
-from stagetrace.solvers.auto import PROBE_STEPS, cut_of
+from stagetrace.solvers import Direct, Lanczos
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.damping import LOOK_STEPS
 from stagetrace.solvers.settings import most_steps
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import contract
@@ -24,7 +24,7 @@ from stagetrace.tracing.score import Scorer
 
 @final
 @dataclass(frozen=True)
-class Cost:
+class Estimate:
     """Seconds of one part of a run; None where they cannot be told."""
 
     seconds: float | None
@@ -33,7 +33,7 @@ class Cost:
 
 def plan_solve(
     problem: Problem, curvature: Curvature, operator: LinearOperator, solver: Solver, look: Look, columns: int
-) -> Cost:
+) -> Estimate:
     """How products are computed, what they keep in memory, how many it can take, and how long that is at most.
 
     The time includes the coupling to the stage before, which costs about a product over its examples.
@@ -45,12 +45,12 @@ def plan_solve(
         seconds = look.seconds * (most + passes) * columns
         each = f"{columns:,} x " if columns > 1 else ""
         text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s, {clock(seconds)} in all"
-    if not look.how:
-        return Cost(seconds, Finding(problem.name, "solving", Level.OK, text))
-    text += f"; over {look.of:,} of {len(problem.stage.examples):,} examples ({_way(look.how)})"
-    lacking = [f"{what}: {look.how[what]}" for what in ("no forward mode", "not traced") if look.how.get(what)]
-    level = Level.NOTE if lacking else Level.OK
-    return Cost(seconds, Finding(problem.name, "solving", level, "; ".join((text, *lacking[:1]))))
+    if look.cost is None:
+        return Estimate(seconds, Finding(problem.name, "solving", Level.OK, text))
+    way = f"{look.cost.way}, keeps {look.cost.kept_bytes / 2**20:,.0f} MiB"
+    text += f"; over {look.of:,} of {len(problem.stage.examples):,} examples ({way})"
+    level = Level.NOTE if look.cost.lacking else Level.OK
+    return Estimate(seconds, Finding(problem.name, "solving", level, "; ".join((text, *look.cost.lacking[:1]))))
 
 
 def most_products(problem: Problem, operator: LinearOperator, solver: Solver, look: Look) -> int | None:
@@ -60,26 +60,23 @@ def most_products(problem: Problem, operator: LinearOperator, solver: Solver, lo
     `(H + i s I) z = b` with an indefinite `H` `largest / s log(2 / rtol)` (Greenbaum 1997, sections 3.1 and 3.2).
     None: no such bound.
     """
+    system, size = solver.rule.given(operator, look.spectrum), problem.own.size
+    looked = 0 if system.spectrum is None else min(LOOK_STEPS, size)
     if isinstance(solver, Direct):
-        return problem.own.size
+        return looked + size
     limit = most_steps(solver)
-    if not isinstance(solver, Lanczos):
-        return limit
+    if limit is None or not isinstance(solver, Lanczos):
+        return limit if limit is None else looked + limit
     low, high = look.spectrum.smallest, max(abs(look.spectrum.smallest), abs(look.spectrum.largest))
-    cut, probe, positive = cut_of(low, look.spectrum.largest, operator.dtype), min(PROBE_STEPS, problem.own.size), True
-    if solver.damping != "auto":
-        shifted = solver.filter is Shift
-        cut, probe = float(solver.damping) if shifted else float(solver.damping) ** 0.5, 0
-        positive = shifted and low >= 0
-    elif operator.definite is None or -low < cut:
-        positive = False
+    cut = abs(system.filter.shift)
     if not cut:
         return limit
+    positive = not system.filter.shift.imag and (system.matrix == "G" or low >= 0)
     steps = (sqrt((high + cut) / cut) / 2 if positive else high / cut) * log(2 / solver.rtol)
-    return probe + min(solver.max_steps, problem.own.size, ceil(steps))
+    return looked + min(limit, size, ceil(steps))
 
 
-def plan_scoring(problem: Problem, query: Query) -> Cost:
+def plan_scoring(problem: Problem, query: Query) -> Estimate:
     """Which way scores are computed, and how long reading the examples and scoring them will take."""
     columns = query.rows or 1
     scorer = Scorer.of(problem.risk, problem.own.zeros(columns), parts=False, rows=query.rows)
@@ -97,17 +94,12 @@ def plan_scoring(problem: Problem, query: Query) -> Cost:
         " twice"
     )
     level = Level.OK if scorer.way == "forward mode" else Level.NOTE
-    return Cost(scored + twice, Finding(problem.name, "scoring", level, text))
+    return Estimate(scored + twice, Finding(problem.name, "scoring", level, text))
 
 
-def total(costs: Sequence[Cost]) -> Finding:
+def total(costs: Sequence[Estimate]) -> Finding:
     """What all of a run takes at most, beside the query's gradient and the report."""
     known = [cost.seconds for cost in costs if cost.seconds is not None]
     more = "" if len(known) == len(costs) else ", and what has no limit"
     text = f"at most {clock(sum(known))} on this machine as it is now{more}; a solve that converges sooner ends sooner"
     return Finding("run", "time", Level.OK, text)
-
-
-def _way(how: How) -> str:
-    kept: Any = how.get("kept bytes") or 0
-    return f"{how.get('way')}, keeps {kept / 2**20:,.0f} MiB"

@@ -11,9 +11,8 @@ from stagetrace.curvature.subset import seeded_subset
 from stagetrace.errors import DescriptionError
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
-from stagetrace.solvers import Lanczos, Normal, Shift
-from stagetrace.solvers.auto import cut_of
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.damping import cut_of
 from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
@@ -72,18 +71,13 @@ def curvature_finding(problem: Problem, operator: LinearOperator, solver: Solver
     if low >= -1e-5 * abs(high):
         return Finding(problem.name, "curvature", Level.OK, text)
     text += "; negative curvature: not a minimum"
-    if isinstance(solver, Lanczos) and solver.damping == "auto":
-        done = "inverts Gauss-Newton plus its size" if operator.definite is not None else "damps by its size"
+    system = solver.rule.given(operator, look.spectrum)
+    if system.spectrum is not None:
+        done = "inverts Gauss-Newton plus its size" if system.matrix == "G" else "damps by its size"
         return Finding(problem.name, "curvature", Level.NOTE, f"{text}, so the solve {done}")
-    if solver_bears(solver, -low):
+    if abs(system.filter.shift) >= -low:
         return Finding(problem.name, "curvature", Level.NOTE, f"{text}; the damping is above its size")
     return Finding(problem.name, "curvature", Level.WARNING, f"{text}; {_advice(problem, operator, low, high)}")
-
-
-def solver_bears(solver: Solver, size: float) -> bool:
-    """Whether a solver's damping is above a negative eigenvalue of this size, or above its square where it is H^2's."""
-    squared = isinstance(solver, Normal) or getattr(solver, "filter", Shift) is not Shift
-    return float(getattr(solver, "damping", 0.0)) >= (size**2 if squared else size)
 
 
 def _advice(problem: Problem, operator: LinearOperator, low: float, high: float) -> str:

@@ -5,20 +5,20 @@ same way on every machine.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 
+from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import COST, PROBE_EXAMPLES, counted_operations
 from stagetrace.progress import Progress
-from stagetrace.solvers.auto import choose_damping
 from stagetrace.solvers.base import Spectrum
+from stagetrace.solvers.damping import settled
+from stagetrace.solvers.spectrum import extreme_ritz_values
 from stagetrace.stages.problem import Problem
-
-How = Mapping[str, int | float | str | None]
 
 SPECTRUM_STEPS = 20
 """Products of the look at the spectrum, at most."""
@@ -44,7 +44,7 @@ class Look:
     examples: int
     of: int
     seconds: float
-    how: How
+    cost: Cost | None
 
     @property
     def whole(self) -> bool:
@@ -58,9 +58,9 @@ class Look:
         Raises:
             StagetraceError: a product cannot be computed.
         """
-        how = operator.how()
-        of = int(how.get("examples") or 0)
-        few = min(of, affordable(problem, how))
+        cost = operator.cost()
+        of = 0 if cost is None else cost.examples
+        few = 0 if cost is None else min(of, affordable(problem))
         looked = operator if few >= of else operator.subsample(few, torch.Generator().manual_seed(0))
         with progress.task(f"spectrum of stage '{problem.name}'", None, "products") as advance:
             seen: list[float] = [time.perf_counter()]
@@ -70,20 +70,19 @@ class Look:
                 seen.append(time.perf_counter())
                 advance(1)
 
-            found = choose_damping(looked, SPECTRUM_STEPS, report)
+            enough = partial(settled, dtype=looked.dtype)
+            spectrum, products = extreme_ritz_values(looked, SPECTRUM_STEPS, report, enough)
         if len(seen) == 2:  # set-up is paid in the first product
             looked.apply(problem.own.zeros(1))
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
-        if few < of:
-            each *= of / few * float(how["gradients per product"] or 1) / COST["forward anew"]
-        return Look(found.spectrum, found.products, few, of, each, how)
+        if cost is not None and few < of:
+            each *= of / few * cost.gradients_per_product / COST["forward anew"]
+        return Look(spectrum, products, few, of, each, cost)
 
 
-def affordable(problem: Problem, how: How) -> int:
+def affordable(problem: Problem) -> int:
     """How many examples `SPECTRUM_STEPS` products may average over within `OPERATIONS`."""
-    if not how.get("examples"):
-        return 0
     risk = problem.risk
     few = range(min(PROBE_EXAMPLES, len(risk.examples)))
     forward = counted_operations(risk, next(iter(risk.read([few])))) / len(few)

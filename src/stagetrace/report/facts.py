@@ -41,7 +41,7 @@ def settings(trace: Trace) -> Facts:
 
 def _solving(solution: Solution) -> dict[str, str]:
     facts = {
-        "equation solved": solution.system,
+        "equation solved": str(solution.system),
         "products": f"{solution.products:,} to solve, {solution.checks:,} to measure the residual",
         "residual": f"{number(solution.relative_residual)} (asked for {number(solution.tolerance)})",
         "status": solution.status.value,

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -14,9 +14,8 @@ from stagetrace.progress import Progress
 from stagetrace.results import Scores, Trace
 from stagetrace.results.atomic import atomic
 from stagetrace.solvers import Lanczos
-from stagetrace.solvers.auto import choose_damping
-from stagetrace.solvers.base import Inverse, Solver
-from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.base import Damping, Inverse, Solver
+from stagetrace.solvers.system import System
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.describe import by_stage
 from stagetrace.tracing.query import Query
@@ -55,20 +54,18 @@ class Stability:
 
 @final
 @dataclass(frozen=True)
-class Moved:
+class Rescaled:
     """A solver with its damping multiplied by `factor`; one that chooses its damping chooses first."""
 
-    solver: Solver
+    inner: Solver
     factor: float
 
-    def prepare(self, operator: LinearOperator) -> Inverse:
-        if not isinstance(self.solver, Lanczos) or self.solver.damping != "auto":
-            return _with_damping(self.solver, self.factor * _damping(self.solver)).prepare(operator)
-        chosen = choose_damping(operator)
-        definite = operator.definite if chosen.indefinite else None
-        if definite is None:
-            return replace(self.solver, damping=self.factor * chosen.damping).prepare(operator)
-        return replace(self.solver, damping=self.factor * chosen.cut, filter=Shift).prepare(definite)
+    @property
+    def rule(self) -> Damping:
+        return self.inner.rule.times(self.factor)
+
+    def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Inverse:
+        return self.inner.prepare(system, preconditioner)
 
 
 def sweep(
@@ -91,10 +88,10 @@ def sweep(
     check_damped(solvers)
     found = list[Stability]()
     for factor in FACTORS:
-        moved = {name: Moved(each, factor) for name, each in solvers.items()}
+        rescaled = {name: Rescaled(each, factor) for name, each in solvers.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CurvatureWarning)  # the run has said it of the same stages
-            again = trace(chain, query, curvature=curvature, solver=moved, of=list(result), progress=progress)
+            again = trace(chain, query, curvature=curvature, solver=rescaled, of=list(result), progress=progress)
         found += [Stability.of(result[stage], again[stage], factor) for stage in result]
     return tuple(found)
 
@@ -103,9 +100,9 @@ def check_damped(solvers: Mapping[str, Solver]) -> None:
     """Refuse to move the damping where no stage has any.
 
     Raises:
-        DescriptionError: so it is.
+        DescriptionError: no stage is damped.
     """
-    if not any(_damping(each) for each in solvers.values()):
+    if all(each.rule.times(2.0) == each.rule for each in solvers.values()):
         refuse("the damping sweep: no stage is damped, so there is nothing to multiply; leave --sweep out")
 
 
@@ -127,13 +124,3 @@ def read_sweep(record: Any) -> tuple[Stability, ...]:
         )
         for each in record
     )
-
-
-def _damping(solver: Any) -> float:
-    """The damping of a solver: 0 where it has none, 1 where it chooses its own."""
-    damping = getattr(solver, "damping", 0.0)
-    return 1.0 if damping == "auto" else float(damping)
-
-
-def _with_damping(solver: Any, damping: float) -> Solver:
-    return replace(solver, damping=damping) if getattr(solver, "damping", 0.0) else solver

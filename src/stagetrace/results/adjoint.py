@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -16,6 +17,7 @@ from stagetrace.errors import ResultsError
 from stagetrace.results.atomic import atomic
 from stagetrace.results.json_value import JSON, plain
 from stagetrace.solvers.base import Solution, Spectrum, Status
+from stagetrace.solvers.system import Equation
 
 _TENSOR = "adjoint"
 _RECORD = "solution"
@@ -57,7 +59,8 @@ def read_solution(path: Path) -> Solution:
 def solution_record(solution: Solution) -> Mapping[str, JSON]:
     """Every field of a solution but its value, for run.json: statuses by name, a number that is not finite in words."""
     fields = {
-        "system": solution.system,
+        "system": str(solution.system),
+        "equation": solution.system.record(),
         "relative_residuals": [float(residual) for residual in solution.relative_residuals],
         "products": int(solution.products),
         "checks": int(solution.checks),
@@ -74,7 +77,7 @@ def _solution(value: Tensor, record: Mapping[str, object]) -> Solution:
     ritz = record["spectrum"]
     return Solution(
         value=value,
-        system=str(record["system"]),
+        system=_equation(record),
         relative_residuals=_floats(record["relative_residuals"]),
         products=_count(record["products"]),
         checks=_count(record["checks"]),
@@ -84,6 +87,18 @@ def _solution(value: Tensor, record: Mapping[str, object]) -> Solution:
         spectrum=None if ritz is None else Spectrum(_floats(ritz)),
         notes=tuple(map(str, cast("Sequence[object]", record["notes"]))),
     )
+
+
+def _equation(record: Mapping[str, object]) -> Equation:
+    """The equation, which solutions written before it was recorded have in words alone."""
+    if "equation" in record:
+        return Equation.of(cast("Mapping[str, object]", record["equation"]))
+    found = re.fullmatch(r"\(?([HG])(\^2)?(?: \+ (\S+) I\))? x = (?:[HG] )?b", str(record["system"]))
+    if found is None:
+        raise ValueError(f"it solves {record['system']!r}, which is no equation")
+    matrix, squared, damping = found.groups()
+    filter = "Shift" if not squared else "Tikhonov" if damping else "Squared"
+    return Equation.of({"matrix": matrix, "filter": filter, "damping": float(damping or 0)})
 
 
 def _count(number: object) -> int:

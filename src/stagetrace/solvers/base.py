@@ -1,10 +1,12 @@
-"""What every solver promises: prepare an operator once, solve for many right-hand sides, say how well.
+"""What every solver promises: prepare a system once, solve for many right-hand sides, say how well.
 
 A solver sees a `LinearOperator` and vectors; it never sees a model, a data set or a process group. It is a
-frozen record of hyper-parameters, checked at birth. Outcome is a value: every solve returns a `Solution`,
-whose residual is measured by extra products with the operator and not taken from a recurrence.
+frozen record of hyper-parameters, checked on construction. Its damping rule makes the `System` of an operator; outcome
+is a value: every solve returns a `Solution`, whose residual is measured by extra products with the operator and not
+taken from a recurrence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, final
@@ -12,7 +14,12 @@ from typing import Protocol, final
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.errors import SolveError
+from stagetrace.errors import SolveError, refuse
+from stagetrace.solvers.numerics import as_columns
+from stagetrace.solvers.process import Report as Report
+from stagetrace.solvers.process import silent as silent
+from stagetrace.solvers.system import Equation, System
+from stagetrace.solvers.system import Spectrum as Spectrum
 
 
 @final
@@ -34,31 +41,11 @@ class Status(StrEnum):
 
 @final
 @dataclass(frozen=True)
-class Spectrum:
-    """What a solve learned of the operator's eigenvalues on the way (of the curvature alone, undamped).
-
-    `ritz` are ascending estimates; `smallest` and `largest` are rigorous in one direction only: the true
-    smallest eigenvalue is at most `smallest`, the true largest at least `largest`.
-    """
-
-    ritz: tuple[float, ...]
-
-    @property
-    def smallest(self) -> float:
-        return self.ritz[0]
-
-    @property
-    def largest(self) -> float:
-        return self.ritz[-1]
-
-
-@final
-@dataclass(frozen=True)
 class Solution:
     """The answer of a linear solve, and how good it is.
 
     value: `[dim]` or `[dim, k]`, in the shape of the right-hand side.
-    system: the equation solved, in words, e.g. `(H^2 + 0.01 I) x = H b`.
+    system: the equation solved; its `str` is, e.g., `(H^2 + 0.01 I) x = H b`.
     relative_residuals: one per column, of that equation, `|rhs - A x| / |rhs|`, measured by true products.
     products: operator-vector products spent on solving, over all columns; `checks`: those spent on measuring.
     steps: iterations of the slowest column.
@@ -68,7 +55,7 @@ class Solution:
     """
 
     value: Tensor
-    system: str
+    system: Equation
     relative_residuals: tuple[float, ...]
     products: int
     checks: int
@@ -106,21 +93,24 @@ class Solution:
         return self.value
 
 
-class Report(Protocol):
-    """Called after each iteration with the steps done and the worst relative residual estimate so far.
+class Damping(Protocol):
+    """A rule that makes the system of an operator: which matrix is inverted, and how it is damped."""
 
-    The residual is NaN while there is no answer yet: a solver that chooses its damping looks at the spectrum first.
-    """
+    def __call__(self, operator: LinearOperator, report: Report = silent) -> System:
+        """The system to solve; what the rule looks at is paid here."""
+        ...
 
-    def __call__(self, step: int, residual: float, /) -> None: ...
+    def given(self, operator: LinearOperator, spectrum: Spectrum) -> System:
+        """The system that the rule makes of an operator with these extreme eigenvalues, without a product."""
+        ...
 
-
-def silent(step: int, residual: float, /) -> None:
-    """The report that says nothing."""
+    def times(self, factor: float) -> "Damping":
+        """The same rule with a damping that many times as large."""
+        ...
 
 
 class Inverse(Protocol):
-    """An operator made ready to be solved with: what depends on the operator alone has been paid."""
+    """A system made ready to be solved: what depends on the operator alone has been paid."""
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         """Solve for `rhs` `[dim]` or `[dim, k]`; columns are independent right-hand sides."""
@@ -128,15 +118,75 @@ class Inverse(Protocol):
 
 
 class Solver(Protocol):
-    """A frozen record of hyper-parameters that can make operators ready to be solved with."""
+    """A frozen record of hyper-parameters that can make systems ready to be solved."""
 
-    def prepare(self, operator: LinearOperator) -> Inverse:
-        """Pay what depends on the operator alone (a factorisation, a scale)."""
+    @property
+    def rule(self) -> Damping:
+        """The damping rule, which makes the system of an operator."""
+        ...
+
+    def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Inverse:
+        """Pay what depends on the operator alone (a factorisation, a scale).
+
+        preconditioner: a positive definite operator near the system's inverse; refused by a solver that uses none.
+        """
         ...
 
 
-def solve(operator: LinearOperator, rhs: Tensor, solver: Solver) -> Solution:
-    """Solve one system: `solver.prepare(operator).solve(rhs)`.
+@final
+@dataclass(frozen=True)
+class Found:
+    """What an algorithm found for the columns `[dim, k]` of a right-hand side; fields as in `Solution`."""
+
+    value: Tensor
+    residuals: tuple[float, ...]
+    statuses: tuple[Status, ...]
+    products: int
+    checks: int
+    steps: int
+    tolerance: float
+    spectrum: Spectrum | None = None
+    notes: tuple[str, ...] = ()
+
+
+@final
+class Prepared:
+    """A system and the algorithm that solves it; what was paid in advance is counted in the first solve.
+
+    algorithm: from the columns `[dim, k]` and a report to what it found. setup: products of the preparation.
+    """
+
+    def __init__(self, system: System, algorithm: Callable[[Tensor, Report], Found], setup: int = 0) -> None:
+        self.system, self._algorithm = system, algorithm
+        self._uncounted = system.products + setup
+
+    def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
+        """Solve for `rhs` `[dim]` or `[dim, k]`; columns are independent right-hand sides."""
+        found = self._algorithm(as_columns(self.system.operator, rhs), report)
+        setup, self._uncounted = self._uncounted, 0
+        return solution(self.system, found, rhs, setup)
+
+
+def solution(system: System, found: Found, rhs: Tensor, setup: int = 0) -> Solution:
+    """What was found, as a solution of a system, in the shape of the right-hand side."""
+    # of a matrix that stands in for another, the spectrum is of no interest: the other's says where the stage is
+    spectrum = system.spectrum if system.matrix == "G" or found.spectrum is None else found.spectrum
+    return Solution(
+        value=found.value.reshape(rhs.shape),
+        system=system.equation,
+        relative_residuals=found.residuals,
+        products=found.products + setup,
+        checks=found.checks,
+        steps=found.steps,
+        statuses=found.statuses,
+        tolerance=found.tolerance,
+        spectrum=spectrum,
+        notes=(*system.notes, *found.notes),
+    )
+
+
+def solve(operator: LinearOperator, rhs: Tensor, solver: Solver, report: Report = silent) -> Solution:
+    """Solve the system that the solver's damping rule makes of an operator.
 
     Example:
         >>> import torch
@@ -146,4 +196,31 @@ def solve(operator: LinearOperator, rhs: Tensor, solver: Solver) -> Solution:
         >>> solve(A, torch.tensor([2.0, 2.0], dtype=torch.float64), Direct()).value
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
-    return solver.prepare(operator).solve(rhs)
+    as_columns(operator, rhs)  # a bad right-hand side is refused before any product
+    system = solver.rule(operator, report)
+    return solver.prepare(system).solve(rhs, later(report, system.products))
+
+
+def later(report: Report, done: int) -> Report:
+    """A report of steps that come after `done` others."""
+    return (lambda step, residual, /: report(done + step, residual)) if done else report
+
+
+def require_shift(who: str, system: System) -> None:
+    """Refuse a system that a solver of `(H + damping I) x = b` does not solve.
+
+    Raises:
+        DescriptionError: the filter is another.
+    """
+    if system.filter.shift.imag:
+        refuse(f"{who} solves (H + damping I) x = b, got {system}; use Lanczos, or Normal({who}(), damping=...)")
+
+
+def refuse_preconditioner(who: str, preconditioner: LinearOperator | None) -> None:
+    """Refuse a preconditioner that would not be used.
+
+    Raises:
+        DescriptionError: there is one.
+    """
+    if preconditioner is not None:
+        refuse(f"{who} takes no preconditioner; use CG(...).prepare(system, preconditioner)")

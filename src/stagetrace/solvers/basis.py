@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 
-from stagetrace.solvers.numerics import CHUNK
 from stagetrace.solvers.shifted_qr import Column, ShiftedQR
+from stagetrace.solvers.vectors import combine, without
 
 # The basis grows by blocks of this many vectors: nothing is copied on growth and little allocated in vain.
 BLOCK = 32
@@ -18,6 +17,7 @@ class Basis:
     """Orthonormal vectors `[dim]`, at most `limit`, kept as the rows of a few matrices.
 
     Example:
+        >>> import torch
         >>> basis = Basis(torch.zeros(2, dtype=torch.float64), limit=2)
         >>> basis.keep(torch.tensor([0.6, 0.8], dtype=torch.float64))
         >>> basis.orthogonalise(torch.tensor([1.0, 0.0], dtype=torch.float64))
@@ -42,10 +42,7 @@ class Basis:
 
     def orthogonalise(self, w: Tensor) -> Tensor:
         # Twice is enough (Parlett 1998, after Kahan): once leaves what cancellation in the first pass amplified.
-        for _ in range(2):
-            for rows in self._filled():
-                w = w - rows.T @ (rows @ w)
-        return w
+        return without(without(w, self._filled()), self._filled())
 
     def follow(self, j: int, q: Tensor, column: Column) -> None:
         """The answers are put together at the end, from the whole basis."""
@@ -61,14 +58,9 @@ class Basis:
 
         Rounding here would be multiplied by `|H|^2` in the residual; in float32 this halves what is left of it.
         """
-        weights = torch.tensor(coordinates, dtype=torch.float64, device=self._like.device).split(BLOCK)
-        total = torch.zeros_like(self._like)
-        width = CHUNK // BLOCK
-        for first in range(0, total.numel(), width):
-            piece = slice(first, first + width)
-            parts = [w @ rows[: len(w), piece].double() for rows, w in zip(self._blocks, weights, strict=False)]
-            total[piece] = torch.stack(parts).sum(dim=0)
-        return total
+        used = -(-len(coordinates) // BLOCK)
+        rows = [block[: len(coordinates) - BLOCK * place] for place, block in enumerate(self._blocks[:used])]
+        return combine(rows, coordinates, self._like)
 
     def _filled(self) -> list[Tensor]:
         last = self._size - BLOCK * (len(self._blocks) - 1)

@@ -1,27 +1,33 @@
-"""Dense eigendecomposition: exact, for operators small enough to be written down."""
+"""In a basis of eigenvectors: exact, for operators that know theirs or are small enough to be written down."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from functools import partial
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
-from stagetrace.solvers.base import Report, Solution, Spectrum, Status, silent
+from stagetrace.solvers.base import Damping, Found, Prepared, Report, Spectrum, Status, refuse_preconditioner
+from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov, gains_are_finite
-from stagetrace.solvers.numerics import as_columns, require_finite
-from stagetrace.solvers.settings import check_count, check_damping, compact
+from stagetrace.solvers.settings import check_count, check_rule, compact
+from stagetrace.solvers.system import System
 
 
 @final
 @dataclass(frozen=True)
 class Direct:
-    """`f(H) b` by the eigendecomposition of the dense `H` in float64; damping 0 is the plain inverse.
+    """`f(H) b` in the operator's eigenbasis, in float64; damping 0 is the plain inverse.
 
-    `prepare` pays `dim` products and O(dim^3) operations; the first `solve` afterwards carries these products
-    in its count, later ones cost none. Directions along which the system cannot be divided (eigenvalues at rounding
+    damping: a number of at least 0, or "auto", as for `Lanczos`: the ends of the spectrum decide before the matrix is
+        written down.
+
+    Identity, diagonal and dense operators know their eigenvectors (`LinearOperator.eigen`). Of any other, `prepare`
+    pays `dim` products and O(dim^3) operations; the first `solve` afterwards carries these products in its count, later
+    ones cost none. Directions along which the system cannot be divided (eigenvalues at rounding
     level, without damping) are left out of the answer, and then the status is `Status.SINGULAR` and a note says
     how many they are. The tolerance it holds itself to is the square root of the dtype's rounding.
 
@@ -33,24 +39,34 @@ class Direct:
 
     Example:
         >>> from stagetrace.curvature.operator import DiagonalOperator
+        >>> from stagetrace.solvers import solve
         >>> H = DiagonalOperator(torch.tensor([2.0, -4.0], dtype=torch.float64))
-        >>> solution = Direct().prepare(H).solve(torch.tensor([2.0, 2.0], dtype=torch.float64))
+        >>> solution = solve(H, torch.tensor([2.0, 2.0], dtype=torch.float64), Direct())
         >>> solution.value, solution.spectrum.ritz
         (tensor([ 1.0000, -0.5000], dtype=torch.float64), (-4.0, 2.0))
     """
 
-    damping: float = 0.0
-    filter: Callable[[float], Filter] = Tikhonov
+    damping: float | Literal["auto"] | Damping = 0.0
+    filter: type[Filter] = Tikhonov
     max_size: int = 8192
 
     def __post_init__(self) -> None:
-        check_damping("Direct", self.damping)
+        check_rule("Direct", self.damping)
         check_count("Direct", "max_size", self.max_size, 8192)
 
     def __str__(self) -> str:
         return compact(self)
 
-    def prepare(self, operator: LinearOperator) -> "DirectInverse":
+    @property
+    def rule(self) -> Damping:
+        return rule_of(self.damping, self.filter)
+
+    def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
+        refuse_preconditioner("Direct", preconditioner)
+        operator = system.operator
+        eigen = operator.eigen()
+        if eigen is not None:
+            return Prepared(system, partial(_solve, system, eigen))
         if operator.size > self.max_size:
             # The matrix as multiplied, its float64 copy, the eigenvectors, and the decomposition's own work space.
             needed = operator.size**2 * (4 * 8)
@@ -59,92 +75,51 @@ class Direct:
                 f"of work space; the limit is {self.max_size:,} parameters. Use Lanczos(damping=...), which needs only "
                 f"products, or allow it: Direct(max_size={operator.size})"
             )
-        matrix = operator.to_dense().double()
-        require_finite(matrix, f"{type(operator).__name__} written as a matrix")
-        asymmetry = _asymmetry(matrix, operator)
-        eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        return DirectInverse(self, operator, eigenvalues, eigenvectors, asymmetry)
+        eigen = Eigen.of(operator.to_dense(), type(operator).__name__, operator.rounding)
+        return Prepared(system, partial(_solve, system, eigen), setup=operator.size)
 
 
-@final
-class DirectInverse:
-    """The eigenvalues `[dim]` and eigenvectors `[dim, dim]` of an operator.
-
-    asymmetry: of the products that it was written down from, over the largest entry.
-    """
-
-    def __init__(
-        self,
-        solver: Direct,
-        operator: LinearOperator,
-        eigenvalues: Tensor,
-        eigenvectors: Tensor,
-        asymmetry: float = 0.0,
-    ) -> None:
-        self.solver, self.operator, self.asymmetry = solver, operator, asymmetry
-        self.eigenvalues, self.eigenvectors = eigenvalues, eigenvectors
-        self._unbilled = operator.size
-
-    def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
-        columns = as_columns(self.operator, rhs)
-        filter = self.solver.filter(self.solver.damping)
-        usable = self._usable(filter)
-        tolerance = max(torch.finfo(rhs.dtype).eps, self.operator.rounding) ** 0.5
-        gains = torch.where(usable, filter(self.eigenvalues), 0.0)
-        coordinates = self.eigenvectors.T @ columns.double()
-        value = (self.eigenvectors @ (gains.unsqueeze(1) * coordinates)).to(rhs.dtype)
-        measured = filter.measure(self.operator, columns, value)
-        report(1, max(measured.residuals, default=0.0))
-        products, self._unbilled = self._unbilled, 0
-        return Solution(
-            value=value.reshape(rhs.shape),
-            system=filter.system,
-            relative_residuals=measured.residuals,
-            products=products,
-            checks=measured.checks,
-            steps=1,
-            statuses=tuple(self._status(residual, tolerance, bool(usable.all())) for residual in measured.residuals),
-            tolerance=tolerance,
-            spectrum=Spectrum(tuple(self.eigenvalues.tolist())),
-            notes=self._notes(usable),
-        )
-
-    def _usable(self, filter: Filter) -> Tensor:
-        exact = torch.finfo(self.operator.dtype).eps
-        level = self.operator.size * exact
-        if self.operator.rounding > exact:  # eigenvalues are off by the norm of what is rounded: about this much
-            level = max(level, self.operator.size**0.5 * self.asymmetry)
-        return gains_are_finite(filter, self.eigenvalues, level)
-
-    @staticmethod
-    def _status(residual: float, tolerance: float, regular: bool) -> Status:
-        if not regular:
-            return Status.SINGULAR
-        return Status.CONVERGED if residual <= tolerance else Status.STAGNATED
-
-    @staticmethod
-    def _notes(usable: Tensor) -> tuple[str, ...]:
-        dropped = int((~usable).sum())
-        if not dropped:
-            return ()
-        return (
-            f"{dropped} of {usable.numel()} eigenvalues of the system are at rounding level: the answer leaves their "
-            f"directions out (a least-squares answer, not an inverse); add damping for a well-posed system",
-        )
+def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Found:
+    """`V f(values) V' b`, and its residual by true products."""
+    usable = _usable(system, eigen)
+    tolerance = max(torch.finfo(columns.dtype).eps, system.operator.rounding) ** 0.5
+    gains = torch.where(usable, system.filter(eigen.values), 0.0)
+    value = eigen.out(gains.unsqueeze(1) * eigen.into(columns)).to(columns.dtype)
+    measured = system.filter.measure(system.operator, columns, value)
+    report(1, max(measured.residuals, default=0.0))
+    return Found(
+        value=value,
+        residuals=measured.residuals,
+        statuses=tuple(_status(residual, tolerance, bool(usable.all())) for residual in measured.residuals),
+        products=0,
+        checks=measured.checks,
+        steps=1,
+        tolerance=tolerance,
+        spectrum=Spectrum(tuple(eigen.values.sort().values.tolist())),
+        notes=_notes(usable),
+    )
 
 
-def _asymmetry(matrix: Tensor, operator: LinearOperator) -> float:
-    """How far entries are from their mirror, over the largest entry.
+def _usable(system: System, eigen: Eigen) -> Tensor:
+    """Which eigenvalues the system can be divided by: those above rounding level."""
+    operator, exact = system.operator, torch.finfo(system.operator.dtype).eps
+    level = operator.size * exact
+    if operator.rounding > exact:  # eigenvalues are off by the norm of what is rounded: about this much
+        level = max(level, operator.size**0.5 * eigen.asymmetry)
+    return gains_are_finite(system.filter, eigen.values, level)
 
-    Raises:
-        SolveError: farther than rounding goes.
-    """
-    # Sums over many examples are rounded too: half the digits that a product has is generous.
-    asymmetry, scale = float((matrix - matrix.T).abs().max()), float(matrix.abs().max())
-    if asymmetry > operator.rounding**0.5 * scale:
-        raise SolveError(
-            f"{type(operator).__name__} is not symmetric: entries differ from their mirror by up to {asymmetry:.1e} "
-            f"(largest entry {scale:.1e}). A curvature must give the same product every time: put the model in eval "
-            f"mode and fix the order of the data"
-        )
-    return asymmetry / scale if scale else 0.0
+
+def _status(residual: float, tolerance: float, regular: bool) -> Status:
+    if not regular:
+        return Status.SINGULAR
+    return Status.CONVERGED if residual <= tolerance else Status.STAGNATED
+
+
+def _notes(usable: Tensor) -> tuple[str, ...]:
+    dropped = int((~usable).sum())
+    if not dropped:
+        return ()
+    return (
+        f"{dropped} of {usable.numel()} eigenvalues of the system are at rounding level: the answer leaves their "
+        f"directions out (a least-squares answer, not an inverse); add damping for a well-posed system",
+    )

@@ -10,16 +10,20 @@ since `1 / (h + i sqrt(lambda)) = (h - i sqrt(lambda)) / (h^2 + lambda)`. An eng
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.numerics import norm, norm_of_sum, relative
+from stagetrace.solvers.lockstep import lockstep
+from stagetrace.solvers.numerics import relative
+from stagetrace.solvers.process import Ask, silent
 from stagetrace.solvers.settings import check_damping
+from stagetrace.solvers.vectors import norm, norm_of_sum
 
 
 @final
@@ -28,25 +32,45 @@ class Measured:
     """True relative residuals, one per column, and the operator-vector products that measuring them took."""
 
     residuals: tuple[float, ...]
-    checks: int
+    checks: int = 0
+
+    @property
+    def residual(self) -> float:
+        return max(self.residuals, default=0.0)
 
 
+Measuring = Generator[Ask, Tensor, Measured]
+"""A measurement as a process for `lockstep`."""
+
+
+@dataclass(frozen=True)
 class Filter(ABC):
     """A spectral filter `f(h) = Re 1 / (h + s)`, as the linear system whose solution is `f(H) b`."""
 
-    damping: float
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping(type(self).__name__, self.damping)
 
     @property
     @abstractmethod
     def shift(self) -> complex:
         """The `s` of `f(h) = Re 1 / (h + s)`: real or purely imaginary."""
 
-    @property
+    @classmethod
     @abstractmethod
-    def system(self) -> str:
-        """The linear system in words."""
+    def cutting(cls, cut: float, smallest: float) -> "Filter":
+        """The filter that inverts no curvature below `cut`, for a spectrum whose smallest eigenvalue is `smallest`."""
 
     @abstractmethod
+    def words(self, matrix: str) -> str:
+        """The linear system in words, for a curvature called `matrix`."""
+
+    @abstractmethod
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+        """The measurement as a process, which asks for blocks of vectors."""
+
+    @final
     def measure(
         self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
     ) -> Measured:
@@ -55,6 +79,8 @@ class Filter(ABC):
         A zero column of `rhs` costs no product and has residual 0. `targets` are the norms of the system's own
         right-hand side, where the caller knows them from a product already made. Norms are taken in float64.
         """
+        run = lockstep(operator, [self.measuring(rhs, value, targets)], silent, finite=False)
+        return Measured(run.outcomes[0].residuals, run.checks)
 
     @final
     def __call__(self, eigenvalues: Tensor) -> Tensor:
@@ -72,36 +98,33 @@ class Shift(Filter):
     The residual is `|b - (H + lambda I) x| / |b|`, one product per column.
 
     Example:
-        >>> Shift(0.5).system
+        >>> Shift(0.5).words("H")
         '(H + 0.5 I) x = b'
         >>> Shift(1.0)(torch.tensor([1.0, 3.0], dtype=torch.float64))
         tensor([0.5000, 0.2500], dtype=torch.float64)
     """
 
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping("Shift", self.damping)
-
     @property
     def shift(self) -> complex:
         return complex(self.damping)
 
-    @property
-    def system(self) -> str:
-        return f"(H + {self.damping:g} I) x = b" if self.damping else "H x = b"
+    @classmethod
+    def cutting(cls, cut: float, smallest: float) -> "Shift":
+        """Shifted until the smallest eigenvalue of `H + lambda I` is the cut."""
+        return cls(cut - min(0.0, smallest))
 
-    def measure(
-        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
-    ) -> Measured:
+    def words(self, matrix: str) -> str:
+        return f"({matrix} + {self.damping:g} I) x = b" if self.damping else f"{matrix} x = b"
+
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
         del targets
-        live = _nonzero(rhs)
-        images = operator @ value[:, live] if live else value[:, :0]
-        residuals = [0.0] * rhs.shape[1]
-        for image, j in zip(images.unbind(1), live, strict=True):
-            size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
-            residuals[j] = relative(size, norm(rhs[:, j]))
-        return Measured(tuple(residuals), len(live))
+        live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
+        if live:
+            images = yield Ask(value[:, live], nan, check=True)
+            for image, j in zip(images.unbind(1), live, strict=True):
+                size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
+                residuals[j] = relative(size, norm(rhs[:, j]))
+        return Measured(tuple(residuals))
 
 
 @final
@@ -115,42 +138,69 @@ class Tikhonov(Filter):
     Source: the paper's eq. (16), damped.
 
     Example:
-        >>> Tikhonov(0.01).system
+        >>> Tikhonov(0.01).words("H")
         '(H^2 + 0.01 I) x = H b'
         >>> Tikhonov(1.0)(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
         tensor([-0.5000,  0.0000,  0.5000], dtype=torch.float64)
     """
 
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping("Tikhonov", self.damping)
-
     @property
     def shift(self) -> complex:
         return complex(0.0, self.damping**0.5)
 
-    @property
-    def system(self) -> str:
-        return f"(H^2 + {self.damping:g} I) x = H b" if self.damping else "H x = b"
+    @classmethod
+    def cutting(cls, cut: float, smallest: float) -> "Tikhonov":
+        """`h / (h^2 + cut^2)` follows `1 / h` where `|h|` is well above the cut, and goes to zero below it."""
+        del smallest
+        return cls(cut**2)
 
-    def measure(
-        self, operator: LinearOperator, rhs: Tensor, value: Tensor, targets: Sequence[float] | None = None
-    ) -> Measured:
-        live = _nonzero(rhs)
+    def words(self, matrix: str) -> str:
+        return f"({matrix}^2 + {self.damping:g} I) x = {matrix} b" if self.damping else f"{matrix} x = b"
+
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+        live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
         if self.damping == 0 or not live:
-            return Shift().measure(operator, rhs, value)
+            return (yield from Shift().measuring(rhs, value, None))
         b, x = rhs[:, live], value[:, live]
-        images = operator @ (b - operator @ x)
+        product = yield Ask(x, nan, check=True)
+        images = yield Ask(b - product, nan, check=True)
         if targets is None:
-            known, checks = [norm(image) for image in (operator @ b).unbind(1)], 3 * len(live)
+            known = [norm(image) for image in (yield Ask(b, nan, check=True)).unbind(1)]
         else:
-            known, checks = [targets[j] for j in live], 2 * len(live)
-        residuals = [0.0] * rhs.shape[1]
+            known = [targets[j] for j in live]
         for i, j in enumerate(live):
             size = norm_of_sum((1.0, images[:, i]), (-self.damping, x[:, i]))
             residuals[j] = relative(size, known[i])
-        return Measured(tuple(residuals), checks)
+        return Measured(tuple(residuals))
+
+
+@final
+@dataclass(frozen=True)
+class Squared(Filter):
+    """`Tikhonov` by way of its normal equations, which stay squared without damping too: `H^2 x = H b`.
+
+    Example:
+        >>> Squared().words("H")
+        'H^2 x = H b'
+    """
+
+    @property
+    def shift(self) -> complex:
+        return Tikhonov(self.damping).shift
+
+    @classmethod
+    def cutting(cls, cut: float, smallest: float) -> "Squared":
+        return cls(Tikhonov.cutting(cut, smallest).damping)
+
+    def words(self, matrix: str) -> str:
+        return Tikhonov(self.damping).words(matrix) if self.damping else f"{matrix}^2 x = {matrix} b"
+
+    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+        return (yield from Tikhonov(self.damping).measuring(rhs, value, targets))
+
+
+FILTERS: Mapping[str, type[Filter]] = {kind.__name__: kind for kind in (Shift, Tikhonov, Squared)}
+"""The filters by their names."""
 
 
 def _nonzero(rhs: Tensor) -> list[int]:

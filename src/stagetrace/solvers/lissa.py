@@ -8,12 +8,23 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
-from stagetrace.solvers.base import Report, Solution, Spectrum, Status, silent
-from stagetrace.solvers.basis import Basis
+from stagetrace.solvers.base import (
+    Damping,
+    Found,
+    Prepared,
+    Report,
+    Spectrum,
+    Status,
+    refuse_preconditioner,
+    require_shift,
+)
+from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift
-from stagetrace.solvers.numerics import as_columns, norm, relative, require_finite
-from stagetrace.solvers.recurrence import Recurrence
-from stagetrace.solvers.settings import check_count, check_damping, check_rtol, compact
+from stagetrace.solvers.numerics import relative
+from stagetrace.solvers.settings import check_count, check_rtol, check_rule, compact
+from stagetrace.solvers.spectrum import extreme_ritz_values
+from stagetrace.solvers.system import System
+from stagetrace.solvers.vectors import norm
 
 # Steps of Lanczos that find the largest eigenvalue, and the margin on it: a drawn sample's may be larger.
 SCALE_STEPS = 12
@@ -43,12 +54,13 @@ class LiSSA:
 
     Example:
         >>> from stagetrace.curvature.operator import DiagonalOperator
+        >>> from stagetrace.solvers import solve
         >>> H = DiagonalOperator(torch.tensor([1.0, 3.0], dtype=torch.float64))
-        >>> LiSSA(damping=1.0, rtol=1e-6).prepare(H).solve(torch.tensor([2.0, 4.0], dtype=torch.float64)).value
+        >>> solve(H, torch.tensor([2.0, 4.0], dtype=torch.float64), LiSSA(damping=1.0, rtol=1e-6)).value
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
 
-    damping: float = 0.01
+    damping: float | Literal["auto"] | Damping = 0.01
     rtol: float = 1e-2
     max_steps: int = 5000
     scale: float | Literal["auto"] = "auto"
@@ -56,7 +68,7 @@ class LiSSA:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_damping("LiSSA", self.damping)
+        check_rule("LiSSA", self.damping)
         check_rtol("LiSSA", self.rtol)
         check_count("LiSSA", "max_steps", self.max_steps, 5000)
         if self.scale != "auto" and not 0 < self.scale < float("inf"):
@@ -67,25 +79,26 @@ class LiSSA:
     def __str__(self) -> str:
         return compact(self)
 
-    def prepare(self, operator: LinearOperator) -> "LiSSAInverse":
+    @property
+    def rule(self) -> Damping:
+        return rule_of(self.damping, Shift)
+
+    def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
+        require_shift("LiSSA", system)
+        refuse_preconditioner("LiSSA", preconditioner)
         if self.scale != "auto":
-            return LiSSAInverse(self, operator, self.scale, ())
-        ritz = _extremes(operator, self.seed)
+            return Prepared(system, _Series(self, system, self.scale, ()).solve)
+        scale, ritz, products = self.scale_of(system)
+        return Prepared(system, _Series(self, system, scale, ritz).solve, setup=products)
+
+    def scale_of(self, system: System) -> tuple[float, tuple[float, ...], int]:
+        """The `s` above, a margin included, from what the rule saw or a few Lanczos steps; Ritz values, products."""
+        spectrum, products = system.spectrum, 0
+        if spectrum is None or system.matrix == "G":  # then the spectrum is that of H
+            spectrum, products = extreme_ritz_values(system.operator, SCALE_STEPS, seed=self.seed)
         margin = MARGIN if self.examples is None else SAMPLED_MARGIN
-        scale = margin * max(map(abs, ritz)) + self.damping
-        return LiSSAInverse(self, operator, scale or 1.0, ritz)
-
-
-def _extremes(operator: LinearOperator, seed: int) -> tuple[float, ...]:
-    """Ritz values of a few Lanczos steps from a random vector."""
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(operator.size, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
-    run = Recurrence(start, norm(start), Basis(start, SCALE_STEPS))
-    while len(run.T.alphas) < SCALE_STEPS and not run.exhausted:
-        product = operator @ run.q
-        require_finite(product.unsqueeze(1), f"the product of {type(operator).__name__} with a vector")
-        run.advance(product)
-    return run.T.ritz()
+        scale = margin * max(map(abs, spectrum.ritz)) + system.filter.damping
+        return scale or 1.0, spectrum.ritz, products
 
 
 @final
@@ -101,31 +114,27 @@ class _State:
 
 
 @final
-class LiSSAInverse:
-    """An operator and the scale that its series is run with."""
+class _Series:
+    """A system and the scale that its series is run with."""
 
-    def __init__(self, solver: LiSSA, operator: LinearOperator, scale: float, ritz: tuple[float, ...]) -> None:
-        self.solver, self.operator, self.scale, self.ritz = solver, operator, scale, ritz
-        self._unbilled = len(ritz)
+    def __init__(self, solver: LiSSA, system: System, scale: float, ritz: tuple[float, ...]) -> None:
+        self.solver, self.operator, self.scale, self.ritz = solver, system.operator, scale, ritz
+        self.filter, self.damping = system.filter, system.filter.damping
 
-    def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
-        columns = as_columns(self.operator, rhs)
-        filter = Shift(self.solver.damping)
+    def solve(self, columns: Tensor, report: Report) -> Found:
         state = self._iterate(columns, report)
-        measured = filter.measure(self.operator, columns, state.value)
+        measured = self.filter.measure(self.operator, columns, state.value)
         statuses = [
             status if status is Status.DIVERGED else self._status(residual)
             for status, residual in zip(state.statuses, measured.residuals, strict=True)
         ]
-        unbilled, self._unbilled = self._unbilled, 0
-        return Solution(
-            value=state.value.reshape(rhs.shape),
-            system=filter.system,
-            relative_residuals=measured.residuals,
-            products=state.products + unbilled,
+        return Found(
+            value=state.value,
+            residuals=measured.residuals,
+            statuses=tuple(statuses),
+            products=state.products,
             checks=measured.checks,
             steps=state.steps,
-            statuses=tuple(statuses),
             tolerance=self.solver.rtol,
             spectrum=Spectrum(self.ritz) if self.ritz else None,
             notes=self._notes(Status.DIVERGED in statuses),
@@ -140,7 +149,7 @@ class LiSSAInverse:
         generator = torch.Generator().manual_seed(self.solver.seed)
         products = steps = 0
         while live and steps < self.solver.max_steps:
-            r = b[:, live] - self._drawn(generator) @ x[:, live] - self.solver.damping * x[:, live]
+            r = b[:, live] - self._drawn(generator) @ x[:, live] - self.damping * x[:, live]
             products, steps = products + len(live), steps + 1
             going: list[int] = []
             for i, j in enumerate(live):
@@ -175,7 +184,7 @@ class LiSSAInverse:
             notes.append(f"each product of the series drew {self.solver.examples} examples")
         if diverged:
             smallest = min(self.ritz, default=0.0)
-            if smallest + self.solver.damping < 0:
+            if smallest + self.damping < 0:
                 notes.append(
                     f"diverged: H has an eigenvalue of at most {smallest:.3g}, raise the damping above {-smallest:.3g}"
                 )

@@ -3,7 +3,8 @@
 A Krylov method is written for one right-hand side, as in a textbook, as a Python generator: it yields the vector
 it wants multiplied and is sent the product. `lockstep` runs one such process per column. In each step it
 multiplies the vectors of all processes that still run as one matrix `[dim, k]`, so that several right-hand sides
-cost one pass over the data and no line of code; a process that has returned drops out of the batch.
+cost one pass over the data and no line of code; a process that has returned drops out of the batch. A process may
+ask for a block of several vectors at once, as the measurement of residuals does (`filters.py`).
 
 Example:
     >>> from types import SimpleNamespace
@@ -19,40 +20,18 @@ Example:
     ([[2.0, 2.0], [8.0, 8.0]], 4)
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import Report
 from stagetrace.solvers.numerics import require_finite
-
-
-@final
-@dataclass(frozen=True)
-class Ask:
-    """What a running process says: multiply `vector` `[dim]` please; my relative residual is about `residual`.
-
-    `check` marks a product spent on measuring the answer, which is counted apart from those spent on finding it.
-    """
-
-    vector: Tensor
-    residual: float
-    check: bool = False
-
-
-class Outcome(Protocol):
-    """What a process returns: at least the relative residual that it ended with."""
-
-    @property
-    def residual(self) -> float: ...
-
-
-T = TypeVar("T", bound=Outcome)
-Process = Generator[Ask, Tensor, T]
+from stagetrace.solvers.process import Ask as Ask
+from stagetrace.solvers.process import Process as Process
+from stagetrace.solvers.process import Report, T
 
 
 @final
@@ -65,11 +44,15 @@ class Finished(Generic[T]):
     checks: int
 
 
-def lockstep(operator: LinearOperator, processes: "Sequence[Process[T]]", report: Report) -> Finished[T]:
+def lockstep(
+    operator: LinearOperator, processes: "Sequence[Process[T]]", report: Report, *, finite: bool = True
+) -> Finished[T]:
     """Run every process to its end; `report(step, worst residual)` after each batched product.
 
+    finite: whether products must be finite.
+
     Raises:
-        SolveError: a product is not finite.
+        SolveError: a product is not, and must be.
     """
     outcomes: dict[int, T] = {}
     asks: dict[int, Ask] = {}
@@ -87,12 +70,16 @@ def lockstep(operator: LinearOperator, processes: "Sequence[Process[T]]", report
     while asks:
         step += 1
         live = sorted(asks)
-        images = operator @ torch.stack([asks[j].vector for j in live], dim=1)
-        require_finite(images, f"the product of {type(operator).__name__} with a vector, in step {step},")
-        asked = sum(asks[j].check for j in live)
-        products, checks = products + len(live) - asked, checks + asked
-        for j, image in zip(live, images.unbind(1), strict=True):
-            advance(j, image.contiguous())
+        asked = [asks[j] for j in live]
+        blocks = [ask.vectors if ask.vectors.ndim == 2 else ask.vectors.unsqueeze(1) for ask in asked]
+        widths = [block.shape[1] for block in blocks]
+        images = operator @ torch.cat(blocks, dim=1)
+        if finite:
+            require_finite(images, f"the product of {type(operator).__name__} with a vector, in step {step},")
+        checked = sum(width for width, ask in zip(widths, asked, strict=True) if ask.check)
+        products, checks = products + sum(widths) - checked, checks + checked
+        for j, ask, image in zip(live, asked, images.split(widths, dim=1), strict=True):
+            advance(j, image.reshape(ask.vectors.shape).contiguous())
         said = [ask.residual for ask in asks.values()] + [outcome.residual for outcome in outcomes.values()]
         report(step, max(said))
     return Finished(tuple(outcomes[j] for j in range(len(processes))), products, checks)

@@ -1,25 +1,20 @@
 """The paper's system: any solver for positive definite operators, applied to `(H^2 + lambda I) x = H b`."""
 
-from dataclasses import dataclass, replace
-from typing import Protocol, final
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
-from stagetrace.solvers.base import Inverse, Report, Solution, silent
-from stagetrace.solvers.numerics import as_columns, require_finite
-from stagetrace.solvers.settings import check_damping
-
-
-class Inner(Protocol):
-    """A solver that says how much damping it adds itself."""
-
-    @property
-    def damping(self) -> float: ...
-
-    def prepare(self, operator: LinearOperator) -> Inverse: ...
+from stagetrace.solvers.base import Damping, Found, Inverse, Prepared, Report, Solver
+from stagetrace.solvers.damping import rule_of
+from stagetrace.solvers.filters import Shift, Squared
+from stagetrace.solvers.numerics import require_finite
+from stagetrace.solvers.settings import check_rule
+from stagetrace.solvers.system import System
 
 
 @final
@@ -49,6 +44,9 @@ class Normal:
     `Lanczos` solves the same system with one. `Solution.products` and `.checks` count products with `H`; there is
     one more product per column for `H b`.
 
+    damping: a number of at least 0, or "auto": the square of the size of the most negative eigenvalue, and of rounding
+        at least (see `damping.py`); it is always H that is inverted.
+
     Raises:
         DescriptionError: `damping` out of range, or an inner solver with a damping of its own.
 
@@ -56,53 +54,53 @@ class Normal:
 
     Example:
         >>> from stagetrace.curvature.operator import DiagonalOperator
-        >>> from stagetrace.solvers.cg import CG
+        >>> from stagetrace.solvers import CG, solve
         >>> H = DiagonalOperator(torch.tensor([1.0, -2.0], dtype=torch.float64))
-        >>> Normal(CG(), damping=1.0).prepare(H).solve(torch.tensor([2.0, 5.0], dtype=torch.float64)).value
+        >>> solve(H, torch.tensor([2.0, 5.0], dtype=torch.float64), Normal(CG(), damping=1.0)).value
         tensor([ 1., -2.], dtype=torch.float64)
     """
 
-    inner: Inner
-    damping: float
+    inner: Solver
+    damping: float | Literal["auto"] | Damping
 
     def __post_init__(self) -> None:
-        check_damping("Normal", self.damping)
-        if self.inner.damping != 0:
+        check_rule("Normal", self.damping)
+        if self.inner.rule.times(2.0) != self.inner.rule:
             name = type(self.inner).__name__
             refuse(
                 f"Normal adds the damping itself, to H^2: its inner solver must have none, got {self.inner}, which "
-                f"would add a second one; type Normal({name}(damping=0.0), damping={self.damping:g}) instead"
+                f"would add a second one; type Normal({name}(damping=0.0), damping={self.damping!r}) instead"
             )
 
     def __str__(self) -> str:
         return f"Normal({self.inner}, damping={self.damping})"
 
-    def prepare(self, operator: LinearOperator) -> "NormalInverse":
-        return NormalInverse(self, operator, self.inner.prepare(SquaredOperator(operator, self.damping)))
+    @property
+    def rule(self) -> Damping:
+        return rule_of(self.damping, Squared, substitute=False)
+
+    def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
+        if system.filter.damping and not system.filter.shift.imag:
+            refuse(f"Normal solves (H^2 + damping I) x = H b, got {system}; use its inner solver, {self.inner}")
+        squared = System(SquaredOperator(system.operator, system.filter.damping), Shift())
+        return Prepared(system, partial(_solve, system.operator, self.inner.prepare(squared, preconditioner)))
 
 
-@final
-@dataclass(frozen=True)
-class NormalInverse:
-    """An operator about to be solved with through its square."""
-
-    solver: Normal
-    operator: LinearOperator
-    squared: Inverse
-
-    def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
-        columns = as_columns(self.operator, rhs)
-        nonzero = (columns != 0).any(dim=0)
-        images = torch.zeros_like(columns)
-        if nonzero.any():
-            images[:, nonzero] = self.operator @ columns[:, nonzero]
-        require_finite(images, f"the product of {type(self.operator).__name__} with the right-hand side")
-        inner = self.squared.solve(images.reshape(rhs.shape), report)
-        # The inner solver's spectrum is that of H^2 + lambda I, from which the signs in H cannot be told.
-        return replace(
-            inner,
-            system=f"(H^2 + {self.solver.damping:g} I) x = H b" if self.solver.damping else "H^2 x = H b",
-            products=2 * inner.products + int(nonzero.sum()),
-            checks=2 * inner.checks,
-            spectrum=None,
-        )
+def _solve(operator: LinearOperator, squared: Inverse, columns: Tensor, report: Report) -> Found:
+    nonzero = (columns != 0).any(dim=0)
+    images = torch.zeros_like(columns)
+    if nonzero.any():
+        images[:, nonzero] = operator @ columns[:, nonzero]
+    require_finite(images, f"the product of {type(operator).__name__} with the right-hand side")
+    inner = squared.solve(images, report)
+    return Found(
+        value=inner.value,
+        residuals=inner.relative_residuals,
+        statuses=inner.statuses,
+        products=2 * inner.products + int(nonzero.sum()),
+        checks=2 * inner.checks,
+        steps=inner.steps,
+        tolerance=inner.tolerance,
+        # the inner solver's spectrum is that of H^2 + lambda I, from which the signs in H cannot be told
+        notes=inner.notes,
+    )

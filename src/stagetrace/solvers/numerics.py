@@ -1,4 +1,4 @@
-"""Sums over long vectors in float64, and the checks that every solver makes of its right-hand side."""
+"""The checks that every solver makes of its right-hand side, and the shapes of its answers."""
 
 from collections.abc import Sequence
 
@@ -7,46 +7,6 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError, refuse
-
-# A float32 vector is widened to float64 this many entries (8 MiB) at a time, never as a whole.
-CHUNK = 1 << 20
-
-
-def dot(left: Tensor, right: Tensor) -> float:
-    """`left . right` for `[dim]` vectors, accumulated in float64.
-
-    Example:
-        >>> big = torch.tensor([1e4, 1.0], dtype=torch.float32)
-        >>> dot(big, big)  # float32 alone would answer 100000000.0
-        100000001.0
-    """
-    total = torch.zeros((), dtype=torch.float64, device=left.device)
-    for a, b in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
-        total += a.double() @ b.double()
-    return float(total)
-
-
-def norm(vector: Tensor) -> float:
-    """The Euclidean length of a `[dim]` vector, accumulated in float64."""
-    return dot(vector, vector) ** 0.5
-
-
-def norm_of_sum(*terms: tuple[float, Tensor]) -> float:
-    """`|c1 v1 + c2 v2 + ...|` for `[dim]` vectors, with the additions too in float64: a residual cancels.
-
-    Example:
-        >>> norm_of_sum((1.0, torch.tensor([3.0, 4.0])), (-1.0, torch.tensor([0.0, 4.0])))
-        3.0
-    """
-    coefficients = [coefficient for coefficient, _ in terms]
-    first = terms[0][1]
-    total = torch.zeros((), dtype=torch.float64, device=first.device)
-    for pieces in zip(*(vector.split(CHUNK) for _, vector in terms), strict=True):
-        summed = torch.zeros_like(pieces[0], dtype=torch.float64)
-        for coefficient, piece in zip(coefficients, pieces, strict=True):
-            summed += coefficient * piece.double()
-        total += summed @ summed
-    return float(total) ** 0.5
 
 
 def relative(size: float, reference: float) -> float:

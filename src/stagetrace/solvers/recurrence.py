@@ -1,11 +1,13 @@
 """The Lanczos recurrence: `H Q = Q T + beta q e'`, one product a step, whatever happens to the vectors."""
 
-from typing import Protocol, final
+from typing import Protocol, cast, final
 
+import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal
 from torch import Tensor
 
-from stagetrace.solvers.numerics import dot, norm
+from stagetrace.solvers.vectors import dot, norm
 
 # A next beta below this many roundings of |T| is rounding noise: the Krylov space has no further direction.
 ROUNDINGS = 32
@@ -45,21 +47,22 @@ class Tridiagonal:
 
     def ritz(self) -> tuple[float, ...]:
         """The eigenvalues of `T`, ascending."""
-        return tuple(torch.linalg.eigvalsh(self._dense()).tolist()) if self.alphas else ()
+        if not self.alphas:
+            return ()
+        return tuple(cast("np.ndarray", eigvalsh_tridiagonal(self.alphas, self.betas[:-1])).tolist())
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The eigenvalues, ascending, and the eigenvectors as columns."""
+        return cast("tuple[np.ndarray, np.ndarray]", eigh_tridiagonal(self.alphas, self.betas[:-1]))
 
     def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The smallest and the largest eigenvalue of `T`, each with a bound on how far `H` has one from it.
 
         The bound is the residual of the Ritz pair, `beta |last entry of T's eigenvector|` (Parlett 1998, section 13.2).
         """
-        values, vectors = torch.linalg.eigh(self._dense())
-        bounds = self.betas[-1] * vectors[-1].abs()
+        values, vectors = self.pairs()
+        bounds = self.betas[-1] * abs(vectors[-1])
         return (float(values[0]), float(bounds[0])), (float(values[-1]), float(bounds[-1]))
-
-    def _dense(self) -> Tensor:
-        beside = torch.tensor(self.betas[:-1], dtype=torch.float64)
-        diagonal = torch.tensor(self.alphas, dtype=torch.float64)
-        return torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
 
 
 @final

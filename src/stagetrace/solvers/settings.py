@@ -13,6 +13,14 @@ def check_damping(who: str, damping: float) -> None:
         refuse(f"{who}(damping=...) must be finite and not negative, got {damping!r}; type {who}(damping=0.01) instead")
 
 
+def check_rule(who: str, damping: object) -> None:
+    """Refuse what is neither a damping, nor "auto", nor a rule that makes the system of an operator."""
+    if isinstance(damping, str) and damping != "auto":
+        refuse(f"{who}(damping=...) must be a number or 'auto', got {damping!r}; type {who}(damping='auto') instead")
+    if damping != "auto" and not callable(damping):
+        check_damping(who, damping)  # pyright: ignore[reportArgumentType]
+
+
 def check_rtol(who: str, rtol: float) -> None:
     """Refuse a relative tolerance outside (0, 1): the zero vector already has relative residual 1."""
     if not 0 < rtol < 1:

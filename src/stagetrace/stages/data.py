@@ -1,5 +1,6 @@
 """Reading a data set in the library's own order, so that an example's id is its index."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,6 +14,9 @@ from stagetrace.errors import DataError, DescriptionError, StagetraceError, firs
 from stagetrace.stages.mistaken import refuse_no_data_set
 from stagetrace.stages.placing import place as place
 from stagetrace.stages.rows import PlainCollation, UnfitRowError, complaint, has_text, misfit, name_of, unstackable
+
+WORTH_WORKERS = 1.0
+"""Seconds of reading in one process from which workers are started: to start them takes some tenths of a second."""
 
 Collate = Callable[[list[Any]], Any]
 
@@ -37,7 +41,7 @@ class Examples:
         data: anything with `__len__` and `__getitem__`: a PyTorch or Hugging Face data set, a list, a tensor.
         batch_size: examples per batch; the last batch may be smaller.
         collate: list of examples -> batch; the default is PyTorch's.
-        workers: processes that load data; 0 loads in this one.
+        workers: processes that load data, started where a pass over it takes more than a second; 0 loads in this one.
         where: how messages name the data set, e.g. `stage 'pretrain'`.
 
     Raises:
@@ -52,6 +56,8 @@ class Examples:
         _check_map_style(data, where)
         self.data, self.batch_size, self.workers, self.where = data, batch_size, workers, where
         self.collate = collate or PlainCollation()
+        self.pace = 0.0
+        """Seconds that reading an example takes in this process, as far as known."""
         # a subclass may do anything to an item, so slices are for the class itself
         self._sliceable = type(data) is TensorDataset and collate is None and _are_strided(data)
 
@@ -74,15 +80,7 @@ class Examples:
         if self._sliceable:
             contents = (tuple(t.clone() for t in self.data[self._selector(indices)]) for indices in batches)
         else:
-            contents = iter(
-                DataLoader(
-                    self.data,
-                    batch_sampler=batches,
-                    collate_fn=self.collate,
-                    num_workers=self.workers,
-                    generator=torch.Generator(),  # else it would draw from the user's random state
-                )  # pyright: ignore[reportArgumentType]
-            )
+            contents = _Contents(self, batches)
         for indices in batches:
             try:
                 content = next(contents)
@@ -95,6 +93,18 @@ class Examples:
                     raise  # it says where itself; from a worker it comes with the worker's traceback in its text
                 raise self._trouble(indices, cause) from cause
             yield Batch(indices, content)
+
+    def loaded(self, batches: list[list[int]], workers: int) -> Iterator[Any]:
+        """The content of each batch, collated."""
+        return iter(
+            DataLoader(
+                self.data,
+                batch_sampler=batches,
+                collate_fn=self.collate,
+                num_workers=workers,
+                generator=torch.Generator(),  # else it would draw from the user's random state
+            )  # pyright: ignore[reportArgumentType]
+        )
 
     @staticmethod
     def _selector(indices: list[int]) -> slice | list[int]:
@@ -146,6 +156,38 @@ class Examples:
             f"{self.where}: example {index} cannot be read ({type(error).__name__}: {first_line(error)}); "
             "fix the data set"
         )
+
+
+@final
+class _Contents:
+    """The batches' contents, in order: read by this process, and by workers as soon as that pays.
+
+    Each read starts its workers anew, so that of little data they would make every product and every pass slower. What
+    is read does not depend on who reads it.
+    """
+
+    def __init__(self, examples: Examples, batches: list[list[int]]) -> None:
+        self._examples, self._batches, self._done = examples, batches, 0
+        self._left = sum(map(len, batches))
+        self._helped = False
+        self._source: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        examples, batches = self._examples, self._batches
+        helps = examples.workers > 0 and examples.pace * self._left > WORTH_WORKERS
+        if self._done == 0 or (helps and not self._helped):
+            self._source = examples.loaded(batches[self._done :], examples.workers if helps else 0)
+            self._helped = helps
+        started = time.perf_counter()
+        content = next(self._source)
+        if not self._helped:
+            examples.pace = (time.perf_counter() - started) / len(batches[self._done])
+        self._left -= len(batches[self._done])
+        self._done += 1
+        return content
 
 
 def _check_map_style(data: Any, where: str) -> None:

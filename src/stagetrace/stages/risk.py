@@ -7,7 +7,7 @@ stage's own examples and for a query alike.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -42,6 +42,10 @@ class Risk:
     inherited: ParameterSpace
     own_values: Params
     inherited_values: Params
+
+    def at(self, own: Params) -> "Risk":
+        """The same losses at other values of the own parameters."""
+        return replace(self, own_values=own)
 
     def outputs(self, own: Params, inherited: Params, batch: Batch) -> Tensor:
         """The objective's outputs `[batch, ...]`."""

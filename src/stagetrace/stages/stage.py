@@ -37,7 +37,7 @@ class Stage:
         weight_decay: the L2 coefficient in the training loss. It belongs to the curvature, not to an example.
         batch_size: examples evaluated at once when scoring; affects speed and memory, not the scores.
         collate: list of examples -> batch; PyTorch's default otherwise.
-        workers: processes that load data; 0 loads in this one.
+        workers: processes that load data, where a pass over it takes more than a second; 0 loads in this one.
 
     Raises:
         DescriptionError: an argument is of the wrong kind; the message says what to give instead.

@@ -53,7 +53,8 @@ def _setting(given: Any, default: Any, where: str, what: str) -> Any:
             f"{where} must be an instance such as {default!r}, got the class {given.__name__}; write "
             f"{given.__name__}() with parentheses"
         )
-    if not callable(getattr(given, "operator" if what == "curvature" else "prepare", None)):
+    needed = ("operator",) if what == "curvature" else ("prepare", "rule")
+    if not all(callable(getattr(given, name, None)) for name in needed):
         refuse(f"{where} must be {', '.join(map(repr, named))} or an instance such as {default!r}, got {given!r}")
     return given
 

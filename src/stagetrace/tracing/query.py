@@ -28,7 +28,7 @@ class Query:
             scores per query example, `[n_queries, n_examples]`, and one linear solve per query and stage.
         batch_size: query examples evaluated at once.
         collate: list of examples -> batch; None takes the last stage's.
-        workers: processes that load data; 0 loads in this one.
+        workers: processes that load data, where a pass over it takes more than a second; 0 loads in this one.
 
     Raises:
         DescriptionError: an argument is of the wrong kind.

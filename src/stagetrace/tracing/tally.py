@@ -9,6 +9,7 @@ from typing import final
 import torch
 
 from stagetrace.checks import Finding
+from stagetrace.curvature.cost import Cost
 from stagetrace.parallel import world
 from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
@@ -27,7 +28,7 @@ class Tally:
         self.scores: dict[str, Scores] = {}
         self._solutions: dict[str, Solution] = {}
         self._scoring: dict[str, JSON] = {}
-        self._solving: dict[str, dict[str, int | float | str | None]] = {}
+        self._solving: dict[str, Cost | None] = {}
         self._seconds: dict[str, float] = {}
         self._checks: list[Finding] = []
         self._chain, self._progress = chain, progress
@@ -49,7 +50,7 @@ class Tally:
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 
     def solving(self, responses: Mapping[str, Response]) -> None:
-        self._solving = {stage: dict(response.how()) for stage, response in responses.items()}
+        self._solving = {stage: response.cost() for stage, response in responses.items()}
 
     def solved(self, stage: str, solution: Solution) -> None:
         self._solutions[stage] = solution
@@ -62,27 +63,24 @@ class Tally:
             "threads": torch.get_num_threads(),
             "device": str(self._chain.last.own.device),
             "coverage": {problem.name: _plain(asdict(Coverage.of(problem))) for problem in self._chain},
-            "solving": {stage: self._work(stage, how) for stage, how in self._solving.items()},
+            "solving": {stage: self._work(stage, cost) for stage, cost in self._solving.items()},
             "scoring": self._scoring,
             "links": {problem.name: dict(problem.link_settings) for problem in self._chain if problem.moved},
             "checks": [_plain(asdict(finding)) for finding in self._checks],
             "notices": [notice for problem in self._chain for notice in notices_at(problem)],
         }
 
-    def _work(self, stage: str, how: Mapping[str, int | float | str | None]) -> dict[str, JSON]:
+    def _work(self, stage: str, cost: Cost | None) -> dict[str, JSON]:
         """How a stage was solved, and what it cost in forward passes over one example.
 
         A gradient is three forward passes. The least that the same number of products can cost is one gradient each.
         """
-        solution, examples, gradients = (
-            self._solutions.get(stage),
-            how.get("examples"),
-            how.get("gradients per product"),
-        )
-        if solution is None or not isinstance(examples, int) or not isinstance(gradients, float):
-            return dict(how)
-        least = 3 * (solution.products + solution.checks) * examples
-        return {**how, "forward passes": least * gradients, "forward passes at least": least}
+        solution = self._solutions.get(stage)
+        if cost is None or solution is None:
+            return {} if cost is None else {**cost.record()}
+        least = 3 * (solution.products + solution.checks) * cost.examples
+        passes = {"forward passes": least * cost.gradients_per_product, "forward passes at least": least}
+        return {**cost.record(), **passes}
 
     def trace(self, description: Mapping[str, JSON]) -> Trace:
         """The result, stages in chain order."""

@@ -69,8 +69,8 @@ def concerns(stage: str, solution: Solution) -> list[StagetraceWarning]:
         found.append(ConvergenceWarning(text))
     spectrum = solution.spectrum
     if spectrum is not None and spectrum.smallest < -1e-5 * max(abs(spectrum.largest), abs(spectrum.smallest)):
-        handled = solution.system.startswith("(G")
-        what = "Gauss-Newton was inverted in its place;" if handled else "use GaussNewton() or more damping, or"
+        replaced = solution.system.matrix == "G"
+        what = "Gauss-Newton was inverted in its place;" if replaced else "use GaussNewton() or more damping, or"
         text = (
             f"stage '{stage}': the curvature has negative eigenvalues (down to {spectrum.smallest:.2e}, largest "
             f"{spectrum.largest:.2e}), so the stage is not at a minimum; {what} train it further, and read its scores "

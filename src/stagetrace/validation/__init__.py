@@ -11,6 +11,7 @@ from stagetrace.validation.estimators import Random as Random
 from stagetrace.validation.estimators import SingleStage as SingleStage
 from stagetrace.validation.fits import SGD as SGD
 from stagetrace.validation.fits import Adam as Adam
+from stagetrace.validation.fits import AdamW as AdamW
 from stagetrace.validation.fits import Fit as Fit
 from stagetrace.validation.fits import Resolve as Resolve
 from stagetrace.validation.fits import Steps as Steps

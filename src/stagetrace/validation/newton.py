@@ -8,10 +8,11 @@ from torch import Tensor
 
 from stagetrace.errors import DescriptionError, SolveError, refuse
 from stagetrace.progress import Progress, Silent
+from stagetrace.solvers.spectrum import Lowest, lowest_ritz_pair
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import check_count
-from stagetrace.validation.descent import Lowest, lowest_curvature, newton_direction
-from stagetrace.validation.landscape import Landscape, Place
+from stagetrace.validation.descent import newton_direction
+from stagetrace.validation.landscape import Linearization, WeightedObjective
 from stagetrace.validation.minimum import Minimum
 from stagetrace.validation.preconditioner import Preconditioner
 
@@ -77,9 +78,9 @@ def minimise(
         1.0
     """
     _check(problem, tolerance, max_steps, cg_steps, memory, proximity)
-    landscape = Landscape(problem, weights, memory, proximity)
+    objective = WeightedObjective(problem, weights, memory, proximity)
     with (progress or Silent()).task(f"minimising {problem.stage.where}", None, "steps") as advance:
-        descent = _Descent(landscape, tolerance, cg_steps, preconditioner)
+        descent = _Descent(objective, tolerance, cg_steps, preconditioner)
         while descent.goes_on(max_steps, strict=strict):
             advance(1, note=f"gradient {descent.place.norm:.1e}")
     return descent.state
@@ -90,16 +91,15 @@ class _Descent:
     """The state of a minimisation: the place, what it took, and what is known of its curvature."""
 
     def __init__(
-        self, landscape: Landscape, tolerance: float, cg_steps: int, preconditioner: Preconditioner | None
+        self, objective: WeightedObjective, tolerance: float, cg_steps: int, preconditioner: Preconditioner | None
     ) -> None:
-        self.landscape, self.tolerance, self.cg_steps = landscape, tolerance, cg_steps
+        self.objective, self.tolerance, self.cg_steps = objective, tolerance, cg_steps
         self._preconditioner = preconditioner
-        self.place = landscape.at(landscape.start)
-        self._before = self.place.norm
+        self.place = objective.at(objective.start)
+        self._before, where = self.place.norm, objective.problem.stage.where
         if not torch.isfinite(self.place.gradient.sum() + self.place.value):
-            landscape.explain(landscape.start)
-            raise SolveError(f"{landscape.risk.where}: the losses are finite, but their mean or its gradient is not")
-        where = landscape.risk.where
+            objective.explain(objective.start)
+            raise SolveError(f"{where}: the losses are finite, but their mean or its gradient is not")
         self.state = Minimum(where, {}, 0.0, 0.0, 0, 0, float("inf"), converged=False, tolerance=tolerance)
         self._note(0, float("inf"), converged=False)
 
@@ -111,7 +111,7 @@ class _Descent:
         if not strict:
             self._note(0, self.state.smallest_ritz, converged=True)
             return False
-        lowest = lowest_curvature(self.place.product, self.place.point, PROBES)
+        lowest = lowest_ritz_pair(self.place.curvature, PROBES)
         is_saddle = lowest.value < -1e-10 * max(1.0, abs(lowest.largest))
         self._note(lowest.products, lowest.value, converged=not is_saddle)
         return is_saddle and may_step and self._leave_saddle(lowest)
@@ -122,7 +122,7 @@ class _Descent:
         rtol = max(rtol, 0.3 * self.tolerance / size)  # not beyond what is asked for
         place = self.place
         direction = newton_direction(
-            place.product, place.gradient, rtol, self.cg_steps, self._longest, self._preconditioner
+            place.curvature, place.gradient, rtol, self.cg_steps, self._longest, self._preconditioner
         )
         self._before = size
         moved = self._search(direction.step, direction.curvature)
@@ -150,7 +150,7 @@ class _Descent:
         """
         here, slope, share = self.place, float(self.place.gradient @ step), 1.0
         for _ in range(50):
-            trial = self.landscape.at(here.point + share * step)
+            trial = self.objective.at(here.point + share * step)
             if _descends(here, trial, share * slope + share**2 / 2 * min(0.0, curvature)):
                 self.place = trial
                 return True
@@ -160,7 +160,7 @@ class _Descent:
     def _note(self, products: int, ritz: float, *, converged: bool = False, moved: bool = False) -> None:
         self.state = replace(
             self.state,
-            values=self.landscape.problem.own.unflatten(self.place.point),
+            values=self.objective.problem.own.unflatten(self.place.point),
             objective=self.place.value,
             gradient_norm=self.place.norm,
             steps=self.state.steps + moved,
@@ -170,7 +170,7 @@ class _Descent:
         )
 
 
-def _descends(here: Place, there: Place, promised: float) -> bool:
+def _descends(here: Linearization, there: Linearization, promised: float) -> bool:
     """Armijo's rule; where the promised change drowns in the value's rounding, the gradient must get smaller."""
     if abs(promised) > 1e3 * torch.finfo(here.point.dtype).eps * max(1.0, abs(here.value)):
         return there.value <= here.value + 1e-4 * promised

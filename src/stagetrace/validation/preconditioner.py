@@ -1,13 +1,13 @@
 """What is known of a stage's curvature at its minimum, to solve it again nearby with few products."""
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import Hessian
-from stagetrace.curvature.operator import DiagonalOperator
+from stagetrace.curvature.eigen import Eigen
+from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
 from stagetrace.stages.problem import Problem
 
 NEAR = 1.5
@@ -15,8 +15,7 @@ NEAR = 1.5
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Preconditioner:
+class Preconditioner(LinearOperator):
     """`M^-1 r` with `M = middle I + V (values - middle) V'`: the Hessian, its bulk of like eigenvalues made one.
 
     Positive definite: an eigenvalue counts by its size, and at least by a millionth of the largest. A stage with fewer
@@ -26,13 +25,13 @@ class Preconditioner:
     vectors: `[size, k]`; gains: `1 / value - 1 / middle`, `[k]`.
     """
 
-    middle: float
-    vectors: Tensor
-    gains: Tensor
+    def __init__(self, middle: float, vectors: Tensor, gains: Tensor, dtype: torch.dtype) -> None:
+        self.middle, self.vectors, self.gains = middle, vectors, gains
+        self.size, self.dtype, self.device = len(vectors), dtype, vectors.device
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        coordinates = self.gains * (self.vectors.mT @ residual.to(self.vectors.dtype))
-        return residual / self.middle + (self.vectors @ coordinates).to(residual.dtype)
+    def apply(self, vectors: Tensor) -> Tensor:
+        coordinates = self.gains.unsqueeze(1) * (self.vectors.mT @ vectors.to(self.vectors.dtype))
+        return vectors / self.middle + (self.vectors @ coordinates).to(vectors.dtype)
 
     @staticmethod
     def of(problem: Problem, proximity: float = 0.0, max_size: int = 6000) -> "Preconditioner | None":
@@ -45,9 +44,12 @@ class Preconditioner:
         if size > max_size:
             return None
         matrix = Hessian().operator(problem) + DiagonalOperator(torch.full_like(problem.penalty, proximity))
-        dense = matrix.to_dense().double()
-        values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+        eigen = Eigen.of(matrix.to_dense(), "the Hessian", matrix.rounding)
+        values, vectors = eigen.values, eigen.vectors
+        assert vectors is not None
         values = values.abs().clamp_min(1e-6 * float(values.abs().max()))
         middle = float(values.median())
         apart = (values > NEAR * middle) | (values < middle / NEAR)
-        return Preconditioner(middle, vectors[:, apart].float(), (1 / values[apart] - 1 / middle).float())
+        return Preconditioner(
+            middle, vectors[:, apart].float(), (1 / values[apart] - 1 / middle).float(), problem.own.dtype
+        )

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import final
 
 import torch
+from scipy.special import stdtrit  # scipy.stats.t.ppf, without the second that scipy.stats takes to import
 from torch import Tensor
 
 from stagetrace.errors import refuse
@@ -180,26 +181,5 @@ def mean_over_seeds(values: Sequence[float] | Tensor) -> MeanInterval:
     n, mean = len(x), float(x.mean())
     if n == 1:
         return MeanInterval(mean, math.nan, math.nan, n)
-    reach = student_t(n - 1) * float(x.std()) / math.sqrt(n)
+    reach = float(stdtrit(n - 1, 0.975)) * float(x.std()) / math.sqrt(n)
     return MeanInterval(mean, mean - reach, mean + reach, n)
-
-
-def student_t(freedom: int, level: float = 0.95) -> float:
-    """The t with `P(|T| <= t) = level`, by bisection of that probability's finite sum in the angle `atan(t / sqrt(v))`.
-
-    Source: Abramowitz & Stegun (1964), 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        low, high = (angle, high) if _within(angle, freedom) < level else (low, angle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(angle: float, freedom: int) -> float:
-    odd, cosine = freedom % 2, math.cos(angle)
-    term, total = (cosine if odd else 1.0), 0.0
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= cosine * cosine * (power + 1) / (power + 2)
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

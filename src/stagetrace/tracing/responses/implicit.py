@@ -1,16 +1,16 @@
 """The response of a stage at a minimum of its objective, by the implicit function theorem."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import final
 
 from stagetrace.curvature.auto import coupled, subset_in_words
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
 from stagetrace.progress import Progress
-from stagetrace.solvers.base import Solution, Solver, Status
+from stagetrace.solvers.base import Solution, Solver, Status, solve
 from stagetrace.solvers.settings import most_steps
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.problem import Problem
@@ -43,8 +43,8 @@ class Implicit:
         self.problem, self.curvature, self.solver = problem, curvature, solver
         self._operator: LinearOperator | None = curvature.operator(problem)
 
-    def how(self) -> Mapping[str, int | float | str | None]:
-        return {} if self._operator is None else self._operator.how()
+    def cost(self) -> Cost | None:
+        return None if self._operator is None else self._operator.cost()
 
     def back(self, gradient: Gradient, known: Solution | None, progress: Progress) -> Back:
         """See `Response`; the operator is let go, with what it keeps in memory, once the stage is solved."""
@@ -64,7 +64,7 @@ class Implicit:
         try:
             operator = self._operator or self.curvature.operator(problem)
             with progress.task(f"solving stage '{problem.name}'", None, unit) as advance:
-                solution = _usable(solver.prepare(operator).solve(gradient.own, Told(advance, most_steps(solver))))
+                solution = _usable(solve(operator, gradient.own, solver, Told(advance, most_steps(solver))))
             left_out = subset_in_words(self.curvature, problem)
             return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
         except SolveError as cause:

@@ -1,9 +1,10 @@
 """What the walk back asks of a stage, however the stage's outcome is known to follow from weights and start."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, final
 
+from stagetrace.curvature.cost import Cost
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.gradient import Gradient
@@ -18,8 +19,8 @@ class Response(Protocol):
     what the stage took over is the link's to say.
     """
 
-    def how(self) -> Mapping[str, int | float | str | None]:
-        """How it will be computed and what that takes, for `run.json`."""
+    def cost(self) -> Cost | None:
+        """How it will be computed and what that takes, for `run.json`; None where that is not known."""
         ...
 
     def back(self, gradient: Gradient, known: Solution | None, progress: Progress) -> "Back":

@@ -6,4 +6,5 @@ from stagetrace.validation.fits.fit import Fit as Fit
 from stagetrace.validation.fits.resolve import Resolve as Resolve
 from stagetrace.validation.fits.rules import SGD as SGD
 from stagetrace.validation.fits.rules import Adam as Adam
+from stagetrace.validation.fits.rules import AdamW as AdamW
 from stagetrace.validation.fits.steps import Steps as Steps

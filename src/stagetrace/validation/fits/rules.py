@@ -1,9 +1,13 @@
-"""One step of an optimiser, for several copies at once."""
+"""Which optimiser trains a stage again: settings that make a `torch.optim` one over several copies at once.
+
+The copies are one tensor `[copies, size]`. The optimisers work entry by entry, so each copy is trained as it would be
+alone.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,28 +16,20 @@ from stagetrace.errors import refuse
 from stagetrace.stages.space import ParameterSpace
 
 
-class Moment(Protocol):
-    """The state of a rule while it runs."""
-
-    def step(self, point: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """The next point `[copies, size]`; rate: of this step."""
-        ...
-
-
 class Rule(ABC):
-    """An optimiser's settings."""
+    """An optimiser's settings; weight decay is part of the stage's loss, not of the rule."""
 
     rate: float
 
     @abstractmethod
-    def begin(self, copies: int, space: ParameterSpace, device_like: Tensor) -> Moment:
-        """The state before the first step."""
+    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
+        """The optimiser of `point` `[copies, size]`, before its first step."""
 
 
 @final
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam (Kingma & Ba 2015), as `torch.optim.Adam`; weight decay is part of the stage's loss, not of the rule.
+    """`torch.optim.Adam` (Kingma & Ba 2015).
 
     Args:
         rate: the learning rate.
@@ -52,36 +48,42 @@ class Adam(Rule):
     def __post_init__(self) -> None:
         _check_rate("Adam", self.rate)
 
-    def begin(self, copies: int, space: ParameterSpace, device_like: Tensor) -> Moment:
-        if self.state is None:
-            zero = torch.zeros(copies, space.size).to(device_like)
-            return _AdamMoment(self, zero, zero.clone(), 0)
-        entries = _entries(self.state, space)
-        first, second = (
-            torch.cat([entry[key].reshape(-1) for entry in entries]).to(device_like).expand(copies, -1).clone()
-            for key in ("exp_avg", "exp_avg_sq")
-        )
-        return _AdamMoment(self, first, second, int(entries[0]["step"]))
+    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam([point], lr=self.rate, betas=self.betas, eps=self.eps)
+        return _continued(optimizer, "Adam", self.state, point, space)
 
 
 @final
-class _AdamMoment:
-    def __init__(self, rule: Adam, first: Tensor, second: Tensor, steps: int) -> None:
-        self.rule, self.first, self.second, self.steps = rule, first, second, steps
+@dataclass(frozen=True)
+class AdamW(Rule):
+    """`torch.optim.AdamW` (Loshchilov & Hutter 2019).
 
-    def step(self, point: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        one, two = self.rule.betas
-        self.steps += 1
-        self.first = one * self.first + (1 - one) * gradient
-        self.second = two * self.second + (1 - two) * gradient.square()
-        scale = (self.second / (1 - two**self.steps)).sqrt() + self.rule.eps
-        return point - rate / (1 - one**self.steps) * self.first / scale
+    Args:
+        rate, betas, eps, state: as for `Adam`.
+        decay: decoupled from the gradient: each step multiplies the parameters by `1 - rate * decay`. It is no part of
+            any loss, so that scores do not know of it; the stage's own `weight_decay` comes on top.
+    """
+
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    decay: float = 0.01
+    state: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_rate("AdamW", self.rate)
+        if not (isinstance(self.decay, (int, float)) and 0 <= self.decay < float("inf")):
+            refuse(f"AdamW: decay must be a number of at least 0, such as 0.01, got {self.decay!r}")
+
+    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW([point], self.rate, self.betas, self.eps, self.decay)
+        return _continued(optimizer, "AdamW", self.state, point, space)
 
 
 @final
 @dataclass(frozen=True)
 class SGD(Rule):
-    """Stochastic gradient descent with momentum, as `torch.optim.SGD`."""
+    """`torch.optim.SGD`: stochastic gradient descent with momentum."""
 
     rate: float = 0.1
     momentum: float = 0.0
@@ -91,21 +93,26 @@ class SGD(Rule):
         if not 0 <= self.momentum < 1:
             refuse(f"SGD: momentum must be from 0 to below 1, got {self.momentum!r}")
 
-    def begin(self, copies: int, space: ParameterSpace, device_like: Tensor) -> Moment:
-        return _SGDMoment(self, torch.zeros(copies, space.size).to(device_like))
+    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
+        del space
+        return torch.optim.SGD([point], lr=self.rate, momentum=self.momentum)
 
 
-@final
-class _SGDMoment:
-    def __init__(self, rule: SGD, velocity: Tensor) -> None:
-        self.rule, self.velocity = rule, velocity
+def _continued(
+    optimizer: torch.optim.Optimizer, name: str, state: Mapping[str, Any] | None, point: Tensor, space: ParameterSpace
+) -> torch.optim.Optimizer:
+    """The optimiser with the saved moments of a training, the same for each copy."""
+    if state is not None:
+        entries = _entries(name, state, space)
+        moments = {
+            key: torch.cat([entry[key].reshape(-1) for entry in entries]).to(point).expand_as(point).clone()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        optimizer.state[point] = {"step": torch.tensor(float(entries[0]["step"])), **moments}
+    return optimizer
 
-    def step(self, point: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        self.velocity = self.rule.momentum * self.velocity + gradient
-        return point - rate * self.velocity
 
-
-def _entries(state: Mapping[str, Any], space: ParameterSpace) -> list[Mapping[str, Any]]:
+def _entries(name: str, state: Mapping[str, Any], space: ParameterSpace) -> list[Mapping[str, Any]]:
     """The saved moments in the order of the own parameters."""
     try:
         order = [number for group in state["param_groups"] for number in group["params"]]
@@ -116,15 +123,15 @@ def _entries(state: Mapping[str, Any], space: ParameterSpace) -> list[Mapping[st
         if not entries:
             raise KeyError("exp_avg")
     except (KeyError, TypeError, AttributeError) as cause:
-        refuse(f"Adam: state must be the state_dict() of a torch.optim.Adam that took steps ({cause!r} is missing)")
+        refuse(f"{name}: state must be the state_dict() of a torch.optim.{name} that took steps ({cause!r} is missing)")
     expected = [tuple(shape) for shape in space.shapes]
     if shapes != expected:
         refuse(
-            f"Adam: the saved state has parameters of the shapes {shapes}, but the stage trained {expected} "
+            f"{name}: the saved state has parameters of the shapes {shapes}, but the stage trained {expected} "
             f"({', '.join(space.names)}); pass the state of the optimiser that trained this stage"
         )
     if len(steps) > 1:
-        refuse(f"Adam: the saved state has parameters that took {sorted(steps)} steps; they must have taken as many")
+        refuse(f"{name}: the saved state has parameters that took {sorted(steps)} steps; they must have taken as many")
     return entries
 
 

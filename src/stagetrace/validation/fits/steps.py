@@ -1,13 +1,14 @@
 """Training by optimiser steps, many copies in one: the batches are the same for all, only example weights differ."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.optim.lr_scheduler import LambdaLR
 
 from stagetrace.errors import DifferentiationError, SolveError, refuse
 from stagetrace.stages.data import Batch
@@ -17,6 +18,12 @@ from stagetrace.stages.stage import check_count
 from stagetrace.validation.fits.fit import Copies, Fit, expanded, handed_on
 from stagetrace.validation.fits.rules import Rule
 from stagetrace.validation.handing_on import taken_over, with_values
+
+SCHEDULES: Mapping[str, Callable[[int], Callable[[int], float]]] = {
+    "constant": lambda steps: lambda step: 1.0,
+    "cosine": lambda steps: lambda step: (1 + math.cos(math.pi * step / steps)) / 2,
+}
+"""What each step's learning rate is multiplied by."""
 
 Slope = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
 """`slope(points [copies, size], inherited, weights [copies, batch], batch) -> [copies, size]`."""
@@ -34,7 +41,7 @@ class Steps(Fit):
     the training loss (`Link.in_training_loss`); that of `Proximal` only stands for how few steps were taken.
 
     Args:
-        rule: `Adam(...)` or `SGD(...)`.
+        rule: `Adam(...)`, `AdamW(...)` or `SGD(...)`, or your own.
         steps: how many.
         batch_size: examples a step.
         start: "warm" goes on from the stage's trained values (what it shares taken from the stage before); "cold" draws
@@ -58,7 +65,7 @@ class Steps(Fit):
         check_count(self.batch_size, "Steps(batch_size=...)")
         if self.start not in ("warm", "cold"):
             refuse(f"Steps: start must be 'warm' or 'cold', got {self.start!r}")
-        if self.schedule not in ("constant", "cosine"):
+        if self.schedule not in SCHEDULES:
             refuse(f"Steps: schedule must be 'constant' or 'cosine', got {self.schedule!r}")
 
     def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
@@ -68,15 +75,16 @@ class Steps(Fit):
             values.update(expanded(_anew(problem, seed, handed=before is not None), copies))
         inherited = {name: values[name] for name in problem.inherited.names}
         point = own.flatten_columns({name: values[name] for name in own.names}).mT.contiguous()  # [copies, size]
-        moment = self.rule.begin(copies, own, point)
+        optimizer = self.rule.begin(point, own)
+        schedule = LambdaLR(optimizer, SCHEDULES[self.schedule](self.steps))
         weights = weights.to(point)
         slope, penalty = slopes(problem), _penalty_gradient(problem, before)
-        for step, batch in enumerate(self._batches(problem, seed)):
+        for batch in self._batches(problem, seed):
             gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
-            rate = self.rule.rate
-            if self.schedule == "cosine":
-                rate *= (1 + math.cos(math.pi * step / self.steps)) / 2
-            point = moment.step(point, gradient + penalty(point), rate)
+            point.grad = gradient + penalty(point)
+            optimizer.step()
+            schedule.step()
+        point.grad = None
         if not bool(torch.isfinite(point).all()):
             raise SolveError(
                 f"{problem.stage.where}: training diverged (a parameter is not finite after {self.steps} steps at a "

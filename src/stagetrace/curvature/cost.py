@@ -1,0 +1,45 @@
+"""What a product with a curvature costs, and how it is computed."""
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class Cost:
+    """How products with a mean over examples are computed.
+
+    matrix: which one. way: see `chunk.py`. examples: that the mean is over.
+    gradients_per_product: seconds of a product over seconds of a gradient over the same examples.
+    kept_bytes: between products, in each process.
+    no_forward_mode, not_traced: why a faster way was not taken, where one was not.
+    rounding: of a product, where that is coarser than the parameters' dtype.
+    """
+
+    matrix: str
+    way: str
+    examples: int
+    gradients_per_product: float
+    kept_bytes: int
+    no_forward_mode: str | None = None
+    not_traced: str | None = None
+    rounding: float | None = None
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Why a faster way was not taken, in words."""
+        found = (("no forward mode", self.no_forward_mode), ("not traced", self.not_traced))
+        return tuple(f"{what}: {why}" for what, why in found if why)
+
+    def record(self) -> dict[str, int | float | str | None]:
+        """The value as a run's record holds it."""
+        return {
+            "matrix": self.matrix,
+            "way": self.way,
+            "examples": self.examples,
+            "gradients per product": self.gradients_per_product,
+            "kept bytes": self.kept_bytes,
+            "no forward mode": self.no_forward_mode,
+            "not traced": self.not_traced,
+            **({} if self.rounding is None else {"rounding": self.rounding}),
+        }

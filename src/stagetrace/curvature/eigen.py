@@ -1,0 +1,71 @@
+"""A symmetric operator in a basis of its eigenvectors, where any function of it is a multiplication."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import SolveError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Eigen:
+    """Eigenvalues `[dim]` in float64, and eigenvectors as the columns of `[dim, dim]`; None: the coordinate axes.
+
+    asymmetry: of the matrix that they were computed from, over its largest entry.
+
+    Example:
+        >>> turned = Eigen.of(torch.tensor([[0.0, 2.0], [2.0, 0.0]]), "a matrix", rounding=1e-7)
+        >>> turned.values
+        tensor([-2.,  2.], dtype=torch.float64)
+        >>> turned.out(1 / turned.values.unsqueeze(1) * turned.into(torch.tensor([[2.0], [4.0]])))
+        tensor([[2.0000],
+                [1.0000]], dtype=torch.float64)
+    """
+
+    values: Tensor
+    vectors: Tensor | None = None
+    asymmetry: float = 0.0
+
+    @staticmethod
+    def of(matrix: Tensor, name: str, rounding: float) -> "Eigen":
+        """Of a dense matrix `[dim, dim]`, in float64; name: how messages call it. rounding: of its entries.
+
+        Raises:
+            SolveError: it is not finite, or farther from symmetric than rounding goes.
+        """
+        matrix = matrix.double()
+        bad = (~torch.isfinite(matrix)).any(dim=0).nonzero().flatten().tolist()
+        if bad:
+            others = f" and {len(bad) - 1} more" if bad[1:] else ""
+            raise SolveError(
+                f"{name} written as a matrix is not finite in column {bad[0]}{others}: it has NaN or infinity"
+            )
+        # Sums over many examples are rounded too: half the digits that a product has is generous.
+        asymmetry, scale = float((matrix - matrix.T).abs().max()), float(matrix.abs().max())
+        if asymmetry > rounding**0.5 * scale:
+            raise SolveError(
+                f"{name} is not symmetric: entries differ from their mirror by up to {asymmetry:.1e} "
+                f"(largest entry {scale:.1e}). A curvature must give the same product every time: put the model in "
+                f"eval mode and fix the order of the data"
+            )
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        return Eigen(values, vectors, asymmetry / scale if scale else 0.0)
+
+    def into(self, columns: Tensor) -> Tensor:
+        """The coordinates of vectors `[dim, k]` in the basis, in float64."""
+        return columns.double() if self.vectors is None else self.vectors.T @ columns.double()
+
+    def out(self, coordinates: Tensor) -> Tensor:
+        """The vectors with these coordinates."""
+        return coordinates if self.vectors is None else self.vectors @ coordinates
+
+    def plus(self, other: "Eigen") -> "Eigen | None":
+        """Of the sum of the two operators, if one basis serves both; None if not."""
+        for one, two in ((self, other), (other, self)):
+            alike = two.vectors is None and bool((two.values == two.values[:1]).all())
+            if two.vectors is None and (one.vectors is None or alike):
+                return Eigen(one.values + two.values, one.vectors, one.asymmetry)
+        return None

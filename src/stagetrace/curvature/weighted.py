@@ -1,0 +1,121 @@
+"""The weighted sum of a data set's losses at any point: value, gradient, and products with the Hessian there."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.chunk import Product, Slope, slope
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.plan import first_line
+from stagetrace.errors import DifferentiationError
+from stagetrace.parallel import world
+from stagetrace.stages.data import Batch
+from stagetrace.stages.kept import KeptBatches
+from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.stages.space import Params
+
+T = TypeVar("T")
+
+
+@final
+class WeightedLosses:
+    """`sum_i w_i loss_i` over a stage's examples. Those of weight 0 are never evaluated; the others are read once.
+
+    Sharded over processes by batches of the stage's `batch_size`.
+
+    Args:
+        risk: the losses.
+        weights: one per example, `[n]`.
+        memory: bytes of kept graphs per process; what does not fit is computed anew for each product.
+    """
+
+    def __init__(self, risk: Risk, weights: Tensor, memory: int) -> None:
+        self.risk, self.memory = risk, memory
+        self._weights = weights.to(risk.own.device, risk.own.dtype)
+        plan = world().shard(risk.examples.plan(weights.nonzero().flatten().tolist()))
+        self._batches = KeptBatches(risk, plan, memory)
+        self._bytes: int | None = None
+
+    @property
+    def batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch with its weights."""
+        return ((batch, self._weights[list(batch.indices)]) for batch in self._batches)
+
+    def at(self, own: Params) -> "Point":
+        """The sum at a point; the value is NaN or infinite where a loss is."""
+        return Point(self, self.risk.at(own))
+
+    def explain(self, own: Params) -> None:
+        """Find the example whose loss is not finite, and raise.
+
+        Raises:
+            DataError: with its index.
+        """
+        with torch.no_grad():
+            for batch, _ in self.batches:
+                check_finite(self.risk.losses(own, self.risk.inherited_values, batch), batch.indices, self.risk.where)
+
+    def bytes_of_graph(self, evaluate: Callable[[], Slope]) -> tuple[Slope, int]:
+        """A batch's part, and the bytes that its graph keeps: counted for the first, all others taken to be like it."""
+        if self._bytes is not None:
+            return evaluate(), self._bytes
+        saved: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            found = evaluate()
+        self._bytes = sum(saved.values())
+        return found, self._bytes
+
+
+@final
+class Point(LinearOperator):
+    """The Hessian of the sum at one point, with the sum's `value` and `gradient` `[own.size]` there.
+
+    Raises:
+        DifferentiationError: an operation has no second derivative.
+    """
+
+    def __init__(self, losses: WeightedLosses, risk: Risk) -> None:
+        self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
+        self._risk, self._losses, self._kept = risk, losses, list[Product]()
+        value, self.gradient = torch.zeros((), dtype=torch.float64, device=self.device), risk.own.zeros(1).squeeze(1)
+        room, self._computed_anew = losses.memory, False
+        for batch, weights in losses.batches:
+            part, size = losses.bytes_of_graph(partial(self._part, batch, weights))
+            value += part.value
+            self.gradient += part.gradient
+            room -= size
+            if room >= 0:
+                self._kept.append(part.product)
+            self._computed_anew = room < 0
+        self.value = float(world().sum(value))
+        self.gradient = world().sum(self.gradient)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        for product in self._kept:
+            total += self._differentiable(partial(product, vectors))
+        if self._computed_anew:
+            for batch, weights in islice(self._losses.batches, len(self._kept), None):
+                total += self._differentiable(partial(self._part(batch, weights).product, vectors))
+        return world().sum(total)
+
+    def _part(self, batch: Batch, weights: Tensor) -> Slope:
+        return self._differentiable(partial(slope, self._risk, batch, weights))
+
+    def _differentiable(self, evaluate: Callable[[], T]) -> T:
+        try:
+            return evaluate()
+        except (RuntimeError, NotImplementedError) as cause:
+            raise DifferentiationError(
+                f"{self._risk.where}: solving again needs second derivatives, which an operation of the model or loss "
+                f"lacks ({first_line(cause)}); replace that operation"
+            ) from cause

@@ -1,0 +1,97 @@
+"""What is solved, as a value: a curvature, a function of it, and why that one.
+
+A damping rule (`damping.py`) makes a `System` of an operator; every solver takes one, and solves no other. A solution
+outlives the operator and what that keeps in memory, so it has the `Equation` alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, final
+
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.solvers.filters import FILTERS, Filter
+
+Matrix = Literal["H", "G"]
+"""The stage's own curvature, or the positive semi-definite one that was inverted in its place."""
+
+
+@final
+@dataclass(frozen=True)
+class Spectrum:
+    """What a solve learned of the operator's eigenvalues on the way (of the curvature alone, undamped).
+
+    `ritz` are ascending estimates; `smallest` and `largest` are rigorous in one direction only: the true
+    smallest eigenvalue is at most `smallest`, the true largest at least `largest`.
+    """
+
+    ritz: tuple[float, ...]
+
+    @property
+    def smallest(self) -> float:
+        return self.ritz[0]
+
+    @property
+    def largest(self) -> float:
+        return self.ritz[-1]
+
+
+@final
+@dataclass(frozen=True)
+class Equation:
+    """Which function of which curvature was applied; its `str` is the linear system in words.
+
+    matrix: "H", the curvature that was asked for, or "G", a positive semi-definite one in its place.
+
+    Example:
+        >>> from stagetrace.solvers.filters import Shift
+        >>> str(Equation(Shift(0.3), "G"))
+        '(G + 0.3 I) x = b'
+    """
+
+    filter: Filter
+    matrix: Matrix = "H"
+
+    def __str__(self) -> str:
+        return self.filter.words(self.matrix)
+
+    def record(self) -> dict[str, str | float]:
+        """The value as JSON holds it."""
+        return {"matrix": self.matrix, "filter": type(self.filter).__name__, "damping": float(self.filter.damping)}
+
+    @staticmethod
+    def of(record: Mapping[str, object]) -> "Equation":
+        """What `record` wrote.
+
+        Raises:
+            LookupError, ValueError: it is something else.
+        """
+        matrix, damping = record["matrix"], record["damping"]
+        if matrix not in ("H", "G") or not isinstance(damping, int | float):
+            raise ValueError(f"it solves {record!r}, which is no equation")
+        return Equation(FILTERS[str(record["filter"])](float(damping)), matrix)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class System:
+    """`filter(operator) x = b`: what a solver takes, made by a damping rule.
+
+    operator: the curvature to invert, undamped. filter: the damped function of it.
+    matrix: what `operator` is, see `Equation`.
+    spectrum: the extreme eigenvalues of the stage's own curvature, where the rule looked at them.
+    products: with the curvature that the rule spent. notes: what the rule decided, and why.
+    """
+
+    operator: LinearOperator
+    filter: Filter
+    matrix: Matrix = "H"
+    spectrum: Spectrum | None = None
+    products: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def equation(self) -> Equation:
+        return Equation(self.filter, self.matrix)
+
+    def __str__(self) -> str:
+        return str(self.equation)

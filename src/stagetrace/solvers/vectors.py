@@ -1,0 +1,78 @@
+"""Sums over long vectors: the one place where a solver adds up what a vector holds.
+
+All of them are taken in float64, whatever the vectors' dtype. Vectors are whole on every process; where they were cut
+into pieces instead, each function here would add up the processes' parts, and no solver would change.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# A float32 vector is widened to float64 this many entries (8 MiB) at a time, never as a whole.
+CHUNK = 1 << 20
+
+# The same where many vectors are added up.
+PIECE = 1 << 15
+
+
+def dot(left: Tensor, right: Tensor) -> float:
+    """`left . right` for `[dim]` vectors, accumulated in float64.
+
+    Example:
+        >>> big = torch.tensor([1e4, 1.0], dtype=torch.float32)
+        >>> dot(big, big)  # float32 alone would answer 100000000.0
+        100000001.0
+    """
+    total = torch.zeros((), dtype=torch.float64, device=left.device)
+    for a, b in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
+        total += a.double() @ b.double()
+    return float(total)
+
+
+def norm(vector: Tensor) -> float:
+    """The Euclidean length of a `[dim]` vector, accumulated in float64."""
+    return dot(vector, vector) ** 0.5
+
+
+def norm_of_sum(*terms: tuple[float, Tensor]) -> float:
+    """`|c1 v1 + c2 v2 + ...|` for `[dim]` vectors, with the additions too in float64: a residual cancels.
+
+    Example:
+        >>> norm_of_sum((1.0, torch.tensor([3.0, 4.0])), (-1.0, torch.tensor([0.0, 4.0])))
+        3.0
+    """
+    coefficients = [coefficient for coefficient, _ in terms]
+    first = terms[0][1]
+    total = torch.zeros((), dtype=torch.float64, device=first.device)
+    for pieces in zip(*(vector.split(CHUNK) for _, vector in terms), strict=True):
+        summed = torch.zeros_like(pieces[0], dtype=torch.float64)
+        for coefficient, piece in zip(coefficients, pieces, strict=True):
+            summed += coefficient * piece.double()
+        total += summed @ summed
+    return float(total) ** 0.5
+
+
+def combine(vectors: Sequence[Tensor], coordinates: Sequence[float], like: Tensor) -> Tensor:
+    """The sum of vectors, each times its coordinate; vectors: the rows of matrices `[rows, dim]`.
+
+    Example:
+        >>> combine([torch.eye(2)], [3.0, 4.0], torch.zeros(2))
+        tensor([3., 4.])
+    """
+    if not vectors:
+        return torch.zeros_like(like)
+    weights = torch.tensor(coordinates, dtype=torch.float64, device=like.device)
+    parts = weights.split([len(rows) for rows in vectors])
+    total = torch.zeros_like(like)
+    for first in range(0, total.numel(), PIECE):
+        piece = slice(first, first + PIECE)
+        total[piece] = torch.stack([w @ rows[:, piece].double() for rows, w in zip(vectors, parts, strict=True)]).sum(0)
+    return total
+
+
+def without(w: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """`w` `[dim]` less its components along orthonormal vectors, the rows of matrices `[rows, dim]`."""
+    for rows in vectors:
+        w = w - rows.T @ (rows @ w)
+    return w
