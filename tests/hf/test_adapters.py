@@ -91,7 +91,7 @@ def apart(first: Any, second: Any, oracle_of_second: Any = None) -> float:
         list(query.data),
         problem.kept,
         problem.moved,
-        alpha=problem.link_settings.get("alpha", 0.0),
+        alpha=float(problem.link_settings.get("alpha", 0.0)),
     )
     errors: list[float] = []
     for stage, values in zip(("first", "second"), expected, strict=True):

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor
 
-from stagetrace.results.json_value import JSON
+from stagetrace.results.jsonable import JSON
 from stagetrace.stages.identity import Identity
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
