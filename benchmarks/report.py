@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.setting import Asked
-from experiments.result import hardware
+from experiments.records import hardware
 from stagetrace.results.atomic import atomic
 from stagetrace.results.json_value import plain
 from stagetrace.results.versions import versions
