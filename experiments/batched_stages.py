@@ -1,7 +1,7 @@
 """Both stages of several networks at once, each on its own part of the pretraining examples, in the same batches."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.checkpoints import Checkpoints, Record, digest
-from experiments.image_stages import untrained
+from experiments.image_stages import given, untrained
 from experiments.networks import ConvNet, ConvNets
 from experiments.tasks import Task
 from experiments.training import Training, minimise
@@ -40,7 +40,7 @@ def train_together(
         labels: `[n]`.
         weights: `[models, n]`, 1 or 0: whether a model sees the example. A batch's loss is the mean over those that it
             sees, so a model without some examples takes the same steps as its control.
-        progress: told of each step.
+        progress: counts the steps.
     """
     each = inputs.shape[: weights.ndim] == weights.shape
     batches = [torch.tensor(rows, device=labels.device) for rows in plan.batches(len(labels))]
@@ -95,8 +95,8 @@ def _some(
         train_together(several, plans[0], pixels, labels, kept.to(pixels), progress)
         return {}
 
-    given = {**_given(first, plans[0]), "draws": list(draws), "kept": [digest(row.bool()) for row in kept]}
-    seconds = store.trained(f"{name}-pretrain", several, given, pretrain)["seconds"]
+    own = {**given(first, plans[0]), "draws": list(draws), "kept": [digest(row.bool()) for row in kept]}
+    seconds = store.trained(f"{name}-pretrain", several, own, pretrain)["seconds"]
     several.put_into(bases)
     for base, model in zip(bases, models, strict=True):
         model.embedding.load_state_dict(base.embedding.state_dict())
@@ -110,15 +110,7 @@ def _some(
         train_together(heads.heads, plans[1], inputs, second.train.labels, seen, progress)
         return {}
 
-    given = {**_given(second, plans[1]), "pretrained": [digest(*base.state_dict().values()) for base in bases]}
-    seconds += store.trained(f"{name}-finetune", heads.heads, given, finetune)["seconds"]
+    own = {**given(second, plans[1]), "pretrained": [digest(*base.state_dict().values()) for base in bases]}
+    seconds += store.trained(f"{name}-finetune", heads.heads, own, finetune)["seconds"]
     heads.put_into(models)
     return [Pair(base.eval(), model.eval(), seconds / len(draws)) for base, model in zip(bases, models, strict=True)]
-
-
-def _given(task: Task, plan: Training) -> Record:
-    return {
-        "training": asdict(plan),
-        "classes": task.classes,
-        "data": digest(task.train.pixels, task.train.labels, task.train.rows),
-    }

@@ -38,10 +38,10 @@ class Checkpoints:
 
         model: None where `train` writes the weights itself.
         given: what the weights depend on, as plain values.
-        train: trains the model in place and tells how it went; its entry `adam` is the optimiser's `state_dict()`.
+        train: trains the model in place and returns how it went; its entry `adam` is the optimiser's `state_dict()`.
 
         Returns:
-            What `train` told, now or when the weights were made, with the seconds that it took.
+            What `train` returned, now or when the weights were made, with the seconds that it took.
 
         Raises:
             ResultsError: the folder holds this stage trained with other settings; the message lists what differs.

@@ -102,7 +102,7 @@ def on_rows(inner: Estimator) -> Wrapped:
 class SavedInfluence:
     """As `stagetrace.validation.Influence`; the trace of every stage is saved in `folder`, or read if it is there.
 
-    What is told of a trace and what is compared with retraining is then one run.
+    What is reported of a trace and what is compared with retraining is then one run.
     """
 
     folder: Path

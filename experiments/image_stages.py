@@ -29,8 +29,8 @@ def untrained(seed: int, task: Task, *classes: int) -> list[ConvNet]:
 
 def pretrained(store: Checkpoints, model: ConvNet, task: Task, plan: Training, progress: Progress) -> Record:
     """Train all of `model` on the task, or find it in the store."""
-    given = {"model": "ConvNet", **_given(task, plan)}
-    return store.trained("pretrain", model, given, _training(model, None, task, plan, "stage 'pretrain'", progress))
+    own = {"model": "ConvNet", **given(task, plan)}
+    return store.trained("pretrain", model, own, _training(model, None, task, plan, "stage 'pretrain'", progress))
 
 
 def finetuned(
@@ -49,9 +49,9 @@ def finetuned(
     frozen: keep the embedding and train the head only; else train all of it.
     """
     model.embedding.load_state_dict(base.embedding.state_dict())
-    given = {**_given(task, plan), "frozen": frozen, "base": digest(*base.state_dict().values())}
+    own = {**given(task, plan), "frozen": frozen, "base": digest(*base.state_dict().values())}
     kept = model.embedding if frozen else None
-    return store.trained(stage, model, given, _training(model, kept, task, plan, f"stage '{stage}'", progress))
+    return store.trained(stage, model, own, _training(model, kept, task, plan, f"stage '{stage}'", progress))
 
 
 def image_chain(models: tuple[ConvNet, ConvNet], tasks: tuple[Task, Task], link: Link, *decays: float) -> Chain:
@@ -68,7 +68,8 @@ def counts(**tasks: Task) -> dict[str, Any]:
     return {n: {"classes": t.classes, "train": len(t.train), "test": len(t.test)} for n, t in tasks.items()}
 
 
-def _given(task: Task, plan: Training) -> Record:
+def given(task: Task, plan: Training) -> Record:
+    """What a stage's weights depend on: its training and its data."""
     data = digest(task.train.pixels, task.train.labels, task.train.rows)
     return {"training": asdict(plan), "classes": task.classes, "data": data}
 

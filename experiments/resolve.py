@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import agreement_plots
+from experiments import agreement_plots, records
 from experiments.checkpoints import Checkpoints
 from experiments.estimators import IDENTITY, OURS, controls, shifted
 from experiments.protocol import Experiment, Run, Variant
-from experiments.records import Record, over_seeds
+from experiments.records import Record
 from experiments.settings import Settings
 from experiments.tiny_chain import LINKS, Solved, solved
 from stagetrace import GaussNewton, Hessian, Identity, Lanczos
@@ -41,7 +41,6 @@ PROXIMITIES = (0.1, 0.01)
 SHARES = (0.02, 0.1, 0.5)
 COLD = Steps(Adam(3e-3), steps=600, batch_size=250, start="cold", schedule="cosine")
 COLD_RUNS = 5
-FIGURES = ("pearson_r", "spearman_r", "slope", "without_largest")
 
 Prepared = dict[tuple[str, str], Solved]
 """By data set and link."""
@@ -109,13 +108,10 @@ def summary(run: Run) -> Record:
     rows = Record()
     for where, seeds in run.found.items():
         for choice in seeds[0]["choices"]:
-            each = [seed["choices"][choice]["estimators"] for seed in seeds if choice in seed["choices"]]
-            means = {n: over_seeds([one[n]["spearman_r"] for one in each])["mean"] for n in each[0] if n != OURS}
-            rows[f"{', '.join(where)}: {choice}"] = {
-                **{figure: over_seeds([one[OURS][figure] for one in each]) for figure in FIGURES},
-                "n": each[0][OURS]["n"],
-                "spearman_r_of_controls": means,
-            }
+            found = records.summary([seed["choices"][choice] for seed in seeds if choice in seed["choices"]])
+            own, others = found["estimators"].pop(OURS), found["estimators"]
+            controls = {name: entry["spearman_r"]["mean"] for name, entry in others.items()}
+            rows[f"{', '.join(where)}: {choice}"] = {**own, "n": found["n"], "spearman_r_of_controls": controls}
     return rows
 
 

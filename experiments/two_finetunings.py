@@ -53,7 +53,7 @@ class Finetuning:
 
 
 def similar(settings: Settings) -> tuple[Task, list[Finetuning]]:
-    """The pretraining task again (A), and another of as many classes (B); as many examples of both."""
+    """The pretraining task again (A), and another of as many classes (B); as many examples of each."""
     folder = settings.folder(DATASET)
     first, others = two_tasks(folder, numbers_of(folder, PRETRAINED))
     ten = len(first.classes) + len(others.classes) == 10
@@ -76,32 +76,32 @@ def run(
     name: str, tasks: Callable[[Settings], tuple[Task, list[Finetuning]]], settings: Settings, progress: Progress
 ) -> None:
     """Train and score, seed by seed; writes `seed-*/` and, after each seed, `scores.png` and `result.json`."""
-    first, both = tasks(settings)
+    first, pair = tasks(settings)
     done = list[Record]()
     for seed in range(settings.seed, settings.seed + SEEDS):
-        found, scores = _one_seed(settings, seed, first, both, progress)
+        found, scores = _one_seed(settings, seed, first, pair, progress)
         done.append(found)
-        several = {one.name: one.drawn(settings) for one in both}
+        several = {one.name: one.drawn(settings) for one in pair}
         fields: Record = {
             "counts": counts(pretrain=first.drawn(settings.examples, settings.seed), **several),
-            **_compared(done, both),
+            **_compared(done, pair),
             "seeds": done,
         }
         records.write_result(name, settings, fields)
-        _draw(settings, seed, scores, both, fields["mean_absolute"])
+        _draw(settings, seed, scores, pair, fields["mean_absolute"])
 
 
 def _one_seed(
-    settings: Settings, seed: int, first: Task, both: list[Finetuning], progress: Progress
+    settings: Settings, seed: int, first: Task, pair: list[Finetuning], progress: Progress
 ) -> tuple[Record, dict[str, Tensor]]:
     """How training and tracing went, and the scores by fine-tuning."""
     folder = settings.out / f"seed-{seed}"
     store, first = Checkpoints(folder / "checkpoints"), first.drawn(settings.examples, seed).to(settings.device)
-    base, *models = untrained(seed, first, len(first.classes), *(len(one.task.classes) for one in both))
+    base, *models = untrained(seed, first, len(first.classes), *(len(one.task.classes) for one in pair))
     found: Record = {"seed": seed, "pretrain": pretrained(store, base, first, PRETRAINING.seeded(seed), progress)}
     curvature: Any = {stage: Hessian(examples=count, seed=seed) for stage, count in HESSIAN_EXAMPLES.items()}
     scores = dict[str, Tensor]()
-    for one, model in zip(both, models, strict=True):
+    for one, model in zip(pair, models, strict=True):
         task, frozen = one.task.drawn(one.examples, seed).to(settings.device), isinstance(one.link, Frozen)
         plan, stage = FINETUNING.seeded(seed), f"finetune-{one.name}"
         training = finetuned(store, stage, model, base, task, plan, progress, frozen=frozen)
@@ -120,24 +120,24 @@ def _one_seed(
     return found, scores
 
 
-def _compared(done: list[Record], both: list[Finetuning]) -> Record:
+def _compared(done: list[Record], pair: list[Finetuning]) -> Record:
     """Mean absolute scores over the seeds, and their ratio."""
-    fields, (left, right) = Record(), (one.name for one in both)
+    fields, (left, right) = Record(), (one.name for one in pair)
     for what in ("mean_absolute", "mean_absolute_of_sums"):
         sizes = {name: [found[name][what] for found in done] for name in (left, right)}
         ratio = {f"{left} over {right}": ratio_over_seeds(sizes[left], sizes[right])}
         fields[what] = {name: over_seeds(values) for name, values in sizes.items()} | ratio
-    alphas = {one.name: getattr(one.link, "alpha", None) for one in both}
-    return {"what": {one.name: one.words for one in both}, "alpha": alphas, **fields}
+    alphas = {one.name: getattr(one.link, "alpha", None) for one in pair}
+    return {"what": {one.name: one.words for one in pair}, "alpha": alphas, **fields}
 
 
-def _draw(settings: Settings, seed: int, scores: dict[str, Tensor], both: list[Finetuning], sizes: Record) -> None:
-    left, right = (one.name for one in both)
+def _draw(settings: Settings, seed: int, scores: dict[str, Tensor], pair: list[Finetuning], sizes: Record) -> None:
+    left, right = (one.name for one in pair)
     ratio = sizes[f"{left} over {right}"]
     of_left, of_right = (f"{name} {interval_in_words(sizes[name], '.4f')}" for name in (left, right))
     densities(
         settings.out / "scores.png",
-        {f"{one.name}: {one.words}": scores[one.name] for one in both},
+        {f"{one.name}: {one.words}": scores[one.name] for one in pair},
         title=f"Scores of the same {len(scores[left]):,} pretraining examples, two fine-tunings (seed {seed})",
         note=(
             f"Mean absolute score over {ratio['n']} seed(s): {of_left}, {of_right}.\n"

@@ -54,8 +54,8 @@ def texts(result: Found, chain: str, query: str = "mean") -> str:
         return _by_stage(found["texts"][MEAN], 4)
     made = ""
     for words, tweet in found["asked"].items():
-        told = f"label {_label(tweet['label'])}, probability of it {tweet['probability_of_the_label']:.2f}"
-        made += f"**{words}** ({told}): {quoted(tweet['text'])}\n\n" + _by_stage(found["texts"][words], 2) + "\n"
+        facts = f"label {_label(tweet['label'])}, probability of it {tweet['probability_of_the_label']:.2f}"
+        made += f"**{words}** ({facts}): {quoted(tweet['text'])}\n\n" + _by_stage(found["texts"][words], 2) + "\n"
     return made.rstrip("\n") + "\n"
 
 

@@ -97,7 +97,7 @@ def learned(result: Found) -> str:
 
 
 def solving(result: Found) -> str:
-    """Every solve of the traces that are told: its system, work, residual, and the extreme Ritz values."""
+    """Every solve of the traces in the result: its system, work, residual, and the extreme Ritz values."""
     result = result["paper"] if isinstance(result.get("paper"), dict) else result
     if "chains" in result:
         traces = {(n, s): t for n, chain in result["chains"].items() for s, t in chain["traces"].items()}

@@ -38,7 +38,7 @@ def traced(name: str, prepared: Prepared, settings: Settings, examples: int, pro
     pairs = list(zip(chain.stages[1:], chain.stages[:-1], strict=True))
     texts = {"pretrain": corpora.general, TWEETS: corpora.tweets, "finetune": corpora.tweets}
     choices, folder = settings_by_name(chain, examples, settings.seed), settings.out / "run" / name
-    traces, told = Record(), Record()
+    traces, examples_shown = Record(), Record()
     for setting, (curvature, solver) in choices.items():
         options: Any = {"curvature": curvature, "solver": solver, "progress": progress}
         result = trace(chain, query, out=folder / kept_as(setting), **options)
@@ -49,20 +49,20 @@ def traced(name: str, prepared: Prepared, settings: Settings, examples: int, pro
             "spread": {stage: records.of_scores(result[stage]) for stage in chain.names},
         }
         if setting == POSITIVE:
-            told[MEAN] = {stage: ends(result[stage].values, texts[stage], SHOWN) for stage in chain.names}
+            examples_shown[MEAN] = {stage: ends(result[stage].values, texts[stage], SHOWN) for stage in chain.names}
     asked, few = chosen_tweets(chain, query, corpora.tests)
     curvature, solver = choices[POSITIVE]
     each = Query(few, reduction="none", collate=query.collate, batch_size=8)
     result = trace(chain, each, curvature=curvature, solver=solver, out=folder / "chosen-tweets", progress=progress)
     for place, words in enumerate(asked):
-        told[words] = {stage: ends(result[stage].values[place], texts[stage], SHOWN) for stage in chain.names}
+        examples_shown[words] = {stage: ends(result[stage].values[place], texts[stage], SHOWN) for stage in chain.names}
     return {
         "stages": [repr(stage) for stage in chain.stages],
         "shared": {stage.name: str(hf.shared(stage, before)) for stage, before in pairs},
         "links": {stage.name: type(stage.link).__name__ for stage, _ in pairs},
         "alpha": {stage.name: chain[stage.name].alpha or None for stage, _ in pairs},
         "traces": traces,
-        "texts": told,
+        "texts": examples_shown,
         "asked": asked,
     }
 

@@ -35,15 +35,15 @@ def scored_large(settings: Settings, progress: Progress) -> tuple[Record, list[R
     solver = {"pretrain": shifted(1e-4, rtol=1e-3, max_steps=40), "finetune": Lanczos(damping=0.0, rtol=1e-6)}
     result = trace(prepared.chain, prepared.query, curvature=curvature, solver=solver, progress=progress)
     spent = {"tracing": result.statistics["seconds"], "trace": time.perf_counter() - started}
-    told = records.of_trace(result, curvature, solver)
+    traced = records.of_trace(result, curvature, solver)
     kept = ("system", "status", "products", "relative_residual")
     facts = {
         "size": repr(LARGE),
         "words": len(prepared.data.reader),
         "pairs": int(prepared.chain.stages[0].data.tensors[3].sum()),
         "stages": prepared.facts,
-        "pretrain_solution": {name: told["solving"]["pretrain"][name] for name in kept},
-        "warnings": told["warnings"],
+        "pretrain_solution": {name: traced["solving"]["pretrain"][name] for name in kept},
+        "warnings": traced["warnings"],
         "seconds": {"reading": reading, **spent},
         "peak_bytes": {"before tracing": before, "in all": peak()},
     }
