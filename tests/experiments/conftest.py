@@ -81,8 +81,9 @@ SMALL_WORDS = replace(
     word_vectors.SMALL, words=30, width=2, lines=40, steps=60, drawing=Drawing(3, 6, 2), decay=(5e-3, 0.1)
 )
 SMALL_LANGUAGE = replace(language.SMALL, shape=TINY, words=(3, 8), sentences=60, tweets=40, tests=20, vocabulary=25)
+COMPARED = (paper.OURS, paper.DEFAULT, paper.PAPERS, paper.GAUSS_NEWTON, paper.IDENTITY, "random")
 PLANS = {
-    "MNIST_FROZEN": replace(paper.MNIST_FROZEN, **CUT),
+    "MNIST_FROZEN": replace(paper.MNIST_FROZEN, **CUT, compared=COMPARED),
     "CIFAR_FROZEN": replace(paper.CIFAR_FROZEN, **CIFAR),
     "CIFAR_UPDATED": replace(paper.CIFAR_UPDATED, **CIFAR),
     "IDENTITY_ABLATION": replace(paper.IDENTITY_ABLATION, **CUT),
@@ -93,6 +94,7 @@ SHORT: dict[Any, dict[str, Any]] = {
     resolve: {
         "DATASETS": {"mnist": (0, 1, 2, 3)},
         "COUNT": 5,
+        "PROXIMITIES": (0.1,),
         "SHARES": (0.1, 0.5),
         "COLD": Steps(Adam(1e-2), steps=8, batch_size=20, start="cold", schedule="cosine"),
         "COLD_RUNS": 2,

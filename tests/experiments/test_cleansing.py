@@ -70,13 +70,6 @@ def test_a_killed_run_trains_no_model_twice(out, call, photos, tmp_path):
     assert result_of(copy)["accuracy"] == before["accuracy"]
 
 
-def test_another_data_set_stands_in(call, data, tmp_path):
-    assert call("cleansing", "--data", data, "--dataset", "colours", "--out", tmp_path, "--seed", 3) == 0
-    result = result_of(tmp_path)
-    assert result["counts"]["pretrain"]["classes"] == [0, 1]
-    assert [found["seed"] for found in result["seeds"]] == [3, 4]
-
-
 def test_harmful_are_the_largest_scores_and_random_are_known_before():
     drawn, scores = random_order(20, seed=7), torch.arange(20).double()
     left_out = main_drops(scores, -scores, drawn)

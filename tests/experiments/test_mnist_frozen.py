@@ -151,14 +151,6 @@ def test_other_settings_in_the_same_folder_are_refused(copy, call, data, capsys,
     assert (copy / "result.json").read_text() == before
 
 
-def test_another_data_set_stands_in(call, data, tmp_path):
-    assert call("mnist-frozen", "--data", data, "--dataset", "colours", "--out", tmp_path / "out") == 0
-    result = result_of(tmp_path / "out")
-    assert result["counts"]["pretrain"] == {"classes": [0, 1], "train": 24, "test": 10}
-    assert result["counts"]["finetune"] == {"classes": [2, 3, 4], "train": 36, "test": 15}
-    assert result["asked"]["dataset"] == "colours"
-
-
 def test_wrong_usage(call, data, tmp_path, capsys):
     assert call("no-such-thing", "--data", data, "--out", tmp_path) == 2
     assert "mnist-frozen" in capsys.readouterr().err
