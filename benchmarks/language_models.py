@@ -10,9 +10,8 @@ from typing import Any, cast, final
 import torch
 
 from benchmarks.setting import Asked
-from experiments.bert_and_gpt.training import by_adam
-from experiments.corpora import FIRST, LAST, PADDING, SPECIAL, Texts, new_tokenizer, read_texts
-from experiments.training import Training
+from experiments.texts import FIRST, LAST, PADDING, SPECIAL, Texts, new_tokenizer, read_texts
+from experiments.training import Training, train_stage
 from stagetrace import Chain, Query, hf
 from stagetrace.progress import Bars, Progress
 
@@ -68,12 +67,12 @@ def train(folder: Path, corpora: Corpora, seed: int) -> None:
     language = hf.stage(
         "pretrain", _new("GPT2LMHeadModel", len(tokenizer), seed), rows(corpora.lines), tokenizer=tokenizer
     )
-    by_adam(language, PRETRAINING.seeded(seed), progress)
+    train_stage(language, PRETRAINING.seeded(seed), progress)
     _save(language.model, tokenizer, folder / "language")
     model = _new("GPT2ForSequenceClassification", len(tokenizer), seed)
     model.transformer.load_state_dict(cast(Any, language.model).transformer.state_dict())
     classifier = hf.stage("finetune", model, rows(corpora.tweets), tokenizer=tokenizer, after=language)
-    by_adam(classifier, FINETUNING.seeded(seed), progress)
+    train_stage(classifier, FINETUNING.seeded(seed), progress)
     _save(classifier.model, tokenizer, folder / "classifier")
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.setting import Asked
-from experiments.result import hardware
+from experiments.records import hardware
 from stagetrace.results.files import atomic
 from stagetrace.results.jsonable import to_json
 from stagetrace.results.manifest import versions

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from experiments.networks import ConvNet
 from experiments.tasks import Task, two_tasks
-from experiments.training import Training
+from experiments.training import Training, train_classifier
 from stagetrace import Stage
 from stagetrace.objectives import Classification
 from stagetrace.stages.data import Batch
@@ -96,7 +96,7 @@ def small_network(asked: Asked, task: Task) -> ConvNet:
         load_model(model, weights)
         return model.eval()
     plan = Training(epochs=2 if asked.quick else PRETRAINING.epochs, seed=asked.seed)
-    plan.run(model, task.train.pixels, task.train.labels)
+    train_classifier(model, plan, task.train.pixels, task.train.labels)
     if weights is not None and not asked.quick:
         weights.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, str(weights))
@@ -108,7 +108,7 @@ def large_network(asked: Asked, task: Task) -> LargeConvNet:
     torch.manual_seed(asked.seed)
     model = LargeConvNet(len(task.classes)).to(asked.device)
     few = slice(0, 4096)
-    Training(epochs=1, seed=asked.seed).run(model, task.train.pixels[few], task.train.labels[few])
+    train_classifier(model, Training(epochs=1, seed=asked.seed), task.train.pixels[few], task.train.labels[few])
     return model
 
 

@@ -5,48 +5,34 @@ Exit codes: 0 done, 1 refused or failed (one message says why), 2 wrong usage, 1
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from experiments import (
-    choices,
-    cifar_frozen,
-    cifar_updated,
-    cleansing,
-    finetune_size,
-    identity_ablation,
-    language,
-    misclassified,
-    mnist_frozen,
-    resolve,
-    similarity,
-    word_vectors,
-)
-from experiments.bert_and_gpt import bert, gpt
+from experiments import choices, cleansing, misclassified, paper, resolve, two_finetunings
+from experiments.language import experiment as language
 from experiments.settings import Settings
+from experiments.transformer_chains import experiment as transformer_chains
+from experiments.word_vectors import experiment as word_vectors
 from stagetrace.errors import StagetraceError
 from stagetrace.progress import Bars, Progress
 
 EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
-    mnist_frozen.NAME: mnist_frozen.run,
-    cifar_frozen.NAME: cifar_frozen.run,
-    cifar_updated.NAME: cifar_updated.run,
-    identity_ablation.NAME: identity_ablation.run,
-    resolve.NAME: resolve.run,
+    **paper.EXPERIMENTS,
+    resolve.EXPERIMENT.name: resolve.EXPERIMENT,
     choices.NAME: choices.run,
     cleansing.NAME: cleansing.run,
-    similarity.NAME: similarity.run,
-    finetune_size.NAME: finetune_size.run,
+    "similarity": partial(two_finetunings.run, "similarity", two_finetunings.similar),
+    "finetune-size": partial(two_finetunings.run, "finetune-size", two_finetunings.sized),
     misclassified.NAME: misclassified.run,
     language.NAME: language.run,
-    bert.NAME: bert.run,
-    gpt.NAME: gpt.run,
-    word_vectors.NAME: word_vectors.run,
+    **transformer_chains.EXPERIMENTS,
+    word_vectors.EXPERIMENT.name: word_vectors.EXPERIMENT,
 }
-SIZES = {language.NAME: tuple(language.SIZES)}
+SIZES = {language.NAME: language.SIZES}
 """Of the experiments that come in several sizes: their names, the one that is taken if none is asked for first."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -106,7 +92,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept: the same command continues", file=sys.stderr)
+        print("Interrupted. Finished work is saved; rerun the same command to resume.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -40,6 +40,11 @@ class Images:
     def __getitem__(self, chosen: Tensor) -> "Images":
         return Images(self.pixels[chosen], self.labels[chosen], self.rows[chosen])
 
+    def drawn(self, count: int | None, seed: int) -> "Images":
+        """At most `count` of them, drawn without replacement, in the data set's order."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self if count is None or count >= len(self) else self[order[:count].sort().values]
+
     def to(self, device: torch.device) -> "Images":
         return Images(self.pixels.to(device), self.labels.to(device), self.rows)
 

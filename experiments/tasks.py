@@ -23,11 +23,7 @@ class Task:
 
     def drawn(self, count: int | None, seed: int) -> "Task":
         """At most `count` training examples, drawn without replacement, in the data set's order; the test set stays."""
-        total = len(self.train)
-        if count is None or count >= total:
-            return self
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        return Task(self.classes, self.train[order[:count].sort().values], self.test)
+        return Task(self.classes, self.train.drawn(count, seed), self.test)
 
     def only(self, classes: Sequence[int]) -> "Task":
         """The examples of some of the classes, by their labels in the data set."""
@@ -63,9 +59,8 @@ def numbers_of(folder: Path, names: Mapping[str, int]) -> tuple[int, ...]:
 def tasks_of(settings: Settings, own: str, first_classes: Sequence[int], finetune_examples: int) -> tuple[Task, Task]:
     """Both tasks as the command line asked for them: the data set, the draws and the device."""
     first, second = two_tasks(settings.folder(own), first_classes)
-    few = settings.examples
-    first = first.drawn(few, settings.seed)
-    second = second.drawn(min(few or finetune_examples, finetune_examples), settings.seed)
+    first = first.drawn(settings.examples, settings.seed)
+    second = second.drawn(settings.most(finetune_examples), settings.seed)
     return first.to(settings.device), second.to(settings.device)
 
 

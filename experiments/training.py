@@ -1,21 +1,25 @@
-"""How a stage was trained, in plain PyTorch, and how well it was."""
+"""The one training loop of all experiments, Adam at a rate that falls along a cosine, and how well it went."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Watch = Callable[[int], None]
-"""Called with the number of the epoch that has just ended, from 1."""
+from stagetrace import Stage
+from stagetrace.progress import Advance, Progress, Silent
+from stagetrace.validation.fits.steps import orders
+
+B = TypeVar("B")
+SILENT = Silent()
 
 
 @final
 @dataclass(frozen=True)
 class Training:
-    """Adam on `mean cross-entropy + weight_decay / 2 * |parameters|^2`, batches in an order drawn by the seed.
+    """Adam on `mean loss + weight_decay / 2 * |parameters|^2`, batches in an order drawn by the seed.
 
     The penalty is part of the loss (Adam's `weight_decay`, not AdamW's), so it belongs to the stage's Hessian.
     The rate falls to zero along a cosine: at a constant rate Adam circles around the minimum, and the influence
@@ -31,71 +35,68 @@ class Training:
     def seeded(self, seed: int) -> "Training":
         return replace(self, seed=seed)
 
-    def run(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, watch: Watch = lambda epoch: None
-    ) -> Mapping[str, Any]:
-        """Train all of the model's parameters, in place; returns Adam's state at the end."""
-        optimiser = torch.optim.Adam(model.parameters(), lr=self.rate, weight_decay=self.weight_decay)
-        steps = self.epochs * -(-len(labels) // self.batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        generator = torch.Generator().manual_seed(self.seed)
-        model.train()
-        for epoch in range(1, self.epochs + 1):
-            for chosen in torch.randperm(len(labels), generator=generator).to(labels.device).split(self.batch):
-                optimiser.zero_grad()
-                F.cross_entropy(model(inputs[chosen]), labels[chosen]).backward()
-                optimiser.step()
-                schedule.step()
-            watch(epoch)
-        model.eval()
-        return optimiser.state_dict()
+    def batches(self, examples: int) -> list[list[int]]:
+        """The rows of every step's batch."""
+        return orders(examples, self.batch, self.epochs * -(-examples // self.batch), self.seed)
 
-    def run_several(
-        self,
-        models: nn.Module,
-        inputs: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-        watch: Watch = lambda epoch: None,
-    ) -> None:
-        """Train several models side by side, each as `run` would, in the same batches, each on its own examples.
+    def optimiser(self, model: nn.Module, steps: int) -> tuple[Any, Any]:
+        """Adam on what is trained of the model, and its schedule."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        adam = torch.optim.Adam(trained, lr=self.rate, weight_decay=self.weight_decay)
+        return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 
-        Args:
-            models: gives logits `[models, batch, classes]`; its parameters share no number between models.
-            inputs: `[n, ...]` for all models, or `[models, n, ...]`.
-            labels: `[n]`.
-            weights: `[models, n]`, 1 or 0: whether a model sees the example. A batch's loss is the mean over those
-                that it sees, so a model without some examples takes the same steps as its control.
-            watch: called after each epoch.
-        """
-        each = inputs.shape[: weights.ndim] == weights.shape
-        optimiser = torch.optim.Adam(models.parameters(), lr=self.rate, weight_decay=self.weight_decay)
-        steps = self.epochs * -(-len(labels) // self.batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        generator = torch.Generator().manual_seed(self.seed)
-        models.train()
-        for epoch in range(1, self.epochs + 1):
-            for chosen in torch.randperm(len(labels), generator=generator).to(labels.device).split(self.batch):
-                optimiser.zero_grad()
-                logits = models(inputs[:, chosen] if each else inputs[chosen])
-                losses = F.cross_entropy(logits.flatten(0, 1), labels[chosen].repeat(len(weights)), reduction="none")
-                seen = weights[:, chosen]
-                means = (losses.view_as(seen) * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
-                means.sum().backward()
-                optimiser.step()
-                schedule.step()
-            watch(epoch)
-        models.eval()
+
+def minimise(
+    model: nn.Module, plan: Training, batches: Iterable[B], steps: int, loss: Callable[[B], Tensor], advance: Advance
+) -> Mapping[str, Any]:
+    """Train the model in place, a step for each batch; returns Adam's state at the end."""
+    optimiser, schedule = plan.optimiser(model, steps)
+    model.train()
+    for batch in batches:
+        optimiser.zero_grad()
+        loss(batch).backward()
+        optimiser.step()
+        schedule.step()
+        advance(1)
+    model.eval()
+    return optimiser.state_dict()
+
+
+def train_stage(stage: Stage, plan: Training, progress: Progress) -> Mapping[str, Any]:
+    """Train a stage's model on the loss that the stage describes: the mean over a batch of each example's own loss."""
+    model, objective = stage.model, stage.loss
+    batches = plan.batches(len(stage.examples))
+
+    def loss(batch: Any) -> Tensor:
+        return objective.losses(objective.outputs(model, batch.content), batch.content).mean()
+
+    with progress.task(f"training {stage.where}", len(batches), "steps") as advance:
+        return minimise(model, plan, stage.examples.read(batches), len(batches), loss, advance)
+
+
+def train_classifier(
+    model: nn.Module, plan: Training, inputs: Tensor, labels: Tensor, what: str = "", progress: Progress = SILENT
+) -> Mapping[str, Any]:
+    """Train a model on the mean cross-entropy of examples that are in memory as tensors."""
+    batches = [torch.tensor(rows, device=labels.device) for rows in plan.batches(len(labels))]
+
+    def loss(rows: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs[rows]), labels[rows])
+
+    with progress.task(f"training {what}", len(batches), "steps") as advance:
+        return minimise(model, plan, batches, len(batches), loss, advance)
 
 
 @torch.no_grad()
-def loss_and_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The model's outputs on all inputs, a thousand at a time."""
+    return torch.cat([model(few) for few in inputs.split(1024)])
+
+
+def quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Mean cross-entropy (nats) and share of right answers (0 to 1)."""
-    logits = torch.cat([model(batch) for batch in inputs.split(1024)])
-    return {
-        "loss": F.cross_entropy(logits, labels).item(),
-        "accuracy": (logits.argmax(dim=1) == labels).double().mean().item(),
-    }
+    right = (logits.argmax(dim=1) == labels).double().mean().item()
+    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right}
 
 
 def gradient_norm(model: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> float:
@@ -105,8 +106,9 @@ def gradient_norm(model: nn.Module, inputs: Tensor, labels: Tensor, weight_decay
     for few, right in zip(inputs.split(1024), labels.split(1024), strict=True):
         gradients = torch.autograd.grad(F.cross_entropy(model(few), right, reduction="sum"), trained)
         total = [sofar + g.double() / len(labels) for sofar, g in zip(total, gradients, strict=True)]
-    return _length(total)
+    return sum(t.square().sum().item() for t in total) ** 0.5
 
 
-def _length(tensors: Iterable[Tensor]) -> float:
-    return sum(t.square().sum().item() for t in tensors) ** 0.5
+def count_of(model: nn.Module) -> int:
+    """How many numbers of the model are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

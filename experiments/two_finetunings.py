@@ -1,38 +1,36 @@
-"""One pretrained embedding, two fine-tunings of it: for which do the pretraining examples matter more?
+"""`similarity` and `finetune-size`: two fine-tunings of one embedding; for which do pretraining examples matter more?
 
-What `similarity` and `finetune-size` share. For each seed (its own weights, batch orders and draws) the first stage is
-trained once and each fine-tuning on top of it; the pretraining examples are scored against the test loss of each, and
-the mean absolute scores are compared seed by seed.
+For each seed (its own weights, batch orders and draws) the first stage is trained once and each fine-tuning on top of
+it; the pretraining examples are scored against the test loss of each, and the mean absolute scores are compared seed by
+seed. Training is that of `cifar-frozen`, whose scores are compared with retraining; damping is the default, from each
+stage's spectrum. The pages in `docs/experiments` say what the paper does, and what was tried first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 
-from experiments import cifar_frozen
-from experiments.figures import densities
-from experiments.intervals import in_words, over_seeds, ratio_over_seeds
-from experiments.networks import ConvNet
-from experiments.result import write_result
+from experiments import paper, records
+from experiments.checkpoints import Checkpoints
+from experiments.image_stages import counts, finetuned, image_chain, pretrained, untrained
+from experiments.records import Record, interval_in_words, over_seeds, ratio_over_seeds
+from experiments.score_plots import densities
 from experiments.settings import Settings
-from experiments.tasks import Task
-from experiments.tracing import solving, warnings_of
-from experiments.training import Training
-from experiments.two_stages import counts, finetuned, pretrained, untrained
-from stagetrace import Chain, Hessian, Lanczos, Link, Query, Stage, trace
-from stagetrace.curvature.choices import Curvature
-from stagetrace.objectives import Classification
+from experiments.tasks import Task, numbers_of, two_tasks
+from stagetrace import Frozen, Hessian, Lanczos, Proximal, Query, trace
 from stagetrace.progress import Progress
-from stagetrace.solvers.base import Solver
 
-PRETRAINING = cifar_frozen.PLAN.pretraining
-FINETUNING = cifar_frozen.PLAN.finetuning
-"""Of the experiments whose scores are compared with retraining; the paper takes one setting for all of them too."""
-HESSIAN_EXAMPLES = 1000
-FINETUNE_HESSIAN_EXAMPLES = 2000
-SOLVERS: dict[str, Solver] = {"pretrain": Lanczos(max_steps=2000), "finetune": Lanczos(max_steps=2000)}
+DATASET = "cifar10"
+PRETRAINED = {"bird": 2, "frog": 6}
+OTHER = {"automobile": 1, "deer": 4}
+PRETRAINING, FINETUNING = paper.CIFAR_FROZEN.pretraining, paper.CIFAR_FROZEN.finetuning
+FINETUNE_EXAMPLES = 5000
+TIMES = 3
+SEEDS = 5
+HESSIAN_EXAMPLES = {"pretrain": 1000, "finetune": 2000}
+SOLVERS = {"pretrain": Lanczos(max_steps=2000), "finetune": Lanczos(max_steps=2000)}
 
 
 @final
@@ -40,8 +38,7 @@ SOLVERS: dict[str, Solver] = {"pretrain": Lanczos(max_steps=2000), "finetune": L
 class Finetuning:
     """One of the two.
 
-    name: a letter, as in the paper.
-    words: what it is, for the figure.
+    name: a letter, as in the paper. words: what it is, for the figure.
     task: all its examples; examples: how many of them are drawn for training.
     """
 
@@ -49,124 +46,101 @@ class Finetuning:
     words: str
     task: Task
     examples: int
-    training: Training
-    link: Link
+    link: Frozen | Proximal
+
+    def drawn(self, settings: Settings) -> Task:
+        return self.task.drawn(self.examples, settings.seed)
 
 
-def compare(
-    name: str,
-    settings: Settings,
-    first: Task,
-    finetunings: tuple[Finetuning, Finetuning],
-    seeds: int,
-    progress: Progress,
+def similar(settings: Settings) -> tuple[Task, list[Finetuning]]:
+    """The pretraining task again (A), and another of as many classes (B); as many examples of each."""
+    folder = settings.folder(DATASET)
+    first, others = two_tasks(folder, numbers_of(folder, PRETRAINED))
+    ten = len(first.classes) + len(others.classes) == 10
+    unlike = others.only(numbers_of(folder, OTHER) if ten else others.classes[: len(first.classes)])
+    few, link = min(settings.most(FINETUNE_EXAMPLES), len(first.train), len(unlike.train)), Frozen("embedding")
+    same, other = "the pretraining task again", "another task"
+    return first, [Finetuning("A", same, first, few, link), Finetuning("B", other, unlike, few, link)]
+
+
+def sized(settings: Settings) -> tuple[Task, list[Finetuning]]:
+    """Some examples (C), and three times as many with as many epochs (D), C's among them; the paper's alpha."""
+    folder = settings.folder(DATASET)
+    first, second = two_tasks(folder, numbers_of(folder, PRETRAINED))
+    few, link = min(settings.most(FINETUNE_EXAMPLES), len(second.train) // TIMES), Proximal("embedding", alpha=0.01)
+    words = f"{few:,} fine-tuning examples", f"{TIMES * few:,} examples, {TIMES} times the steps"
+    return first, [Finetuning("C", words[0], second, few, link), Finetuning("D", words[1], second, TIMES * few, link)]
+
+
+def run(
+    name: str, tasks: Callable[[Settings], tuple[Task, list[Finetuning]]], settings: Settings, progress: Progress
 ) -> None:
     """Train and score, seed by seed; writes `seed-*/` and, after each seed, `scores.png` and `result.json`."""
-    done: list[dict[str, Any]] = []
-    for seed in range(settings.seed, settings.seed + seeds):
-        found, scores = _one_seed(settings, seed, first, finetunings, progress)
+    first, pair = tasks(settings)
+    done = list[Record]()
+    for seed in range(settings.seed, settings.seed + SEEDS):
+        found, scores = _one_seed(settings, seed, first, pair, progress)
         done.append(found)
-        fields = _compared(done, finetunings)
-        write_result(name, settings, {"counts": _counts(settings, first, finetunings), **fields, "seeds": done})
-        _draw(settings.out / "scores.png", seed, scores, finetunings, fields)
+        several = {one.name: one.drawn(settings) for one in pair}
+        fields: Record = {
+            "counts": counts(pretrain=first.drawn(settings.examples, settings.seed), **several),
+            **_compared(done, pair),
+            "seeds": done,
+        }
+        records.write_result(name, settings, fields)
+        _draw(settings, seed, scores, pair, fields["mean_absolute"])
 
 
 def _one_seed(
-    settings: Settings, seed: int, first: Task, finetunings: tuple[Finetuning, ...], progress: Progress
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What training and tracing say, and the scores by fine-tuning."""
+    settings: Settings, seed: int, first: Task, pair: list[Finetuning], progress: Progress
+) -> tuple[Record, dict[str, Tensor]]:
+    """How training and tracing went, and the scores by fine-tuning."""
     folder = settings.out / f"seed-{seed}"
-    first = first.drawn(settings.examples, seed).to(settings.device)
-    base, *models = untrained(seed, first, len(first.classes), *(len(one.task.classes) for one in finetunings))
-    found: dict[str, Any] = {
-        "seed": seed,
-        "pretrain": pretrained(folder / "checkpoints", base, first, PRETRAINING.seeded(seed), progress),
-    }
-    scores: dict[str, Tensor] = {}
-    for one, model in zip(finetunings, models, strict=True):
+    store, first = Checkpoints(folder / "checkpoints"), first.drawn(settings.examples, seed).to(settings.device)
+    base, *models = untrained(seed, first, len(first.classes), *(len(one.task.classes) for one in pair))
+    found: Record = {"seed": seed, "pretrain": pretrained(store, base, first, PRETRAINING.seeded(seed), progress)}
+    curvature: Any = {stage: Hessian(examples=count, seed=seed) for stage, count in HESSIAN_EXAMPLES.items()}
+    scores = dict[str, Tensor]()
+    for one, model in zip(pair, models, strict=True):
         task, frozen = one.task.drawn(one.examples, seed).to(settings.device), one.link.keeps_shared
-        plan, stage = one.training.seeded(seed), f"finetune-{one.name}"
-        said = finetuned(folder / "checkpoints", stage, model, base, task, plan, progress, frozen=frozen)
-        traced, scores[one.name] = _scored(folder / f"run-{one.name}", seed, base, first, model, task, one, progress)
-        found[one.name] = {"training": said, **traced}
+        plan, stage = FINETUNING.seeded(seed), f"finetune-{one.name}"
+        training = finetuned(store, stage, model, base, task, plan, progress, frozen=frozen)
+        decays = PRETRAINING.weight_decay, FINETUNING.weight_decay
+        chain, query = image_chain((base, model), (first, task), one.link, *decays), Query(task.test.dataset)
+        options: Any = {"of": "pretrain", "out": folder / f"run-{one.name}", "progress": progress}
+        result = trace(chain, query, curvature=curvature, solver=SOLVERS, **options)
+        scores[one.name] = result["pretrain"].values
+        size = scores[one.name].abs().mean().item()
+        found[one.name] = {
+            "training": training,
+            "mean_absolute": size,
+            "mean_absolute_of_sums": size * len(task.test),
+            **records.of_trace(result, curvature, SOLVERS),
+        }
     return found, scores
 
 
-def _scored(
-    out: Path,
-    seed: int,
-    base: ConvNet,
-    first: Task,
-    model: ConvNet,
-    task: Task,
-    one: Finetuning,
-    progress: Progress,
-) -> tuple[dict[str, Any], Tensor]:
-    """The scores of the pretraining examples, and how they were computed."""
-    chain = Chain(
-        Stage(
-            "pretrain",
-            model=base,
-            objective=Classification(),
-            data=first.train.dataset,
-            weight_decay=PRETRAINING.weight_decay,
-        ),
-        Stage(
-            "finetune",
-            model=model,
-            objective=Classification(),
-            data=task.train.dataset,
-            link=one.link,
-            weight_decay=one.training.weight_decay,
-        ),
-    )
-    curvature: dict[str, Curvature] = {
-        "pretrain": Hessian(examples=HESSIAN_EXAMPLES, seed=seed),
-        "finetune": Hessian(examples=FINETUNE_HESSIAN_EXAMPLES, seed=seed),
-    }
-    query = Query(task.test.dataset)
-    result = trace(chain, query, curvature=curvature, solver=SOLVERS, of="pretrain", out=out, progress=progress)
-    values = result["pretrain"].values
-    size = values.abs().mean().item()
-    said = {
-        "mean_absolute": size,
-        "mean_absolute_of_sums": size * len(task.test),
-        "solving": solving(result, curvature, SOLVERS),
-        "warnings": warnings_of(result),
-    }
-    return said, values
-
-
-def _compared(done: list[dict[str, Any]], finetunings: tuple[Finetuning, Finetuning]) -> dict[str, Any]:
+def _compared(done: list[Record], pair: list[Finetuning]) -> Record:
     """Mean absolute scores over the seeds, and their ratio."""
-    left, right = (one.name for one in finetunings)
-    fields: dict[str, Any] = {}
+    fields, (left, right) = Record(), (one.name for one in pair)
     for what in ("mean_absolute", "mean_absolute_of_sums"):
         sizes = {name: [found[name][what] for found in done] for name in (left, right)}
-        fields[what] = {name: over_seeds(values) for name, values in sizes.items()}
-        fields[what][f"{left} over {right}"] = ratio_over_seeds(sizes[left], sizes[right])
-    alphas = {one.name: one.link.settings.get("alpha") for one in finetunings}
-    return {"what": {one.name: one.words for one in finetunings}, "alpha": alphas, **fields}
+        ratio = {f"{left} over {right}": ratio_over_seeds(sizes[left], sizes[right])}
+        fields[what] = {name: over_seeds(values) for name, values in sizes.items()} | ratio
+    alphas = {one.name: getattr(one.link, "alpha", None) for one in pair}
+    return {"what": {one.name: one.words for one in pair}, "alpha": alphas, **fields}
 
 
-def _counts(settings: Settings, first: Task, finetunings: tuple[Finetuning, ...]) -> dict[str, Any]:
-    tasks = {one.name: one.task.drawn(one.examples, settings.seed) for one in finetunings}
-    return counts(pretrain=first.drawn(settings.examples, settings.seed), **tasks)
-
-
-def _draw(
-    path: Path, seed: int, scores: dict[str, Tensor], finetunings: tuple[Finetuning, Finetuning], fields: dict[str, Any]
-) -> None:
-    left, right = (one.name for one in finetunings)
-    sizes = fields["mean_absolute"]
+def _draw(settings: Settings, seed: int, scores: dict[str, Tensor], pair: list[Finetuning], sizes: Record) -> None:
+    left, right = (one.name for one in pair)
     ratio = sizes[f"{left} over {right}"]
+    of_left, of_right = (f"{name} {interval_in_words(sizes[name], '.4f')}" for name in (left, right))
     densities(
-        path,
-        {f"{one.name}: {one.words}": scores[one.name] for one in finetunings},
+        settings.out / "scores.png",
+        {f"{one.name}: {one.words}": scores[one.name] for one in pair},
         title=f"Scores of the same {len(scores[left]):,} pretraining examples, two fine-tunings (seed {seed})",
         note=(
-            f"Mean absolute score over {ratio['n']} seed(s): {left} {in_words(sizes[left], '.4f')}, "
-            f"{right} {in_words(sizes[right], '.4f')}.\n"
-            f"Ratio {left} over {right}: {in_words(ratio, '.2f')}."
+            f"Mean absolute score over {ratio['n']} seed(s): {of_left}, {of_right}.\n"
+            f"Ratio {left} over {right}: {interval_in_words(ratio, '.2f')}."
         ),
     )

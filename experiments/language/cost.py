@@ -10,26 +10,27 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.bert_and_gpt.training import by_adam
-from experiments.language.data import Corpora, Size, corpora
+from experiments import records
+from experiments.estimators import shifted
+from experiments.language.data import Size, corpora
 from experiments.language.elmo import Shape
 from experiments.language.models import Classifier, LanguageModel, SampledSoftmax
 from experiments.language.stages import CLASSES, head_stage, stage_of_tweets, stage_of_words, standardised
 from experiments.language.text import examples, lengths
+from experiments.records import Record
 from experiments.settings import Settings
-from experiments.tracing import solving, warnings_of
-from experiments.training import Training
-from stagetrace import Chain, GaussNewton, Lanczos, Query, trace
+from experiments.texts import Corpora
+from experiments.training import Training, train_stage
+from stagetrace import Chain, GaussNewton, Query, trace
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
 from stagetrace.curvature.plan import Plan
 from stagetrace.progress import Progress
-from stagetrace.solvers import Shift
 from stagetrace.stages.problem import Problem
 
 PAPER = Size(
@@ -52,8 +53,6 @@ RESIDUAL = 1e-2
 BASIS = 8 * 2**30
 """Bytes for the solver's basis: a vector of this network takes 0.4 GB."""
 
-Write = Callable[[str, Settings, dict[str, Any]], None]
-
 
 @final
 @dataclass(frozen=True)
@@ -74,34 +73,34 @@ class KeptGaussNewton:
         return self.few.indices(problem)
 
 
-def run(settings: Settings, progress: Progress, write: Write) -> None:
+def run(settings: Settings, progress: Progress, write: Callable[[Record], object]) -> None:
     """Build, trace, and write the numbers as they come."""
     started = time.perf_counter()
     read = corpora(PAPER, settings)
     chain, head_seconds = _built(read, settings, progress)
     first = chain["pretrain"].stage
     elmo = first.model.get_submodule("elmo")
-    found: dict[str, Any] = {
+    found: Record = {
         "parameters": {
             "shared": sum(p.numel() for p in elmo.parameters() if p.requires_grad),
             "pretrain": chain["pretrain"].own.size,
             "finetune": chain["finetune"].own.size,
         },
-        "sentences": len(read.sentences),
-        "words_a_sentence": sum(lengths(read.sentences.texts, read.reader)) / len(read.sentences) - 2,
+        "sentences": len(read.general),
+        "words_a_sentence": sum(lengths(read.general.texts, read.reader)) / len(read.general) - 2,
         "negatives": NEGATIVES,
         "curvature_examples": {"pretrain": SENTENCES, "finetune": TWEETS},
         "forward": _forward(chain),
         "product_rate_flops": _rate(PAPER.shape),
         "seconds": {"building": time.perf_counter() - started - head_seconds, "training the head": head_seconds},
     }
-    write("paper", settings, found)
+    write(found)
     curvature = {
         stage: KeptGaussNewton(GaussNewton(few, settings.seed)) for stage, few in found["curvature_examples"].items()
     }
     solver = {
-        "pretrain": Lanczos(DAMPING, RESIDUAL, STEPS, Shift, BASIS),
-        "finetune": Lanczos(DAMPING, 1e-4, 100, Shift),
+        "pretrain": shifted(DAMPING, rtol=RESIDUAL, max_steps=STEPS, memory=BASIS),
+        "finetune": shifted(DAMPING, rtol=1e-4, max_steps=100),
     }
     before = time.perf_counter()
     query = Query(examples(read.tests), batch_size=1)
@@ -112,12 +111,11 @@ def run(settings: Settings, progress: Progress, write: Write) -> None:
     found |= {
         "seconds_an_example": seconds / len(values),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "solving": solving(result, dict(curvature), dict(solver)),
+        **records.of_trace(result, curvature, solver),
         "statistics": result.statistics,
-        "warnings": warnings_of(result),
         "mean_absolute_score": values.abs().mean().item(),
     }
-    write("paper", settings, found)
+    write(found)
 
 
 def _built(read: Corpora, settings: Settings, progress: Progress) -> tuple[Chain, float]:
@@ -132,7 +130,7 @@ def _built(read: Corpora, settings: Settings, progress: Progress) -> tuple[Chain
     first, second = stage_of_words(before, read, 0.0, sampled=True), stage_of_tweets(after, read, HEAD.weight_decay)
     started = time.perf_counter()
     features, labels = standardised(second)
-    by_adam(head_stage(after.head, features, labels, HEAD.weight_decay), HEAD.seeded(settings.seed), progress)
+    train_stage(head_stage(after.head, features, labels, HEAD.weight_decay), HEAD.seeded(settings.seed), progress)
     return Chain(first, second), time.perf_counter() - started
 
 

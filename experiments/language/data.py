@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from experiments.corpora import Texts, new_tokenizer, read_texts
 from experiments.language.elmo import Shape
 from experiments.language.text import Reader, with_words
 from experiments.settings import Settings
+from experiments.texts import Corpora, new_tokenizer, read_texts
 from stagetrace.errors import refuse
 
 SENTENCES, TWEETS = "obw", "gop_debate"
@@ -40,26 +40,10 @@ class Size:
             refuse(f"Size(letters={self.letters}): a filter is {widest} characters wide; type at least that many")
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Corpora:
-    """The texts of both stages, the test tweets, unseen sentences, and how all of them are read."""
-
-    sentences: Texts
-    unseen: Texts
-    tweets: Texts
-    tests: Texts
-    reader: Reader
-
-    def record(self, size: Size) -> dict[str, Any]:
-        """What the checkpoints depend on, as plain values."""
-        texts = (self.sentences, self.tweets, self.tests)
-        shape = {
-            key: [list(one) for one in value] if key == "filters" else value
-            for key, value in asdict(size.shape).items()
-        }
-        numbers = {"words": list(size.words), "vocabulary": size.vocabulary, "letters": size.letters}
-        return {"shape": shape, **numbers, "lower": size.lower, "data": [each.digest for each in texts]}
+def record(read: Corpora, size: Size) -> dict[str, Any]:
+    """What the checkpoints depend on, as plain values."""
+    numbers = {"words": size.words, "vocabulary": size.vocabulary, "letters": size.letters, "lower": size.lower}
+    return {"shape": asdict(size.shape), **numbers, "data": read.digest}
 
 
 def corpora(size: Size, settings: Settings) -> Corpora:
@@ -73,13 +57,12 @@ def corpora(size: Size, settings: Settings) -> Corpora:
     every = read_texts(settings.folder(SENTENCES), "train")
     tokenizer = new_tokenizer(every.texts, "words", size.vocabulary, longest=size.tokens, lower=size.lower)
     reader = Reader(tokenizer, size.letters, size.tokens)
-    few = settings.examples
     tweets, tests = (read_texts(settings.data / TWEETS, split) for split in ("train", "test"))
     unseen = with_words(read_texts(settings.folder(SENTENCES), "test"), reader, *size.words)
     return Corpora(
-        with_words(every, reader, *size.words).drawn(min(few or size.sentences, size.sentences), settings.seed),
+        with_words(every, reader, *size.words).drawn(settings.most(size.sentences), settings.seed),
         unseen.drawn(size.tests, settings.seed),
-        tweets.drawn(min(few or size.tweets, size.tweets), settings.seed),
-        tests.drawn(min(few or size.tests, size.tests), settings.seed),
+        tweets.drawn(settings.most(size.tweets), settings.seed),
+        tests.drawn(settings.most(size.tests), settings.seed),
         reader,
     )

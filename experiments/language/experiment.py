@@ -1,58 +1,34 @@
 """`language`: section 4.5 of the paper. A language model in the shape of ELMo, and tweets classified on top of it.
 
-`--size small`  a small network, trained. Groups of sentences are taken out, both stages are trained on without them,
-                and scores and controls are compared with what that does to the loss on test tweets; three seeds.
-`--size paper`  the network of the paper's size with its initial weights: what a score costs (`cost.py`).
-
-Trained on without a group: Adam goes on from the state it ended with, at a constant rate, beside a control that sees
-the same batches; several orders of the batches are averaged.
-
-OUT/checkpoints, OUT/run           first seed: stages; trace of the chosen tweets
-OUT/seed-N/checkpoints             the stages of the other seeds
-OUT/retrained/seed-N               every retraining, kept as it ends
-OUT/agreement.png, OUT/result.json what `small` and `paper` found; each call keeps the other's part
+`--size small`  a small network, trained; scores against further training without groups of sentences (Adam goes on
+                from its saved state, beside a control of the same batches; several orders are averaged)
+`--size paper`  the network of the paper's size with its initial weights: what a score costs (`cost.py`)
 """
 
 import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from experiments.agreement_figures import panels
+from experiments import protocol, records
+from experiments.estimators import DEFAULT, GAUSS_NEWTON, IDENTITY, controls, shifted
 from experiments.language import cost
 from experiments.language.data import Size, corpora
 from experiments.language.elmo import Shape
 from experiments.language.fits import OnFeatures
 from experiments.language.sentences import chosen_tweets
-from experiments.language.stages import STAGES, Trained, train_both
-from experiments.paper import IDENTITY
-from experiments.result import hardware, write_result
+from experiments.language.stages import prepare
+from experiments.protocol import Experiment, Prepared, Variant
+from experiments.records import Record
 from experiments.settings import Settings
 from experiments.training import Training
 from stagetrace import GaussNewton, Identity, Lanczos
 from stagetrace.curvature import Auto
 from stagetrace.progress import Progress
-from stagetrace.solvers import Shift
-from stagetrace.validation import (
-    BM25,
-    Adam,
-    EmbeddingSimilarity,
-    Estimator,
-    GradientDot,
-    Groups,
-    Influence,
-    LinearDatamodelling,
-    Random,
-    SingleStage,
-    Steps,
-    Validation,
-    validate,
-)
+from stagetrace.validation import Adam, Estimator, Groups, Influence, SingleStage, Steps
 
 NAME = "language"
+SIZES = ("small", "paper")
 SMALL = Size(
     shape=Shape(character=8, filters=((1, 8), (2, 16), (3, 32)), highways=1, projection=32, cells=64),
     words=(6, 10),
@@ -63,65 +39,51 @@ SMALL = Size(
     letters=16,
     lower=True,
 )
-PRETRAINING = Training(epochs=25, rate=5e-3, batch=50, weight_decay=1e-4)
-FINETUNING = Training(epochs=30, rate=3e-3, batch=100, weight_decay=1e-2)
+PLANS = {
+    "pretrain": Training(epochs=25, rate=5e-3, batch=50, weight_decay=1e-4),
+    "finetune": Training(epochs=30, rate=3e-3, batch=100, weight_decay=1e-2),
+}
 AGAIN = {"pretrain": 40, "finetune": 100}
 RATES = {"pretrain": 3e-4, "finetune": 1e-3}
 """Steps and Adam's rate when a stage is trained on: in batches as before, the head on all tweets at once."""
 ORDERS = 5
 SHARE, COUNT = 0.1, 24
 SEEDS = 3
-TOGETHER = 4
 HESSIAN_EXAMPLES = 100
 """Sentences that the curvature of the first stage averages over, and tweets that of the single stage."""
-DAMPING = 0.1
 RESIDUAL, STEPS = 1e-3, 60
-GAUSS_NEWTON = "multi-stage, Gauss-Newton + 0.1"
 SINGLE = "single stage, Gauss-Newton + 0.1"
-DEFAULTS = "multi-stage, the default"
-HEADLINE = GAUSS_NEWTON
 
 
 def run(settings: Settings, progress: Progress) -> None:
     """The size that was asked for; `small` where none was."""
-    SIZES[settings.size or "small"](settings, progress)
-
-
-def _small(settings: Settings, progress: Progress) -> None:
-    """Train, trace, train again without groups, compare; a killed run goes on where it was."""
-    started = time.perf_counter()
-    seeds, validations, first = list[dict[str, Any]](), list[Validation](), dict[str, Any]()
-    for seed in range(settings.seed, settings.seed + SEEDS):
-        is_first = seed == settings.seed
-        here = replace(settings, seed=seed, out=settings.out if is_first else settings.out / f"seed-{seed}")
-        both = train_both(SMALL, PRETRAINING, FINETUNING, here, corpora(SMALL, here), progress)
-        if is_first:
-            first = chosen_tweets(both, here, headline(), progress)
-        validation = validate(
-            both.chain,
-            both.query,
-            fit=fits(both),
-            choices=[Groups(SHARE, COUNT, seed=seed)],
-            estimators=estimators(seed),
-            seeds=range(ORDERS),
-            together=TOGETHER,
-            out=settings.out / "retrained" / f"seed-{seed}",
-            progress=progress,
+    if settings.size == "paper":
+        cost.run(
+            settings, progress, lambda fields: records.write_result(NAME, settings, _both("paper", settings, fields))
         )
-        validations.append(validation)
-        seeds.append({"seed": seed, "training": both.said, **_measured(validation)})
-        panels(settings.out / "agreement.png", {NAME: [found.measured for found in validations]}, HEADLINE)
-        fields = {"protocol": _protocol(both), "each_seed": seeds, "sentences": first}
-        write_part("small", settings, {**fields, "seconds": time.perf_counter() - started})
+        return
+    Experiment(
+        NAME,
+        SEEDS,
+        prepare=lambda here, progress: prepare(SMALL, PLANS, here, corpora(SMALL, here), progress),
+        training=lambda prepared: prepared,
+        trace=lambda prepared, here, progress: chosen_tweets(prepared, here, headline(), progress),
+        variants=lambda prepared, here: [_variant(prepared, here)],
+        fields=_fields,
+        headline=GAUSS_NEWTON,
+    )(settings, progress)
 
 
-def fits(both: Trained) -> dict[str, Any]:
-    """How each stage is trained on."""
-    rules = {stage: Adam(RATES[stage], state=both.states[stage]) for stage in STAGES}
-    return {
-        "pretrain": Steps(rules["pretrain"], AGAIN["pretrain"], PRETRAINING.batch),
-        "finetune": OnFeatures(Steps(rules["finetune"], AGAIN["finetune"], len(both.read.tweets))),
+def _variant(prepared: Prepared, settings: Settings) -> Variant:
+    """Groups of sentences left out of further training."""
+    rules = {stage: Adam(RATES[stage], state=state) for stage, state in prepared.states.items()}
+    fit = {
+        "pretrain": Steps(rules["pretrain"], AGAIN["pretrain"], PLANS["pretrain"].batch),
+        "finetune": OnFeatures(Steps(rules["finetune"], AGAIN["finetune"], len(prepared.data.tweets))),
     }
+    choices, out = [Groups(SHARE, COUNT, seed=settings.seed)], settings.root / "retrained" / f"seed-{settings.seed}"
+    options: Any = {"runs": range(ORDERS), "together": 4}
+    return Variant((), prepared.chain, prepared.query, fit, choices, estimators(settings.seed), out, **options)
 
 
 def headline() -> Influence:
@@ -132,25 +94,18 @@ def headline() -> Influence:
 
 def estimators(seed: int) -> list[Estimator]:
     """The score as `headline` has it and with the defaults, and the controls."""
-    alone = GaussNewton(examples=HESSIAN_EXAMPLES)
+    default = {"pretrain": Auto(examples=HESSIAN_EXAMPLES), "finetune": Auto(examples=None)}
     return [
         headline(),
-        Influence(_default_matrices(), Lanczos(max_steps=STEPS), name=DEFAULTS),
+        Influence(default, Lanczos(max_steps=STEPS), name=DEFAULT),
         Influence(Identity(), name=IDENTITY),
-        SingleStage(alone, _shifted(), name=SINGLE),
-        GradientDot(),
-        EmbeddingSimilarity(features),
-        BM25("text"),
-        Random(seed),
+        SingleStage(GaussNewton(examples=HESSIAN_EXAMPLES), _shifted(), name=SINGLE),
+        *controls(features, seed, text="text"),
     ]
 
 
-def _default_matrices() -> dict[str, Auto]:
-    return {"pretrain": Auto(examples=HESSIAN_EXAMPLES), "finetune": Auto(examples=None)}
-
-
 def _shifted() -> Lanczos:
-    return Lanczos(damping=DAMPING, filter=Shift, rtol=RESIDUAL, max_steps=STEPS)
+    return shifted(0.1, rtol=RESIDUAL, max_steps=STEPS)
 
 
 def features(model: nn.Module, batch: Any) -> Tensor:
@@ -158,38 +113,23 @@ def features(model: nn.Module, batch: Any) -> Tensor:
     return model.features(batch)  # pyright: ignore[reportCallIssue]
 
 
-def write_part(part: str, settings: Settings, fields: dict[str, Any]) -> None:
-    """Put a size's numbers, with what it ran on, into `result.json` beside the other size's."""
+def _both(part: str, settings: Settings, fields: Record) -> Record:
+    """A size's numbers, with what it ran on, beside those of the other size that `result.json` holds."""
     path = settings.out / "result.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    parts = {name: kept[name] for name in SIZES if name in kept}
-    write_result(NAME, settings, {**parts, part: {**fields, "hardware": hardware(settings.device)}})
+    own = {part: {**fields, "hardware": records.hardware(settings.device)}}
+    return {**{name: kept[name] for name in SIZES if name in kept}, **own}
 
 
-def _measured(validation: Validation) -> dict[str, Any]:
-    """One seed's numbers."""
-    measured = validation.measured[0]
-    return {
-        "choices": {
-            "groups": {
-                "estimators": {name: agreement.record() for name, agreement in measured.agreement.items()},
-                "lds": {
-                    name: LinearDatamodelling.of(predicted, measured.true).record()
-                    for name, predicted in measured.predicted.items()
-                },
-                "reliability": measured.reliability.record() if measured.reliability else None,
-                "mean_absolute_effect": measured.true.abs().mean().item(),
-            }
-        },
-        "retrainings": validation.retrainings,
-        "retrainings_per_minute_and_process": validation.per_minute,
-    }
-
-
-def _protocol(both: Trained) -> dict[str, Any]:
-    read = both.read
-    return {
-        "sentences": len(read.sentences),
+def _fields(run: protocol.Run) -> Record:
+    read = run.training[run.settings.seed].data
+    each = [
+        {"seed": seed["seed"], "training": run.training[seed["seed"]].facts, **seed, "choices": {"groups": groups}}
+        for seed in run.found[()]
+        for groups in seed["choices"].values()
+    ]
+    asked = {
+        "sentences": len(read.general),
         "tweets": len(read.tweets),
         "query_examples": len(read.tests),
         "vocabulary": SMALL.vocabulary,
@@ -197,14 +137,10 @@ def _protocol(both: Trained) -> dict[str, Any]:
         "groups": COUNT,
         "share": SHARE,
         "steps": AGAIN,
-        "batch": {"pretrain": PRETRAINING.batch, "finetune": len(read.tweets)},
+        "batch": {"pretrain": PLANS["pretrain"].batch, "finetune": len(read.tweets)},
         "rate": RATES,
         "orders": ORDERS,
         "curvature_examples": HESSIAN_EXAMPLES,
     }
-
-
-SIZES: dict[str, Callable[[Settings, Progress], None]] = {
-    "small": _small,
-    "paper": lambda settings, progress: cost.run(settings, progress, write_part),
-}
+    found = {"protocol": asked, "each_seed": each, "sentences": run.traced, "seconds": run.seconds}
+    return _both("small", run.settings, found)

@@ -4,13 +4,14 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from experiments.corpora import Texts, without_names
-from experiments.language.stages import Trained, features_of
+from experiments import records
+from experiments.language.stages import features_of
 from experiments.language.text import examples
+from experiments.protocol import Prepared
+from experiments.records import Record
 from experiments.settings import Settings
-from experiments.tracing import solving, warnings_of
+from experiments.texts import without_names
 from stagetrace import Query, trace
 from stagetrace.progress import Progress
 from stagetrace.validation import Influence
@@ -22,68 +23,53 @@ EACH = 2
 SHOWN = 3
 
 
-def chosen_tweets(both: Trained, settings: Settings, score: Influence, progress: Progress) -> dict[str, Any]:
+def chosen_tweets(prepared: Prepared, settings: Settings, score: Influence, progress: Progress) -> Record:
     """The tweets, and for each the sentences of largest and of smallest absolute score, with score and sign.
 
     Tweets are chosen by a rule, before any score is known: in the order of the test tweets, the first `EACH` wrong ones
     and the first `EACH` right ones. Each is a query of its own. Unit of a score: nats of that tweet's loss.
     """
     started = time.perf_counter()
-    places, said = _chosen(both)
-    tests = both.read.tests.chosen(places)
+    chosen, sentences = _chosen(prepared), prepared.data.general
+    answers = list(chosen.values())
+    tests = prepared.data.tests.chosen(chosen)
+    curvature: Any = score.curvature
+    solver: Any = dict.fromkeys(prepared.chain.names, score.solver)
+    options: Any = {"of": "pretrain", "out": settings.out / "run", "progress": progress}
     query = Query(examples(tests), reduction="none")
-    result = trace(
-        both.chain,
-        query,
-        curvature=score.curvature,
-        solver=score.solver,
-        of="pretrain",
-        out=settings.out / "run",
-        progress=progress,
-    )
-    values, sentences = result["pretrain"].values, both.read.sentences
+    result = trace(prepared.chain, query, curvature=curvature, solver=solver, **options)
     order = torch.randperm(len(sentences), generator=torch.Generator().manual_seed(settings.seed))
     sampled = order[:SAMPLED].sort().values
-    rows = []
-    for tweet, row in enumerate(values):
+    rows = list[Record]()
+    for tweet, row in enumerate(result["pretrain"].values):
         ranked = sampled[row[sampled].abs().argsort(descending=True, stable=True)].tolist()
-        ends = {"largest": ranked[:SHOWN], "smallest": ranked[-SHOWN:]}
         rows.append(
             {
                 "text": without_names(tests.texts[tweet]),
                 "row": tests.rows[tweet],
                 "label": (tests.labels or ())[tweet],
-                **said[tweet],
+                **answers[tweet],
                 "mean_absolute_score": row[sampled].abs().mean().item(),
                 "share_harmful": (row[sampled] > 0).double().mean().item(),
                 **{
                     end: [{"text": sentences.texts[i], "score": row[i].item()} for i in some]
-                    for end, some in ends.items()
+                    for end, some in (("largest", ranked[:SHOWN]), ("smallest", ranked[-SHOWN:]))
                 },
             }
         )
-    return {
-        "sampled": len(sampled),
-        "tweets": rows,
-        "solving": solving(result, dict(score.curvature), dict.fromkeys(both.chain.names, score.solver)),  # pyright: ignore
-        "warnings": warnings_of(result),
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def _listed(sentences: Texts, scores: Tensor, places: list[int]) -> list[dict[str, Any]]:
-    return [{"text": sentences.texts[place], "score": scores[place].item()} for place in places]
+    traced = records.of_trace(result, curvature, solver)
+    return {"sampled": len(sampled), "tweets": rows, **traced, "seconds": time.perf_counter() - started}
 
 
 @torch.no_grad()
-def _chosen(both: Trained) -> tuple[list[int], list[dict[str, Any]]]:
+def _chosen(prepared: Prepared) -> dict[int, Record]:
     """The tweets' places among the test tweets, and what the classifier says of each."""
-    last = both.chain.last.stage
-    features, labels = features_of(last, examples(both.read.tests))
+    last = prepared.chain.last.stage
+    features, labels = features_of(last, examples(prepared.data.tests))
     chances = last.evaluated.get_submodule("head")(features).softmax(dim=1)
     right = chances.argmax(dim=1) == labels
-    places = [place for kind in (~right, right) for place in kind.nonzero()[:EACH, 0].tolist()]
-    return places, [
-        {"said": int(chances[place].argmax()), "probability_of_its_label": float(chances[place, labels[place]])}
-        for place in places
-    ]
+    return {
+        place: {"said": int(chances[place].argmax()), "probability_of_its_label": float(chances[place, labels[place]])}
+        for kind in (~right, right)
+        for place in kind.nonzero()[:EACH, 0].tolist()
+    }

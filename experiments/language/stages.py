@@ -1,42 +1,27 @@
 """Both stages of `language`: trained now, or found on disk from an earlier call."""
 
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, final
+from dataclasses import asdict
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from experiments.bert_and_gpt.training import by_adam
-from experiments.checkpoints import Record, keep_state, saved_state, trained
-from experiments.language.data import Corpora, Size
+from experiments.checkpoints import Checkpoints, Record
+from experiments.language.data import Size, record
 from experiments.language.models import Classifier, FullSoftmax, Head, LanguageModel
 from experiments.language.text import BothWays, OfLabels, examples
+from experiments.protocol import Prepared
 from experiments.settings import Settings
-from experiments.training import Training
+from experiments.texts import Corpora
+from experiments.training import Training, count_of, quality, train_stage
 from stagetrace import Chain, Frozen, Query, Stage
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.stages.data import Examples
 
-STAGES = ("pretrain", "finetune")
 CLASSES = 2
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """Both stages of one seed, the query, and how their training went."""
-
-    read: Corpora
-    chain: Chain
-    query: Query
-    states: Mapping[str, Any]
-    said: Record
 
 
 def stage_of_words(model: LanguageModel, read: Corpora, weight_decay: float, *, sampled: bool = False) -> Stage:
@@ -45,7 +30,7 @@ def stage_of_words(model: LanguageModel, read: Corpora, weight_decay: float, *, 
         "pretrain",
         model=model,
         objective=BothWays(sampled),
-        data=examples(read.sentences),
+        data=examples(read.general),
         collate=read.reader,
         weight_decay=weight_decay,
         batch_size=128,
@@ -68,38 +53,36 @@ def stage_of_tweets(model: Classifier, read: Corpora, weight_decay: float) -> St
 
 def head_stage(head: Head, features: Tensor, labels: Tensor, weight_decay: float) -> Stage:
     """The head by itself, on features that do not move: what fine-tuning trains, at a small part of the cost."""
-    return Stage(
-        "head",
-        model=head,
-        objective=Classification(),
-        data=TensorDataset(features, labels),
-        weight_decay=weight_decay,
-        batch_size=max(1, len(labels)),
-    )
+    data, size = TensorDataset(features, labels), max(1, len(labels))
+    return Stage("head", model=head, objective=Classification(), data=data, weight_decay=weight_decay, batch_size=size)
 
 
-def train_both(
-    size: Size, pretraining: Training, finetuning: Training, settings: Settings, read: Corpora, progress: Progress
-) -> Trained:
+def prepare(
+    size: Size, plans: Mapping[str, Training], settings: Settings, read: Corpora, progress: Progress
+) -> Prepared:
     """Train what is not yet in OUT/checkpoints."""
-    folder, seed = settings.out / "checkpoints", settings.seed
+    store, plans = Checkpoints(settings.out / "checkpoints"), {n: p.seeded(settings.seed) for n, p in plans.items()}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         before = LanguageModel(size.shape, FullSoftmax(size.shape.projection, size.vocabulary)).to(settings.device)
         after = Classifier(size.shape, size.hidden, CLASSES).to(settings.device)
-    first = stage_of_words(before, read, pretraining.weight_decay)
-    given: Record = {"training": asdict(pretraining.seeded(seed)), **read.record(size)}
-    plans = {"pretrain": pretraining.seeded(seed), "finetune": finetuning.seeded(seed)}
-    work = lambda: _pretrain(first, plans["pretrain"], folder, read, progress)  # noqa: E731
-    said = {"pretrain": trained(folder, "pretrain", before, given, work)}
+    first = stage_of_words(before, read, plans["pretrain"].weight_decay)
+    given = {"training": asdict(plans["pretrain"]), **record(read, size)}
+    facts = {
+        "pretrain": store.trained(
+            "pretrain", before, given, lambda: _pretrain(first, plans["pretrain"], read, progress)
+        )
+    }
     keep(after, before)
-    second = stage_of_tweets(after, read, finetuning.weight_decay)
-    given = {"training": asdict(finetuning.seeded(seed)), "pretrain": given}
-    work = lambda: _finetune(second, plans["finetune"], folder, read, progress)  # noqa: E731
-    said["finetune"] = trained(folder, "finetune", after, given, work)
+    second = stage_of_tweets(after, read, plans["finetune"].weight_decay)
+    given = {"training": asdict(plans["finetune"]), "pretrain": given}
+    facts["finetune"] = store.trained(
+        "finetune", after, given, lambda: _finetune(second, plans["finetune"], read, progress)
+    )
     keep(after, before)
-    states = {stage: saved_state(folder, stage) for stage in STAGES}
-    return Trained(read, Chain(first, second), Query(examples(read.tests), batch_size=512), states, said)
+    states = {stage: store.adam(stage) for stage in plans}
+    query = Query(examples(read.tests), batch_size=512)
+    return Prepared(Chain(first, second), query, facts, states, read)
 
 
 def keep(after: Classifier, before: LanguageModel) -> None:
@@ -128,47 +111,33 @@ def _classifier(stage: Stage) -> Classifier:
     return stage.model
 
 
-def _pretrain(stage: Stage, plan: Training, folder: Path, read: Corpora, progress: Progress) -> Record:
-    started = time.perf_counter()
-    keep_state(folder, stage.name, by_adam(stage, plan, progress))
+def _pretrain(stage: Stage, plan: Training, read: Corpora, progress: Progress) -> Record:
     return {
+        "adam": train_stage(stage, plan, progress),
         "plan": asdict(plan),
-        "parameters": sum(p.numel() for p in stage.model.parameters() if p.requires_grad),
-        "seconds": time.perf_counter() - started,
+        "parameters": count_of(stage.model),
         "train": {"loss": _mean_loss(stage, stage.data)},
         "test": {"loss": _mean_loss(stage, examples(read.unseen))},
     }
 
 
-def _finetune(stage: Stage, plan: Training, folder: Path, read: Corpora, progress: Progress) -> Record:
-    started = time.perf_counter()
+def _finetune(stage: Stage, plan: Training, read: Corpora, progress: Progress) -> Record:
     features, labels = standardised(stage)
     head = _classifier(stage).head
-    keep_state(folder, stage.name, by_adam(head_stage(head, features, labels, plan.weight_decay), plan, progress))
-    seconds = time.perf_counter() - started
-    tests = features_of(stage, examples(read.tests))
+    state = train_stage(head_stage(head, features, labels, plan.weight_decay), plan, progress)
+    parts = {"train": (features, labels), "test": features_of(stage, examples(read.tests))}
+    commoner = {part: own.bincount(minlength=CLASSES).max().item() / len(own) for part, (_, own) in parts.items()}
     return {
+        "adam": state,
         "plan": asdict(plan),
-        "parameters": sum(p.numel() for p in head.parameters()),
-        "seconds": seconds,
-        "train": _quality(head(features), labels),
-        "test": _quality(head(tests[0]), tests[1]),
+        "parameters": count_of(head),
+        **{part: quality(head(x), y) | {"commoner_class": commoner[part]} for part, (x, y) in parts.items()},
     }
-
-
-def _quality(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Mean cross-entropy (nats), the share of right answers, and what the commoner answer alone would get right."""
-    commoner = labels.bincount(minlength=CLASSES).max().item() / len(labels)
-    right = (logits.argmax(dim=1) == labels).double().mean().item()
-    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right, "commoner_class": commoner}
 
 
 @torch.no_grad()
 def _mean_loss(stage: Stage, data: Any) -> float:
     """Nats a word: the mean over sentences of each one's mean."""
-    batches = Examples(data, 256, stage.collate, 0, stage.where)
-    losses = [
-        stage.loss.losses(stage.loss.outputs(stage.evaluated, batch.content), batch.content)
-        for batch in batches.read(batches.plan())
-    ]
-    return torch.cat(losses).double().mean().item()
+    batches, loss = Examples(data, 256, stage.collate, 0, stage.where), stage.loss
+    read = (batch.content for batch in batches.read(batches.plan()))
+    return torch.cat([loss.losses(loss.outputs(stage.evaluated, each), each) for each in read]).double().mean().item()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.corpora import FIRST, LAST, Texts
+from experiments.texts import FIRST, LAST, Texts
 from stagetrace.errors import DataError
 
 PAD, START, END = 0, 257, 258

@@ -6,34 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.pages.cells import (
-    NOT_RUN,
-    Found,
-    agreed,
-    markdown,
-    seeds_of,
-    spread,
-)
-from experiments.pages.choosing import settings_compared
-from experiments.pages.language_tables import TABLES as OF_LANGUAGE
-from experiments.pages.others import (
-    SIZES,
-    cleansed,
-    cleansing_cost,
-    halves,
-    left_out,
-    mistakes,
-    mistakes_cost,
-    nature,
-    sizes,
-    sizes_by_seed,
-    sizes_cost,
-)
-from experiments.pages.paper_protocol import agreement, compared, each_seed, paper_cost, protocol, scoring
-from experiments.pages.solved_again import controls, lds, resolve_cost, singles, stages
-from experiments.pages.transformers_tables import TABLES as OF_TRANSFORMERS
-from experiments.pages.word_vector_tables import TABLES as OF_WORD_VECTORS
-from experiments.paper import OURS
+from experiments.pages import comparisons, measures, texts, work
+from experiments.pages.cells import NOT_RUN, Found, agreed, markdown, seeds_of, spread
 from stagetrace.errors import refuse
 
 BLOCK = re.compile(r"(<!-- table: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -61,20 +35,31 @@ PAPER: dict[str, tuple[str, str]] = {
     "gpt": ("not in the paper", "-"),
     "word-vectors": ("named, no experiment", "-"),
 }
-AGREEING = ("mnist-frozen", "cifar-frozen", "cifar-updated", "identity-ablation")
+TABLES: dict[str, Callable[..., str]] = {
+    table.__name__.replace("_", "-"): table
+    for table in (
+        *(comparisons.ours, comparisons.agreement, comparisons.spearman, comparisons.by_seed, comparisons.truths),
+        *(comparisons.lds, comparisons.settings, work.training, work.stages, work.learned, work.solving, work.cost),
+        *(texts.lines, texts.sentences, texts.texts, texts.sharing, measures.cleansed, measures.halves),
+        *(measures.left_out, measures.sizes, measures.sizes_by_seed, measures.mistakes, measures.nature),
+        *(measures.price, measures.larger, work.tracing_cost),
+    )
+}
+"""Block -> what makes it."""
 
 
-def headline(name: str, result: Found | None) -> str:
+def headline(result: Found | None) -> str:
     """One line for the page of all experiments."""
-    if result is None or (name in AGREEING and not result.get("retraining")):
+    if result is None:
         return NOT_RUN.strip().rstrip(".").lower()
-    if name in AGREEING:
-        records = [each["estimators"][result.get("estimator", OURS)] for each in each_seed(result, "largest")]
+    if "paper" in result and "retraining" in result:
+        found = next(comparisons.comparisons(result, "largest"))
+        records = found.of(result.get("estimator") or next(iter(found.seeds[0]["estimators"])))
         return f"r {agreed(records, 'pearson_r', '.2f')}, largest, n = {records[0]['n']}, {seeds_of(records)}"
-    if name == "cleansing":
+    if "less_random" in result:
         found = result["less_random"]["harmful 10%"]["accuracy"]["measured"]
         return f"{spread(found, '+.2f')} points over random, {seeds_of(result['seeds'])}"
-    if name in SIZES:
+    if "what" in result:
         ratio = " over ".join(result["what"])
         return f"{ratio}: {spread(result['mean_absolute'][ratio])}, {seeds_of(result['seeds'])}"
     return "see the page"
@@ -82,40 +67,8 @@ def headline(name: str, result: Found | None) -> str:
 
 def overview(results: Path) -> str:
     """A row an experiment."""
-    rows = [
-        [f"[{name}]({name}.md)", where, paper, headline(name, read(results, name))]
-        for name, (where, paper) in PAPER.items()
-    ]
+    rows = [[f"[{name}]({name}.md)", *words, headline(read(results, name))] for name, words in PAPER.items()]
     return markdown(["experiment", "in the paper", "paper", "ours (95 % over seeds)"], rows)
-
-
-TABLES: dict[str, tuple[Callable[..., str], str]] = {
-    "compared": (compared, "retraining"),
-    "agreement": (agreement, "retraining"),
-    "protocol": (protocol, "retraining"),
-    "scoring": (scoring, "solving"),
-    "paper-cost": (paper_cost, "retraining"),
-    "singles": (singles, "data_sets"),
-    "controls": (controls, "data_sets"),
-    "lds": (lds, "data_sets"),
-    "stages": (stages, "data_sets"),
-    "resolve-cost": (resolve_cost, "data_sets"),
-    "cleansed": (cleansed, "seeds"),
-    "halves": (halves, "seeds"),
-    "left-out": (left_out, "seeds"),
-    "cleansing-cost": (cleansing_cost, "seeds"),
-    "sizes": (sizes, "seeds"),
-    "sizes-by-seed": (sizes_by_seed, "seeds"),
-    "sizes-cost": (sizes_cost, "seeds"),
-    "mistakes": (mistakes, "data_sets"),
-    "nature": (nature, "data_sets"),
-    "mistakes-cost": (mistakes_cost, "data_sets"),
-    "settings": (settings_compared, "tables"),
-    **OF_LANGUAGE,
-    **OF_TRANSFORMERS,
-    **OF_WORD_VECTORS,
-}
-"""Block -> what makes it, and the entry of the result without which there is nothing to show yet."""
 
 
 def read(results: Path, name: str) -> Found | None:
@@ -125,11 +78,11 @@ def read(results: Path, name: str) -> Found | None:
 
 def pictures(page: Path, results: Path) -> str:
     """The figures of the page's experiment, linked from where the page is."""
-    found = sorted((results / page.stem).glob("*.png"))
-    links = [
-        (os.path.relpath(path, page.parent).replace(os.sep, "/"), CAPTIONS.get(path.stem, path.stem)) for path in found
-    ]
-    return "\n".join(f"![{words}]({link})\n\n{words}\n" for link, words in links) or NOT_RUN
+    made = ""
+    for path in sorted((results / page.stem).glob("*.png")):
+        link, words = os.path.relpath(path, page.parent).replace(os.sep, "/"), CAPTIONS.get(path.stem, path.stem)
+        made += f"![{words}]({link})\n\n{words}\n\n"
+    return made[:-1] or NOT_RUN
 
 
 def filled(page: Path, results: Path) -> str:
@@ -144,9 +97,8 @@ def filled(page: Path, results: Path) -> str:
         elif name not in TABLES:
             refuse(f"{page.name}: there is no table '{name}'; there are: overview, figures, {', '.join(TABLES)}")
         else:
-            make, needed = TABLES[name]
             result = read(results, page.stem)
-            made = make(result, *words) if result is not None and result.get(needed) else NOT_RUN
+            made = TABLES[name](result, *words) if result else NOT_RUN
         return f"{found[1]}\n{made}\n{found[4]}"
 
     text = page.read_text()

@@ -1,12 +1,9 @@
-"""What stands in a table: figures with their intervals, what they are of, and what they cost."""
+"""What stands in a table: figures with their intervals, and entries of a result by their path."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.intervals import over_seeds
-from experiments.paper import IDENTITY
-from stagetrace import Identity
-from stagetrace.validation import EmbeddingSimilarity, GradientDot, Influence, Random
+from experiments.records import over_seeds
 
 Found = Mapping[str, Any]
 NOT_RUN = "Not run yet.\n"
@@ -17,21 +14,23 @@ BOOTSTRAP = {
     "lds": "interval",
 }
 """Of each figure, the name of its interval over bootstrap samples."""
-FIGURES = {
-    "pearson_r": "Pearson r (95 %)",
-    "spearman_r": "Spearman (95 %)",
-    "slope": "slope, true over predicted (95 %)",
-    "without_largest": "r without the largest prediction (95 %)",
-}
-CONTROLS = Influence(Identity(), name=IDENTITY), GradientDot(), EmbeddingSimilarity("embedding"), Random()
-RANKS_ONLY = {each.name for each in CONTROLS if each.unit is None}
-"""Estimators without a unit: their slope means nothing."""
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; what is None becomes '-'."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def cells(found: Found, columns: Mapping[str, str]) -> list[str | None]:
+    """For each path into `found` (`train/loss`) its entry in the format beside it; None where there is none."""
+    row = list[str | None]()
+    for path, form in columns.items():
+        entry: Any = found
+        for key in path.split("/"):
+            entry = entry.get(key) if entry else None
+        row.append(None if entry is None else form.format(entry))
+    return row
 
 
 def spread(found: Found, form: str = ".2f") -> str:
@@ -59,47 +58,5 @@ def agreed(records: Sequence[Found], figure: str, form: str = ".3f") -> str:
     return spread({"mean": records[0][figure], "low": low, "high": high}, form)
 
 
-def figures(name: str, records: Sequence[Found]) -> list[str]:
-    """The agreement of one estimator; its records over seeds."""
-    return ["-" if figure == "slope" and name in RANKS_ONLY else agreed(records, figure) for figure in FIGURES]
-
-
 def seeds_of(found: Sequence[object]) -> str:
     return f"{len(found)} seed{'s' if len(found) != 1 else ''}"
-
-
-def truth(choices: Sequence[Found]) -> str:
-    """How far the truth of a choice of removals can be trusted."""
-    rows = [("mean absolute effect (query loss)", mean((each["mean_absolute_effect"] for each in choices), ".1e"))]
-    known = [each["reliability"] for each in choices if each["reliability"]]
-    if known:
-        of = {
-            f"reliability of the mean of {known[0]['runs']} runs": ("reliability", ".2f"),
-            "the same by ranks": ("rank_reliability", ".2f"),
-            "reliability of one run": ("single", ".2f"),
-            "ceiling of r": ("ceiling", ".2f"),
-            "noise floor (query loss)": ("noise_floor", ".1e"),
-        }
-        rows += [(words, mean((each[what] for each in known), form)) for words, (what, form) in of.items()]
-    return markdown(("measured truth", f"mean (95 %), {seeds_of(choices)}"), rows)
-
-
-def cost(result: Found, spent: Mapping[str, object]) -> str:
-    """What it ran on, and what it took."""
-    on, torch = result["hardware"], result["versions"]["torch"]
-    facts = {
-        "hardware": f"{on['device']}, {on['kind']}",
-        "cores": on["cores"],
-        "threads": on["threads"],
-        "torch": torch,
-    }
-    return markdown([*facts, *spent], [[*facts.values(), *spent.values()]])
-
-
-def retrainings(runs: Sequence[Found]) -> dict[str, object]:
-    """How many, and how many a process makes a minute, over all runs."""
-    counts = [run["retrainings"] for run in runs]
-    rates = [run["retrainings_per_minute_and_process"] for run in runs]
-    minutes = sum(count / rate for count, rate in zip(counts, rates, strict=True) if rate)
-    a_minute = f"{sum(counts) / minutes:.0f}" if minutes else None
-    return {"retrainings": f"{sum(counts):,}", "retrainings per minute and process": a_minute}

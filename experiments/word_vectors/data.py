@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from experiments.corpora import SPECIAL, Texts, new_tokenizer
+from experiments.texts import SPECIAL, Texts, new_tokenizer
 from stagetrace.errors import DataError
 
 Ids = NDArray[np.int64]

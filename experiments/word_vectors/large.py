@@ -5,70 +5,46 @@ is large: the scores stand for what a few more steps would do, and no retraining
 """
 
 import time
-from typing import Any
 
 import torch
 
 from benchmarks.memory import peak
+from experiments import records
+from experiments.checkpoints import Checkpoints
+from experiments.estimators import shifted
+from experiments.records import Record
 from experiments.settings import Settings
-from experiments.tracing import warnings_of
 from experiments.word_vectors.data import Drawing
 from experiments.word_vectors.lines import described
-from experiments.word_vectors.stages import Size, read, trained
+from experiments.word_vectors.stages import Size, prepare
 from stagetrace import GaussNewton, Hessian, Lanczos, trace
 from stagetrace.progress import Progress
-from stagetrace.solvers import Shift
 
-LARGE = Size(
-    20_000,
-    100,
-    None,
-    None,
-    Drawing(pairs=64, negatives=5),
-    (1e-6, 1e-4),
-    steps=640,
-    rate=0.01,
-    batch=64,
-    dtype=torch.float32,
-)
+DRAWING = Drawing(pairs=64, negatives=5)
+LARGE = Size(20_000, 100, None, None, DRAWING, (1e-6, 1e-4), steps=640, rate=0.01, batch=64, dtype=torch.float32)
 CURVATURE_EXAMPLES = 300
 
 
-def scored_large(settings: Settings, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def scored_large(settings: Settings, progress: Progress) -> tuple[Record, list[Record]]:
     """Seconds, peak memory and work; and the ends of the ranking for the mean test loss."""
     started = time.perf_counter()
-    corpora = read(settings, LARGE, settings.seed)
-    reading = time.perf_counter() - started
-    both = trained(corpora, LARGE, settings.seed, settings.out / "large", progress, settings.device)
+    prepared = prepare(settings, LARGE, Checkpoints(settings.root / "large"), progress)
+    reading = max(0.0, time.perf_counter() - started - sum(fact["seconds"] for fact in prepared.facts.values()))
     started, before = time.perf_counter(), peak()
-    result = trace(
-        both.chain,
-        both.query,
-        curvature={"pretrain": GaussNewton(CURVATURE_EXAMPLES, settings.seed), "finetune": Hessian()},
-        solver={
-            "pretrain": Lanczos(damping=1e-4, filter=Shift, rtol=1e-3, max_steps=40),
-            "finetune": Lanczos(damping=0.0, rtol=1e-6),
-        },
-        progress=progress,
-    )
-    solution = result.solutions["pretrain"]
+    curvature = {"pretrain": GaussNewton(CURVATURE_EXAMPLES, settings.seed), "finetune": Hessian()}
+    solver = {"pretrain": shifted(1e-4, rtol=1e-3, max_steps=40), "finetune": Lanczos(damping=0.0, rtol=1e-6)}
+    result = trace(prepared.chain, prepared.query, curvature=curvature, solver=solver, progress=progress)
+    spent = {"tracing": result.statistics["seconds"], "trace": time.perf_counter() - started}
+    traced = records.of_trace(result, curvature, solver)
+    kept = ("system", "status", "products", "relative_residual")
     facts = {
         "size": repr(LARGE),
-        "words": len(corpora.vocabulary),
-        "pairs": int(corpora.lines.tensors[3].sum()),
-        "stages": both.facts,
-        "pretrain_solution": {
-            "system": str(solution.system),
-            "status": solution.status.value,
-            "products": solution.products,
-            "relative_residual": solution.relative_residual,
-        },
-        "warnings": warnings_of(result),
-        "seconds": {
-            "reading": reading,
-            "tracing": result.statistics["seconds"],
-            "trace": time.perf_counter() - started,
-        },
+        "words": len(prepared.data.reader),
+        "pairs": int(prepared.chain.stages[0].data.tensors[3].sum()),
+        "stages": prepared.facts,
+        "pretrain_solution": {name: traced["solving"]["pretrain"][name] for name in kept},
+        "warnings": traced["warnings"],
+        "seconds": {"reading": reading, **spent},
         "peak_bytes": {"before tracing": before, "in all": peak()},
     }
-    return facts, described(corpora, result)
+    return facts, [described(prepared, result)]

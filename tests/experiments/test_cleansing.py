@@ -1,51 +1,24 @@
 """`cleansing` and the networks trained side by side, on small images."""
 
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-pytest.importorskip("datasets")
-pytest.importorskip("scipy")
-from experiments import cleansing
-from experiments.__main__ import main
-from experiments.cleansing import Drops
+from experiments.batched_stages import train_together
+from experiments.cleansing import main_drops, random_order, shares_of
 from experiments.networks import ConvNet, ConvNets
-from experiments.training import Training
-from stagetrace import Lanczos
+from experiments.training import Training, train_classifier
+from stagetrace.progress import Silent
+from tests.experiments.conftest import result_of
 
 # Tiny stages are far from a minimum, and the trace says so.
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
 
 
-def call(*words: object) -> int:
-    """The exit code of `python -m experiments WORDS`, two seeds, two models, training cut short."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", *map(str, words)])
-        for stage in ("PRETRAINING", "FINETUNING"):
-            patch.setattr(cleansing, stage, Training(epochs=3, batch=32))
-        for count in ("SEEDS", "MODELS"):
-            patch.setattr(cleansing, count, 2)
-        patch.setattr(cleansing, "SHARES", (0.1, 0.3))
-        patch.setattr(
-            cleansing, "SOLVERS", {stage: Lanczos(damping=0.1, max_steps=20) for stage in ("pretrain", "finetune")}
-        )
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-def result_of(out: Path) -> dict:
-    return json.loads((out / "result.json").read_text())
-
-
 @pytest.fixture(scope="module")
-def out(photos, tmp_path_factory) -> Path:
+def out(call, photos, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "cleansing"
     assert call("cleansing", "--data", photos, "--out", folder, "--examples", 40) == 0
     return folder
@@ -85,7 +58,7 @@ def test_differences_are_paired_by_seed(out):
     assert (out / "gains.png").stat().st_size > 10_000
 
 
-def test_a_killed_run_trains_no_model_twice(out, photos, tmp_path):
+def test_a_killed_run_trains_no_model_twice(out, call, photos, tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     before = result_of(copy)
     weights = {path: path.stat().st_mtime_ns for path in copy.rglob("checkpoints/*.safetensors")}
@@ -97,25 +70,17 @@ def test_a_killed_run_trains_no_model_twice(out, photos, tmp_path):
     assert result_of(copy)["accuracy"] == before["accuracy"]
 
 
-def test_another_data_set_stands_in(data, tmp_path):
-    assert call("cleansing", "--data", data, "--dataset", "colours", "--out", tmp_path, "--seed", 3) == 0
-    result = result_of(tmp_path)
-    assert result["counts"]["pretrain"]["classes"] == [0, 1]
-    assert [found["seed"] for found in result["seeds"]] == [3, 4]
-
-
 def test_harmful_are_the_largest_scores_and_random_are_known_before():
-    drops = Drops.drawn(20, seed=7)
-    scores = torch.arange(20).double()
-    left_out = drops.main(scores, -scores)
+    drawn, scores = random_order(20, seed=7), torch.arange(20).double()
+    left_out = main_drops(scores, -scores, drawn)
     assert left_out["harmful 10%"].tolist() == [19, 18]
     assert left_out["helpful 10%"].tolist() == [0, 1]
     assert left_out["one model 10%"].tolist() == [0, 1]
-    assert torch.equal(left_out["random 10%"], Drops.drawn(20, seed=7).main(-scores, scores)["random 10%"])
-    assert set(left_out["random 10%"].tolist()) < set(drops.of(0.3, scores)["random 30%"].tolist())
+    assert torch.equal(left_out["random 10%"], main_drops(-scores, scores, random_order(20, seed=7))["random 10%"])
+    assert set(left_out["random 10%"].tolist()) < set(shares_of(0.3, scores, drawn)["random 30%"].tolist())
 
 
-class TestSideBySide:
+class TestTogether:
     """`ConvNets` trained at once are `ConvNet`s trained one after another."""
 
     PLAN = Training(epochs=2, rate=1e-2, batch=16, weight_decay=1e-2, seed=4)
@@ -136,10 +101,10 @@ class TestSideBySide:
         together, alone = self.networks(), self.networks()
         several = ConvNets(together)
         torch.testing.assert_close(several(pixels)[1], alone[1](pixels))
-        self.PLAN.run_several(several, pixels, labels, torch.ones(3, 40).double())
+        train_together(several, self.PLAN, pixels, labels, torch.ones(3, 40).double(), Silent())
         several.put_into(together)
         for one, other in zip(together, alone, strict=True):
-            self.PLAN.run(other, pixels, labels)
+            train_classifier(other, self.PLAN, pixels, labels)
             for left, right in zip(one.parameters(), other.parameters(), strict=True):
                 torch.testing.assert_close(left, right)
 
@@ -152,7 +117,7 @@ class TestSideBySide:
         results = []
         for some in (pixels, other):
             several = ConvNets(self.networks())
-            self.PLAN.run_several(several, some, labels, weights)
+            train_together(several, self.PLAN, some, labels, weights, Silent())
             results.append(several(pixels))
         torch.testing.assert_close(results[0][0], results[1][0])
         assert not torch.allclose(results[0][1], results[1][1])
@@ -164,6 +129,6 @@ class TestSideBySide:
         kept = torch.arange(40) % 4 != 0
         network = self.networks()[0]
         several = ConvNets([network])
-        plan.run(network, pixels[kept], labels[kept])
-        plan.run_several(several, pixels, labels, kept[None].double())
+        train_classifier(network, plan, pixels[kept], labels[kept])
+        train_together(several, plan, pixels, labels, kept[None].double(), Silent())
         torch.testing.assert_close(several(pixels)[0], network(pixels))

@@ -1,8 +1,6 @@
 """`language`: the network against plain loops, its fits against the library's, and the experiment from end to end."""
 
-import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,35 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-pytest.importorskip("datasets")
-pytest.importorskip("transformers")
-pytest.importorskip("bm25s")
-import datasets
-
-from experiments.__main__ import main
-from experiments.corpora import FIRST, LAST, Texts, new_tokenizer
-from experiments.language import cost, experiment, sentences
+from experiments.estimators import GAUSS_NEWTON
+from experiments.language import experiment
 from experiments.language import text as elmo_text
 from experiments.language.cost import KeptGaussNewton
-from experiments.language.data import Corpora
 from experiments.language.elmo import Elmo, Shape
 from experiments.language.fits import OnFeatures
 from experiments.language.models import Classifier, FullSoftmax, LanguageModel, SampledSoftmax
 from experiments.language.stages import keep, stage_of_tweets, stage_of_words
 from experiments.language.text import BothWays, Reader, with_words
-from experiments.pages import language_tables
+from experiments.pages import comparisons, measures, work
+from experiments.pages import texts as tables_of_texts
 from experiments.pages.cells import NOT_RUN
-from experiments.training import Training
+from experiments.settings import Settings
+from experiments.texts import FIRST, LAST, Corpora, Texts, new_tokenizer
 from stagetrace import Chain, GaussNewton
 from stagetrace.errors import DataError, DescriptionError
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.tracing.contract import forward_mode
 from stagetrace.validation import Adam, Steps
+from tests.experiments.conftest import TINY, result_of, write_texts
 
 # Tiny stages are far from a minimum, and the trace says so.
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
 
-TINY = Shape(character=3, filters=((1, 4), (2, 5)), highways=1, projection=4, cells=6)
 WORDS = 12
 SENTENCES = ("the cat sat on the mat", "a dog", "the dog saw a cat on a mat today", "birds sing")
 
@@ -120,7 +113,7 @@ def test_the_papers_network_has_as_many_parameters_as_elmo():
 
 def test_losses_are_those_of_the_textbook_equations(model):
     found = read()
-    batch = found.reader(elmo_text.examples(found.sentences))
+    batch = found.reader(elmo_text.examples(found.general))
     losses = BothWays().losses(model(batch), batch)
     expected = torch.stack([plain_loss(model, found.reader, text) for text in SENTENCES])
     torch.testing.assert_close(losses, expected, rtol=1e-10, atol=0)
@@ -207,74 +200,42 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(DescriptionError, match="2 characters wide"):
         replace(experiment.SMALL, shape=TINY, letters=1)
     with pytest.raises(DataError, match="no sentence of 20 to 30 words among 4"):
-        with_words(read().sentences, read().reader, 20, 30)
+        with_words(read().general, read().reader, 20, 30)
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> Path:
     """The folder given as --data: sentences of few words, and tweets whose label is in them."""
-    folder = tmp_path_factory.mktemp("texts")
     nouns, verbs = ("cat", "dog", "bird", "fish", "bear"), ("saw", "met", "fed", "hid")
     lines = [f"the {a} {v} the {b} today" for a in nouns for v in verbs for b in nouns]
     tweets = [f"{'good' if place % 2 else 'bad'} {line}" for place, line in enumerate(lines)]
     labels = [place % 2 for place in range(len(tweets))]
-    for name, columns in (("obw", {"text": lines}), ("gop_debate", {"text": tweets, "label": labels})):
-        (folder / name).mkdir()
-        for split in ("train", "test"):
-            datasets.Dataset.from_dict(columns).to_parquet(folder / name / f"{split}-00000-of-00001.parquet")
-    return folder
-
-
-def call(*words: object) -> int:
-    """The exit code of `python -m experiments WORDS`, with a network and a training of no size."""
-    small = replace(experiment.SMALL, shape=TINY, words=(3, 8), sentences=60, tweets=40, tests=20, vocabulary=25)
-    plan = Training(epochs=2, rate=1e-2, batch=20)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", *map(str, words)])
-        for name, value in {
-            "SMALL": small,
-            "PRETRAINING": plan,
-            "FINETUNING": plan,
-            "AGAIN": {"pretrain": 2, "finetune": 2},
-            "COUNT": 4,
-            "SEEDS": 2,
-            "ORDERS": 2,
-            "HESSIAN_EXAMPLES": 10,
-        }.items():
-            patch.setattr(experiment, name, value)
-        patch.setattr(sentences, "SAMPLED", 50)
-        patch.setattr(sentences, "SHOWN", 2)
-        patch.setattr(cost, "PAPER", replace(small, sentences=30, tests=1))
-        patch.setattr(cost, "NEGATIVES", 8)
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
+    columns = {"obw": {"text": lines}, "gop_debate": {"text": tweets, "label": labels}}
+    return write_texts(tmp_path_factory.mktemp("texts"), **columns)
 
 
 @pytest.fixture(scope="module")
-def out(texts, tmp_path_factory) -> Path:
+def out(call, texts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "language"
-    assert call("language", "--data", texts, "--out", folder) == 0
     assert call("language", "--data", texts, "--out", folder, "--size", "paper") == 0
+    assert call("language", "--data", texts, "--out", folder) == 0
     return folder
 
 
 def test_every_control_stands_beside_the_score(out):
-    found = json.loads((out / "result.json").read_text())["small"]
-    assert [seed["seed"] for seed in found["each_seed"]] == [0, 1]
+    found = result_of(out)["small"]
+    assert [seed["seed"] for seed in found["each_seed"]] == [0]
     for seed in found["each_seed"]:
         groups = seed["choices"]["groups"]
         assert groups["reliability"]["runs"] == 2
         assert len(groups["estimators"]) == len(groups["lds"]) == 8
-        assert groups["estimators"][experiment.HEADLINE]["n"] == 4
+        assert groups["estimators"][GAUSS_NEWTON]["n"] == 4
         assert groups["mean_absolute_effect"] > 0
     assert (out / "agreement.png").stat().st_size > 10_000
 
 
 def test_sentences_of_chosen_tweets(out):
-    found = json.loads((out / "result.json").read_text())["small"]["sentences"]
+    found = result_of(out)["small"]["sentences"]
     assert found["sampled"] == 50
     wrong = [tweet["said"] != tweet["label"] for tweet in found["tweets"]]
     assert wrong == sorted(wrong, reverse=True)
@@ -286,7 +247,7 @@ def test_sentences_of_chosen_tweets(out):
 
 
 def test_the_cost_of_a_score(out):
-    found = json.loads((out / "result.json").read_text())["paper"]
+    found = result_of(out)["paper"]
     shared = sum(p.numel() for p in Elmo(TINY).parameters() if p.requires_grad)
     assert found["parameters"]["shared"] == shared
     assert found["parameters"]["pretrain"] == shared + 25 * (TINY.projection + 1)
@@ -295,44 +256,43 @@ def test_the_cost_of_a_score(out):
     assert found["mean_absolute_score"] > 0
 
 
-def test_the_same_call_trains_nothing_again(out, texts):
-    before = (out / "result.json").read_text()
-    weights = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    assert call("language", "--data", texts, "--out", out) == 0
-    assert {path: path.stat().st_mtime_ns for path in weights} == weights
-    one, two = (json.loads(text) for text in (before, (out / "result.json").read_text()))
-    assert two["paper"] == one["paper"]
-    assert two["small"]["each_seed"] == one["small"]["each_seed"]
+def test_a_call_keeps_what_the_other_size_found(out, tmp_path):
+    found = result_of(out)
+    (tmp_path / "result.json").write_text((out / "result.json").read_text())
+    for size, other in (("small", "paper"), ("paper", "small")):
+        both = experiment._both(size, Settings(tmp_path, tmp_path), {"new": 1})
+        assert both[size]["new"] == 1
+        assert both[other] == found[other]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(("language", "--size", "huge"), "small, paper"), (("similarity", "--size", "small"), "has no sizes")],
 )
-def test_sizes_are_those_of_language(words, message, texts, capsys):
+def test_sizes_are_those_of_language(words, message, call, texts, capsys):
     assert call(*words, "--data", texts) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_tables_of_the_page(out):
-    found = json.loads((out / "result.json").read_text())
-    groups = language_tables.groups_compared(found)
+    found = result_of(out)
+    groups = comparisons.agreement(found, "groups")
     records = [seed["choices"]["groups"]["estimators"] for seed in found["small"]["each_seed"]]
-    mean = sum(each[experiment.HEADLINE]["spearman_r"] for each in records) / len(records)
-    row = next(line for line in groups.splitlines() if line.startswith(f"| {experiment.HEADLINE} |"))
+    mean = sum(each[GAUSS_NEWTON]["spearman_r"] for each in records) / len(records)
+    row = next(line for line in groups.splitlines() if line.startswith(f"| {GAUSS_NEWTON} |"))
     assert row.split("|")[3].strip().startswith(f"{mean:.3f} (")
     assert "reliability of the mean of 2 runs" in groups
     tweets = found["small"]["sentences"]["tweets"]
-    shown = language_tables.chosen_sentences(found)
+    shown = tables_of_texts.sentences(found)
     assert all(f"{tweet['largest'][0]['score']:+.1e}" in shown for tweet in tweets)
-    assert f"| {found['paper']['seconds_an_example']:.3f} |" in language_tables.cost_of_a_score(found)
-    assert language_tables.cost_of_a_score({"small": {}}) == NOT_RUN
-    assert language_tables.each_seed(found).count("\n| ") == 3
-    assert "| examples | 60 | 40 |" in language_tables.both_trained(found)
-    assert language_tables.language_cost(found).count("cpu") == 2
+    assert f"| {found['paper']['seconds_an_example']:.3f} |" in measures.price(found)
+    assert measures.price({"small": {}}) == NOT_RUN
+    assert comparisons.by_seed(found).count("\n| ") == 2
+    assert "| examples | 60 | 40 |" in work.training(found)
+    assert work.cost(found).count("| cpu |") == 2
 
 
 def test_texts_in_tables_name_no_one():
-    text = "RT @someone: look|here https://t.co/abc #now " + "x" * 200
-    assert language_tables._short(text).startswith("RT @user: look\\|here (link) \\#now xxx")
-    assert language_tables._short(text).endswith("xxx...")
+    text = "RT @someone: look|here https://t.co/abc #now " + "x" * 300
+    assert tables_of_texts.quoted(text).startswith("`` RT @user: look\\|here (link) #now xxx")
+    assert tables_of_texts.quoted(text).endswith("xxx... ``")

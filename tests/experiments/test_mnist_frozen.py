@@ -3,59 +3,30 @@
 import importlib.util
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-pytest.importorskip("datasets")
-from experiments import identity_ablation, mnist_frozen, paper
-from experiments.__main__ import main
+from experiments import paper
+from experiments.estimators import DEFAULT, GAUSS_NEWTON, IDENTITY
 from experiments.images import read_images
-from experiments.tracing import warnings_of
-from experiments.training import Training
+from experiments.records import of_trace
 from stagetrace import Solution, Trace, trace
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.solvers import Equation, Shift
 from stagetrace.solvers.base import Spectrum, Status
+from tests.experiments.conftest import result_of
 
 ROOT = Path(__file__).parents[2]
-CUT = {
-    "pretraining": Training(epochs=12, weight_decay=1e-3),
-    "finetuning": Training(epochs=12, weight_decay=1e-3),
-    "again": {"pretrain": 4, "finetune": 4},
-    "rate": 1e-3,
-    "count": 4,
-    "seeds": 2,
-    "together": 4,
-}
-SHORT = replace(mnist_frozen.PLAN, **CUT)
-
 # Tiny stages are far from a minimum, and the trace says so.
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
 
 
-def call(*words: object) -> int:
-    """The exit code of `python -m experiments WORDS`, its training cut short."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", *map(str, words)])
-        patch.setattr(mnist_frozen, "PLAN", SHORT)
-        patch.setattr(identity_ablation, "PLAN", replace(identity_ablation.PLAN, **CUT))
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-def result_of(out: Path) -> dict:
-    return json.loads((out / "result.json").read_text())
-
-
 @pytest.fixture(scope="module")
-def out(data, tmp_path_factory) -> Path:
+def out(call, data, tmp_path_factory) -> Path:
     """A finished run; it is read here and continued in copies."""
     folder = tmp_path_factory.mktemp("out") / "digits"
     assert call("mnist-frozen", "--data", data, "--out", folder, "--examples", 50) == 0
@@ -106,7 +77,7 @@ def test_scores_in_the_result_are_those_of_the_run(out):
     assert (out / "scores.png").stat().st_size > 10_000
 
 
-def test_a_killed_run_trains_no_stage_twice_and_ends_with_the_same_scores(copy, data):
+def test_a_killed_run_trains_no_stage_twice_and_ends_with_the_same_scores(copy, call, data):
     weights = {
         path: path.stat().st_mtime_ns
         for path in (copy / "checkpoints").glob("*.safetensors")
@@ -127,9 +98,12 @@ def test_a_solve_that_fell_short_and_negative_curvature_are_told():
         torch.zeros(1), Equation(Shift()), (1e-6,), 3, 1, 3, (Status.CONVERGED,), 1e-4, Spectrum((0.0, 2.0))
     )
     short = replace(fine, relative_residuals=(0.5,), statuses=(Status.MAX_STEPS,), spectrum=Spectrum((-0.1, 2.0)))
-    assert warnings_of(Trace({}, {"pretrain": fine})) == []
-    first, second = warnings_of(Trace({}, {"pretrain": short, "finetune": fine}))
-    assert first == "stage 'pretrain': H x = b stopped at the step limit: relative residual 5.0e-01, asked for 1.0e-04"
+    either: dict[str, Any] = dict.fromkeys(("pretrain", "finetune"))
+    assert of_trace(Trace({}, {"pretrain": fine}), either, either)["warnings"] == []
+    first, second = of_trace(Trace({}, {"pretrain": short, "finetune": fine}), either, either)["warnings"]
+    assert first.startswith(
+        "stage 'pretrain': H x = b stopped at the step limit: relative residual 5.0e-01, asked for 1.0e-04"
+    )
     assert "'pretrain': the curvature has negative eigenvalues (down to -1.00e-01" in second
 
 
@@ -137,12 +111,12 @@ def test_the_comparison_with_retraining(out):
     result = result_of(out)
     largest, drawn = (result["retraining"][choice] for choice in ("largest", "random"))
     assert result["n"] == largest["n"] == drawn["n"] == 4
-    assert result["pearson_r"] == largest["estimators"][paper.GAUSS_NEWTON]["pearson_r"]["mean"]
-    assert result["slope"] == largest["estimators"][paper.GAUSS_NEWTON]["slope"]["mean"]
+    assert result["pearson_r"] == largest["estimators"][GAUSS_NEWTON]["pearson_r"]["mean"]
+    assert result["slope"] == largest["estimators"][GAUSS_NEWTON]["slope"]["mean"]
     low, high = result["interval"]
     assert low <= result["pearson_r"] <= high
     assert result["noise_floor"] > 0
-    assert set(largest["estimators"]) >= {paper.OURS, paper.PAPERS, paper.IDENTITY, "random"}
+    assert set(largest["estimators"]) >= {paper.OURS, paper.PAPERS, IDENTITY, "random"}
     assert [seed["seed"] for seed in result["retraining"]["each_seed"]] == [0, 1]
     assert (out / "agreement.png").stat().st_size > 10_000
 
@@ -155,22 +129,22 @@ def test_effects_are_differences_to_a_control_of_the_same_batches(out):
     assert len({(line["seed"], line["control"]) for line in lines}) < len(lines)
 
 
-def test_the_identity_has_the_truth_of_the_same_folder(copy, data):
+def test_the_identity_has_the_truth_of_the_same_folder(copy, call, data):
     before = (copy / "retrained" / "seed-0" / "retrainings.jsonl").read_text()
     truth = result_of(copy)
     assert call("identity-ablation", "--data", data, "--out", copy, "--examples", 50) == 0
     assert (copy / "retrained" / "seed-0" / "retrainings.jsonl").read_text() == before
     result = result_of(copy)
     assert result["experiment"] == "identity-ablation"
-    assert result["estimator"] == paper.IDENTITY
+    assert result["estimator"] == IDENTITY
     compared = result["retraining"]["largest"]["estimators"]
-    assert set(compared) == {paper.OURS, paper.DEFAULT, paper.PAPERS, paper.IDENTITY}
+    assert set(compared) == {paper.OURS, DEFAULT, paper.PAPERS, IDENTITY}
     assert compared.items() <= truth["retraining"]["largest"]["estimators"].items()
-    assert result["pearson_r"] == truth["retraining"]["largest"]["estimators"][paper.IDENTITY]["pearson_r"]["mean"]
+    assert result["pearson_r"] == truth["retraining"]["largest"]["estimators"][IDENTITY]["pearson_r"]["mean"]
 
 
 @pytest.mark.parametrize("changed", [("--seed", 1), ("--examples", 40)])
-def test_other_settings_in_the_same_folder_are_refused(copy, data, capsys, changed):
+def test_other_settings_in_the_same_folder_are_refused(copy, call, data, capsys, changed):
     before = (copy / "result.json").read_text()
     words = {"--data": data, "--out": copy, "--examples": 50} | dict([changed])
     assert call("mnist-frozen", *(word for pair in words.items() for word in pair)) == 1
@@ -180,15 +154,7 @@ def test_other_settings_in_the_same_folder_are_refused(copy, data, capsys, chang
     assert (copy / "result.json").read_text() == before
 
 
-def test_another_data_set_stands_in(data, tmp_path):
-    assert call("mnist-frozen", "--data", data, "--dataset", "colours", "--out", tmp_path / "out") == 0
-    result = result_of(tmp_path / "out")
-    assert result["counts"]["pretrain"] == {"classes": [0, 1], "train": 24, "test": 10}
-    assert result["counts"]["finetune"] == {"classes": [2, 3, 4], "train": 36, "test": 15}
-    assert result["asked"]["dataset"] == "colours"
-
-
-def test_wrong_usage(data, tmp_path, capsys):
+def test_wrong_usage(call, data, tmp_path, capsys):
     assert call("no-such-thing", "--data", data, "--out", tmp_path) == 2
     assert "mnist-frozen" in capsys.readouterr().err
     assert call("mnist-frozen", "--data", tmp_path / "nowhere", "--out", tmp_path) == 2

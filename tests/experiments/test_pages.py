@@ -9,10 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-pytest.importorskip("scipy")
-from experiments import pages, resolve
+from experiments import pages
+from experiments.estimators import IDENTITY
+from experiments.estimators import OURS as OURS_SOLVED
 from experiments.pages.__main__ import ROOT, app
-from experiments.paper import IDENTITY, OURS
+from experiments.paper import OURS
 from stagetrace.errors import DescriptionError
 from stagetrace.validation import Agreement, LinearDatamodelling, Reliability
 
@@ -52,7 +53,7 @@ def paper_result(*r: float) -> dict[str, Any]:
 
 
 def resolve_result() -> dict[str, Any]:
-    singles, groups = (choice(0.5, ours=resolve.OURS, runs=1, group=group) for group in (False, True))
+    singles, groups = (choice(0.5, ours=OURS_SOLVED, runs=1, group=group) for group in (False, True))
     found = {
         "choices": {"4 largest": singles, "4 groups of 0.1": groups},
         "retrainings": 10,
@@ -111,18 +112,19 @@ def test_one_seed_has_the_bootstrap_interval(tmp_path):
 
 
 def test_paper_stands_beside_ours(tmp_path):
-    path = page(tmp_path, "any", "compared", result={**paper_result(0.5, 0.7, 0.9), "estimator": IDENTITY})
+    path = page(tmp_path, "any", "ours", result={**paper_result(0.5, 0.7, 0.9), "estimator": IDENTITY})
     _, _, paper, largest, random = rows(path, tmp_path / "results")
     assert paper[:2] == ["paper: r = 0.40", "-"]
-    assert largest[0] == f"ours: {IDENTITY}, largest, n = 4, 3 seeds"
-    assert random[0] == f"ours: {IDENTITY}, random, n = 4, 3 seeds"
+    assert largest[:3] == ["largest", "4", "3"]
+    assert random[:3] == ["random", "4", "3"]
+    assert f"Ours: {IDENTITY}." in pages.filled(path, tmp_path / "results")
 
 
 def test_cost_says_hardware_threads_seconds_and_retrainings(tmp_path):
-    path = page(tmp_path, "any", "paper-cost", result=paper_result(0.5, 0.7))
+    path = page(tmp_path, "any", "cost", result=paper_result(0.5, 0.7))
     head, _, row = rows(path, tmp_path / "results")
     said = dict(zip(head, row, strict=True))
-    assert said["hardware"] == "cpu, x86_64"
+    assert said["kind"] == "x86_64"
     assert said["threads"] == "1"
     assert said["seconds of the last call"] == "1,234"
     assert said["retrainings"] == "600"
@@ -130,22 +132,22 @@ def test_cost_says_hardware_threads_seconds_and_retrainings(tmp_path):
 
 
 def test_stages_solved_again_by_data_set_link_and_variant(tmp_path):
-    path = page(tmp_path, "resolve", "singles", "lds", "lds adam", "resolve-cost", result=resolve_result())
+    path = page(tmp_path, "resolve", "ours singles", "lds", "lds adam", "cost", result=resolve_result())
     found = rows(path, tmp_path / "results")
     single = found[2]
-    assert single[:5] == ["mnist", "frozen", "plain", "4 largest", "1"]
-    assert single[5].startswith("0.500 (")
+    assert single[:5] == ["mnist", "frozen", "plain", "4 largest", "4"]
+    assert single[6].startswith("0.500 (")
     assert found[3][1] == "groups of 10%, LDS (one seed; 95 % over groups)"
     assert found[5][1].startswith("0.80 (")  # ranks 1 2 3 4 and 1 3 2 4
-    assert found[-1] == ["mnist", "frozen", "plain", "1", "10", "5"]
+    assert found[-1][-2:] == ["10", "5"]
     assert pages.NOT_RUN in pages.filled(path, tmp_path / "results")  # no adam
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    path = page(tmp_path, "any", "compared", "figures")
+    path = page(tmp_path, "any", "ours", "figures")
     text = pages.filled(path, tmp_path / "results")
     assert text.count(pages.NOT_RUN) == 2
-    assert text.startswith("# Prose\n\n<!-- table: compared -->\n")
+    assert text.startswith("# Prose\n\n<!-- table: ours -->\n")
     assert "\nmore\n" in text
 
 
@@ -166,7 +168,7 @@ def test_overview_has_a_row_an_experiment(tmp_path):
     ("text", "message"),
     [
         ("<!-- table: nothing -->\n<!-- end -->\n", "there is no table 'nothing'"),
-        ("<!-- table: compared -->\n", "without its '<!-- end -->'"),
+        ("<!-- table: ours -->\n", "without its '<!-- end -->'"),
     ],
 )
 def test_wrong_blocks_are_refused(tmp_path, text, message):
@@ -176,7 +178,7 @@ def test_wrong_blocks_are_refused(tmp_path, text, message):
 
 
 def test_check_writes_nothing_and_fails_until_the_pages_are_written(tmp_path):
-    path = page(tmp_path, "any", "compared", result=paper_result(0.5, 0.7))
+    path = page(tmp_path, "any", "ours", result=paper_result(0.5, 0.7))
     before = path.read_text()
     words = ["--docs", str(tmp_path / "docs"), "--results", str(tmp_path / "results")]
     call = CliRunner().invoke
@@ -199,11 +201,11 @@ def test_training_of_the_stages_is_said(tmp_path):
     steps = {"pretrain": 100, "finetune": 50}
     result["protocol"] = {"steps": steps, "rate": 1e-4, "start": "warm, with Adam's saved state", "orders": 3}
     result["counts"] = {stage: {"train": 24754} for stage in steps}
-    path = page(tmp_path, "any", "protocol", result=result)
+    path = page(tmp_path, "any", "training", result=result)
     found = {row[0]: row[1:] for row in rows(path, tmp_path / "results")}
     assert found["examples"] == ["24,754", "24,754"]
     assert found["trained again"] == ["100 steps, rate 0.0001", "50 steps, rate 0.0001"]
-    assert found["test accuracy, % (95 %, 2 seeds)"][0] == "99.0 (99.0 to 99.0)"
+    assert found["test accuracy, % (95 %)"][0] == "99.0 (99.0 to 99.0)"
     assert "the mean of 3 batch orders" in pages.filled(path, tmp_path / "results")
 
 

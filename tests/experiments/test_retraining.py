@@ -1,65 +1,23 @@
 """The experiments that train again: `resolve`, `cifar-frozen`, `cifar-updated`, `choices`, on small images."""
 
-import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-pytest.importorskip("datasets")
-from experiments import choices, cifar_frozen, cifar_updated, mnist_frozen, resolve, small
-from experiments.__main__ import main
-from experiments.training import Training
-from stagetrace.validation import Adam, Steps
+from experiments.checkpoints import Checkpoints
+from experiments.estimators import OURS
+from experiments.settings import Settings
+from experiments.tiny_chain import solved
+from stagetrace.progress import Silent
+from tests.experiments.conftest import result_of
 
 # Tiny stages are far from a minimum, and the trace says so.
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
 
-CUT = {
-    "pretraining": Training(epochs=6, weight_decay=1e-2),
-    "finetuning": Training(epochs=6, weight_decay=1e-2),
-    "again": {"pretrain": 3, "finetune": 3},
-    "rate": 1e-3,
-    "orders": 2,
-    "count": 3,
-    "seeds": 1,
-    "together": 3,
-}
-
-
-def call(*words: object) -> int:
-    """The exit code of `python -m experiments WORDS`, everything cut short."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", *map(str, words)])
-        for module in (mnist_frozen, cifar_frozen, cifar_updated):
-            patch.setattr(module, "PLAN", replace(module.PLAN, **CUT))
-        patch.setattr(small, "DECAYS", (1e-1, 3e-2))
-        patch.setattr(small, "HIDDEN", 4)
-        patch.setattr(small, "INPUTS", 16)
-        patch.setattr(resolve, "DATASETS", {"mnist": (0, 1, 2, 3)})
-        patch.setattr(resolve, "SEEDS", 1)
-        patch.setattr(resolve, "COUNT", 5)
-        patch.setattr(resolve, "COLD", Steps(Adam(1e-2), steps=8, batch_size=20, start="cold", schedule="cosine"))
-        patch.setattr(resolve, "COLD_RUNS", 2)
-        patch.setattr(choices, "SIZES", (1e-1,))
-        patch.setattr(choices, "SUBSETS", (20,))
-        patch.setattr(choices, "ALPHAS", (0.01, 1.0))
-        patch.setattr(choices, "ON", Steps(Adam(1e-3), steps=3, batch_size=20))
-        patch.setattr(choices, "FROM_SCRATCH", Steps(Adam(1e-2), steps=8, batch_size=20, start="cold"))
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-def result_of(out: Path) -> dict:
-    return json.loads((out / "result.json").read_text())
-
 
 @pytest.fixture(scope="module")
-def solved_again(data, tmp_path_factory) -> Path:
+def solved_again(call, data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "resolve"
     assert call("resolve", "--data", data, "--out", folder, "--examples", 40) == 0
     return folder
@@ -79,30 +37,39 @@ def test_every_control_and_group_is_there(solved_again):
     result = result_of(solved_again)
     assert result["failed"] == {}
     variants = result["data_sets"]["mnist"]["frozen"]
-    assert set(variants) == {"stages", "proximal 0.1", "proximal 0.01", "plain", "adam"}
+    assert set(variants) == {"stages", "proximal 0.1", "plain", "adam"}
     groups = variants["proximal 0.1"][0]["choices"]["5 groups of 0.5"]
-    assert set(groups["lds"]) == set(groups["estimators"]) >= {"random", "gradient dot product", resolve.OURS}
+    assert set(groups["lds"]) == set(groups["estimators"]) >= {"random", "gradient dot product", OURS}
     assert variants["adam"][0]["choices"]["5 groups of 0.1"]["reliability"]["runs"] == 2
     assert set(variants["stages"]) == {"0"}
     for name in ("agreement.png", "groups.png"):
         assert (solved_again / name).stat().st_size > 10_000
 
 
-def test_a_second_call_trains_nothing_again(solved_again, data):
-    kept = {path: path.stat().st_mtime_ns for path in solved_again.rglob("retrainings.jsonl")}
-    before = result_of(solved_again)["summary"]
-    assert call("resolve", "--data", data, "--out", solved_again, "--examples", 40) == 0
-    assert kept
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert result_of(solved_again)["summary"] == before
+def test_stages_that_were_solved_are_found(call, data, tmp_path):
+    asked = Settings(data, tmp_path, examples=40), "mnist", (0, 1, 2, 3), Checkpoints(tmp_path), Silent()
+    first = solved(*asked)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = solved(*asked)
+    assert len(times) == 6  # three stages: weights and how their training went
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    for link, chain in first.items():
+        assert again[link].facts == chain.facts
+        for one, other in zip(chain.chain.stages, again[link].chain.stages, strict=True):
+            assert one.weight_decay == other.weight_decay
+            for left, right in zip(one.model.parameters(), other.model.parameters(), strict=True):
+                assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize("name", ["cifar-frozen", "cifar-updated"])
-def test_the_paper_protocol_on_another_data_set(data, tmp_path, name):
+def test_the_paper_protocol_on_another_data_set(call, data, tmp_path, name):
     out = tmp_path / "out"
     assert call(name, "--data", data, "--dataset", "colours", "--out", out) == 0
     result = result_of(out)
     assert result["n"] == 3
+    assert result["asked"]["dataset"] == "colours"
+    assert result["counts"]["pretrain"] == {"classes": [0, 1], "train": 24, "test": 10}
+    assert result["counts"]["finetune"] == {"classes": [2, 3, 4], "train": 36, "test": 15}
     assert (result["alpha"] is None) == (name == "cifar-frozen")
     assert result["protocol"]["seeds"] == 1
     assert result["retraining"]["largest"]["reliability"]["n"] == 1
@@ -111,7 +78,7 @@ def test_the_paper_protocol_on_another_data_set(data, tmp_path, name):
     assert (trained > whole) == (name == "cifar-updated")  # three classes after two: a larger head, if all is trained
 
 
-def test_choices_compares_everything_with_the_same_truth(data, tmp_path):
+def test_choices_compares_everything_with_the_same_truth(call, data, tmp_path):
     out = tmp_path / "out"
     assert call("choices", "--data", data, "--dataset", "mnist", "--out", out, "--examples", 40) == 0
     tables = result_of(out)["tables"]

@@ -1,50 +1,19 @@
 """`similarity` and `finetune-size` from end to end, on small images."""
 
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("datasets")
-pytest.importorskip("scipy")
-from experiments import finetune_size, similarity, two_finetunings
-from experiments.__main__ import main
-from experiments.intervals import in_words, over_seeds, ratio_over_seeds
-from experiments.training import Training
-from stagetrace import Lanczos
+from experiments.records import interval_in_words, over_seeds, ratio_over_seeds
+from tests.experiments.conftest import result_of
 
 # Tiny stages are far from a minimum, and the trace says so.
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
 
 
-def call(*words: object) -> int:
-    """The exit code of `python -m experiments WORDS`, two seeds, training cut short."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", *map(str, words)])
-        patch.setattr(two_finetunings, "PRETRAINING", Training(epochs=4, batch=32))
-        patch.setattr(
-            two_finetunings,
-            "SOLVERS",
-            {stage: Lanczos(damping=0.1, max_steps=20) for stage in ("pretrain", "finetune")},
-        )
-        for module in (similarity, finetune_size):
-            patch.setattr(module, "FINETUNING", Training(epochs=4, batch=32))
-            patch.setattr(module, "SEEDS", 2)
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-def result_of(out: Path) -> dict:
-    return json.loads((out / "result.json").read_text())
-
-
 @pytest.fixture(scope="module")
-def out(photos, tmp_path_factory) -> Path:
+def out(call, photos, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "similarity"
     assert call("similarity", "--data", photos, "--out", folder, "--examples", 40) == 0
     return folder
@@ -75,11 +44,11 @@ def test_scores_are_compared_seed_by_seed(out):
     assert (out / "scores.png").stat().st_size > 10_000
 
 
-def test_a_killed_run_trains_no_stage_twice(out, photos, tmp_path):
+def test_a_killed_run_trains_no_stage_twice(out, call, photos, tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     before = result_of(copy)
     weights = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors") if "checkpoints" in path.parts}
-    assert len(weights) == 6
+    assert len(weights) == 12  # of each stage, and where its Adam ended
     (copy / "result.json").unlink()
     shutil.rmtree(copy / "seed-1" / "run-B")
     assert call("similarity", "--data", photos, "--out", copy, "--examples", 40) == 0
@@ -87,7 +56,7 @@ def test_a_killed_run_trains_no_stage_twice(out, photos, tmp_path):
     assert result_of(copy)["mean_absolute"] == before["mean_absolute"]
 
 
-def test_three_times_the_examples(data, tmp_path):
+def test_three_times_the_examples(call, data, tmp_path):
     out = tmp_path / "out"
     assert call("finetune-size", "--data", data, "--dataset", "colours", "--out", out, "--seed", 5) == 0
     result = result_of(out)
@@ -108,4 +77,4 @@ def test_intervals_are_those_of_students_t():
     ratio = ratio_over_seeds([2.0, 8.0], [1.0, 1.0])
     assert ratio["mean"] == pytest.approx(4.0)
     assert ratio["low"] * ratio["high"] == pytest.approx(16.0)
-    assert "one seed" in in_words(over_seeds([1.0]))
+    assert "one seed" in interval_in_words(over_seeds([1.0]))

@@ -1,8 +1,6 @@
 """The experiment on word vectors: its pairs, its loss, its symmetry, and the whole of it on a few made-up texts."""
 
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("tokenizers")
-from datasets import Dataset
-
-from experiments.corpora import Texts
-from experiments.pages.word_vector_tables import TABLES
+from experiments.checkpoints import Checkpoints
+from experiments.estimators import OURS
+from experiments.pages.blocks import TABLES
+from experiments.protocol import Prepared
 from experiments.settings import Settings
+from experiments.texts import Texts
 from experiments.word_vectors import data as words_data
 from experiments.word_vectors import experiment
-from experiments.word_vectors import large as large_size
 from experiments.word_vectors.data import Drawing, Vocabulary, lines_of, pairs_of
 from experiments.word_vectors.model import NegativeSampling, SkipGram
-from experiments.word_vectors.stages import Trained, read, trained
+from experiments.word_vectors.stages import prepare
 from stagetrace import Chain, Lanczos, trace
 from stagetrace.errors import DataError
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift
-from stagetrace.validation import Adam, Largest, Resolve, Steps
+from stagetrace.validation import Largest, Resolve
 from stagetrace.validation.handing_on import with_values
+from tests.experiments.conftest import SMALL_WORDS, Call, result_of, write_texts
 
 WORDS = [f"{first}{second}" for first in "bdfgklm" for second in ("a", "e", "i", "o", "u")]
 EVEN = np.linspace(0, 1, 11)[1:]
@@ -43,38 +41,18 @@ def sentence(random: np.random.Generator, words: int) -> str:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder given as --data: `wikitext2` and `gop_debate`; a tweet's label is whether it has an early word."""
-    folder, random = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
-    lines = {"text": [sentence(random, int(random.integers(3, 15))) for _ in range(60)]}
-    for name, splits in {"wikitext2": ("train",), "gop_debate": ("train", "test")}.items():
-        (folder / name).mkdir()
-        for split in splits:
-            rows: dict[str, list[object]] = {"text": [*lines["text"]]}
-            if name == "gop_debate":
-                rows = {"text": [sentence(random, 9) for _ in range(40)]}
-                rows["label"] = [int(str(text).split().count("da") > 0) for text in rows["text"]]
-            Dataset.from_dict(rows).to_parquet(folder / name / f"{split}-00000-of-00001.parquet")
-    return folder
+    random = np.random.default_rng(0)
+    lines = [sentence(random, int(random.integers(3, 15))) for _ in range(60)]
+    tweets = [sentence(random, 9) for _ in range(40)]
+    labels = [int(text.split().count("da") > 0) for text in tweets]
+    columns = {"wikitext2": {"text": lines}, "gop_debate": {"text": tweets, "label": labels}}
+    return write_texts(tmp_path_factory.mktemp("texts"), **columns)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The experiment's sizes, as small as they can be."""
-    monkeypatch.setattr(words_data, "SKIPPED", len(words_data.SPECIAL) + 2)
-    size = replace(experiment.SMALL, words=30, width=2, lines=40, steps=60, drawing=Drawing(3, 6, 2), decay=(5e-3, 0.1))
-    monkeypatch.setattr(experiment, "SMALL", size)
-    large = replace(size, width=3, steps=20, batch=16, dtype=torch.float32)
-    monkeypatch.setattr(large_size, "LARGE", large)
-    again = {stage: Steps(Adam(1e-3), 3, 16) for stage in ("pretrain", "finetune")}
-    monkeypatch.setattr(experiment, "AGAIN", again)
-    for name, value in {"SEEDS": 1, "COUNT": 3, "FEW": 3, "ORDERS": 2}.items():
-        monkeypatch.setattr(experiment, name, value)
-
-
-@pytest.fixture
-def both(texts: Path, tmp_path: Path) -> Trained:
-    settings = Settings(texts, tmp_path / "both")
-    corpora = read(settings, experiment.SMALL, 0)
-    return trained(corpora, experiment.SMALL, 0, settings.out, Silent(), settings.device)
+@pytest.fixture(scope="module")
+def both(call: Call, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    folder = tmp_path_factory.mktemp("both")
+    return prepare(Settings(texts, folder), SMALL_WORDS, Checkpoints(folder), Silent())
 
 
 def test_pairs_stand_within_the_window_and_are_as_many_as_asked_for() -> None:
@@ -110,23 +88,20 @@ class _Numbers:
         return {"input_ids": [[int(w) - 1 + words_data.SKIPPED for w in text.split()] for text in texts]}
 
 
-def test_a_lines_pairs_follow_its_row_and_the_seed_alone(texts: Path) -> None:
-    settings, size = Settings(texts, texts), experiment.SMALL
-    corpora = read(settings, size, 0)
-    place = 5
-    alone = lines_of(corpora.line_texts.chosen([place]), corpora.vocabulary, size.drawing, 0)[0]
-    other = lines_of(corpora.line_texts.chosen([place]), corpora.vocabulary, size.drawing, 1)[0]
-    assert torch.equal(alone.tensors[2][0], corpora.lines.tensors[2][place])
+def test_a_lines_pairs_follow_its_row_and_the_seed_alone(both: Prepared) -> None:
+    place, lines = 5, both.data.general
+    alone = lines_of(lines.chosen([place]), both.data.reader, SMALL_WORDS.drawing, 0)[0]
+    other = lines_of(lines.chosen([place]), both.data.reader, SMALL_WORDS.drawing, 1)[0]
+    assert torch.equal(alone.tensors[2][0], both.chain.stages[0].data.tensors[2][place])
     assert not torch.equal(other.tensors[2], alone.tensors[2])
 
 
-def test_the_commonest_words_are_left_out(texts: Path) -> None:
-    corpora = read(Settings(texts, texts), experiment.SMALL, 0)
-    words = corpora.vocabulary.words
+def test_the_commonest_words_are_left_out(both: Prepared) -> None:
+    words = both.data.reader.words
     assert not {"ba", "be"} & set(words)
-    assert corpora.vocabulary.counts[0] == 0
-    line, numbers = corpora.line_texts.texts[0], corpora.lines.tensors[0][0]
-    assert corpora.vocabulary.text(numbers) == " ".join(w for w in line.split() if w in words)
+    assert both.data.reader.counts[0] == 0
+    line, numbers = both.data.general.texts[0], both.chain.stages[0].data.tensors[0][0]
+    assert both.data.reader.text(numbers) == " ".join(w for w in line.split() if w in words)
 
 
 def test_no_line_with_a_word_is_refused() -> None:
@@ -150,7 +125,7 @@ def test_loss_is_the_mean_over_a_lines_pairs() -> None:
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_turning_both_matrices_together_changes_no_score(both: Trained) -> None:
+def test_turning_both_matrices_together_changes_no_score(both: Prepared) -> None:
     """The flat family of minima: `vectors R` and `contexts R`, and the second stage's head turned with them."""
     turn = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
     first, second = (problem.stage for problem in both.chain.problems)
@@ -166,23 +141,22 @@ def test_turning_both_matrices_together_changes_no_score(both: Trained) -> None:
     torch.testing.assert_close(after["pretrain"].values, before["pretrain"].values, rtol=1e-6, atol=1e-12)
 
 
-def test_small_stages_are_at_a_minimum_and_predict_solving_again(both: Trained, texts: Path, tmp_path: Path) -> None:
+def test_small_stages_are_at_a_minimum_and_predict_solving_again(both: Prepared, tmp_path: Path) -> None:
     for problem in both.chain.problems:
         assert problem.stationarity.norm() < 1e-8
-    corpora = read(Settings(texts, tmp_path), experiment.SMALL, 0)
     pull, choices = 1e-2, [Largest(6, by=0.1)]
     fit = Resolve(tolerance=1e-9, proximity=pull)
-    found = experiment._validated(corpora, both, pull, fit, choices, 0, tmp_path / "again", Silent())
-    agreement = found.measured[0].agreement[experiment.OURS]
+    settings = Settings(tmp_path, tmp_path).of_seed(0)
+    found = experiment.variant("again", both, settings, pull, fit, choices).validate(Silent())
+    agreement = found.measured[0].agreement[OURS]
     assert agreement.pearson_r > 0.99
     assert agreement.slope == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.filterwarnings("ignore")  # a few lines and steps end far from a minimum
-def test_the_whole_experiment_and_its_tables(texts: Path, tmp_path: Path) -> None:
-    settings = Settings(texts, tmp_path / "out")
-    experiment.run(settings, Silent())
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
+def test_the_whole_experiment_and_its_tables(call: Call, texts: Path, tmp_path: Path) -> None:
+    assert call("word-vectors", "--data", texts, "--out", tmp_path) == 0
+    result = result_of(tmp_path)
     assert list(result["seeds"]) == ["pull 0.001", "pull 0.0001", "adam"]
     assert result["failed"] == {}
     queries = [entry["query"] for entry in result["lines"]["small"]]
@@ -193,7 +167,6 @@ def test_the_whole_experiment_and_its_tables(texts: Path, tmp_path: Path) -> Non
         assert harmful == sorted(harmful, reverse=True)
         assert helpful == sorted(helpful)
         assert min(harmful) >= max(helpful)
-    for name, (make, needed) in TABLES.items():
-        assert result[needed]
-        words = ["small"] if name == "vector-lines" else []
-        assert make(result, *words).count("\n|") > 1
+    for block in ("ours", "spearman", "truths", "stages", "larger", "lines small", "cost"):
+        name, *words = block.split()
+        assert TABLES[name](result, *words).count("\n|") > 1

@@ -38,7 +38,7 @@ def minimise(
     """Minimise `(1/n) sum_i w_i loss_i + penalty` over the stage's own parameters, from where they are.
 
     n is the number of examples whatever their weights, so weight 0 removes an example as the score means it:
-    `epsilon = -1/n`. The penalty is weight decay and, for `Proximal`, `alpha |W - W_previous|^2`. Full batch, in the
+    `epsilon = -1/n`. The penalty is weight decay and the pull of the stage's link. Full batch, in the
     model's dtype; the model is not touched. Newton steps are solved as exactly as pays (Eisenstat & Walker 1996,
     choice 2: quadratic convergence at the end), with backtracking, and go round negative curvature.
 

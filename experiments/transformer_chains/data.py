@@ -1,13 +1,12 @@
 """The texts of both tasks as rows, and the tokenizer of all models of a seed."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
-from experiments.corpora import Texts, new_tokenizer, read_texts
 from experiments.settings import Settings
+from experiments.texts import Corpora, Texts, new_tokenizer, read_texts
 from stagetrace.errors import DataError
 
 GENERAL, TWEETS = "wikitext2", "gop_debate"
@@ -18,34 +17,16 @@ Row = dict[str, Any]
 """`text`, its `input_ids` and `attention_mask`, and `label` for a classifier."""
 
 
-@final
-@dataclass(frozen=True)
-class Corpora:
-    """What a seed trains and tests on.
-
-    general, general_test: lines of general text. tweets, tweets_test: as many of each label.
-    """
-
-    general: Texts
-    general_test: Texts
-    tweets: Texts
-    tweets_test: Texts
-
-    @property
-    def digest(self) -> list[str]:
-        return [each.digest for each in (self.general, self.general_test, self.tweets, self.tweets_test)]
-
-
 def corpora_of(settings: Settings, general: int, tweets: int, tests: int) -> Corpora:
     """So many texts, drawn by the seed; `--examples` caps both stages, `--dataset` stands in for the general text."""
-    seed, few = settings.seed, settings.examples
+    seed = settings.seed
     folder, labelled = settings.folder(GENERAL), settings.data / TWEETS
     lines = [read_texts(folder, split).of_words(FEWEST_WORDS, 10_000) for split in ("train", "test")]
     return Corpora(
-        lines[0].drawn(min(few or general, general), seed),
-        lines[1].drawn(min(few or tests, tests), seed),
-        balanced(read_texts(labelled, "train"), min(few or tweets, tweets), seed, labelled),
-        balanced(read_texts(labelled, "test"), min(few or tests, tests), seed, labelled),
+        lines[0].drawn(settings.most(general), seed),
+        lines[1].drawn(settings.most(tests), seed),
+        balanced(read_texts(labelled, "train"), settings.most(tweets), seed, labelled),
+        balanced(read_texts(labelled, "test"), settings.most(tests), seed, labelled),
     )
 
 

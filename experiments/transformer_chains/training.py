@@ -1,4 +1,4 @@
-"""How the language models and classifiers are trained, and how well: by plain Adam, or by `transformers.Trainer`."""
+"""`transformers.Trainer` as another way to train a first stage, and how well language models and classifiers do."""
 
 import math
 import tempfile
@@ -6,40 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from experiments.training import Training
 from stagetrace import Query, Stage
-from stagetrace.progress import Progress
 from stagetrace.stages.data import Batch, Examples
-from stagetrace.validation.fits.steps import orders
-
-
-def by_adam(stage: Stage, plan: Training, progress: Progress) -> Mapping[str, Any]:
-    """Train the stage's model in place, on the loss that the stage describes; returns Adam's state at the end.
-
-    What is minimised is `mean loss + weight_decay / 2 |trained parameters|^2`, the mean over a batch's texts of each
-    text's own loss, in batches whose order the seed draws; the rate falls to zero along a cosine.
-    """
-    model, objective = stage.model, stage.loss
-    optimiser, schedule = _adam(model, plan, len(stage.examples))
-    batches = orders(len(stage.examples), plan.batch, steps_of(plan, len(stage.examples)), plan.seed)
-    model.train()
-    with progress.task(f"training {stage.where}", len(batches), "steps") as advance:
-        for batch in stage.examples.read(batches):
-            optimiser.zero_grad()
-            objective.losses(objective.outputs(model, batch.content), batch.content).mean().backward()
-            optimiser.step()
-            schedule.step()
-            advance(1)
-    model.eval()
-    return optimiser.state_dict()
 
 
 def finished_trainer(
     model: Any, rows: Sequence[Mapping[str, Any]], tokenizer: Any, plan: Training, *, trained: bool = False
 ) -> Any:
-    """A `transformers.Trainer` of a causal language model, with the same optimiser and schedule as `by_adam`.
+    """A `transformers.Trainer` of a causal language model, with the same optimiser and schedule as `train_stage`.
 
     rows: with `input_ids` and `attention_mask`.
     trained: the model was trained so before; the trainer only says how.
@@ -68,23 +44,13 @@ def finished_trainer(
             train_dataset=data,
             data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False),
             processing_class=tokenizer,
-            optimizers=_adam(model, plan, len(data)),
+            optimizers=plan.optimiser(model, len(plan.batches(len(data)))),
         )
         if not trained:
             with torch.random.fork_rng(devices=[]):
                 trainer.train()
     model.eval()
     return trainer
-
-
-def steps_of(plan: Training, examples: int) -> int:
-    return plan.epochs * -(-examples // plan.batch)
-
-
-def _adam(model: nn.Module, plan: Training, examples: int) -> tuple[Any, Any]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=plan.rate, weight_decay=plan.weight_decay)
-    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps_of(plan, examples))
 
 
 @torch.no_grad()

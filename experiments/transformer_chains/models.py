@@ -5,7 +5,7 @@ from typing import Any, Literal, final
 
 import torch
 
-from experiments.corpora import FIRST, LAST, PADDING, SPECIAL
+from experiments.texts import FIRST, LAST, PADDING, SPECIAL
 from stagetrace.errors import refuse
 
 Family = Literal["bert", "gpt"]
@@ -38,38 +38,28 @@ class Architecture:
             refuse(f"Architecture: family must be 'bert' or 'gpt', got {self.family!r}")
 
     def config(self, words: int) -> Any:
-        """The configuration for a tokenizer of so many tokens."""
+        """The configuration for a tokenizer of so many tokens, in the names that both families understand."""
         import transformers
 
-        shared: dict[str, Any] = {
-            "vocab_size": words,
-            "attn_implementation": "eager",
-            "pad_token_id": SPECIAL.index(PADDING),
-            "num_labels": 2,
+        dropouts = {
+            "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+            "gpt": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
         }
-        if self.family == "bert":
-            return transformers.BertConfig(
-                hidden_size=self.hidden,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                intermediate_size=2 * self.hidden,
-                max_position_embeddings=self.length,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-                **shared,
-            )
-        return transformers.GPT2Config(
-            n_embd=self.hidden,
-            n_layer=self.layers,
-            n_head=self.heads,
-            n_inner=2 * self.hidden,
-            n_positions=self.length,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=SPECIAL.index(FIRST),
-            eos_token_id=SPECIAL.index(LAST),
-            **shared,
+        inner = {"bert": {"intermediate_size": 2 * self.hidden}, "gpt": {"n_inner": 2 * self.hidden}}
+        ends = {"bert": {}, "gpt": {"bos_token_id": SPECIAL.index(FIRST), "eos_token_id": SPECIAL.index(LAST)}}
+        kind: Any = transformers.BertConfig if self.family == "bert" else transformers.GPT2Config
+        return kind(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            max_position_embeddings=self.length,
+            vocab_size=words,
+            attn_implementation="eager",
+            pad_token_id=SPECIAL.index(PADDING),
+            num_labels=2,
+            **dict.fromkeys(dropouts[self.family], 0.0),
+            **inner[self.family],
+            **ends[self.family],
         )
 
     def language_model(self, words: int, seed: int) -> Any:
@@ -86,8 +76,7 @@ class Architecture:
         bert = self.family == "bert"
         kind = transformers.BertForSequenceClassification if bert else transformers.GPT2ForSequenceClassification
         model = _drawn(kind, self.config(language_model.config.vocab_size), seed)
-        body = language_model.base_model.state_dict()
-        found = model.base_model.load_state_dict(body, strict=False)
+        found = model.base_model.load_state_dict(language_model.base_model.state_dict(), strict=False)
         assert not found.unexpected_keys
         assert all(name.startswith("pooler.") for name in found.missing_keys)
         return model
@@ -96,20 +85,18 @@ class Architecture:
         """The classifier with LoRA on its attention; only the adapters and the head are trained."""
         import peft
 
+        config = peft.LoraConfig(
+            task_type=peft.TaskType.SEQ_CLS,
+            r=self.rank,
+            lora_alpha=2 * self.rank,
+            lora_dropout=0.0,
+            target_modules=ADAPTED[self.family],
+            modules_to_save=HEADS[self.family],
+            fan_in_fan_out=self.family == "gpt",
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return peft.get_peft_model(
-                classifier,
-                peft.LoraConfig(
-                    task_type=peft.TaskType.SEQ_CLS,
-                    r=self.rank,
-                    lora_alpha=2 * self.rank,
-                    lora_dropout=0.0,
-                    target_modules=ADAPTED[self.family],
-                    modules_to_save=HEADS[self.family],
-                    fan_in_fan_out=self.family == "gpt",
-                ),
-            )
+            return peft.get_peft_model(classifier, config)
 
 
 def embedding(model: Any, batch: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from datasets import Dataset
 
-from experiments.corpora import UNKNOWN, new_tokenizer, read_texts, without_names
+from experiments.texts import UNKNOWN, new_tokenizer, read_texts, without_names
 from stagetrace.errors import DataError
 
 

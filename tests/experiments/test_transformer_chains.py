@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,24 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("datasets")
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-pytest.importorskip("peft")
-pytest.importorskip("bm25s")
-from datasets import Dataset
-
-from experiments.__main__ import main
-from experiments.bert_and_gpt import bert, gpt, protocol, stages
-from experiments.bert_and_gpt.data import balanced, corpora_of
-from experiments.bert_and_gpt.models import Architecture
-from experiments.bert_and_gpt.on_texts import OnTexts
-from experiments.bert_and_gpt.report import MEAN
-from experiments.bert_and_gpt.stages import FINETUNE, LORA, PRETRAIN, THREE, TWEETS, UPDATED, Trained, train_all
-from experiments.corpora import Texts
+from experiments.estimators import GAUSS_NEWTON, OF_STEPS, OURS, on_rows
 from experiments.pages import filled
-from experiments.pages.transformers_tables import TABLES
+from experiments.pages.texts import MEAN
+from experiments.protocol import Prepared
 from experiments.settings import Settings
-from experiments.training import Training
+from experiments.texts import Texts
+from experiments.transformer_chains import experiment, stages
+from experiments.transformer_chains.data import balanced, corpora_of
+from experiments.transformer_chains.experiment import BERT
+from experiments.transformer_chains.models import Architecture
+from experiments.transformer_chains.stages import FINETUNE, LORA, PRETRAIN, THREE, TWEETS, UPDATED, prepare
 from stagetrace import Chain, Query, Stage, Trace
 from stagetrace.errors import DataError, DescriptionError
 from stagetrace.objectives import MaskedToken
 from stagetrace.progress import Silent
 from stagetrace.validation import BM25, Choice, Groups, validate
 from stagetrace.validation.removals import Removal
+from tests.experiments.conftest import FEW, result_of, short, write_texts
 
 pytestmark = [
     # Tiny stages are far from a minimum, and the trace says so.
@@ -42,7 +34,6 @@ pytestmark = [
     # Between two of the libraries; nothing that can be called otherwise here.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
-FEW = Training(epochs=2, rate=5e-3, batch=8)
 LINES = [
     f"the {colour} {animal} sat on the {place} and looked at the {colour} moon until it was late"
     for colour in ("red", "blue", "old")
@@ -53,59 +44,19 @@ PRAISE = ["great answer tonight , i like him", "she was great , a good plan", "a
 BLAME = ["bad answer tonight , i hate it", "he was awful , a bad plan", "an awful night for us"]
 
 
-def short(plan: protocol.Plan) -> protocol.Plan:
-    """The plan with a very small model and a few steps."""
-    recipe = replace(
-        plan.recipe,
-        architecture=Architecture(
-            plan.recipe.architecture.family, vocabulary=120, hidden=8, layers=1, length=12, rank=2
-        ),
-        **dict.fromkeys(("pretraining", "middle", "finetuning", "adapting"), FEW),
-        general=24,
-        tweets=16,
-        tests=8,
-    )
-    return replace(
-        plan, recipe=recipe, groups=3, orders=1, seeds=1, again={PRETRAIN: 3, FINETUNE: 3}, curvature_examples=8
-    )
-
-
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> Path:
     """The folder given as --data."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name, columns in {
-        "wikitext2": {"text": ["", " = A heading = ", *LINES]},
-        "gop_debate": {"text": (PRAISE + BLAME) * 4, "label": ([1] * 3 + [0] * 3) * 4},
-    }.items():
-        (folder / name).mkdir()
-        for split in ("train", "test"):
-            Dataset.from_dict(columns).to_parquet(folder / name / f"{split}-00000-of-00001.parquet")
-    return folder
-
-
-def call(name: str, data: Path, out: Path, *words: object) -> int:
-    """The exit code of `python -m experiments NAME`, its training cut short."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", name, "--data", str(data), "--out", str(out), *map(str, words)])
-        for module in (bert, gpt):
-            patch.setattr(module, "PLAN", short(module.PLAN))
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-    return 0
-
-
-def result_of(out: Path) -> dict[str, Any]:
-    return json.loads((out / "result.json").read_text())
+    tweets = {"text": (PRAISE + BLAME) * 4, "label": ([1] * 3 + [0] * 3) * 4}
+    columns = {"wikitext2": {"text": ["", " = A heading = ", *LINES]}, "gop_debate": tweets}
+    return write_texts(tmp_path_factory.mktemp("texts"), **columns)
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt"])
-def out(request, texts, tmp_path_factory) -> Path:
+def out(request, call, texts, tmp_path_factory) -> Path:
     """A finished run; it is read here and continued in copies."""
     folder = tmp_path_factory.mktemp("out") / request.param
-    assert call(request.param, texts, folder) == 0
+    assert call(request.param, "--data", texts, "--out", folder) == 0
     return folder
 
 
@@ -138,7 +89,7 @@ def test_links_follow_how_the_last_stage_was_trained(out):
 def test_texts_in_the_result_are_those_the_scores_belong_to(out, texts):
     found = result_of(out)["chains"][THREE]["texts"][MEAN]
     scores = Trace.load(out / "run" / THREE / "gauss-newton-0.1")
-    recipe = short(bert.PLAN).recipe
+    recipe = short(BERT).recipe
     corpora = corpora_of(Settings(texts, out), recipe.general, recipe.tweets, recipe.tests)
     for stage, given in ((PRETRAIN, corpora.general), (TWEETS, corpora.tweets), (FINETUNE, corpora.tweets)):
         worst, best = found[stage]["most_harmful"][0], found[stage]["most_helpful"][0]
@@ -149,27 +100,24 @@ def test_texts_in_the_result_are_those_the_scores_belong_to(out, texts):
             assert end["removal_effect"] == pytest.approx(-values[place].item() / len(values))
 
 
-def test_a_run_that_is_called_again_trains_nothing_twice_and_ends_alike(out, texts, tmp_path):
+@pytest.mark.parametrize("out", ["gpt"], indirect=True)
+def test_a_run_that_is_called_again_trains_nothing_twice_and_ends_alike(out, call, texts, tmp_path):
     copy = shutil.copytree(out, tmp_path / out.name)
     kept = {path: path.read_bytes() for path in (copy / "checkpoints").glob("*.json")}
-    again = {path: path.read_bytes() for path in (copy / "retrained").glob("*/retrainings.jsonl")}
     before = result_of(copy)
     (copy / "result.json").unlink()
-    assert call(out.name, texts, copy) == 0
+    assert call(out.name, "--data", texts, "--out", copy) == 0
     assert len(kept) == 5
     assert {path: path.read_bytes() for path in kept} == kept
-    assert {path: path.read_bytes() for path in again} == again
     after = result_of(copy)
     assert after["training"] == before["training"]
     for name, chain in before["chains"].items():
         assert after["chains"][name]["texts"] == chain["texts"]
-    for name, found in before["retraining"].items():
-        assert after["retraining"][name]["each_seed"][0]["effects"] == found["each_seed"][0]["effects"]
 
 
-def test_other_settings_in_the_same_folder_are_refused(out, texts, tmp_path, capsys):
+def test_other_settings_in_the_same_folder_are_refused(out, call, texts, tmp_path, capsys):
     copy = shutil.copytree(out, tmp_path / out.name)
-    assert call(out.name, texts, copy, "--examples", 12) == 1
+    assert call(out.name, "--data", texts, "--out", copy, "--examples", 12) == 1
     assert "trained with other settings" in capsys.readouterr().err
 
 
@@ -185,20 +133,20 @@ def test_each_group_has_its_own_truth_and_its_own_prediction(out, name):
     assert seed["effects"]["true"] == pytest.approx([true[group] for group in groups])
     effect = Trace.load(out / "run" / name / "default")[PRETRAIN].removal_effect
     predicted = [sum(effect[place].item() for place in group) for group in groups]
-    assert seed["effects"][protocol.OURS] == pytest.approx(predicted, rel=1e-4)
-    assert (protocol.OF_STEPS in seed["estimators"]) == (name == UPDATED)
+    assert seed["effects"][OURS] == pytest.approx(predicted, rel=1e-4)
+    assert (OF_STEPS in seed["estimators"]) == (name == UPDATED)
 
 
-def trained(texts: Path, folder: Path) -> Trained:
-    return train_all(short(bert.PLAN).recipe, Settings(texts, folder), (LORA,), Silent())
+def trained(texts: Path, folder: Path) -> dict[str, Prepared]:
+    return prepare(short(BERT).recipe, Settings(texts, folder), (LORA,), Silent())
 
 
 def test_the_control_by_words_reads_the_rows_behind_the_tokens(texts, tmp_path):
     both = trained(texts, tmp_path)
-    effects = OnTexts(BM25("text")).removal_effects(both.chains[LORA], both.queries[LORA], FINETUNE)
-    asked = both.corpora.tweets_test.texts
+    effects = on_rows(BM25("text")).removal_effects(both[LORA].chain, both[LORA].query, FINETUNE)
+    asked = both[LORA].data.tests.texts
     plain = Chain(
-        Stage("only", model=torch.nn.Linear(1, 1), objective=MaskedToken(), data=list(both.corpora.tweets.texts))
+        Stage("only", model=torch.nn.Linear(1, 1), objective=MaskedToken(), data=list(both[LORA].data.tweets.texts))
     )
     alone = BM25(str).removal_effects(plain, Query(list(asked)), "only")
     torch.testing.assert_close(effects, alone)
@@ -230,23 +178,23 @@ def test_contradictory_examples_are_harmful_in_truth_and_in_prediction(texts, tm
         return replace(corpora, tweets=replace(corpora.tweets, labels=labels))
 
     monkeypatch.setattr(stages, "corpora_of", planted)
-    plan = short(bert.PLAN)
+    plan = short(BERT)
     recipe = replace(plan.recipe, tweets=24, finetuning=replace(FEW, rate=1e-2, epochs=30))
     recipe = replace(recipe, architecture=replace(recipe.architecture, hidden=16))
     plan = replace(plan, rate=1e-3, again={PRETRAIN: 3, FINETUNE: 20}, recipe=recipe)
-    both = train_all(plan.recipe, Settings(texts, tmp_path), (UPDATED,), Silent())
+    both = prepare(plan.recipe, Settings(texts, tmp_path), (UPDATED,), Silent())
     found = validate(
-        both.chains[UPDATED],
-        both.queries[UPDATED],
-        fit=protocol.fits(plan, UPDATED, both),
+        both[UPDATED].chain,
+        both[UPDATED].query,
+        fit=experiment.fits(plan, UPDATED, both[UPDATED]),
         stage=FINETUNE,
         choices=[Planted((swapped, right, others))],
-        estimators=protocol.estimators(plan, both.chains[UPDATED], 0, tmp_path / "run")[1:2],
+        estimators=experiment.estimators(plan, both[UPDATED].chain, 0, tmp_path / "run")[1:2],
         seeds=(0,),
         processes=1,
     )
     (measured,) = found.measured
-    for effects in (measured.true, measured.predicted[protocol.GAUSS_NEWTON]):
+    for effects in (measured.true, measured.predicted[GAUSS_NEWTON]):
         assert effects[0] < 0 < effects[1:].min()
 
 
@@ -270,7 +218,7 @@ def test_the_chosen_tweets_are_what_they_are_called(out):
 
 def test_lora_keeps_the_body_and_trains_the_head(texts, tmp_path):
     both = trained(texts, tmp_path)
-    first, last = both.chains[LORA].problems
+    first, last = both[LORA].chain.problems
     assert set(last.kept.values()) < set(first.own.names)
     assert all("lora_" in name or "pooler" in name or "classifier" in name for name in last.own.names)
 
@@ -281,9 +229,17 @@ def test_a_family_is_one_of_two():
 
 
 def test_pages_are_made_of_the_result(out, tmp_path):
-    result, blocks = result_of(out), [*TABLES, "texts three", "texts lora asked"]
-    blocks.remove("texts")
-    blocks[blocks.index("left-out-groups")] = "left-out-groups lora"
+    result = result_of(out)
+    blocks = [
+        "learned",
+        "sharing",
+        "solving",
+        "tracing-cost",
+        "agreement lora",
+        "cost",
+        "texts three",
+        "texts lora asked",
+    ]
     (tmp_path / out.name).mkdir()
     shutil.copy(out / "result.json", tmp_path / out.name)
     page = tmp_path / f"{out.name}.md"
@@ -294,7 +250,7 @@ def test_pages_are_made_of_the_result(out, tmp_path):
     assert f"| tweets | most harmful | {worst['score']:+.2e} | {worst['removal_effect']:+.1e} | - |" in made
     if out.name == "bert":
         seed = result["retraining"][LORA]["each_seed"][0]
-        (ours,) = (line for line in made.splitlines() if line.startswith(f"| {protocol.OURS} |"))
-        assert f"{seed['estimators'][protocol.OURS]['slope']:.2f}" in ours
+        (ours, *_) = (line for line in made.splitlines() if line.startswith(f"| {OURS} |"))
+        assert f"{seed['estimators'][OURS]['slope']:.3f}" in ours
         (words,) = (line for line in made.splitlines() if line.startswith("| BM25 |"))
         assert words.split("|")[4].strip() == "-"  # no unit, so no slope

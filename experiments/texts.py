@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 
@@ -15,6 +15,10 @@ from stagetrace.errors import DataError
 UNKNOWN, PADDING, MASK, FIRST, LAST = "<unk>", "[PAD]", "[MASK]", "[CLS]", "[SEP]"
 SPECIAL = (PADDING, UNKNOWN, FIRST, LAST, MASK)
 """The special tokens, in the order of their numbers: padding is 0. `<unk>` is how WikiText writes an unknown word."""
+
+
+LONGEST = 240
+"""Characters of a text that is shown."""
 
 
 @final
@@ -57,6 +61,25 @@ class Texts:
         return hashlib.sha256(repr((self.texts, self.labels, self.rows)).encode()).hexdigest()
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Corpora:
+    """What the two stages of a seed are trained on, lines of general text and tweets, and texts that neither has seen.
+
+    reader: how they are read: a tokenizer, a vocabulary or a collation.
+    """
+
+    general: Texts
+    unseen: Texts
+    tweets: Texts
+    tests: Texts
+    reader: Any = None
+
+    @property
+    def digest(self) -> list[str]:
+        return [each.digest for each in (self.general, self.unseen, self.tweets, self.tests)]
+
+
 def read_texts(folder: Path, split: str) -> Texts:
     """Every row of a split: its column `text` (or its only column of strings), and `label` if it has one.
 
@@ -70,6 +93,29 @@ def read_texts(folder: Path, split: str) -> Texts:
         raise DataError(f"{folder}: '{split}' needs a column 'text'; it has {', '.join(table.features)}")
     labels = tuple(int(label) for label in table["label"]) if "label" in table.features else None
     return Texts(tuple(table[column]), labels, tuple(range(len(table))))
+
+
+def ends(values: torch.Tensor, texts: Texts, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Both ends of a ranking of texts; score: positive = harmful; removal effect: negative = removing it helps."""
+    return {
+        end: [
+            {
+                "row": texts.rows[i],
+                "text": shown(texts.texts[i]),
+                "label": None if texts.labels is None else texts.labels[i],
+                "score": values[i].item(),
+                "removal_effect": -values[i].item() / len(values),
+            }
+            for i in values.argsort(descending=harmful, stable=True)[:count].tolist()
+        ]
+        for end, harmful in (("most_harmful", True), ("most_helpful", False))
+    }
+
+
+def shown(text: str) -> str:
+    """On one line, not too long, and without names."""
+    line = without_names(" ".join(text.split()))
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
 
 
 def without_names(text: str) -> str:
