@@ -161,9 +161,12 @@ def test_a_full_disk_costs_nothing_that_was_there(
     with pytest.raises(ResultsError, match="No space left on device; make room"):
         trace(n=8).save(tmp_path / "run")
     assert contents(tmp_path / "run") == before
-    with pytest.raises(ResultsError, match="No space left"):
-        trace(n=8).save(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    for place in ("new", "empty"):
+        with pytest.raises(ResultsError, match="No space left"):
+            trace(n=8).save(tmp_path / place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "run"]
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 @pytest.mark.parametrize("writer", WRITERS)

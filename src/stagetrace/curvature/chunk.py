@@ -47,20 +47,22 @@ def hessian_anew(risk: Risk, batch: Batch) -> Product:
 @final
 @dataclass(frozen=True)
 class Slope:
-    """A weighted sum of a chunk's losses: its value, gradient `[own.size]`, and products on the gradient's graph."""
+    """A weighted sum of a chunk's losses: value, gradient, and products on the gradient's graph; vectors by name."""
 
     value: Tensor
-    gradient: Tensor
-    product: Product
+    gradient: Params
+    product: Linear
 
 
 def hessian_graph(risk: Risk, batch: Batch) -> Product:
     """Reverse-over-reverse on a kept graph of the gradient."""
-    return slope(risk, batch).product
+    return _by_columns(risk, slope(risk, batch).product, batched=False)
 
 
-def slope(risk: Risk, batch: Batch, weights: Tensor | None = None) -> Slope:
+def slope(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: bool = True) -> Slope:
     """The sum of the chunk's losses, each times its weight of `[batch]`, at the values of `risk`.
+
+    checked: whether operations that are differentiable once are looked for, which takes as long as a small model.
 
     Raises:
         RuntimeError: an operation has no second derivative.
@@ -71,9 +73,10 @@ def slope(risk: Risk, batch: Batch, weights: Tensor | None = None) -> Slope:
         losses = risk.losses(own, risk.inherited_values, batch)
         total = losses.sum() if weights is None else weights @ losses
         if not total.requires_grad:  # a loss without the parameters
-            return Slope(total, risk.own.zeros(1).squeeze(1), torch.zeros_like)
+            return Slope(total.detach(), *_nothing(own))
         gradients = torch.autograd.grad(total, inputs, create_graph=True, materialize_grads=True)
-    check_differentiable_again(gradients)
+    if checked:
+        check_differentiable_again(gradients)
 
     def product(vector: Params) -> Params:
         tracked = [(g, vector[name]) for name, g in zip(own, gradients, strict=True) if g.requires_grad]
@@ -83,8 +86,13 @@ def slope(risk: Risk, batch: Batch, weights: Tensor | None = None) -> Slope:
         rows = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, materialize_grads=True)
         return dict(zip(own, rows, strict=True))
 
-    gradient = risk.own.flatten({name: g.detach() for name, g in zip(own, gradients, strict=True)})
-    return Slope(total.detach(), gradient, _by_columns(risk, product, batched=False))
+    return Slope(total.detach(), {name: g.detach() for name, g in zip(own, gradients, strict=True)}, product)
+
+
+def _nothing(own: Params) -> tuple[Params, Linear]:
+    """The gradient and the products of what does not depend on the parameters."""
+    zeros = {name: torch.zeros_like(value) for name, value in own.items()}
+    return zeros, lambda vector: {name: torch.zeros_like(value) for name, value in vector.items()}
 
 
 def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:

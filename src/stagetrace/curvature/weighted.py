@@ -1,6 +1,6 @@
 """The weighted sum of a data set's losses at any point: value, gradient, and products with the Hessian there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import TypeVar, final
@@ -8,7 +8,7 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.chunk import Product, Slope, slope
+from stagetrace.curvature.chunk import Linear, Slope, slope
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import first_line
 from stagetrace.errors import DifferentiationError
@@ -59,6 +59,11 @@ class WeightedLosses:
             for batch, _ in self.batches:
                 check_finite(self.risk.losses(own, self.risk.inherited_values, batch), batch.indices, self.risk.where)
 
+    @property
+    def counted(self) -> bool:
+        """Whether a batch has been evaluated, and what its graph keeps been counted."""
+        return self._bytes is not None
+
     def bytes_of_graph(self, evaluate: Callable[[], Slope]) -> tuple[Slope, int]:
         """A batch's part, and the bytes that its graph keeps: counted for the first, all others taken to be like it."""
         if self._bytes is not None:
@@ -85,31 +90,47 @@ class Point(LinearOperator):
 
     def __init__(self, losses: WeightedLosses, risk: Risk) -> None:
         self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
-        self._risk, self._losses, self._kept = risk, losses, list[Product]()
-        value, self.gradient = torch.zeros((), dtype=torch.float64, device=self.device), risk.own.zeros(1).squeeze(1)
-        room, self._computed_anew = losses.memory, False
-        for batch, weights in losses.batches:
-            part, size = losses.bytes_of_graph(partial(self._part, batch, weights))
-            value += part.value
-            self.gradient += part.gradient
+        self._risk, self._losses, self._kept = risk, losses, list[Linear]()
+        self._total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._computed_anew = False
+        self.gradient = world().sum(self._summed(self._gradients()))
+        self.value = float(world().sum(self._total))
+
+    def _gradients(self) -> Iterator[Params]:
+        """Each batch's gradient; its value is added up, and its graph kept while there is room."""
+        room = self._losses.memory
+        for batch, weights in self._losses.batches:
+            part, size = self._losses.bytes_of_graph(partial(self._part, batch, weights))
+            self._total += part.value
             room -= size
             if room >= 0:
                 self._kept.append(part.product)
             self._computed_anew = room < 0
-        self.value = float(world().sum(value))
-        self.gradient = world().sum(self.gradient)
+            yield part.gradient
 
     def apply(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
+        columns = [self._summed(self._rows(self._risk.own.unflatten(vector))) for vector in vectors.unbind(1)]
+        return world().sum(torch.stack(columns, dim=1))
+
+    def _rows(self, vector: Params) -> Iterator[Params]:
+        """Each batch's product."""
         for product in self._kept:
-            total += self._differentiable(partial(product, vectors))
+            yield self._differentiable(partial(product, vector))
         if self._computed_anew:
             for batch, weights in islice(self._losses.batches, len(self._kept), None):
-                total += self._differentiable(partial(self._part(batch, weights).product, vectors))
-        return world().sum(total)
+                yield self._differentiable(partial(self._part(batch, weights).product, vector))
+
+    def _summed(self, parts: Iterable[Params]) -> Tensor:
+        """The sum as a vector `[own.size]`."""
+        total: list[Tensor] = []
+        for part in parts:
+            more = list(part.values())
+            total = [one + other for one, other in zip(total, more, strict=True)] if total else more
+        own = self._risk.own
+        return own.flatten(dict(zip(own.names, total, strict=True))) if total else own.zeros(1).squeeze(1)
 
     def _part(self, batch: Batch, weights: Tensor) -> Slope:
-        return self._differentiable(partial(slope, self._risk, batch, weights))
+        return self._differentiable(partial(slope, self._risk, batch, weights, checked=not self._losses.counted))
 
     def _differentiable(self, evaluate: Callable[[], T]) -> T:
         try:

@@ -6,42 +6,20 @@ the place of what is there in one step: the moment that its record is complete.
 
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar, final
 
 from stagetrace.errors import ResultsError, StagetraceError
 from stagetrace.parallel import world
-from stagetrace.results.descriptions import differences, format_differences, refuse_uncertain
-from stagetrace.results.files import (
-    RECORD,
-    STAGING,
-    adjoint_name,
-    cannot_write,
-    is_litter,
-    is_stub,
-    move,
-    part_name,
-    part_numbers,
-    run_files,
-    sha256_of,
-    sweep,
-)
-from stagetrace.results.formats import read_part, read_solution, run_of, solution_record, write_part, write_solution
+from stagetrace.results.files import RECORD, STAGING, adjoint_name, part_name, part_numbers, run_files, sha256_of
+from stagetrace.results.formats import read_part, read_solution, solution_record, write_part, write_solution
 from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.lock import Lock
-from stagetrace.results.manifest import Manifest, Shape, digest_of, merged, read_manifest, versions
+from stagetrace.results.manifest import Manifest, Shape, merged, versions
+from stagetrace.results.opening import let_go, opened, promote
 from stagetrace.results.part import Part
-from stagetrace.results.reading import (
-    Contents,
-    check_digests,
-    files_of,
-    missing_files,
-    place_of_record,
-    read_run,
-    read_scores,
-)
+from stagetrace.results.reading import Contents, files_of, read_run, read_scores
 from stagetrace.solvers.base import Solution
 
 T = TypeVar("T")
@@ -88,7 +66,7 @@ class RunFolder:
         wanted = to_json(description, "description")
         folder = None if path is None else Path(path)
         if folder is not None and world().is_first:
-            run = _opened(folder, wanted, replacing=replacing)
+            run = RunFolder(folder, *opened(folder, wanted, replacing=replacing), staged=replacing)
         else:
             run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
         if not replacing:  # whoever saves a trace may be the only process to do so
@@ -177,7 +155,7 @@ class RunFolder:
         manifest.write(place)
         self._manifest = manifest
         if self._staged:
-            _promote(path)
+            promote(path)
         self.close()
 
     def close(self) -> None:
@@ -186,10 +164,8 @@ class RunFolder:
             return
         if self._staged and not self.complete:
             shutil.rmtree(self._path / STAGING, ignore_errors=True)
-        self._lock.release()
+        let_go(self._path, self._lock)
         self._lock = None
-        with suppress(OSError):  # that is, if it is empty
-            self._path.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -223,106 +199,3 @@ class RunFolder:
     def _walk(self, stage: str) -> None:
         if stage not in self._walked:
             self._walked.append(stage)
-
-
-def _opened(folder: Path, wanted: Mapping[str, JSON], *, replacing: bool) -> RunFolder:
-    """The folder, locked for this process; a complete run that is not to be replaced needs no lock."""
-    if replacing:
-        _record_of(folder, wanted)
-    else:
-        found = _record_of(folder, wanted)
-        if found is not None and found.is_complete and not missing_files(folder, found):
-            return RunFolder(folder, found, staged=False)
-    lock = Lock(folder)
-    try:
-        found = _record_of(folder, wanted)  # again: another process may have been here since
-        sweep(folder)
-        if (folder / STAGING).exists():
-            _promote(folder)
-        manifest = Manifest.of(wanted) if replacing else _continued(folder, found or Manifest.of(wanted))
-    except BaseException as cause:
-        lock.release()
-        with suppress(OSError):
-            folder.rmdir()
-        if isinstance(cause, OSError):
-            raise cannot_write(folder, cause) from cause
-        raise
-    return RunFolder(folder, manifest, lock, staged=replacing)
-
-
-def _continued(folder: Path, manifest: Manifest) -> Manifest:
-    """The record to go on with, written: of a complete run that lacks files, that of an unfinished one."""
-    if manifest.is_complete:
-        check_digests(folder, manifest)  # from here on the record no longer has them
-    running = replace(manifest, status="running", files={})
-    running.write(folder)
-    return running
-
-
-def _record_of(folder: Path, wanted: Mapping[str, JSON]) -> Manifest | None:
-    """The record of the run that is to be resumed, or None for a new or empty folder; nothing is written.
-
-    Raises:
-        ResultsError: the folder holds something else, a run that cannot be read, or another run.
-    """
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as cause:
-        raise ResultsError(f"{folder} is not a name in UTF-8; choose another folder") from cause
-    if folder.exists() and not folder.is_dir():
-        raise ResultsError(f"{folder} is a file, not a folder; choose an empty or new folder")
-    place = place_of_record(folder)
-    if not (place / RECORD).exists():
-        _check_free(folder, digest_of(wanted))
-        return None
-    manifest = read_manifest(place)
-    refuse_uncertain(folder, manifest.description, wanted)
-    changed = differences(manifest.description, wanted)
-    if changed:
-        raise ResultsError(
-            f"{folder} holds another run; it differs from this one in (there -> here):\n{format_differences(changed)}\n"
-            f"choose another folder (--out), or delete this one"
-        )
-    return manifest
-
-
-def _check_free(folder: Path, run: str) -> None:
-    """Refuse a folder without a record, unless nothing is in it but files of this very run.
-
-    Raises:
-        ResultsError: says what is there.
-    """
-    if not folder.exists() or all(is_litter(path) for path in folder.iterdir()):
-        return
-    if not is_stub(folder):
-        raise ResultsError(
-            f"{folder} is not a stagetrace run folder (no {RECORD} in it); choose an empty or new folder"
-        )
-    for name in run_files(folder):
-        if run_of(folder / name) != run:
-            raise ResultsError(
-                f"{folder} holds {name} of another run, whose {RECORD} was deleted; "
-                "choose another folder (--out), or delete this one"
-            )
-
-
-def _promote(folder: Path) -> None:
-    """Move a run that has been saved over the one in the folder into its place, its record last.
-
-    A reader finds the new run whole from the moment that its record lies in the staging folder; whoever is killed on
-    the way leaves the rest to the next process.
-
-    Raises:
-        ResultsError: the file system refused.
-    """
-    staging = folder / STAGING
-    manifest = read_manifest(staging)
-    try:
-        for name in run_files(staging):
-            move(staging / name, folder / name)
-        for name in set(run_files(folder)) - set(manifest.files):
-            (folder / name).unlink()
-        move(staging / RECORD, folder / RECORD)
-    except OSError as cause:
-        raise cannot_write(folder, cause) from cause
-    shutil.rmtree(staging, ignore_errors=True)

@@ -32,12 +32,14 @@ _HELD: Final = weakref.WeakSet["Lock"]()
 class Lock:
     """The right to write to a folder, held from construction until `release` or the end of the process.
 
+    made_folder: whether there was none before.
+
     Raises:
         ResultsError: another process writes there, or the file system refused.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / LOCK
+        self._folder, self._path, self.made_folder = folder, folder / LOCK, not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = _taken(folder)
@@ -105,7 +107,8 @@ def _taken(folder: Path) -> int:
             raise _in_use(folder, said)
         me = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(me).encode())
         return descriptor
 
 

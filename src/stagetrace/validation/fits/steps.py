@@ -8,7 +8,6 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.optim.lr_scheduler import LambdaLR
 
 from stagetrace.errors import DifferentiationError, SolveError, refuse
 from stagetrace.stages.data import Batch
@@ -76,14 +75,15 @@ class Steps(Fit):
         inherited = {name: values[name] for name in problem.inherited.names}
         point = own.flatten_columns({name: values[name] for name in own.names}).mT.contiguous()  # [copies, size]
         optimizer = self.rule.begin(point, own)
-        schedule = LambdaLR(optimizer, SCHEDULES[self.schedule](self.steps))
+        schedule = SCHEDULES[self.schedule](self.steps)
         weights = weights.to(point)
         slope, penalty = slopes(problem), _penalty_gradient(problem, before)
-        for batch in self._batches(problem, seed):
+        for step, batch in enumerate(self._batches(problem, seed)):
             gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
             point.grad = gradient + penalty(point)
+            for group in optimizer.param_groups:
+                group["lr"] = self.rule.rate * schedule(step)
             optimizer.step()
-            schedule.step()
         point.grad = None
         if not bool(torch.isfinite(point).all()):
             raise SolveError(
