@@ -32,8 +32,8 @@ from stagetrace import Chain, Lanczos, Query
 from stagetrace.curvature import Auto
 from stagetrace.curvature.subset import ENOUGH
 from stagetrace.progress import Bars
-from stagetrace.results.atomic import atomic
-from stagetrace.results.manifest import NAME as MANIFEST
+from stagetrace.results.files import RECORD as MANIFEST
+from stagetrace.results.files import atomic
 from stagetrace.tracing.score import Scorer
 from stagetrace.tracing.walk import Walk
 from stagetrace.validation.agreement import Agreement

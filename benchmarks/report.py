@@ -16,9 +16,9 @@ from rich.table import Table
 
 from benchmarks.setting import Asked
 from experiments.result import hardware
-from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import plain
-from stagetrace.results.versions import versions
+from stagetrace.results.files import atomic
+from stagetrace.results.jsonable import to_json
+from stagetrace.results.manifest import versions
 
 Row = dict[str, Any]
 
@@ -70,7 +70,7 @@ class Report:
             "load_average_before_and_after": [list(self.load_before), list(os.getloadavg())],
         }
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(plain(whole, path.name), indent=2, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(to_json(whole, path.name), indent=2, allow_nan=False) + "\n")
 
 
 def _cell(value: Any) -> str:

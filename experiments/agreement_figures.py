@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.intervals import over_seeds
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 from stagetrace.validation import Measured
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999", "#F0E442")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from experiments.images import Images
 from stagetrace.errors import ResultsError
-from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import differences, listed
+from stagetrace.results.descriptions import differences, format_differences
+from stagetrace.results.files import atomic
 
 Record = dict[str, Any]
 
@@ -44,7 +44,7 @@ def trained(
         if changed:
             raise ResultsError(
                 f"{folder} holds the stage '{stage}' trained with other settings; give another --out, or delete that "
-                f"folder:\n{listed(changed)}"
+                f"folder:\n{format_differences(changed)}"
             )
         load_model(model, weights)
         model.eval()

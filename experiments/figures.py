@@ -9,7 +9,7 @@ import torch
 
 from experiments.images import Images
 from stagetrace import Scores
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 
 CAPTION = (
     "Score of example i: d(query loss) / d(epsilon) where its stage minimised mean loss + epsilon loss_i.\n"

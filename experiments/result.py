@@ -12,10 +12,10 @@ import torch
 
 import stagetrace
 from experiments.settings import Settings
-from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import plain
+from stagetrace.results.files import atomic
+from stagetrace.results.jsonable import to_json
+from stagetrace.results.manifest import versions
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.results.versions import versions
 
 
 def write_result(name: str, settings: Settings, fields: dict[str, Any]) -> Path:
@@ -40,7 +40,7 @@ def write_result(name: str, settings: Settings, fields: dict[str, Any]) -> Path:
         "hardware": hardware(settings.device),
     }
     with atomic(path) as temporary:
-        temporary.write_text(_compact(json.dumps(plain(whole, "result.json"), indent=1, allow_nan=False)) + "\n")
+        temporary.write_text(_compact(json.dumps(to_json(whole, "result.json"), indent=1, allow_nan=False)) + "\n")
     return path
 
 

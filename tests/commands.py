@@ -1,8 +1,10 @@
 """`stagetrace WORDS` in this process, for tests of the command line."""
 
+import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
@@ -30,3 +32,19 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     yield run
     sys.path[:] = path
     sys.modules.pop("jobs", None)
+
+
+def stagetrace(*words: object) -> tuple[int, str, str]:
+    """The same where there are no fixtures of a single test."""
+    path, out, err = list(sys.path), io.StringIO(), io.StringIO()
+    try:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setenv("COLUMNS", "80")
+            patch.setattr(sys, "argv", ["stagetrace", *map(str, words)])
+            warnings.simplefilter("always", StagetraceWarning)
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                main()
+    finally:
+        sys.path[:] = path
+        sys.modules.pop("jobs", None)
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()

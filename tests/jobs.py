@@ -176,42 +176,52 @@ def torchrun(processes: int, *words: str, **extra: str) -> subprocess.CompletedP
 # What a watched process does
 
 
-def watch(environ: Mapping[str, str]) -> None:
-    """Do as the environment variables at the top of this file say."""
-    if "STAGETRACE_TEST_PART" in environ:
-        import stagetrace.results.part as part_module
-
-        part_module.PART_EXAMPLES = int(environ["STAGETRACE_TEST_PART"])
-    if "STAGETRACE_TEST_LOG" in environ:
-        from stagetrace.curvature.mean import MeanCurvature
-        from stagetrace.results import RunFolder
-
-        log = _Log(Path(environ["STAGETRACE_TEST_LOG"]), environ.get("STAGETRACE_TEST_KILL"))
-        apply, keep_part = MeanCurvature.apply, RunFolder.keep_part
-        MeanCurvature.apply = log.of(apply, lambda operator, _: ("product", operator.risk.where.split("'")[1]))
-        RunFolder.keep_part = log.of(keep_part, lambda _, stage, *__: ("part", stage))
+class Killed(BaseException):
+    """The process ends here."""
 
 
-class _Log:
-    def __init__(self, path: Path, last: str | None) -> None:
-        self.path, self.last, self.counts = path, last, Counter()
+def watch(log: Callable[[str], object], part: int | None, patch: Callable[[Any, str, Any], object] = setattr) -> None:
+    """Call `log` with a line after each product with a stage's curvature and each part kept, e.g. "part 2 of fit".
 
-    def of(self, method: Callable[..., Any], event: Callable[..., tuple[str, str]]) -> Callable[..., Any]:
-        """The method, then a line that says it has been done."""
+    part: examples in a part, so that a small job has several.
+    """
+    import stagetrace.results.part as part_module
+    from stagetrace.curvature.mean import MeanCurvature
+    from stagetrace.results import folder
 
+    if part is not None:
+        patch(part_module, "PART_EXAMPLES", part)
+    counts = Counter[tuple[str, str]]()
+
+    def watched(method: Callable[..., Any], event: Callable[..., tuple[str, str]]) -> Callable[..., Any]:
         @wraps(method)
         def done(*arguments: Any) -> Any:
             result = method(*arguments)
             what, stage = event(*arguments)
-            self.counts[what, stage] += 1
-            line = f"{what} {self.counts[what, stage]} of {stage}"
-            with self.path.open("a") as file:
-                file.write(line + "\n")
-            if line == self.last:
-                os.kill(os.getpid(), signal.SIGKILL)
+            counts[what, stage] += 1
+            log(f"{what} {counts[what, stage]} of {stage}")
             return result
 
         return done
 
+    product = watched(MeanCurvature.apply, lambda operator, _: ("product", operator.risk.where.split("'")[1]))
+    patch(MeanCurvature, "apply", product)
+    patch(folder, "write_part", watched(folder.write_part, lambda _, __, stage, *___: ("part", stage)))
 
-watch(os.environ)
+
+def _as_told(environ: Mapping[str, str]) -> None:
+    """Do as the environment variables at the top of this file say."""
+    path, last = environ.get("STAGETRACE_TEST_LOG"), environ.get("STAGETRACE_TEST_KILL")
+
+    def log(line: str) -> None:
+        assert path is not None
+        with Path(path).open("a") as file:
+            file.write(line + "\n")
+        if line == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if path is not None:
+        watch(log, int(environ["STAGETRACE_TEST_PART"]))
+
+
+_as_told(os.environ)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from stagetrace.plaintext import printable
 from stagetrace.progress import Bars
-from stagetrace.results.sheet import Sheet
+from stagetrace.results.table import Sheet
 from stagetrace.terminal import terminal
 from tests import hostile
 

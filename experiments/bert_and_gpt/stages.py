@@ -25,8 +25,8 @@ from experiments.training import Training
 from stagetrace import Chain, Query, Stage, hf
 from stagetrace.errors import ResultsError
 from stagetrace.progress import Progress
-from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import differences, listed
+from stagetrace.results.descriptions import differences, format_differences
+from stagetrace.results.files import atomic
 
 PRETRAIN, TWEETS, FINETUNE = "pretrain", "tweets", "finetune"
 UPDATED, LORA, THREE = "updated", "lora", "three"
@@ -206,6 +206,6 @@ def _read(path: Path, given: dict[str, Any]) -> Record:
     if changed:
         raise ResultsError(
             f"{path.parent} holds the stage '{path.stem}' trained with other settings; give another --out, or delete "
-            f"that folder:\n{listed(changed)}"
+            f"that folder:\n{format_differences(changed)}"
         )
     return record

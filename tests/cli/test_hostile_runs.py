@@ -16,7 +16,7 @@ from stagetrace.checks.finding import Finding, Level
 from stagetrace.plaintext import printable
 from stagetrace.report.extras import write_findings
 from stagetrace.results.previews import Preview, Previews, write_previews
-from tests import hostile, jobs
+from tests import hostile, jobs, sealed
 from tests.commands import Command, in_process
 from tests.report.pages import solution
 
@@ -160,10 +160,28 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_record_that_cannot_be_is_refused_in_a_line(stage_trace: Command, tmp_path: Path, what: str, command: str):
     folder = tmp_path / "run"
     written(folder, "plain")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    RECORDS[what](run)
-    (folder / "run.json").write_text(json.dumps(run))
+    sealed.rewrite(folder, RECORDS[what])
     check_refused(stage_trace(command, folder))
+
+
+@pytest.mark.parametrize("name", ["adjoints/plain.safetensors", "scores/plain/part-00000.parquet", "run.json"])
+def test_every_command_refuses_a_damaged_run_by_the_files_name(stage_trace: Command, tmp_path: Path, name: str):
+    folder = tmp_path / "run"
+    written(folder, "plain")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for words in (
+        ("show", folder),
+        ("report", folder),
+        ("export", folder, "--format", "csv", "--out", tmp_path / "a.csv"),
+        ("curate", folder, "--drop", 1, "--out", tmp_path / "kept"),
+    ):
+        ended = stage_trace(*words)
+        check_refused(ended)
+        assert name in ended[2]
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
 
 @pytest.mark.parametrize("content", ["", "[" * 100_000, "1" * 5000, '{"format": 1', "\x00", "null", '"format"', "NaN"])
@@ -176,7 +194,7 @@ def test_a_file_of_something_else_is_refused_in_a_line(stage_trace: Command, tmp
 
 
 OTHERS: dict[str, tuple[str, Any]] = {
-    "a finding without a text": ("check.json", [{"where": "a", "what": "b", "level": "ok"}]),
+    "a finding without a text": ("check.json", [{"where": "a", "what": "b", "level": "OK"}]),
     "a level of its own": ("check.json", [{"where": "a", "what": "b", "level": "\x1b", "text": "c"}]),
     "a sweep in words": ("sweep.json", [{"stage": "a", "factor": "x", "spearman": 1, "kept": 1, "top": 1}]),
     "a sweep with more": ("sweep.json", {"stage": "a"}),
@@ -229,7 +247,7 @@ PREVIEWS: dict[str, Callable[[pa.Table], pa.Table]] = {
 
 
 def facts(table: pa.Table, said: Any) -> pa.Table:
-    return table.replace_schema_metadata({"format": "1", "facts": json.dumps(said)})
+    return table.replace_schema_metadata({**table.schema.metadata, b"facts": json.dumps(said)})
 
 
 @pytest.mark.parametrize("what", PREVIEWS)

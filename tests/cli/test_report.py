@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stagetrace import GaussNewton, Lanczos, Trace, trace
+from stagetrace.checks.finding import Level
 from stagetrace.report.item import Reader
 from stagetrace.results.previews import Preview, Previews, read_previews, write_previews
 from tests import jobs
@@ -148,7 +149,7 @@ def test_check_keeps_its_findings_beside_a_run_only(stage_trace: Command, run: P
     stage_trace("report", run)
     page = Read((run / "report.html").read_text(encoding="utf-8"))
     for each in found:
-        assert " ".join(f"{each['where']} {each['what']} {each['level']} {each['text']}".split()) in page.text
+        assert " ".join(f"{each['where']} {each['what']} {Level[each['level']]} {each['text']}".split()) in page.text
 
 
 def test_a_validation_in_the_same_folder_is_shown(stage_trace: Command, run: Path):

@@ -12,9 +12,10 @@ import torch
 
 from stagetrace import Chain, Hessian, Lanczos, Query, Scores, Trace, trace
 from stagetrace.curate import Curation, Drop, curate, verify
+from stagetrace.curate.note import Note
 from stagetrace.curate.tables import verified as table
 from stagetrace.curate.verify import Beside, random_sets
-from stagetrace.curate.write import add_verification
+from stagetrace.curate.write import write_note
 from stagetrace.errors import CurvatureWarning, DescriptionError
 from stagetrace.validation import SGD, Resolve, Steps
 from tests import chains, jobs, oracles
@@ -97,12 +98,13 @@ def test_runs_are_kept_apart_and_written_down(tmp_path: Path):
     assert found.effects.shape == (2,)
     assert found.random_effects.shape == (2, 2)
     assert found.true == found.effects.mean().item()
-    add_verification(tmp_path, found, {"pretrain": "sgd"})
+    write_note(Note(curation, verified=found, fits={"pretrain": "sgd"}), tmp_path)
     said = json.loads((tmp_path / "curation.json").read_text())
     assert said["verified"]["true_change_of_each_run"] == found.effects.tolist()
     assert [s["true_change_of_each_run"] for s in said["verified"]["random_sets"]] == found.random_effects.mT.tolist()
     assert said["dropped"] == 3
-    sheet = table(said)
+    assert said["verified"]["fits"] == {"pretrain": "sgd"}
+    sheet = table(curation, found, {"pretrain": "sgd"})
     assert [row[0] for row in sheet.rows] == ["dropped by the rule", "random set 1", "random set 2"]
     assert sheet.rows[0][1] == f"{curation.predicted:+.3e}"
     assert sheet.rows[0][2].startswith(f"{found.true:+.3e} (")

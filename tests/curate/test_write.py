@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import stagetrace.curate.write as write_module
-from stagetrace.curate import Curation, Drop, Table, curate
+from stagetrace.curate import Curation, Drop, Rows, curate
 from stagetrace.errors import DescriptionError, ResultsError
 from stagetrace.results import SIGN
 from tests.curate.traces import traced
@@ -18,9 +18,9 @@ SCORES = (0.5, -2.0, 1.0, 0.5, -0.25, 0.5, 3.0, 0.0)
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Table:
+def rows(tmp_path: Path) -> Rows:
     pd.DataFrame({"text": list("abcdefgh")}).to_parquet(tmp_path / "rows.parquet", index=False)
-    return Table("rows.parquet", pq.read_table(tmp_path / "rows.parquet"))
+    return Rows("rows.parquet", pq.read_table(tmp_path / "rows.parquet"))
 
 
 def made(rule: Drop | None = None) -> Curation:
@@ -47,7 +47,7 @@ def test_index_lists(tmp_path: Path):
 
 
 @pytest.mark.parametrize("as_", ["indices", "parquet", "hf"])
-def test_the_filtered_copy(tmp_path: Path, rows: Table, as_: str):
+def test_the_filtered_copy(tmp_path: Path, rows: Rows, as_: str):
     curation = made()
     curation.write(tmp_path / "out", rows, as_)  # pyright: ignore[reportArgumentType]
     there = {path.name for path in (tmp_path / "out").iterdir()}
@@ -58,7 +58,7 @@ def test_the_filtered_copy(tmp_path: Path, rows: Table, as_: str):
         assert list(found["text"]) == ["abcdefgh"[i] for i in curation.keep]
 
 
-def test_the_record_and_the_note(tmp_path: Path, rows: Table):
+def test_the_record_and_the_note(tmp_path: Path, rows: Rows):
     curation = made(Drop(7))
     curation.write(tmp_path / "out", rows)
     record = json.loads((tmp_path / "out" / "curation.json").read_text())
@@ -85,7 +85,7 @@ def test_the_record_and_the_note(tmp_path: Path, rows: Table):
         assert words in note
 
 
-def test_the_same_curation_is_written_again_and_what_lies_beside_stays(tmp_path: Path, rows: Table):
+def test_the_same_curation_is_written_again_and_what_lies_beside_stays(tmp_path: Path, rows: Rows):
     made().write(tmp_path / "out", rows)
     before = contents(tmp_path / "out")
     (tmp_path / "out" / "retrained").mkdir()
@@ -101,7 +101,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path):
     assert (tmp_path / "out" / "curation.json").exists()
 
 
-def test_what_is_refused_is_left_alone(tmp_path: Path, rows: Table):
+def test_what_is_refused_is_left_alone(tmp_path: Path, rows: Rows):
     made().write(tmp_path / "other")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "a.txt").write_text("mine")
@@ -117,7 +117,7 @@ def test_what_is_refused_is_left_alone(tmp_path: Path, rows: Table):
     ):
         with pytest.raises(ResultsError, match=words):
             curation.write(tmp_path / out)
-    short = Table("short.parquet", rows.table.slice(0, 5))
+    short = Rows("short.parquet", rows.data.slice(0, 5))
     with pytest.raises(DescriptionError, match=r"short\.parquet has 5 rows, but stage 'pretrain' has 8 examples"):
         made().write(tmp_path / "new", short)
     with pytest.raises(DescriptionError, match="needs the data"):
@@ -126,7 +126,7 @@ def test_what_is_refused_is_left_alone(tmp_path: Path, rows: Table):
 
 
 @pytest.mark.parametrize("at", range(8))
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: Table, monkeypatch: pytest.MonkeyPatch, at: int):
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch, at: int):
     """The disk is full at the at-th file, or at the move of the folder."""
     calls, replace = [0], os.replace
 

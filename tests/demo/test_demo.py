@@ -13,8 +13,8 @@ from rich.console import Console
 from stagetrace import Trace
 from stagetrace.cli.main import main
 from stagetrace.demo import DemoResult, Settings, run
-from stagetrace.demo.data import load
-from stagetrace.demo.draw import drawing
+from stagetrace.demo.digits import load
+from stagetrace.demo.result import drawing
 from stagetrace.errors import DescriptionError, ResultsError
 
 SMALL = Settings(
@@ -145,7 +145,7 @@ def test_the_command_writes_its_own_place_says_so_last_and_can_be_typed_again(
 def test_a_demo_takes_the_place_of_another_and_leaves_what_is_not_its_own(tmp_path: Path):
     out = tmp_path / "run"
     first = run(out)
-    (out / "check.json").write_text('[{"where": "pretrain", "what": "kind", "level": "note", "text": "my own note"}]')
+    (out / "check.json").write_text('[{"where": "pretrain", "what": "kind", "level": "NOTE", "text": "my own note"}]')
     (out / "kept").mkdir()
     second = run(out, settings=replace(SMALL, pretrain_examples=60, finetune_examples=60, seed=1))
     assert not torch.equal(first.scores.values, second.scores.values)

@@ -10,7 +10,7 @@ from torch import nn
 
 from stagetrace import Chain, Frozen, Proximal, hf
 from stagetrace.errors import DescriptionError
-from stagetrace.results.sheet import Sheet
+from stagetrace.results.table import Sheet
 from tests.hf import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft on transformers 5

@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -146,7 +147,10 @@ def test_the_layout_is_that_of_the_contract(trace: MakeTrace, tmp_path: Path, th
         "scores/pretrain/part-00002.parquet",
     ]
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert (record["format"], record["status"], record["sign"]) == (1, "complete", SIGN)
+    assert (record["format"], record["status"], record["sign"]) == (2, "complete", SIGN)
+    assert record["files"] == {
+        name: hashlib.sha256(content).hexdigest() for name, content in contents(tmp_path).items() if name != "run.json"
+    }
     assert record["scores"]["pretrain"] == {"n_examples": 7, "n_queries": None}
     assert record["solutions"]["finetune"]["statuses"] == ["CONVERGED", "MAX_STEPS"]
     assert "value" not in record["solutions"]["finetune"]

@@ -1,6 +1,7 @@
 """A folder's run is gone on with only by the same run: any change that can move a score is refused, and so is doubt."""
 
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from stagetrace.stages import data as reading
 from stagetrace.stages.fingerprint import fingerprint_model
 from stagetrace.stages.identity import Identity
 from stagetrace.tracing.describe import describe, settings_of
+from tests import sealed
 from tests.hf import tiny
 
 N = 6
@@ -238,9 +240,8 @@ def test_a_run_with_something_unidentified_is_kept_once_and_never_gone_on_with(c
         assert "\n" not in str(caught.value)
         assert "choose another folder" in str(caught.value)
         if not number:  # of a run that was killed
-            record = json.loads((tmp_path / "run" / "run.json").read_text())
             assert before == {path: path.read_bytes() for path in before}
-            (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "running"}))
+            sealed.rewrite(tmp_path / "run", lambda record: record.update(status="running"))
 
 
 # What an older version, or `save`, wrote
@@ -248,12 +249,13 @@ def test_a_run_with_something_unidentified_is_kept_once_and_never_gone_on_with(c
 
 def test_a_folder_of_an_older_version_is_read_but_not_gone_on_with(tmp_path: Path):
     scores = run(tmp_path)["only"].values
-    path = tmp_path / "run.json"
-    record = json.loads(path.read_text())
-    for key in ("fingerprints", "versions"):
-        del record["description"][key]
-    record["description"]["stages"]["only"].update(objective="Regression()", link="None")
-    path.write_text(json.dumps(record))
+
+    def older(record: dict[str, Any]) -> None:
+        for key in ("fingerprints", "versions"):
+            del record["description"][key]
+        record["description"]["stages"]["only"].update(objective="Regression()", link="None")
+
+    sealed.rewrite(tmp_path, older)
     torch.testing.assert_close(Trace.load(tmp_path)["only"].values, scores)
     with pytest.raises(ResultsError, match=r"a run of an older stagetrace.*Trace\.load.*another folder") as caught:
         run(tmp_path)
@@ -334,7 +336,7 @@ class Kind(enum.Enum):
 
 @dataclass
 class Settings:
-    words: set = field(default_factory=lambda: {"one", "two", "three", "four"})
+    words: set = field(default_factory=lambda: {f"word {number}" for number in range(30)})
     kind: Kind = Kind.MEAN
     dtype: torch.dtype = torch.float32
 
@@ -350,30 +352,41 @@ class Net(nn.Module):
 def loss(model, batch):
     return WEIGHT * (model(batch[0]) - batch[1]).square().mean(1) * (1 if "one" in {"one", "two"} else 0)
 
-WEIGHT = float(sys.argv[2])
-torch.manual_seed(0)
-data = TensorDataset(torch.randn(6, 2), torch.randn(6, 1))
-stage = Stage("only", model=Net(), objective=loss, data=data, weight_decay=0.1)
-try:
-    result = trace(Chain(stage), Query(data), curvature=Hessian(), solver=Direct(), out=sys.argv[1])
-    print(json.dumps(result["only"].values.tolist()))
-except Exception as error:
-    print(type(error).__name__)
+def run(folder, weight):
+    global WEIGHT
+    WEIGHT = weight
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(6, 2), torch.randn(6, 1))
+    stage = Stage("only", model=Net(), objective=loss, data=data, weight_decay=0.1)
+    try:
+        result = trace(Chain(stage), Query(data), curvature=Hessian(), solver=Direct(), out=folder)
+        return list(Settings().words), result["only"].values.tolist()
+    except Exception as error:
+        return type(error).__name__
+
+if __name__ == "__main__":
+    import job
+    print(json.dumps([job.run(sys.argv[1], float(weight)) for weight in sys.argv[2:]]))
 """
 
 
-def test_another_process_goes_on_with_the_same_run_and_not_with_another(tmp_path: Path):
-    script = tmp_path / "job.py"
+def test_another_process_goes_on_with_the_same_run_and_not_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script, folder = tmp_path / "job.py", tmp_path / "run"
     script.write_text(JOB)
-    said: list[str] = []
-    for seed, weight in (("1", "1.0"), ("2", "1.0"), ("3", "2.0")):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, str(script), str(tmp_path / "run"), weight]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-        said.append(done.stdout.strip())
-    assert said[0] == said[1]
-    assert said[0].startswith("[")
-    assert said[2] == "ResultsError"
+    monkeypatch.syspath_prepend(tmp_path)
+    words, scores = importlib.import_module("job").run(folder, 1.0)
+    monkeypatch.delitem(sys.modules, "job")
+    before = (folder / "run.json").read_bytes()
+    environment = {**os.environ, "PYTHONHASHSEED": "random", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), str(folder), "1.0", "2.0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    (there, again), other = json.loads(done.stdout)
+    assert there != words, "the other process has another order of sets"
+    assert again == scores
+    assert other == "ResultsError"
+    assert (folder / "run.json").read_bytes() == before
 
 
 def test_hugging_face_models_and_tokenizers_are_identified(tmp_path: Path):

@@ -1,6 +1,7 @@
 """A run killed at any place and started again ends as if it had never been killed, without doing again what was kept.
 
-Children run `stagetrace score` and kill themselves with SIGKILL; see `tests/jobs.py` for how, without any waiting.
+`stagetrace score` runs in this process and is killed by an exception, and once in a process of its own that kills
+itself with SIGKILL; see `tests/jobs.py` for how, without any waiting.
 """
 
 import json
@@ -16,9 +17,9 @@ import torch
 from stagetrace import Direct, Query, Stage, Trace, trace
 from stagetrace.curvature import Auto
 from stagetrace.errors import ResultsError
-from tests import jobs
+from tests import commands, jobs
 
-PART = "7"
+PART = 7
 """Examples in a part: "pretrain" (37 examples) has 6, "finetune" (23) has 4."""
 
 SHOWN = "report.html", "previews.parquet"
@@ -29,10 +30,9 @@ WHOLE = {"pretrain": 6, "finetune": 4}
 
 @dataclass(frozen=True)
 class Done:
-    """A finished child: where it wrote, what it printed, and what it did (the lines of its log)."""
+    """A command that has ended: where it wrote, what it printed, and what it did (the lines of its log)."""
 
     folder: Path
-    code: int
     printed: str
     said: str
     did: tuple[str, ...]
@@ -47,38 +47,37 @@ class Done:
         return [line for line in self.said.splitlines() if line.startswith("warning: ")]
 
 
-def scored(job: str, folder: Path, kill: str | None = None) -> Done:
+def scored(job: str, folder: Path, kill: str | None = None, code: int = 0) -> Done:
     """`stagetrace score JOB --out FOLDER`, killed after the line `kill` of its log, if one is given."""
-    log = folder.with_suffix(".log")
-    log.write_text("")
-    watched = {"STAGETRACE_TEST_LOG": str(log), "STAGETRACE_TEST_PART": PART}
-    ended = jobs.score(job, folder, **watched, **({"STAGETRACE_TEST_KILL": kill} if kill else {}))
-    return Done(folder, ended.returncode, ended.stdout, ended.stderr, tuple(log.read_text().splitlines()))
+    did: list[str] = []
 
+    def log(line: str) -> None:
+        did.append(line)
+        if line == kill:
+            raise jobs.Killed
 
-def killed(job: str, folder: Path, kill: str) -> Done:
-    done = scored(job, folder, kill)
-    assert done.code == -signal.SIGKILL, done.said
-    assert done.did[-1] == kill
-    return done
-
-
-def resumed(job: str, folder: Path) -> Done:
-    done = scored(job, folder)
-    assert done.code == 0, done.said
-    return done
+    ended, printed, said = code, "", ""
+    with pytest.MonkeyPatch.context() as patch:
+        jobs.watch(log, PART, patch.setattr)
+        try:
+            ended, printed, said = commands.stagetrace("score", f"{jobs.FILE}:{job}", "--out", folder)
+        except jobs.Killed:
+            assert did[-1] == kill
+    assert ended == code, said
+    return Done(folder, printed, said, tuple(did))
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but its record, and what shows the record."""
+    """Every file of a run but its record, the lock of one that was killed, and what shows the record."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", *SHOWN)}
+    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", ".lock", *SHOWN)}
 
 
 def record(folder: Path) -> dict[str, Any]:
     """The run's record, without what a clock says."""
-    content = json.loads((folder / "run.json").read_text())
-    return without_seconds(content)
+    content = without_seconds(json.loads((folder / "run.json").read_text()))
+    del content["sha256"]
+    return content
 
 
 def without_seconds(value: Any) -> Any:
@@ -97,14 +96,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(place: Path) -> Done:
     """The run that nothing interrupted."""
-    return resumed("unconverged", place / "whole")
+    return scored("unconverged", place / "whole")
 
 
 @pytest.fixture(scope="module")
 def half_solved(place: Path) -> Path:
-    """Killed in the first stage's solve; the last stage is kept, solution and scores."""
-    killed("unconverged", place / "solve", "product 2 of pretrain")
-    return place / "solve"
+    """A process killed in the first stage's solve; the last stage is kept, solution and scores."""
+    folder, log, last = place / "solve", place / "solve.log", "product 2 of pretrain"
+    watched = {"STAGETRACE_TEST_LOG": str(log), "STAGETRACE_TEST_PART": str(PART), "STAGETRACE_TEST_KILL": last}
+    ended = jobs.score("unconverged", folder, **watched)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert log.read_text().splitlines()[-1] == last
+    return folder
 
 
 def test_a_run_that_nothing_interrupted_solves_and_scores_every_stage_once(whole: Done):
@@ -120,7 +123,7 @@ def test_a_run_killed_in_a_solve_keeps_the_later_stage_and_solves_only_the_earli
     """The stage that was being solved starts anew; there is no half of a solution."""
     left = files(half_solved)
     assert set(left) == {name for name in files(whole.folder) if "finetune" in name}
-    again = resumed("unconverged", shutil.copytree(half_solved, place / "solve again"))
+    again = scored("unconverged", shutil.copytree(half_solved, place / "solve again"))
     assert again.count("product of finetune") == 0
     assert again.count("part of finetune") == 0
     assert again.count("product of pretrain") == whole.count("product of pretrain")
@@ -131,13 +134,13 @@ def test_a_run_killed_in_a_solve_keeps_the_later_stage_and_solves_only_the_earli
 
 def test_a_run_killed_between_two_parts_goes_on_with_the_next(whole: Done, place: Path):
     folder = place / "score"
-    killed("unconverged", folder, "part 3 of pretrain")
+    scored("unconverged", folder, "part 3 of pretrain")
     left = files(folder)
     assert sum("scores/pretrain" in name for name in left) == 3
     written = {name: (folder / name).stat().st_mtime_ns for name in left if name.startswith("scores")}
-    again = resumed("unconverged", folder)
+    again = scored("unconverged", folder)
     assert again.count("product of pretrain") == again.count("product of finetune") == 0
-    assert again.did == tuple(f"part {number} of pretrain" for number in (1, 2, 3))  # of the child's own: 4, 5, 6
+    assert again.did == tuple(f"part {number} of pretrain" for number in (1, 2, 3))  # of its own: 4, 5, 6
     assert files(folder) == files(whole.folder)
     assert record(folder) == record(whole.folder)
     assert {name: (folder / name).stat().st_mtime_ns for name in written} == written
@@ -145,7 +148,7 @@ def test_a_run_killed_between_two_parts_goes_on_with_the_next(whole: Done, place
 
 def test_the_same_command_once_more_reads_the_result_and_warns_again(whole: Done):
     before = files(whole.folder), (whole.folder / "run.json").read_bytes()
-    again = resumed("unconverged", whole.folder)
+    again = scored("unconverged", whole.folder)
     assert again.did == ()
     assert again.printed == whole.printed
     assert len(again.warnings) == 3  # two solves stopped early, one curvature is indefinite
@@ -153,8 +156,26 @@ def test_the_same_command_once_more_reads_the_result_and_warns_again(whole: Done
     assert (files(whole.folder), (whole.folder / "run.json").read_bytes()) == before
 
 
+def test_the_same_command_refuses_a_run_that_has_been_damaged_since(whole: Done, place: Path):
+    folder = shutil.copytree(whole.folder, place / "damaged")
+    adjoint = folder / "adjoints" / "pretrain.safetensors"
+    content = bytearray(adjoint.read_bytes())
+    content[-1] ^= 1
+    adjoint.write_bytes(content)
+    refused = scored("unconverged", folder, code=1)
+    assert (refused.printed, refused.did) == ("", ())
+    assert "pretrain.safetensors is damaged or of another run" in refused.said
+    assert "delete this file and run the same command again" in refused.said
+    assert adjoint.read_bytes() == content
+    adjoint.unlink()
+    again = scored("unconverged", folder)
+    assert again.count("product of pretrain") == whole.count("product of pretrain")
+    assert again.count("part of pretrain") == again.count("product of finetune") == 0
+    assert files(folder) == files(whole.folder)
+
+
 def test_python_reads_what_the_command_line_kept(whole: Done, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", int(PART))
+    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", PART)
     kept = Trace.load(whole.folder)
     chain, query, options = jobs.unconverged()
     with pytest.warns(UserWarning, match="stopped at the step limit|negative eigenvalues"):
@@ -176,7 +197,7 @@ CHANGES = {
 @pytest.mark.parametrize("changed", CHANGES)
 def test_a_changed_run_does_not_resume(changed: str, half_solved: Path, monkeypatch: pytest.MonkeyPatch):
     """In another process than the one that was killed."""
-    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", int(PART))
+    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", PART)
     chain, query, options = jobs.unconverged()
     first, last = chain.stages
     settings = dict(options)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +13,13 @@ from rich.console import Console
 from stagetrace.cli import fits, options
 from stagetrace.cli.target import Target, load
 from stagetrace.curate import Curation, Drop, DropAbove, KeepTop, Rows, Rule, curate, read_rows, verify
+from stagetrace.curate.note import Note
 from stagetrace.curate.rules import amount
 from stagetrace.curate.tables import classes, groups, headline, verified
 from stagetrace.curate.verify import RANDOM, check_same
-from stagetrace.curate.write import RECORD, add_verification, read_record, write
+from stagetrace.curate.write import RECORD, write, write_note
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
-from stagetrace.results import JSON
 from stagetrace.terminal import terminal
 from stagetrace.validation import Fit
 
@@ -83,15 +84,17 @@ def curate_run(
     job = None if target is None else _same(target, curation)
     fitted = {} if job is None else fits.fits(job.chain, curation.stage, retrain, job.options.get("fit"))
     as_ = kind or ("indices" if rows is None else "parquet")
-    files = write(curation, out, rows, as_, f"stagetrace {shlex.join(sys.argv[1:])}")
-    _show(read_record(out), console)
+    note = Note(curation, rows, as_, f"stagetrace {shlex.join(sys.argv[1:])}")
+    files = write(note, out)
+    _show(curation, console)
     if job is not None:
         runs = range(seeds if any(each.draws for each in fitted.values()) else 1)
         again: dict[str, Any] = {"processes": processes, "together": together, "progress": Bars()}
         again["out"] = out / "retrained"
         found = verify(curation, job.chain, job.query, fit=fitted, random=random, seed=seed, seeds=runs, **again)
-        add_verification(out, found, in_words(fitted))
-        console.print(verified(read_record(out)).rich())
+        note = replace(note, verified=found, fits=in_words(fitted))
+        write_note(note, out)
+        console.print(verified(curation, found, note.fits).rich())
     console.print(f"kept in {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
@@ -127,12 +130,12 @@ def in_words(fitted: Mapping[str, Fit]) -> dict[str, str]:
     return {name: fits.in_words(how) for name, how in fitted.items()}
 
 
-def _show(record: Mapping[str, JSON], console: Console) -> None:
+def _show(curation: Curation, console: Console) -> None:
     """What was dropped, and the tables."""
-    for line in headline(record):
+    for line in headline(curation):
         console.print(line, highlight=False, soft_wrap=True)
-    if record["classes"]:
-        console.print(classes(record).rich())
-    if record["groups"]:
-        console.print(groups(record).rich())
+    if curation.classes:
+        console.print(classes(curation).rich())
+    if curation.groups:
+        console.print(groups(curation).rich())
     console.print(f"first order, and for the query that was traced; see {RECORD}", highlight=False)

@@ -84,11 +84,14 @@ def score(
     from stagetrace.cli.target import load
     from stagetrace.progress import Bars, Silent
     from stagetrace.report.sweep import check_damped, sweep, write_sweep
+    from stagetrace.results.lock import refuse_in_use
     from stagetrace.terminal import terminal
     from stagetrace.tracing.trace import trace
 
     typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     with parallel.started() as world:
+        if world.is_first:
+            refuse_in_use(out)  # before the target's models are loaded
         job = load(target)
         how = _how(job, typed, Bars() if world.is_first else Silent())
         for line in settings.subsets(job.chain, how["curvature"]) if world.is_first else ():

@@ -14,7 +14,7 @@ from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
 from stagetrace.results import Scores, Trace
 from stagetrace.results.previews import Preview, Previews, read_previews
-from stagetrace.results.top import Row, Top
+from stagetrace.results.table import Row, Top
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Fit, Validation, report
 

@@ -7,7 +7,7 @@ from stagetrace.cli import controls, fits, options, settings, show
 from stagetrace.cli.target import Target, load
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
-from stagetrace.results.json_value import JSON
+from stagetrace.results.jsonable import JSON
 from stagetrace.terminal import terminal
 from stagetrace.tracing.describe import settings_of
 from stagetrace.validation import Drawn, Fit, Groups, Largest, Resolve

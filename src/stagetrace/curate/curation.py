@@ -81,9 +81,10 @@ class Curation:
             ResultsError: the folder holds something else, or the file system refused.
             DescriptionError: another number of rows than the stage has examples, or no data for a filtered copy.
         """
-        from stagetrace.curate.write import write  # which knows a Curation
+        from stagetrace.curate.note import Note  # which knows a Curation
+        from stagetrace.curate.write import write
 
-        return write(self, Path(out), data, as_ or ("indices" if data is None else "parquet"))
+        return write(Note(self, data, as_ or ("indices" if data is None else "parquet")), Path(out))
 
     def __repr__(self) -> str:
         return (

@@ -3,7 +3,6 @@
 # pyarrow and datasets leave out their types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,81 +18,14 @@ INDEX = "original_index"
 """The column of a filtered copy that says which example of the stage a row is."""
 
 
-class Rows(ABC):
+@final
+@dataclass(frozen=True, eq=False)
+class Rows:
     """A data set as it was before it became examples: row i is example i of the stage.
 
     place: where it was read, for messages and the note.
+    data: a `pyarrow.Table`, or a `datasets.Dataset`, whose features (images, class names) stay with it.
     """
-
-    place: str
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def columns(self) -> Sequence[str]:
-        """The names of the columns."""
-
-    @abstractmethod
-    def column(self, name: str) -> list[object]:
-        """One value a row.
-
-        Raises:
-            DescriptionError: no such column.
-        """
-
-    @abstractmethod
-    def write_parquet(self, indices: Sequence[int], path: Path) -> None:
-        """These rows as one Parquet file, with the column `original_index`."""
-
-    @abstractmethod
-    def write_hf(self, indices: Sequence[int], path: Path) -> None:
-        """These rows as a folder for `datasets.load_from_disk`, with the column `original_index`."""
-
-    def check_column(self, name: str) -> None:
-        """Refuse a name that no column has."""
-        if name not in self.columns:
-            refuse(f"{self.place} has no column '{name}'; its columns are {', '.join(map(repr, self.columns))}")
-
-    def check_index(self) -> None:
-        """Refuse data that use the name of the column to be added."""
-        if INDEX in self.columns:
-            refuse(f"{self.place} has a column '{INDEX}' already, which a filtered copy adds; rename it first")
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Table(Rows):
-    """One Parquet file."""
-
-    place: str
-    table: Any
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    @property
-    def columns(self) -> Sequence[str]:
-        return self.table.column_names
-
-    def column(self, name: str) -> list[object]:
-        self.check_column(name)
-        return self.table[name].to_pylist()
-
-    def write_parquet(self, indices: Sequence[int], path: Path) -> None:
-        self.check_index()
-        chosen = pa.array(indices, pa.int64())
-        pq.write_table(self.table.take(chosen).append_column(INDEX, chosen), path, compression="zstd")
-
-    def write_hf(self, indices: Sequence[int], path: Path) -> None:
-        HuggingFace(self.place, _datasets().Dataset(self.table)).write_hf(indices, path)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class HuggingFace(Rows):
-    """A `datasets.Dataset`; its features (images, class names) stay with it."""
 
     place: str
     data: Any
@@ -103,22 +35,42 @@ class HuggingFace(Rows):
 
     @property
     def columns(self) -> Sequence[str]:
+        """The names of the columns."""
         return self.data.column_names
 
     def column(self, name: str) -> list[object]:
-        self.check_column(name)
+        """One value a row; of a class its name.
+
+        Raises:
+            DescriptionError: no such column.
+        """
+        if name not in self.columns:
+            refuse(f"{self.place} has no column '{name}'; its columns are {', '.join(map(repr, self.columns))}")
+        if isinstance(self.data, pa.Table):
+            return self.data[name].to_pylist()
         values: list[object] = list(self.data.with_format(None).select_columns(name)[:][name])
         names: Sequence[str] | None = getattr(self.data.features[name], "names", None)
         return values if names is None else [_named(names, value) for value in values]
 
     def write_parquet(self, indices: Sequence[int], path: Path) -> None:
-        self._selected(indices).to_parquet(str(path))
+        """These rows as one Parquet file, with the column `original_index`."""
+        found = self._selected(indices)
+        if isinstance(found, pa.Table):
+            pq.write_table(found, path, compression="zstd")
+        else:
+            found.to_parquet(str(path))
 
     def write_hf(self, indices: Sequence[int], path: Path) -> None:
-        self._selected(indices).save_to_disk(str(path))
+        """These rows as a folder for `datasets.load_from_disk`, with the column `original_index`."""
+        found = self._selected(indices)
+        (_datasets().Dataset(found) if isinstance(found, pa.Table) else found).save_to_disk(str(path))
 
     def _selected(self, indices: Sequence[int]) -> Any:
-        self.check_index()
+        if INDEX in self.columns:
+            refuse(f"{self.place} has a column '{INDEX}' already, which a filtered copy adds; rename it first")
+        if isinstance(self.data, pa.Table):
+            chosen = pa.array(indices, pa.int64())
+            return self.data.take(chosen).append_column(INDEX, chosen)
         return self.data.select(indices).add_column(INDEX, list(indices))
 
 
@@ -140,7 +92,7 @@ def read_rows(place: str | Path, split: str | None = None) -> Rows:
     try:
         if path.is_file():
             return _file(path, split)
-        return HuggingFace(str(path), _one(_folder(path), split, path))
+        return Rows(str(path), _one(_folder(path), split, path))
     except DescriptionError:
         raise
     except Exception as cause:
@@ -156,7 +108,7 @@ def _file(path: Path, split: str | None) -> Rows:
         refuse(f"{path} is not a Parquet file (.parquet); give one, or the folder that it lies in")
     if split is not None:
         refuse(f"{path} is one file, without splits; leave --split out")
-    return Table(str(path), pq.read_table(path))
+    return Rows(str(path), pq.read_table(path))
 
 
 def _folder(path: Path) -> Any:

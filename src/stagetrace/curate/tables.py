@@ -1,10 +1,12 @@
-"""The same tables for the terminal and the note, made from the record alone."""
+"""The same tables for the terminal and the note."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from stagetrace.results.sheet import Sheet
+from stagetrace.curate.curation import Curation
+from stagetrace.curate.verify import Verified
 from stagetrace.results.sign import UNIT
+from stagetrace.results.table import Sheet
+from stagetrace.validation.agreement import Interval
 
 GROUPS_NOTE = (
     "Interval: 2.5 % to 97.5 % of bootstrap samples of the source's examples, what as many others of the same source "
@@ -15,57 +17,45 @@ CHANGE_HEADING = f"true change ({UNIT}; - helps)"
 PREDICTED_HEADING = f"predicted change ({UNIT}; - helps)"
 
 
-def headline(record: Mapping[str, Any]) -> list[str]:
+def headline(curation: Curation) -> list[str]:
     """What was dropped, and what that is predicted to change, in sentences."""
-    of = record["of"]
-    share = record["dropped"] / of["examples"]
+    scores, dropped = curation.scores, len(curation.drop)
+    balance = f", the same share of each of {len(curation.classes)} classes" if curation.classes else ""
     lines = [
-        f"`{of['rule']}` drops {record['dropped']:,} of {of['examples']:,} examples ({100 * share:.3g} %) and keeps "
-        f"{record['kept']:,}{_balance(record)}.",
-        f"Predicted change of the query loss without them: {record['predicted_change']:+.3e} (unit: {UNIT}; negative = "
+        f"`{curation.rule.words}` drops {dropped:,} of {scores.n_examples:,} examples "
+        f"({100 * dropped / scores.n_examples:.3g} %) and keeps {len(curation.keep):,}{balance}.",
+        f"Predicted change of the query loss without them: {curation.predicted:+.3e} (unit: {UNIT}; negative = "
         "leaving them out helps).",
     ]
-    if record["helpful_dropped"]:
+    if curation.helpful_dropped:
         lines.append(
-            f"{record['helpful_dropped']:,} of the dropped examples have a negative score: they are predicted to help, "
+            f"{curation.helpful_dropped:,} of the dropped examples have a negative score: they are predicted to help, "
             "and the rule asked for more than are harmful."
         )
-    if of["queries"]:
-        lines.append(f"Each example counts by the mean of its scores over {of['queries']:,} queries.")
+    if scores.n_queries:
+        lines.append(f"Each example counts by the mean of its scores over {scores.n_queries:,} queries.")
     return lines
 
 
-def classes(record: Mapping[str, Any]) -> Sheet:
+def classes(curation: Curation) -> Sheet:
     """A line a class that was balanced."""
     rows = tuple(
-        (
-            each["name"],
-            f"{each['examples']:,}",
-            f"{each['dropped']:,}",
-            f"{100 * each['dropped'] / each['examples']:.3g} %",
-        )
-        for each in record["classes"]
+        (each.name, f"{each.examples:,}", f"{each.dropped:,}", f"{100 * each.dropped / each.examples:.3g} %")
+        for each in curation.classes
     )
-    return Sheet(
-        "classes (the same share of each is dropped)",
-        ("class", "examples", "dropped", "share dropped"),
-        rows,
-        words=frozenset({"class"}),
-    )
+    headings = ("class", "examples", "dropped", "share dropped")
+    return Sheet("classes (the same share of each is dropped)", headings, rows, words=frozenset({"class"}))
 
 
-def groups(record: Mapping[str, Any]) -> Sheet:
+def groups(curation: Curation) -> Sheet:
     """A line a source, the most harmful first."""
     rows = tuple(
         (
-            each["name"],
-            f"{each['examples']:,}",
-            f"{each['dropped']:,}",
-            f"{each['mean']:+.3e}",
-            f"{each['total']:+.3e} ({_between(each['total_interval'])})",
-            f"{each['removal_effect']:+.3e}",
+            *(each.name, f"{each.examples:,}", f"{each.dropped:,}", f"{each.mean:+.3e}"),
+            f"{each.total:+.3e} ({_between(each.total_interval)})",
+            f"{each.removal_effect:+.3e}",
         )
-        for each in record["groups"]
+        for each in curation.groups
     )
     return Sheet(
         f"sources, the most harmful first (scores: + harmful; effect of removal: - helps; unit: {UNIT})",
@@ -76,26 +66,28 @@ def groups(record: Mapping[str, Any]) -> Sheet:
     )
 
 
-def verified(record: Mapping[str, Any]) -> Sheet:
-    """What was dropped beside each random set of as many examples."""
-    found = record["verified"]
-    runs = len(found["true_change_of_each_run"])
-    sets = found["random_sets"]
-    rows = [("dropped by the rule", f"{found['predicted_change']:+.3e}", _runs(found["true_change_of_each_run"]))]
+def verified(curation: Curation, found: Verified, fits: Mapping[str, str]) -> Sheet:
+    """What was dropped beside each random set of as many examples.
+
+    fits: how each stage was trained again, in words.
+    """
+    runs, sets = len(found.effects), found.random_effects.shape[1]
+    rows = [("dropped by the rule", f"{found.predicted:+.3e}", _runs(found.effects.tolist()))]
+    random = zip(found.random_predicted.tolist(), found.random_effects.mT.tolist(), strict=True)
     rows += [
-        (f"random set {number}", f"{each['predicted_change']:+.3e}", _runs(each["true_change_of_each_run"]))
-        for number, each in enumerate(sets, start=1)
+        (f"random set {number}", f"{predicted:+.3e}", _runs(effects))
+        for number, (predicted, effects) in enumerate(random, start=1)
     ]
     averaged = f", mean of {runs} runs (lowest to highest)" if runs > 1 else ""
-    trained = "; ".join(f"stage '{name}' was trained again by {how}" for name, how in found["fits"].items())
+    trained = "; ".join(f"stage '{name}' was trained again by {how}" for name, how in fits.items())
     caption = (
-        f"The rule: {found['true_change']:+.3e} true, {found['predicted_change']:+.3e} predicted; random sets of as "
-        f"many examples: {found['random_mean_change']:+.3e} true on average; {found['random_sets_as_good']} of "
-        f"{len(sets)} random sets did as well or better. Negative = leaving them out helps; unit: {UNIT}. "
-        f"{found['retrainings']} retrainings{f'; {trained}' if trained else ''}."
+        f"The rule: {found.true:+.3e} true, {found.predicted:+.3e} predicted; random sets of as many examples: "
+        f"{found.random_true.mean().item():+.3e} true on average; {found.random_better} of {sets} random sets did as "
+        f"well or better. Negative = leaving them out helps; unit: {UNIT}. "
+        f"{found.retrainings} retrainings{f'; {trained}' if trained else ''}."
     )
     return Sheet(
-        f"trained again without {record['dropped']:,} examples{averaged}",
+        f"trained again without {len(curation.drop):,} examples{averaged}",
         ("left out", PREDICTED_HEADING, CHANGE_HEADING),
         tuple(rows),
         caption,
@@ -103,15 +95,11 @@ def verified(record: Mapping[str, Any]) -> Sheet:
     )
 
 
-def _balance(record: Mapping[str, Any]) -> str:
-    return f", the same share of each of {len(record['classes'])} classes" if record["classes"] else ""
-
-
 def _runs(changes: list[float]) -> str:
     mean = f"{sum(changes) / len(changes):+.3e}"
     return mean if len(changes) == 1 else f"{mean} ({min(changes):+.2e} to {max(changes):+.2e})"
 
 
-def _between(interval: list[float | None]) -> str:
+def _between(interval: Interval) -> str:
     low, high = interval
-    return "interval unknown" if low is None or high is None else f"{low:+.2e} to {high:+.2e}"
+    return "interval unknown" if low != low or high != high else f"{low:+.2e} to {high:+.2e}"

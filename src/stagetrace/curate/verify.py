@@ -13,7 +13,8 @@ from stagetrace.curate.labels import by_label
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.results import JSON, UNIT
-from stagetrace.results.json_value import differences, leaves_named, listed, plain
+from stagetrace.results.descriptions import differences, format_differences, leaves_named
+from stagetrace.results.jsonable import to_json
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count
@@ -187,7 +188,7 @@ def check_same(curation: Curation, chain: Chain, query: Query, progress: Progres
         )
     read = all(value != NOT_TAKEN for _, value in leaves_named(curation.run, "sha256"))
     now = describe(chain, query, {}, {}, (), parts=False, progress=progress or Silent(), read=read)
-    here = cast("Mapping[str, JSON]", plain(now, "chain"))
+    here = cast("Mapping[str, JSON]", to_json(now, "chain"))
     asked = [key for key in ("stages", "query") if key in curation.run]
     if asked and curation.run.get("fingerprints") != here["fingerprints"]:
         refuse(
@@ -198,5 +199,5 @@ def check_same(curation: Curation, chain: Chain, query: Query, progress: Progres
     if changed:
         refuse(
             "curate.verify: this is not what was traced; it differs in (traced -> here):\n"
-            f"{listed(changed)}\ngive the TARGET of the run, or score this one first"
+            f"{format_differences(changed)}\ngive the TARGET of the run, or score this one first"
         )

@@ -9,11 +9,10 @@ OUT/curation.json, OUT/curation.md    the record and the note
 # pyarrow leaves out its types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,42 +20,35 @@ import pyarrow.parquet as pq
 import torch
 
 from stagetrace.curate.curation import Curation
-from stagetrace.curate.note import note
-from stagetrace.curate.record import record, verification
-from stagetrace.curate.source import Rows
-from stagetrace.curate.verify import Verified
+from stagetrace.curate.note import Note
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.results import JSON, SIGN, UNIT
-from stagetrace.results.atomic import atomic, cannot_write, move
-from stagetrace.results.json_value import differences, listed
+from stagetrace.results.descriptions import differences, format_differences
+from stagetrace.results.files import atomic, cannot_write, move
+from stagetrace.results.jsonable import json_text, read_json
 
 RECORD = "curation.json"
 NOTE = "curation.md"
 
-As = Literal["indices", "parquet", "hf"]
 
-
-def write(curation: Curation, out: Path, data: Rows | None, as_: As, command: str | None = None) -> list[Path]:
+def write(note: Note, out: Path) -> list[Path]:
     """Write everything to a folder beside `out` first, then move it into place: nothing is ever half there.
 
     A folder that holds this same curation is written anew, and what else lies in it (retrainings) stays.
-
-    command: that made the curation, for the note.
 
     Returns:
         What was written, the note first.
 
     Raises:
         ResultsError: `out` holds something else, or the file system refused. Nothing has been written then.
-        DescriptionError: `data` has another number of rows than the stage has examples, or is missing.
+        DescriptionError: the data have another number of rows than the stage has examples, or are missing.
     """
-    check_rows(curation, data, as_)
-    said = record(curation, data, as_, command)
-    check_out(out, said)
+    check_rows(note)
+    check_out(note, out)
     staging = out.resolve().with_name(f".{out.resolve().name}.saving")
     try:
         shutil.rmtree(staging, ignore_errors=True)  # what a killed write left
-        _fill(staging, curation, data, as_, said)
+        _fill(staging, note)
         names = sorted(path.name for path in staging.iterdir())
         if out.exists() and any(out.iterdir()):
             _replace(staging, out)
@@ -71,31 +63,28 @@ def write(curation: Curation, out: Path, data: Rows | None, as_: As, command: st
     return [out / NOTE, *(out / name for name in names if name != NOTE)]
 
 
-def add_verification(out: Path, verified: Verified, fits: Mapping[str, str]) -> None:
-    """Put what training again said into the record and the note of a curation that has been written.
-
-    fits: how each stage was trained again, in words.
+def write_note(note: Note, out: Path) -> None:
+    """Write the record and the note alone, each whole, over those that are there.
 
     Raises:
-        ResultsError: the folder holds no curation, or the file system refused.
+        ResultsError: the file system refused.
     """
-    said = {**read_record(out), "verified": verification(verified, fits)}
-    for name, text in ((RECORD, _json(said)), (NOTE, note(said))):
+    for name, text in ((NOTE, note.markdown()), (RECORD, json_text(note.record()))):
         with atomic(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def check_rows(curation: Curation, data: Rows | None, as_: As) -> None:
+def check_rows(note: Note) -> None:
     """Refuse data that cannot be those of the stage; their number of rows is all that can be compared.
 
     Raises:
         DescriptionError: another number of rows than the stage has examples, or no data for a filtered copy.
     """
+    data, curation = note.data, note.curation
     if data is None:
-        if as_ != "indices":
-            refuse(
-                f"a filtered copy ({as_}) needs the data; type --data FOLDER_OR_PARQUET, or read_rows(...) in Python"
-            )
+        if note.as_ != "indices":
+            said = "needs the data; type --data FOLDER_OR_PARQUET, or read_rows(...) in Python"
+            refuse(f"a filtered copy ({note.as_}) {said}")
         return
     if len(data) != curation.scores.n_examples:
         refuse(
@@ -104,7 +93,7 @@ def check_rows(curation: Curation, data: Rows | None, as_: As) -> None:
         )
 
 
-def check_out(out: Path, said: Mapping[str, JSON]) -> None:
+def check_out(note: Note, out: Path) -> None:
     """Refuse a place that holds something else; nothing is written.
 
     Raises:
@@ -118,15 +107,16 @@ def check_out(out: Path, said: Mapping[str, JSON]) -> None:
         return
     if not (out / RECORD).exists():
         raise ResultsError(f"{out} holds something else (no {RECORD} in it); choose an empty or new folder")
-    changed = differences(read_record(out).get("of"), said["of"])
+    changed = differences(read_record(out).get("of"), note.identity)
     if changed:
         raise ResultsError(
-            f"{out} holds another curation; it differs from this one in (there -> here):\n{listed(changed)}\n"
+            f"{out} holds another curation; it differs from this one in (there -> here):\n"
+            f"{format_differences(changed)}\n"
             "choose another folder (--out), or delete this one"
         )
 
 
-def read_record(out: Path) -> dict[str, JSON]:
+def read_record(out: Path) -> Mapping[str, JSON]:
     """What curation.json of a folder says.
 
     Raises:
@@ -134,26 +124,25 @@ def read_record(out: Path) -> dict[str, JSON]:
     """
     path = out / RECORD
     try:
-        return cast("dict[str, JSON]", dict(json.loads(path.read_text(encoding="utf-8"))))
+        return dict(read_json(path))
     except (OSError, TypeError, ValueError) as cause:
         raise ResultsError(f"{path} cannot be read ({cause}); choose another folder, or delete this one") from cause
 
 
-def _fill(staging: Path, curation: Curation, data: Rows | None, as_: As, said: Mapping[str, JSON]) -> None:
+def _fill(staging: Path, note: Note) -> None:
+    curation, data = note.curation, note.data
     staging.mkdir(parents=True)
     for name, indices in (("keep", curation.keep), ("drop", curation.drop)):
         with atomic(staging / f"{name}.txt") as temporary:
             temporary.write_text("".join(f"{index}\n" for index in indices), encoding="utf-8", newline="\n")
         with atomic(staging / f"{name}.parquet") as temporary:
             pq.write_table(_table(curation, indices), temporary, compression="zstd")
-    if data is not None and as_ == "parquet":
+    if data is not None and note.as_ == "parquet":
         with atomic(staging / "data.parquet") as temporary:
             data.write_parquet(curation.keep, temporary)
-    if data is not None and as_ == "hf":
+    if data is not None and note.as_ == "hf":
         data.write_hf(curation.keep, staging / "data")
-    for name, text in ((NOTE, note(said)), (RECORD, _json(said))):
-        with atomic(staging / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_note(note, staging)
 
 
 def _table(curation: Curation, indices: Sequence[int]) -> Any:
@@ -174,7 +163,3 @@ def _replace(staging: Path, out: Path) -> None:
         if target.is_dir():
             shutil.rmtree(target)
         move(path, target)
-
-
-def _json(said: Mapping[str, JSON]) -> str:
-    return json.dumps(said, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,23 +1,115 @@
-"""What the demo found, and how it is shown."""
+"""What the demo found: scores beside the truth, both stages solved again without the example; and how it is shown."""
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
+import torch
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from stagetrace import Scores, Trace
-from stagetrace.demo.check import Check
-from stagetrace.demo.draw import side_by_side
-from stagetrace.demo.keep import MADE_BY
-from stagetrace.demo.train import Trained
-from stagetrace.results.json_value import JSON, plain
-from stagetrace.results.sheet import Sheet
+from stagetrace import Chain, Query, Scores, Trace
+from stagetrace.demo.digits import Trained
+from stagetrace.progress import Progress
+from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.sign import SIGN
-from stagetrace.validation import Agreement
+from stagetrace.results.table import Sheet
+from stagetrace.validation import Agreement, removal_effects
+
+MADE_BY = "stagetrace demo"
+"""Who made the record, for a later demo that takes its place."""
 
 SLOPE = "slope: true over predicted, least squares through the origin, 1 is ideal"
+
+INKED = 0.4
+"""Ink above which a pixel is drawn."""
+
+
+@final
+@dataclass(frozen=True)
+class Checked:
+    """One pretraining digit: predicted and true change of the test loss; negative = taking it out helps.
+
+    tenth: where a tenth of it was taken out. digit: what it shows.
+    """
+
+    index: int
+    digit: int
+    predicted: float
+    true: float
+    predicted_tenth: float
+    true_tenth: float
+
+
+@final
+@dataclass(frozen=True)
+class Check:
+    """A choice of digits, solved again without each."""
+
+    choice: str
+    rows: tuple[Checked, ...]
+    whole: Agreement
+    tenth: Agreement
+    seconds: float
+
+
+def check(
+    choice: str,
+    indices: Sequence[int],
+    chain: Chain,
+    query: Query,
+    scores: Scores,
+    digits: Sequence[int],
+    progress: Progress,
+) -> Check:
+    """Solve both stages again without each digit, and without a tenth of it; compare with what its score says."""
+    started = time.perf_counter()
+    predicted = scores.removal_effect[list(indices)]
+    true, tenth = (
+        removal_effects(chain, query, scores.stage, indices, share=share, progress=progress) for share in (1.0, 0.1)
+    )
+    columns = zip(
+        *(column.tolist() for column in (predicted, true, predicted / 10, tenth)),
+        strict=True,
+    )
+    rows = tuple(Checked(index, digits[index], *row) for index, row in zip(indices, columns, strict=True))
+    return Check(
+        choice, rows, Agreement.of(predicted, true), Agreement.of(predicted / 10, tenth), time.perf_counter() - started
+    )
+
+
+def drawn(total: int, count: int, seed: int) -> list[int]:
+    """`count` of `total` indices, without a look at any score."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.randperm(total, generator=generator)[:count].tolist()
+
+
+def drawing(image: Tensor) -> Text:
+    """An image `[height, width]` from 0 to 1 (ink); eight rows of pixels make four lines.
+
+    Example:
+        >>> print(drawing(Tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])))
+        █▄▀
+    """
+    rows: list[list[float]] = image.tolist()
+    pairs = [[(a > INKED, b > INKED) for a, b in zip(*rows[n : n + 2], strict=True)] for n in range(0, len(rows), 2)]
+    shapes = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
+    return Text("\n".join("".join(shapes[pair] for pair in line) for line in pairs), no_wrap=True)
+
+
+def side_by_side(title: str, images: Sequence[Tensor], captions: Sequence[str]) -> Table:
+    """Digits in a row, their captions below."""
+    table = Table(
+        title=Text(title, style="bold"), title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0)
+    )
+    for _ in images:
+        table.add_column(justify="left", no_wrap=True)
+    table.add_row(*(drawing(image) for image in images))
+    table.add_row(*(Text(caption) for caption in captions))
+    return table
 
 
 @final
@@ -111,13 +203,13 @@ class DemoResult:
 
     def record(self) -> JSON:
         """The numbers as plain values: what `demo.json` holds."""
-        return plain(
+        return to_json(
             {
                 "made_by": MADE_BY,
                 "sign": SIGN,
                 "slope": SLOPE,
                 "test_loss": self.test_loss,
-                "stages": [asdict(stage) for stage in self.stages],
+                "stages": self.stages,
                 "checks": [_check_record(check) for check in self.checks],
                 "seconds": self.seconds,
             },
@@ -126,13 +218,10 @@ class DemoResult:
 
 
 def _check_record(check: Check) -> dict[str, object]:
-    def agreement(found: Agreement) -> dict[str, object]:
-        return dict(asdict(found))
-
     return {
         "choice": check.choice,
-        "removed": agreement(check.whole),
-        "a_tenth_removed": agreement(check.tenth),
-        "rows": [asdict(row) for row in check.rows],
+        "removed": check.whole,
+        "a_tenth_removed": check.tenth,
+        "rows": check.rows,
         "seconds": check.seconds,
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from stagetrace.export.orient import PROPONENT, proponents
 from stagetrace.results import Scores
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 
 PAIR = 8
 """Bytes of a float32 and its flag."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from stagetrace.errors import ResultsError
 from stagetrace.export.orient import PROPONENT, from_proponents, proponents
 from stagetrace.results import Scores
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 
 NAME = "pairwise_scores.safetensors"
 KEY = "all_modules"

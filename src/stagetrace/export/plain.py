@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from stagetrace.results import SIGN, UNIT, Scores
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 from stagetrace.results.sign import REMOVAL_HEADING, SCORE_HEADING
 
 

@@ -13,7 +13,7 @@ import torch
 
 from stagetrace.export.orient import PROPONENT, proponents
 from stagetrace.results import Scores
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 
 
 def write_quanda(scores: Scores, out: Path) -> list[Path]:

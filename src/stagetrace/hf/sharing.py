@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stagetrace.errors import refuse
 from stagetrace.hf.merged import merged_layers
 from stagetrace.hf.names import Plain, plain_names
-from stagetrace.results.sheet import Sheet
+from stagetrace.results.table import Sheet
 from stagetrace.stages.links import canonical_names
 from stagetrace.stages.stage import Stage
 

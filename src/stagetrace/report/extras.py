@@ -1,20 +1,20 @@
 """What may lie in a run's folder beside the run: preflight findings, a damping sweep, a validation with its plots."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from stagetrace.checks.finding import Finding, Level
+from stagetrace.checks.finding import Finding
 from stagetrace.errors import ResultsError
 from stagetrace.report.picture import is_png
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
-from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import read_json
-from stagetrace.results.manifest import NAME as MANIFEST
+from stagetrace.results.files import RECORD as MANIFEST
+from stagetrace.results.files import atomic
+from stagetrace.results.jsonable import from_json, json_text, read_json
 from stagetrace.results.previews import whole_characters
+from stagetrace.results.table import Sheet
 from stagetrace.validation.report import RECORD, between, figure
 
 T = TypeVar("T")
@@ -23,17 +23,6 @@ CHECK = "check.json"
 PLOTS = ("agreement.png", "estimators.png")
 LARGEST_PLOT = 10_000
 """Pixels of a side of a plot."""
-
-
-@final
-@dataclass(frozen=True)
-class Table:
-    """A table of a validation: headings, rows of ready cells, a line below."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
 
 
 @final
@@ -49,7 +38,7 @@ class Extras:
     findings: tuple[Finding, ...] = ()
     preflight: bool = False
     stability: tuple[Stability, ...] = ()
-    validation: tuple[Table, ...] = ()
+    validation: tuple[Sheet, ...] = ()
     plots: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
     @staticmethod
@@ -82,10 +71,8 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> Path:
     Raises:
         ResultsError: the file system refused.
     """
-    records = [{"where": f.where, "what": f.what, "level": f.level.value, "text": f.text} for f in findings]
     with atomic(folder / CHECK) as temporary:
-        text = whole_characters(json.dumps(records, indent=2, ensure_ascii=False))
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(whole_characters(json_text(findings)), encoding="utf-8")
     return folder / CHECK
 
 
@@ -117,14 +104,10 @@ def _plot(path: Path) -> bytes:
 
 
 def _findings(records: Any) -> tuple[Finding, ...]:
-    return tuple(map(_finding, records))
+    return tuple(from_json(Finding, record) for record in records)
 
 
-def _finding(record: Mapping[str, Any]) -> Finding:
-    return Finding(str(record["where"]), str(record["what"]), Level(record["level"]), str(record["text"]))
-
-
-def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Table:
+def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Sheet:
     """A row for each estimator, as `stagetrace validate` prints it: no slope where only the ranking means something."""
     rows = list[tuple[str, ...]]()
     for name, found in choice["agreement"].items():
@@ -134,7 +117,7 @@ def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Table:
         slope = _number(found, "slope") if estimators[name]["unit"] is not None else float("nan")
         rows.append((name, figure(r), between((low, high)), figure(rank), figure(slope, 2)))
     runs = f", mean of {choice['runs']} runs" if choice["runs"] > 1 else ""
-    return Table(
+    return Sheet(
         f"{choice['choice']} (n = {choice['n']}{runs})",
         ("estimator", "Pearson's r", "95 % of r", "Spearman", "slope"),
         tuple(rows),

@@ -1,9 +1,8 @@
 """How much of a ranking is the data's, and how much the damping's: the scores again at ten times more and less."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -12,7 +11,8 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import CurvatureWarning, refuse
 from stagetrace.progress import Progress
 from stagetrace.results import Scores, Trace
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
+from stagetrace.results.jsonable import from_json, json_text
 from stagetrace.solvers import Lanczos
 from stagetrace.solvers.auto import choose_damping
 from stagetrace.solvers.base import Inverse, Solver
@@ -116,17 +116,12 @@ def write_sweep(folder: Path, found: Sequence[Stability]) -> None:
         ResultsError: the file system refused.
     """
     with atomic(folder / NAME) as temporary:
-        temporary.write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(found), encoding="utf-8")
 
 
 def read_sweep(record: Any) -> tuple[Stability, ...]:
     """What `write_sweep` wrote, from its JSON."""
-    return tuple(
-        Stability(
-            str(each["stage"]), float(each["factor"]), float(each["spearman"]), float(each["kept"]), int(each["top"])
-        )
-        for each in record
-    )
+    return tuple(from_json(Stability, each) for each in record)
 
 
 def _damping(solver: Any) -> float:

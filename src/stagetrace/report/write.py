@@ -9,7 +9,7 @@ from stagetrace.report.extras import Extras
 from stagetrace.report.model import Report
 from stagetrace.report.render import render
 from stagetrace.results import Trace
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 from stagetrace.results.previews import read_previews, write_previews
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query

@@ -1,11 +1,11 @@
 """What a trace gives, and the plain files in which it is kept (Parquet, safetensors, JSON)."""
 
 from stagetrace.results.folder import RunFolder
-from stagetrace.results.json_value import JSON
+from stagetrace.results.jsonable import JSON
 from stagetrace.results.part import PART_EXAMPLES, Part, part_size
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.results.top import Row, Top
+from stagetrace.results.table import Row, Top
 from stagetrace.results.trace import Trace
 
 __all__ = ["JSON", "PART_EXAMPLES", "SIGN", "UNIT", "Part", "Row", "RunFolder", "Scores", "Top", "Trace", "part_size"]

@@ -1,206 +1,201 @@
-"""A run on disk: kept piece by piece as it goes, resumed if it was killed, read when it is complete."""
+"""A run on disk, as the process that makes it has it: kept piece by piece, resumed if it was killed.
 
-from collections.abc import Mapping
+`trace(..., out=DIR)` writes into the folder as it goes; `Trace.save` writes a whole run to a folder inside, which takes
+the place of what is there in one step: the moment that its record is complete.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, final
+from typing import Self, TypeVar, final
 
-from stagetrace.errors import ResultsError
-from stagetrace.results.adjoint import read_solution, write_solution
-from stagetrace.results.assemble import missing_files, read_parts, read_scores
-from stagetrace.results.atomic import cannot_write, is_litter, sweep
-from stagetrace.results.certain import refuse_uncertain
-from stagetrace.results.json_value import JSON, differences, listed, plain
-from stagetrace.results.layout import adjoint_path, part_numbers, part_path
-from stagetrace.results.manifest import NAME, Manifest, read_manifest, records, shapes
-from stagetrace.results.parquet import read_part, write_part
+from stagetrace.errors import ResultsError, StagetraceError
+from stagetrace.parallel import world
+from stagetrace.results.files import RECORD, STAGING, adjoint_name, part_name, part_numbers, run_files, sha256_of
+from stagetrace.results.formats import read_part, read_solution, solution_record, write_part, write_solution
+from stagetrace.results.jsonable import JSON, to_json
+from stagetrace.results.lock import Lock
+from stagetrace.results.manifest import Manifest, Shape, merged, versions
+from stagetrace.results.opening import let_go, opened, promote
 from stagetrace.results.part import Part
-from stagetrace.results.trace import Trace
-from stagetrace.results.versions import merged, versions
+from stagetrace.results.reading import Contents, files_of, read_run, read_scores
 from stagetrace.solvers.base import Solution
+
+T = TypeVar("T")
 
 
 @final
 class RunFolder:
-    """A folder in which one run lives; one process at a time writes to it. Make one with `RunFolder.open`.
+    """A folder in which one run lives, for the one process that writes to it. Make one with `RunFolder.open`.
 
-    Stages are recorded in chain order: the reverse of the order in which they are first asked for or kept here,
-    because a trace walks back from the last stage to the first.
+    With several processes the first one alone touches the disk, and the others are told what it read. Stages are
+    recorded in chain order: the reverse of the order in which they are first asked for or kept here, because a trace
+    walks back from the last stage to the first.
+
+    As a context it lets the folder go at the end, and removes a folder in which nothing has been kept if the run was
+    refused, so that the same folder takes the run once what was wrong has been put right.
 
     Example:
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as path:
-        ...     run = RunFolder.open(path, {"query": "f00d"})
-        ...     run.keep_part("pretrain", 0, Part(0, torch.tensor([0.5, -1.0]).double(), n_examples=2))
-        ...     run.finish({"seconds": 1.5})
-        ...     RunFolder.read(path)["pretrain"].removal_effect
+        ...     with RunFolder.open(path, {"query": "f00d"}) as run:
+        ...         run.keep_part("pretrain", 0, Part(0, torch.tensor([0.5, -1.0]).double(), n_examples=2))
+        ...         run.finish({"seconds": 1.5})
+        ...     read_run(path).scores["pretrain"].removal_effect
         tensor([-0.2500,  0.5000], dtype=torch.float64)
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self._manifest = manifest
+    def __init__(self, path: Path | None, manifest: Manifest, lock: Lock | None = None, *, staged: bool) -> None:
+        self._path, self._manifest, self._lock, self._staged = path, manifest, lock, staged
         self._walked: list[str] = []
 
     @staticmethod
-    def open(path: str | Path, description: Mapping[str, JSON]) -> "RunFolder":
+    def open(path: str | Path | None, description: Mapping[str, JSON], *, replacing: bool = False) -> "RunFolder":
         """Make the folder, or resume the run in it.
 
+        path: None keeps nothing: what is kept goes nowhere, and nothing is found.
         description: fingerprints and settings; a run is resumed only if they are equal.
+        replacing: write a whole run beside what is there; it takes its place when it is finished, and not before.
 
         Raises:
-            ResultsError: the folder holds something else, a run that cannot be read, or another run: the message
-                lists what differs. Nothing has been written then.
+            ResultsError: another process writes to the folder, or it holds something else, a run that cannot be read,
+                or another run: the message lists what differs. Nothing has been written then.
             DescriptionError: a description that JSON cannot hold.
         """
-        folder = Path(path)
-        wanted = cast("Mapping[str, JSON]", plain(description, "description"))
-        manifest = check_folder(folder, wanted)
-        try:
-            sweep(folder)
-        except OSError as cause:
-            raise cannot_write(folder, cause) from cause
-        if manifest is None:
-            manifest = Manifest(complete=False, description=wanted)
-            manifest.write(folder)
-        elif manifest.complete and missing_files(folder, manifest):
-            manifest = replace(manifest, complete=False)
-            manifest.write(folder)
-        return RunFolder(folder, manifest)
-
-    @staticmethod
-    def read(path: str | Path) -> Trace:
-        """Read a complete run. The matrix of an unreduced query comes back as float64 of the float32 stored.
-
-        Raises:
-            ResultsError: the run is unfinished, a file is missing or damaged, or the format is another.
-        """
-        folder = Path(path)
-        manifest = read_manifest(folder)
-        if not manifest.complete:
-            raise ResultsError(f"{folder}: the run is not finished; run the same command again to continue it")
-        missing = missing_files(folder, manifest)
-        if missing:
-            raise ResultsError(f"{folder}: {missing[0]} is missing; run the same command again to compute it anew")
-        scores = {stage: read_scores(folder, stage) for stage in manifest.scores}
-        solutions = {stage: read_solution(adjoint_path(folder, stage)) for stage in manifest.solutions}
-        found = {"scores": shapes(list(scores.values())), "solutions": records(solutions)}
-        changed = differences({"scores": manifest.scores, "solutions": manifest.solutions}, found)
-        if changed:
-            raise ResultsError(
-                f"{folder}: the files are not those that {NAME} records:\n{listed(changed)}\n"
-                f"delete the folder and run again"
-            )
-        return Trace(scores, solutions, manifest.description, manifest.statistics, manifest.versions)
+        wanted = to_json(description, "description")
+        folder = None if path is None else Path(path)
+        if folder is not None and world().is_first:
+            run = RunFolder(folder, *opened(folder, wanted, replacing=replacing), staged=replacing)
+        else:
+            run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
+        if not replacing:  # whoever saves a trace may be the only process to do so
+            run._manifest = replace(run._manifest, status=world().share(run._manifest.status))
+        return run
 
     @property
     def complete(self) -> bool:
-        """Whether the run is finished and all its files are there: `RunFolder.read` then gives the trace."""
-        return self._manifest.complete
+        """Whether the run is finished and all its files are there: `contents` then gives it."""
+        return self._manifest.is_complete
+
+    def contents(self) -> Contents:
+        """The complete run; see `read_run`."""
+        return self._told(read_run)  # pyright: ignore[reportReturnType]  # without a folder no run is complete
 
     def solution(self, stage: str) -> Solution | None:
         """The stage's solution if it has been kept, or None.
 
         Raises:
-            ResultsError: its file is damaged.
+            ResultsError: its file is damaged, or of another run.
         """
         self._walk(stage)
-        path = adjoint_path(self.path, stage)
-        return read_solution(path) if path.exists() else None
+        name, run = adjoint_name(stage), self._manifest.run
+        return self._told(lambda at: read_solution(at / name, run, stage) if (at / name).exists() else None)
 
     def keep_solution(self, stage: str, solution: Solution) -> None:
         """Write a stage's solution.
 
         Raises:
-            ResultsError: the run is complete, or the file system refused.
-        """
-        self._check_running()
-        self._walk(stage)
-        write_solution(adjoint_path(self.path, stage), solution)
-
-    def parts(self, stage: str) -> dict[int, Part]:
-        """The parts of the stage's scores that have been kept, by number.
-
-        Raises:
-            ResultsError: a file is damaged; the message names it.
+            ResultsError: the run is complete, the folder is no longer this run's, or the file system refused.
         """
         self._walk(stage)
-        return read_parts(self.path, stage)
+        place = self._place()
+        if place is not None:
+            write_solution(place / adjoint_name(stage), self._manifest.run, stage, solution)
 
     def part(self, stage: str, number: int) -> Part | None:
         """Part `number` of the stage's scores if it has been kept, or None.
 
         Raises:
-            ResultsError: its file is damaged.
+            ResultsError: its file is damaged, or of another run.
         """
         self._walk(stage)
-        path = part_path(self.path, stage, number)
-        return read_part(path, stage, number) if path.exists() else None
+        name, run = part_name(stage, number), self._manifest.run
+        return self._told(lambda at: read_part(at / name, run, stage, number) if (at / name).exists() else None)
 
     def keep_part(self, stage: str, number: int, part: Part) -> None:
         """Write part `number` of the stage's scores: the examples from `number * part_size(n_queries)` on.
 
         Raises:
-            ResultsError: the part holds other examples, the run is complete, or the file system refused.
+            ResultsError: the part holds other examples, the run is complete, the folder is no longer this run's, or the
+                file system refused.
             DataError: a score that is not finite.
         """
-        self._check_running()
         self._walk(stage)
-        write_part(part_path(self.path, stage, number), stage, number, part)
+        place = self._place()
+        if place is not None:
+            write_part(place / part_name(stage, number), self._manifest.run, stage, number, part)
 
-    def finish(self, statistics: Mapping[str, JSON]) -> None:
-        """Read everything back, and declare the run complete.
+    def finish(self, statistics: Mapping[str, JSON], made_by: Mapping[str, str] | None = None) -> None:
+        """Read everything back, record the digest of every file, and declare the run complete.
 
-        statistics: timings, work counts, findings; plain JSON.
+        statistics: timings, work counts, findings.
+        made_by: the versions that made the run; None for those that are running.
 
         Raises:
             ResultsError: a part is missing or damaged, or the run is complete already.
+            DescriptionError: statistics that JSON cannot hold.
         """
-        self._check_running()
+        place, path, run = self._place(), self._path, self._manifest.run
+        if place is None or path is None:
+            return
         stages = list(reversed(self._walked))
-        scores = [read_scores(self.path, stage) for stage in stages if part_numbers(self.path, stage)]
-        kept = {stage: self.solution(stage) for stage in stages}
-        self._manifest = Manifest(
-            complete=True,
-            description=self._manifest.description,
-            scores=shapes(scores),
-            solutions=records({stage: solution for stage, solution in kept.items() if solution is not None}),
-            statistics=cast("Mapping[str, JSON]", plain(statistics, "statistics")),
-            versions=merged(self._manifest.versions, versions()),
+        numbers = {stage: part_numbers(place, stage) for stage in stages}
+        scores = [read_scores(place.joinpath, run, stage, found) for stage, found in numbers.items() if found]
+        solved = {stage: place / adjoint_name(stage) for stage in stages if (place / adjoint_name(stage)).exists()}
+        manifest = replace(
+            self._manifest,
+            status="complete",
+            scores={each.stage: Shape(each.n_examples, each.n_queries) for each in scores},
+            solutions={stage: solution_record(read_solution(kept, run, stage)) for stage, kept in solved.items()},
+            statistics=to_json(statistics, "statistics"),
+            versions=merged(self._manifest.versions, versions()) if made_by is None else dict(made_by),
         )
-        self._manifest.write(self.path)
+        manifest = replace(manifest, files={name: sha256_of(place / name) for name in files_of(manifest)})
+        manifest.write(place)
+        self._manifest = manifest
+        if self._staged:
+            promote(path)
+        self.close()
+
+    def close(self) -> None:
+        """Let the folder go; what was kept stays, but for a run that was to replace another and is unfinished."""
+        if self._lock is None or self._path is None:
+            return
+        if self._staged and not self.complete:
+            shutil.rmtree(self._path / STAGING, ignore_errors=True)
+        let_go(self._path, self._lock)
+        self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        refused = kind is not None and issubclass(kind, StagetraceError) and not self._staged
+        if refused and self._lock is not None and self._path is not None and not run_files(self._path):
+            (self._path / RECORD).unlink(missing_ok=True)
+        self.close()
+
+    def _place(self) -> Path | None:
+        """Where this process writes; None where it does not.
+
+        Raises:
+            ResultsError: the run is complete, or the folder has been deleted or taken over.
+        """
+        if self._path is None or not world().is_first:
+            return None
+        if self._lock is None:
+            said = "complete and stays as it is; read it with Trace.load" if self.complete else "closed; open it again"
+            raise ResultsError(f"{self._path}: the run is {said}")
+        self._lock.check()
+        return self._path / STAGING if self._staged else self._path
+
+    def _told(self, ask: Callable[[Path], T | None]) -> T | None:
+        """What the first process reads, on every process."""
+        if self._path is None:
+            return None
+        return world().share(ask(self._path) if world().is_first else None)
 
     def _walk(self, stage: str) -> None:
         if stage not in self._walked:
             self._walked.append(stage)
-
-    def _check_running(self) -> None:
-        if self.complete:
-            raise ResultsError(f"{self.path}: the run is complete and stays as it is; read it with RunFolder.read")
-
-
-def check_folder(folder: Path, wanted: Mapping[str, JSON]) -> Manifest | None:
-    """The record of the run that is to be resumed, or None for a new or empty folder; nothing is written.
-
-    Raises:
-        ResultsError: the folder holds something else, a run that cannot be read, or another run.
-    """
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as cause:
-        raise ResultsError(f"{folder} is not a name in UTF-8; choose another folder") from cause
-    if folder.exists() and not folder.is_dir():
-        raise ResultsError(f"{folder} is a file, not a folder; choose an empty or new folder")
-    if not folder.exists() or all(is_litter(path) for path in folder.iterdir()):
-        return None
-    if not (folder / NAME).exists():
-        raise ResultsError(f"{folder} is not a stagetrace run folder (no {NAME} in it); choose an empty or new folder")
-    manifest = read_manifest(folder)
-    refuse_uncertain(folder, manifest.description, wanted)
-    changed = differences(manifest.description, wanted)
-    if changed:
-        raise ResultsError(
-            f"{folder} holds another run; it differs from this one in (there -> here):\n{listed(changed)}\n"
-            f"choose another folder (--out), or delete this one"
-        )
-    return manifest

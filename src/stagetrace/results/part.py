@@ -91,16 +91,31 @@ def join(stage: str, parts: Sequence[Part]) -> Scores:
     return Scores(stage, values, whole([p.via_shared for p in parts]), whole([p.via_head for p in parts]))
 
 
+def place_of(number: int, n_examples: int, n_queries: int | None) -> range:
+    """The examples that part `number` holds; empty beyond the stage's last one.
+
+    Example:
+        >>> place_of(1, 20_000, None)
+        range(16384, 20000)
+    """
+    size = part_size(n_queries)
+    return range(number * size, min((number + 1) * size, n_examples))
+
+
+def part_count(n_examples: int, n_queries: int | None) -> int:
+    """How many parts that many examples make."""
+    return -(-n_examples // part_size(n_queries))
+
+
 def check_place(where: str, number: int, part: Part) -> None:
     """Refuse a part that does not hold the examples that part `number` has to hold.
 
     Raises:
         ResultsError: it starts or ends elsewhere.
     """
-    size = part_size(part.n_queries)
-    start, stop = number * size, min((number + 1) * size, part.n_examples)
-    if (part.start, part.stop) != (start, stop):
+    place = place_of(number, part.n_examples, part.n_queries)
+    if (part.start, part.stop) != (place.start, place.stop):
         raise ResultsError(
-            f"{where}: part {number} must hold the examples {start} to {stop - 1}, "
+            f"{where}: part {number} must hold the examples {place.start} to {place.stop - 1}, "
             f"got {part.start} to {part.stop - 1}; a part is part_size(n_queries) examples"
         )

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagetrace.errors import ResultsError, refuse
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import RECORD, atomic
+from stagetrace.results.manifest import read_manifest
 
 NAME = "previews.parquet"
-FORMAT = "1"
+FORMAT = "2"
 
 Kind = Literal["image", "text", "table"]
 
@@ -103,27 +104,31 @@ def write_previews(folder: Path, previews: Previews) -> None:
     """
     rows = [{name: _storable(getattr(item, name)) for name in _SCHEMA.names} for item in previews.items]
     facts = whole_characters(json.dumps(dict(previews.facts), ensure_ascii=False, allow_nan=False, sort_keys=True))
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"format": FORMAT, "facts": facts}))
+    metadata = {"format": FORMAT, "run": _run(folder), "facts": facts}
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata))
     with atomic(folder / NAME) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_previews(folder: Path) -> Previews | None:
     """The previews of a run; None if none were kept.
 
     Raises:
-        ResultsError: the file is damaged, or of another format.
+        ResultsError: the file is damaged, of another run, or of another format.
     """
     path = folder / NAME
     if not path.exists():
         return None
     try:
-        table = pq.read_table(path)
-        metadata = table.schema.metadata or {}
-        if metadata.get(b"format") != FORMAT.encode():
-            raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
-        if not table.schema.equals(_SCHEMA):
-            raise ValueError(f"its columns are not {', '.join(_SCHEMA.names)}, each of its kind")
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
+            if metadata.get(b"format") != FORMAT.encode():
+                raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
+            if metadata.get(b"run") != _run(folder).encode():
+                raise ValueError("it belongs to another run")
+            if not schema.equals(_SCHEMA):
+                raise ValueError(f"its columns are not {', '.join(_SCHEMA.names)}, each of its kind")
+            table = file.read()
         items = tuple(_preview(row) for row in table.to_pylist())
         return Previews(items, _facts(json.loads(metadata[_FACTS])))
     except (pa.ArrowException, OSError, LookupError, RecursionError, TypeError, ValueError) as cause:
@@ -136,6 +141,11 @@ def read_previews(folder: Path) -> Previews | None:
 def whole_characters(text: str) -> str:
     """The text without halves of characters, which no file can hold: those are written out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _run(folder: Path) -> str:
+    """The run of the folder, by the digest of its description; "" where there is none."""
+    return read_manifest(folder).run if (folder / RECORD).exists() else ""
 
 
 def _storable(value: Any) -> Any:

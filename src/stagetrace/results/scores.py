@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import DataError, refuse
-from stagetrace.results.frame import frame
 from stagetrace.results.plot import plot_scores
 from stagetrace.results.sign import UNIT
-from stagetrace.results.top import Row, Top
+from stagetrace.results.table import Row, Top, frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,15 @@ from rich.table import Table
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.plaintext import printable
-from stagetrace.results.frame import frame
-from stagetrace.results.json_value import JSON
+from stagetrace.results.folder import RunFolder
+from stagetrace.results.jsonable import JSON
+from stagetrace.results.manifest import versions
+from stagetrace.results.part import split
 from stagetrace.results.plot import plot_stages
+from stagetrace.results.reading import read_run
 from stagetrace.results.scores import Scores
-from stagetrace.results.sheet import Sheet
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.results.versions import versions
+from stagetrace.results.table import Sheet, frame
 from stagetrace.solvers.base import Solution
 
 if TYPE_CHECKING:
@@ -104,21 +106,22 @@ class Trace:
             DescriptionError: a description or statistics that JSON cannot hold.
             DataError: a score too large for float32.
         """
-        # the folder builds a Trace, so it is imported here
-        from stagetrace.results.save import save
-
-        save(self, Path(path))
+        with RunFolder.open(path, self.description, replacing=True) as folder:
+            for stage in reversed(self._stages()):
+                for number, part in enumerate(split(self.scores[stage]) if stage in self.scores else ()):
+                    folder.keep_part(stage, number, part)
+                if stage in self.solutions:
+                    folder.keep_solution(stage, self.solutions[stage])
+            folder.finish(self.statistics, self.versions)
 
     @staticmethod
     def load(path: str | Path) -> "Trace":
         """Read a run folder. The matrix of an unreduced query comes back as float64 of the float32 stored.
 
         Raises:
-            ResultsError: it is no run folder, the run is unfinished, or a file is missing or damaged.
+            ResultsError: it is no run folder, the run is unfinished, or a file is missing, damaged or of another run.
         """
-        from stagetrace.results.folder import RunFolder
-
-        return RunFolder.read(path)
+        return Trace(*read_run(path))
 
     def summary(self) -> str:
         """A table in plain text: a line a stage, with how it was solved and the range of its scores."""

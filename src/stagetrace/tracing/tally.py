@@ -3,7 +3,6 @@
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import final
 
 import torch
@@ -13,6 +12,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.parallel import world
 from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
+from stagetrace.results.jsonable import to_json
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, notices_at
@@ -61,11 +61,11 @@ class Tally:
             "processes": world().size,
             "threads": torch.get_num_threads(),
             "device": str(self._chain.last.own.device),
-            "coverage": {problem.name: _plain(asdict(Coverage.of(problem))) for problem in self._chain},
+            "coverage": {problem.name: to_json(Coverage.of(problem)) for problem in self._chain},
             "solving": {stage: self._work(stage, how) for stage, how in self._solving.items()},
             "scoring": self._scoring,
             "alpha": {problem.name: problem.alpha for problem in self._chain if problem.moved},
-            "checks": [_plain(asdict(finding)) for finding in self._checks],
+            "checks": to_json(self._checks),
             "notices": [notice for problem in self._chain for notice in notices_at(problem)],
         }
 
@@ -92,7 +92,3 @@ class Tally:
             description,
             self.statistics(),
         )
-
-
-def _plain(values: Mapping[str, object]) -> dict[str, JSON]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}  # pyright: ignore[reportReturnType,reportUnknownVariableType,reportUnknownArgumentType]

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError, StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
-from stagetrace.results import Scores, Trace
+from stagetrace.results import RunFolder, Scores, Trace
+from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.part import join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
@@ -23,7 +25,6 @@ from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.problem import Problem
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
-from stagetrace.tracing.keeper import Keeper
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
 from stagetrace.tracing.tally import Tally
@@ -95,6 +96,8 @@ def trace(
     """
     check_arguments(chain, query)
     check_options(of, out, progress)
+    if out is not None and world().is_first:
+        refuse_in_use(out)  # now, and not after the data have been read
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.anew()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
@@ -108,25 +111,24 @@ def trace(
     tally.solving(operators)
     kept = out is not None
     described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally, read=kept)
-    keeper = Keeper.open(out, described)
-    if keeper.complete:
-        return _said(keeper.read())
-    walk = Walk(chain, curvatures, operators, solvers, tally)
-    with keeper:
+    with RunFolder.open(out, described) as folder:
+        if folder.complete:
+            return _said(Trace(*folder.contents()))
+        walk = Walk(chain, curvatures, operators, solvers, tally)
         gradient = query.gradient(chain.last, tally)
         _check_not_flat(gradient, query)
         gradient = _columns(gradient, chain, parts=parts)
-        for problem, solution in walk.back(gradient, keeper.solution):
-            keeper.keep_solution(problem.name, solution)
+        for problem, solution in walk.back(gradient, folder.solution):
+            folder.keep_solution(problem.name, solution)
             if problem.name in scored:
                 scorer = Scorer.of(problem.risk, solution.value, parts=parts, rows=query.rows)
-                done = scorer.run(keeper.parts(problem.name), keeper.keep_parts(problem.name), tally)
+                done = scorer.run(partial(folder.part, problem.name), partial(folder.keep_part, problem.name), tally)
                 tally.scored(problem.name, scorer, _some_influence(join(problem.name, done), problem))
             tally.solved(problem.name, solution)
             if scored <= set(tally.scores):
                 break
-        result = tally.trace(keeper.description)
-        keeper.finish(result.statistics)
+        result = tally.trace(described)
+        folder.finish(result.statistics)
     return _said(result)
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.results.jsonable import to_json
 from stagetrace.stages.stage import check_count
 
 Interval = tuple[float, float]
@@ -61,7 +62,7 @@ class Agreement:
 
     def record(self) -> dict[str, object]:
         """The fields by name, as JSON holds them: an interval is a list of two, NaN is None."""
-        return {name: known(value) for name, value in asdict(self).items()}
+        return to_json(self)
 
     @staticmethod
     def of(predicted: Tensor, true: Tensor, *, resamples: int = 2000, seed: int = 0) -> "Agreement":
@@ -153,10 +154,3 @@ def finite(what: str, values: Tensor) -> Tensor:
             "not finite; find out why, or leave them out on both sides"
         )
     return values
-
-
-def known(value: object) -> object:
-    """The value as JSON holds it: None for a number that is not finite, a list for a tuple."""
-    if isinstance(value, tuple):
-        return [known(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.results.jsonable import to_json
 from stagetrace.stages.stage import check_count
-from stagetrace.validation.agreement import Interval, bootstrap, finite, known, pearson, percentiles, ranks
+from stagetrace.validation.agreement import Interval, bootstrap, finite, pearson, percentiles, ranks
 
 
 @final
@@ -53,8 +54,7 @@ class LinearDatamodelling:
 
     def record(self) -> dict[str, object]:
         """lds, interval, groups and queries, as JSON holds them: the interval is a list of two, NaN is None."""
-        values = {"lds": self.lds, "interval": self.interval, "groups": self.groups, "queries": self.queries}
-        return {name: known(value) for name, value in values.items()}
+        return {**to_json(self, omit={"per_query"}), "queries": self.queries}
 
     @staticmethod
     def of(predicted: Tensor, true: Tensor, *, resamples: int = 2000, seed: int = 0) -> "LinearDatamodelling":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stagetrace.results.atomic import atomic
+from stagetrace.results.files import atomic
 from stagetrace.results.sign import UNIT
 from stagetrace.validation.validate import Measured, Validation
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import final
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
-from stagetrace.validation.agreement import finite, known, pearson, ranks
+from stagetrace.results.jsonable import to_json
+from stagetrace.validation.agreement import finite, pearson, ranks
 
 SPLITS = 100
 """Splits into halves that are looked at; all of them where there are no more."""
@@ -93,8 +94,7 @@ class Reliability:
 
     def record(self) -> dict[str, object]:
         """The fields, `ceiling` and `runs_needed` by name, as JSON holds them: NaN is None."""
-        values = {**asdict(self), "ceiling": self.ceiling, "runs_needed": self.runs_needed()}
-        return {name: known(value) for name, value in values.items()}
+        return {**to_json(self), "ceiling": to_json(self.ceiling), "runs_needed": self.runs_needed()}
 
     @staticmethod
     def of(effects: Tensor, *, seed: int = 0) -> "Reliability":
@@ -158,7 +158,7 @@ class MeanInterval:
 
     def record(self) -> dict[str, object]:
         """The fields by name, as JSON holds them: NaN is None."""
-        return {name: known(value) for name, value in asdict(self).items()}
+        return to_json(self)
 
 
 def mean_over_seeds(values: Sequence[float] | Tensor) -> MeanInterval:

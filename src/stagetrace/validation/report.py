@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stagetrace.errors import StagetraceWarning
-from stagetrace.results.atomic import atomic
-from stagetrace.results.json_value import JSON
-from stagetrace.results.sheet import Sheet
+from stagetrace.results.files import atomic
+from stagetrace.results.jsonable import JSON
+from stagetrace.results.manifest import versions
 from stagetrace.results.sign import UNIT
-from stagetrace.results.versions import versions
+from stagetrace.results.table import Sheet
 from stagetrace.validation import plots
 from stagetrace.validation.datamodel import LinearDatamodelling
 from stagetrace.validation.validate import Measured, Validation

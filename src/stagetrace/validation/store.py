@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.atomic import atomic, cannot_write
-from stagetrace.results.certain import refuse_uncertain
-from stagetrace.results.json_value import JSON, differences, listed
+from stagetrace.results.descriptions import differences, format_differences, refuse_uncertain
+from stagetrace.results.files import atomic, cannot_write
+from stagetrace.results.jsonable import JSON
 from stagetrace.validation.removals import Removal
 
 Key = tuple[int, float, Removal]
@@ -93,7 +93,7 @@ class Store:
         if changed:
             raise ResultsError(
                 f"{settings.parent} holds retrainings of something else; give another folder, or delete this one:\n"
-                f"{listed(changed)}"
+                f"{format_differences(changed)}"
             )
 
     def _read(self, path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stagetrace.errors import refuse
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
-from stagetrace.results.json_value import JSON
+from stagetrace.results.jsonable import JSON
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_objective, fingerprint_problem
 from stagetrace.stages.modes import in_ordinary_modes

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import torch
 from torch import Tensor
 
-from stagetrace.results.json_value import JSON
+from stagetrace.results.jsonable import JSON
 from stagetrace.stages.identity import Identity
 from stagetrace.stages.links import Proximal
 from stagetrace.stages.problem import Problem

@@ -1,0 +1,147 @@
+"""A run folder as a reader finds it: every file is there, is the one that was recorded, and belongs to this run."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stagetrace.errors import ResultsError
+from stagetrace.results.files import RECORD, STAGING, adjoint_name, part_name, part_numbers, sha256_of
+from stagetrace.results.formats import read_part, read_solution
+from stagetrace.results.jsonable import JSON
+from stagetrace.results.lock import writer_of
+from stagetrace.results.manifest import Manifest, read_manifest
+from stagetrace.results.part import Part, join, part_count
+from stagetrace.results.scores import Scores
+from stagetrace.solvers.base import Solution
+
+
+class Contents(NamedTuple):
+    """What a complete run holds; see `Trace`."""
+
+    scores: Mapping[str, Scores]
+    solutions: Mapping[str, Solution]
+    description: Mapping[str, JSON]
+    statistics: Mapping[str, JSON]
+    versions: Mapping[str, str]
+
+
+def read_run(path: str | Path) -> Contents:
+    """Read a complete run. The matrix of an unreduced query comes back as float64 of the float32 stored.
+
+    Raises:
+        ResultsError: the run is unfinished, a file is missing, damaged or of another run, or the format is another.
+    """
+    folder = Path(path)
+    manifest = read_manifest(place_of_record(folder))
+    if not manifest.is_complete:
+        writer = writer_of(folder)
+        todo = f"{writer} is writing to it" if writer else "run the same command again to continue it"
+        raise ResultsError(f"{folder}: the run is not finished; {todo}")
+    _check_listed(folder, manifest)
+    missing = missing_files(folder, manifest)
+    if missing:
+        raise ResultsError(f"{folder}: {missing[0]} is missing; run the same command again to compute it anew")
+    check_digests(folder, manifest)
+
+    def where(name: str) -> Path:
+        return where_is(folder, name)
+
+    run = manifest.run
+    parts = {stage: part_count(shape.n_examples, shape.n_queries) for stage, shape in manifest.scores.items()}
+    return Contents(
+        {stage: read_scores(where, run, stage, range(count)) for stage, count in parts.items()},
+        {stage: read_solution(where(adjoint_name(stage)), run, stage) for stage in manifest.solutions},
+        manifest.description,
+        manifest.statistics,
+        manifest.versions,
+    )
+
+
+def place_of_record(folder: Path) -> Path:
+    """Where the run's record lies: in the folder, or in the run that is about to replace the one there."""
+    return folder / STAGING if (folder / STAGING / RECORD).exists() else folder
+
+
+def where_is(folder: Path, name: str) -> Path:
+    """Where a file of the run lies: in the folder, or not yet moved there."""
+    staged = place_of_record(folder) / name
+    return staged if staged.exists() else folder / name
+
+
+def missing_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of a complete run that are not there."""
+    return [name for name in manifest.files if not where_is(folder, name).exists()]
+
+
+def check_digests(folder: Path, manifest: Manifest) -> None:
+    """Refuse a file that is not the one that was recorded; one that is missing is passed over.
+
+    Raises:
+        ResultsError: the message names the file.
+    """
+    for name, digest in manifest.files.items():
+        path = where_is(folder, name)
+        if path.exists() and sha256_of(path) != digest:
+            raise ResultsError(
+                f"{path} is damaged or of another run: it is not the file that {RECORD} records; "
+                "delete this file and run the same command again"
+            )
+
+
+def read_scores(where: Callable[[str], Path], run: str, stage: str, numbers: Iterable[int]) -> Scores:
+    """The scores that the parts of these numbers make up; there must be at least one.
+
+    Raises:
+        ResultsError: a part is missing, damaged or unlike the others; the message names it.
+    """
+    parts = {number: read_part(where(part_name(stage, number)), run, stage, number) for number in numbers}
+    first = next(iter(parts.values()))
+    for number, part in parts.items():
+        if _kind(part) != _kind(first):
+            raise ResultsError(
+                f"{where(part_name(stage, number))} holds {_kind(part)}, the first part {_kind(first)}; "
+                f"delete the folder of this stage's parts and run the same command again"
+            )
+    for number in range(part_count(first.n_examples, first.n_queries)):  # ends at the first that is missing
+        if number not in parts:
+            raise ResultsError(
+                f"{where(part_name(stage, number))} is missing; run the same command again to compute it"
+            )
+    return join(stage, list(parts.values()))
+
+
+def files_of(manifest: Manifest) -> list[str]:
+    """The files that a run of these scores and solutions has."""
+    parts = [
+        part_name(stage, number)
+        for stage, shape in manifest.scores.items()
+        for number in range(part_count(shape.n_examples, shape.n_queries))
+    ]
+    return [*parts, *map(adjoint_name, manifest.solutions)]
+
+
+def _check_listed(folder: Path, manifest: Manifest) -> None:
+    """Refuse a record that lists other files than its scores make, and parts that it does not list.
+
+    Raises:
+        ResultsError: says what is wrong.
+    """
+    counts = {stage: part_count(shape.n_examples, shape.n_queries) for stage, shape in manifest.scores.items()}
+    # the record may claim any number, so it is compared before a list is made of it
+    if sum(counts.values()) + len(manifest.solutions) != len(manifest.files) or set(files_of(manifest)) != set(
+        manifest.files
+    ):
+        raise ResultsError(
+            f"{folder / RECORD} does not list the files of the scores that it records; delete the folder and run again"
+        )
+    if place_of_record(folder) != folder:  # the parts of the run that is being replaced are still there
+        return
+    for stage, count in counts.items():
+        for number in part_numbers(folder, stage):
+            if number >= count:
+                raise ResultsError(f"{folder / part_name(stage, number)} is no part of this run; delete this file")
+
+
+def _kind(part: Part) -> str:
+    queries = "" if part.n_queries is None else f" for {part.n_queries} queries"
+    return f"scores of {part.n_examples} examples{queries} {'without' if part.via_shared is None else 'with'} parts"

@@ -1,0 +1,184 @@
+"""Small tables, shown three ways: rich in a terminal, plain text, and HTML in a notebook."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import import_module
+from io import StringIO
+from typing import TYPE_CHECKING, NamedTuple, final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stagetrace.errors import DescriptionError
+from stagetrace.plaintext import printable
+from stagetrace.results.sign import REMOVAL_HEADING, SCORE_HEADING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
+
+_LEFT = "text-align:left"
+_RIGHT = "text-align:right"
+
+
+@final
+@dataclass(frozen=True)
+class Sheet:
+    """What a table says: a title, headings, rows of ready-made cells, and a line below.
+
+    words: the headings of the columns that hold words (set to the left); the others hold numbers.
+    loud: the numbers of the rows to be drawn in red. The cells must say the same in words.
+
+    Example:
+        >>> print(Sheet("a title", ("index", "score"), (("0", "+1.5"),)).text())
+        a title
+          index   score
+         ───────────────
+              0    +1.5
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    words: frozenset[str] = frozenset()
+    loud: frozenset[int] = frozenset()
+
+    def rich(self) -> Table:
+        """The table for a rich console."""
+        table = Table(
+            title=Text(printable(self.title, lines=True), style="bold"),
+            title_justify="left",
+            caption=Text(printable(self.caption, lines=True)) if self.caption else None,
+            caption_justify="left",
+            box=box.SIMPLE,
+        )
+        for heading in self.headings:
+            table.add_column(
+                Text(printable(heading)), justify="left" if heading in self.words else "right", overflow="fold"
+            )
+        for number, row in enumerate(self.rows):
+            table.add_row(*(Text(printable(cell)) for cell in row), style="bold red" if number in self.loud else "")
+        return table
+
+    def text(self, width: int = 140) -> str:
+        """The table in plain text, at most `width` characters wide."""
+        console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+        with console.capture() as capture:
+            console.print(self.rich())
+        lines = (line.rstrip() for line in capture.get().splitlines())
+        return "\n".join(line for line in lines if line)
+
+    def html(self) -> str:
+        """The table in HTML; every cell is escaped, and what would hide in it is written out."""
+        align = [_LEFT if heading in self.words else _RIGHT for heading in self.headings]
+        head = _row("th", self.headings, align)
+        body = "".join(
+            _row("td", row, align, "color:#b00020;font-weight:bold" if number in self.loud else "")
+            for number, row in enumerate(self.rows)
+        )
+        caption = f"<p>{escape(printable(self.caption, lines=True))}</p>" if self.caption else ""
+        table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return f"<div><strong>{escape(printable(self.title, lines=True))}</strong>{table}{caption}</div>"
+
+
+def _row(tag: str, cells: tuple[str, ...], align: list[str], style: str = "") -> str:
+    inside = "".join(
+        f'<{tag} style="{where}">{escape(printable(cell))}</{tag}>' for cell, where in zip(cells, align, strict=True)
+    )
+    return f'<tr style="{style}">{inside}</tr>' if style else f"<tr>{inside}</tr>"
+
+
+class Row(NamedTuple):
+    """One example: its index in the stage's data set, its score and the effect of removing it."""
+
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index, as a row's name may
+    score: float
+    removal_effect: float
+
+
+@final
+@dataclass(frozen=True)
+class Top:
+    """Examples in order of their score: an immutable table that iterates over its rows.
+
+    Sign: a positive score is harmful (more weight on the example raises the query loss); a negative removal
+    effect means that removing the example helps. Unit of both: query loss.
+
+    Example:
+        >>> top = Top("most harmful", (Row(index=7, score=0.5, removal_effect=-0.05),))
+        >>> [row.index for row in top], top.scores, len(top)
+        ([7], (0.5,), 1)
+        >>> print(top)
+        most harmful
+          index   score (+ harmful, query loss)   effect of removal (query loss; - helps)
+         ─────────────────────────────────────────────────────────────────────────────────
+              7                      +5.000e-01                                -5.000e-02
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The examples' indices in the stage's data set."""
+        return tuple(row.index for row in self.rows)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The scores; positive = harmful; unit: query loss."""
+        return tuple(row.score for row in self.rows)
+
+    @property
+    def removal_effects(self) -> tuple[float, ...]:
+        """The predicted changes of the query loss on removal; negative = removing it helps."""
+        return tuple(row.removal_effect for row in self.rows)
+
+    def to_pandas(self) -> "DataFrame":
+        """A frame with the columns index, score, removal_effect.
+
+        Raises:
+            DescriptionError: pandas is not installed.
+        """
+        return frame({"index": self.indices, "score": self.scores, "removal_effect": self.removal_effects})
+
+    def sheet(self) -> Sheet:
+        """What the table says, ready to be drawn."""
+        rows = tuple((str(row.index), f"{row.score:+.3e}", f"{row.removal_effect:+.3e}") for row in self.rows)
+        return Sheet(self.title, ("index", SCORE_HEADING, REMOVAL_HEADING), rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Row:
+        return self.rows[place]
+
+    def __str__(self) -> str:
+        return self.sheet().text()
+
+    def __rich__(self) -> Table:
+        return self.sheet().rich()
+
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
+        return self.sheet().html()
+
+
+def frame(columns: Mapping[str, Sequence[object]], index: Sequence[object] | None = None) -> "DataFrame":
+    """The columns as a `pandas.DataFrame`.
+
+    Raises:
+        DescriptionError: pandas is not installed.
+    """
+    try:
+        pandas = import_module("pandas")
+    except ImportError as cause:
+        raise DescriptionError(
+            "to_pandas() needs pandas, which is not installed; type: pip install pandas "
+            "(or read the Parquet files of a saved run with any other reader)"
+        ) from cause
+    return pandas.DataFrame(dict(columns), index=index)
