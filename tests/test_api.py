@@ -17,16 +17,21 @@ NAMES = [
     "Query",
     "Stage",
     # curvature
+    "Auto",
     "GaussNewton",
     "Hessian",
     "Identity",
+    "LinearOperator",
     # solve
     "CG",
     "Direct",
     "Lanczos",
     "LiSSA",
     "Normal",
+    "Shift",
     "Solution",
+    "System",
+    "Tikhonov",
     # trace
     "Scores",
     "Trace",

@@ -11,9 +11,11 @@ from stagetrace.version import __version__ as __version__
 
 if TYPE_CHECKING:
     # curvature
+    from stagetrace.curvature import Auto as Auto
     from stagetrace.curvature import GaussNewton as GaussNewton
     from stagetrace.curvature import Hessian as Hessian
     from stagetrace.curvature import Identity as Identity
+    from stagetrace.curvature import LinearOperator as LinearOperator
 
     # describe
     from stagetrace.objectives import Objective as Objective
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
     from stagetrace.solvers import Lanczos as Lanczos
     from stagetrace.solvers import LiSSA as LiSSA
     from stagetrace.solvers import Normal as Normal
+    from stagetrace.solvers import Shift as Shift
     from stagetrace.solvers import Solution as Solution
+    from stagetrace.solvers import System as System
+    from stagetrace.solvers import Tikhonov as Tikhonov
     from stagetrace.stages import Chain as Chain
     from stagetrace.stages import Frozen as Frozen
     from stagetrace.stages import Link as Link
@@ -38,10 +43,10 @@ if TYPE_CHECKING:
     from stagetrace.tracing import trace as trace
 
 _HOMES = {
-    "curvature": ("GaussNewton", "Hessian", "Identity"),
+    "curvature": ("Auto", "GaussNewton", "Hessian", "Identity", "LinearOperator"),
     "objectives": ("Objective",),
     "results": ("Scores", "Trace"),
-    "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Solution"),
+    "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Shift", "Solution", "System", "Tikhonov"),
     "stages": ("Chain", "Frozen", "Link", "Proximal", "Stage"),
     "tracing": ("Query", "trace"),
 }
@@ -51,6 +56,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CG",
+    "Auto",
     "Chain",
     "Direct",
     "Frozen",
@@ -59,14 +65,18 @@ __all__ = [
     "Identity",
     "Lanczos",
     "LiSSA",
+    "LinearOperator",
     "Link",
     "Normal",
     "Objective",
     "Proximal",
     "Query",
     "Scores",
+    "Shift",
     "Solution",
     "Stage",
+    "System",
+    "Tikhonov",
     "Trace",
     "__version__",
     "trace",

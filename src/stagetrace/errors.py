@@ -69,7 +69,7 @@ class CurvatureWarning(StagetraceWarning):
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise a `DescriptionError`: the one-line form for checks at birth."""
+    """Raise a `DescriptionError`: the one-line form for checks on construction."""
     raise DescriptionError(message)
 
 

@@ -322,14 +322,14 @@ def test_the_summary_is_on_standard_output_and_all_else_on_standard_error(stage_
     assert ended.code == 0
     assert ended.out.startswith("trace (scores in query loss)")
     assert "score > 0 is harmful" in ended.out
-    assert ended.out.endswith(f"kept in {tmp_path / 'run'}\n"), "on one line, however long, so that it can be copied"
+    assert ended.out.endswith(f"saved to {tmp_path / 'run'}\n"), "on one line, however long, so that it can be copied"
     assert "warning" not in ended.out
     assert len([line for line in ended.errors if line.startswith("warning: stage '")]) == 3
 
 
 def test_words_are_whole_in_80_columns(stage_trace: Command, tmp_path: Path):
     out = stage_trace("score", f"{jobs.FILE}:unconverged", "--out", tmp_path / "run", "--top", 2, "--parts").out
-    lines = [line for line in out.splitlines() if not line.startswith(("kept in", "to look at it, open"))]
+    lines = [line for line in out.splitlines() if not line.startswith(("saved to", "to look at it, open"))]
     assert max(map(len, lines)) <= 80
     table = out[: out.index("NOT CONVERGED: a solve")].split()
     assert table.count("pretrain") == table.count("finetune") == 1

@@ -87,7 +87,7 @@ def test_a_run_stands_where_its_report_cannot_be_written(stage_trace: Command, t
     code, out, err = stage_trace("score", TARGET, "--out", tmp_path / "run")
     assert code == 0
     assert "the run is complete, its report is not written" in err
-    assert f"kept in {tmp_path / 'run'}" in out
+    assert f"saved to {tmp_path / 'run'}" in out
     assert "to look at it" not in out
 
 

@@ -169,9 +169,9 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
     assert "stage 'finetune' was trained again by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
     assert re.search(rf"training again  {record['retrainings']}/{record['retrainings']} retrainings", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
-    assert ended.out.endswith(f"kept in {', '.join(map(str, files))}\n")
+    assert ended.out.endswith(f"saved to {', '.join(map(str, files))}\n")
     assert all(path.stat().st_size > 1000 for path in files)
-    assert max(len(line) for line in ended.out.splitlines() if not line.startswith("kept in")) <= 80
+    assert max(len(line) for line in ended.out.splitlines() if not line.startswith("saved to")) <= 80
 
 
 # Nothing twice

@@ -42,7 +42,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         2, "-m", "stagetrace", "score", f"{FILE}:every", "--out", str(out / "last"), STAGETRACE_TEST_OUT=str(out)
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("kept in") == 1, "only the first process prints"
+    assert ended.stdout.count("saved to") == 1, "only the first process prints"
     return out
 
 

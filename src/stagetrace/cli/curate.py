@@ -95,7 +95,7 @@ def curate_run(
         note = replace(note, verified=found, fits=in_words(fitted))
         write_note(note, out)
         console.print(verified(curation, found, note.fits).rich())
-    console.print(f"kept in {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+    console.print(f"saved to {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
 def _rule(drop: str | None, above: float | None, keep: str | None) -> Rule:

@@ -30,5 +30,5 @@ def export_run(
         refuse(f"{folder}: no stage of this run has scores; trace it again with --of STAGE")
     scores = trace[next(iter(trace)) if stage is None else stage]
     written, console = export(scores, kind, out), terminal()
-    for line in (f"stage '{scores.stage}': {written.sign}", f"kept in {', '.join(map(str, written.files))}"):
+    for line in (f"stage '{scores.stage}': {written.sign}", f"saved to {', '.join(map(str, written.files))}"):
         console.print(line, highlight=False, soft_wrap=True)

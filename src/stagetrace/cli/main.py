@@ -176,7 +176,7 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of a KeyboardInterrupt
-            _say("interrupted; what was finished is kept: the same command continues")
+            _say("interrupted; finished work is saved: run the same command again to resume")
         raise
     except Exception as error:
         if "--debug" in sys.argv:

@@ -36,7 +36,7 @@ def report(
 
 
 def write_after(folder: Path, chain: Chain, query: Query) -> Path | None:
-    """The report of a run that has just ended. The run stands whatever becomes of its report: what is amiss is said."""
+    """The report of a run that has just ended. Whatever becomes of it, the run stands: problems become warnings."""
     try:
         return write(folder, chain, query, command=f"stagetrace {shlex.join(sys.argv[1:])}")
     except StagetraceError as cause:

@@ -39,7 +39,7 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
             ranking(scores, top, console, previews)
     if page is not None:
         console.print(f"to look at it, open {page}", soft_wrap=True, highlight=False)
-    console.print(f"kept in {out}", soft_wrap=True)
+    console.print(f"saved to {out}", soft_wrap=True)
 
 
 def summary(trace: Trace, console: Console) -> None:
@@ -127,7 +127,7 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[F
             )
     finally:  # what was found stands, also where a later check refuses
         console.print(_legible(table, console.width))
-    console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "nothing stands in the way")
+    console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "no warnings")
     return seen
 
 
@@ -143,7 +143,7 @@ def validation(
         console.print(f"stage '{name}' was trained again by {in_words(fit)}", highlight=False)
     for words in (report.SIGN, report.FIGURES, report.work(found)):
         console.print(words, highlight=False)
-    console.print(f"kept in {', '.join(map(str, files))}", soft_wrap=True)
+    console.print(f"saved to {', '.join(map(str, files))}", soft_wrap=True)
 
 
 def _legible(table: Table, width: int) -> Table:

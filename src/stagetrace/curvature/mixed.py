@@ -46,7 +46,7 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
 def _loses_tangents(risk: Risk, probe: Batch) -> bool:
     """Whether the gradient in the inherited parameters passes an operation that is marked as differentiable once.
 
-    Such an operation's backward drops tangents without a word.
+    Such an operation's backward silently drops tangents.
     """
     own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}

@@ -161,7 +161,7 @@ def _planned(
 def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
     """Refuse second derivatives that are no second derivatives: `u' H v = v' H u` holds for right ones.
 
-    A fused operation can have a first derivative that is right and, without a word, a second one that is not.
+    A fused operation can have a first derivative that is right and, silently, a second one that is not.
     """
     product = (GRAPH if plan.way in ("graph kept", "reverse anew") else ANEW)[plan.matrix](risk, few)
     generator = torch.Generator().manual_seed(0)

@@ -209,7 +209,7 @@ def _check_complete(
     """Refuse missing, left-over or misshapen weights: new ones give numbers that look right.
 
     brought: names that another file brings. base: the prefix of the base model, beside which a head may be left over.
-    new_head: whether the file's own head may be left over without a word.
+    new_head: whether the file's own head may be left over silently.
 
     Returns:
         A notice of a head that was left over, if there was one.

@@ -1,4 +1,4 @@
-"""The hyper-parameters that solvers share: checked at birth, and shown in one short line."""
+"""The hyper-parameters that solvers share: checked on construction, and shown in one short line."""
 
 from dataclasses import fields
 from math import isfinite

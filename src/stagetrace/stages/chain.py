@@ -14,8 +14,8 @@ from stagetrace.stages.stage import Stage
 class Chain:
     """Training stages, first to last; each later stage says by its link how it started from the one before.
 
-    Checked at birth: names are unique, links are where they belong, shared names and shapes agree, and parameters that
-    a link says were kept still have the values the previous stage left.
+    Checked on construction: names are unique, links are where they belong, shared names and shapes agree, and
+    parameters that a link says were kept still have the values the previous stage left.
 
     Args:
         stages: one or more; with one stage the trace is the ordinary, single-stage influence function.
@@ -85,7 +85,7 @@ class Chain:
         return len(self.stages)
 
     def check_names(self, names: object, what: str) -> None:
-        """Refuse a name that is no stage's.
+        """Refuse an unknown stage name.
 
         Raises:
             DescriptionError: with the names there are.

@@ -52,7 +52,7 @@ class Uncompiled(nn.Module):
 @final
 class PlainWeightNorm(parametrizations._WeightNorm):  # pyright: ignore[reportPrivateUsage]
     """`g v / |v|`, written out: the fused kernel (PyTorch 2.13) has no forward mode, and its second derivative takes
-    `|v|` for a constant, which makes the Hessian wrong without a word.
+    `|v|` for a constant, which silently makes the Hessian wrong.
     """
 
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def _checked(problem: Problem) -> Problem:
             f"stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
     _check_memory(problem.stage)
-    try:  # dtype and device are checked at birth
+    try:  # dtype and device are checked on construction
         ParameterSpace.of(problem.own_values | problem.inherited_values)
     except DescriptionError as cause:
         refuse(f"{problem.stage.where}: {cause}")

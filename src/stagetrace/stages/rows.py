@@ -1,4 +1,4 @@
-"""Single examples before they are put together: what PyTorch's own collation would do to them without a word."""
+"""Single examples before they are put together: what PyTorch's own collation would silently do to them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, final

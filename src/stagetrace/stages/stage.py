@@ -76,7 +76,7 @@ class Stage:
             refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")
         check_count(self.batch_size, f"{self.where}: batch_size")
         check_count(self.workers, f"{self.where}: workers", least=0)
-        self.loss  # noqa: B018  (checked at birth)
+        self.loss  # noqa: B018  (checked on construction)
         self.examples  # noqa: B018
 
     @property

@@ -33,7 +33,7 @@ def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, defaul
     """One setting per stage, from one for all or a mapping by name; a string stands for what the command line takes.
 
     Raises:
-        DescriptionError: a name is no stage's or no setting's, or a class was given where an instance is wanted.
+        DescriptionError: an unknown stage or setting, or a class was given where an instance is wanted.
     """
     named = dict(given) if isinstance(given, Mapping) else {}
     chain.check_names(named, what)
@@ -63,7 +63,7 @@ def scored_stages(chain: Chain, of: Iterable[str] | str | None) -> set[str]:
     """The stages whose examples are scored.
 
     Raises:
-        DescriptionError: a name is no stage's, or there is none.
+        DescriptionError: an unknown stage name, or there is none.
     """
     if of is None:
         return set(chain.names)

@@ -116,7 +116,7 @@ def _do(retraining: Retraining, work: Work) -> Done:
 
 
 def _begin() -> None:
-    """One thread, and an end at once and without a word when interrupted, whatever this process does then."""
+    """One thread, and an end at once and silently when interrupted, whatever this process does then."""
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

@@ -81,7 +81,7 @@ class Link(ABC):
     where the penalty only stands for how few steps were taken."""
 
     def __post_init__(self) -> None:
-        self.pairs  # noqa: B018  (checked at birth)
+        self.pairs  # noqa: B018  (checked on construction)
 
     @property
     def pairs(self) -> dict[str, str]:
