@@ -102,7 +102,7 @@ SHORT: dict[Any, dict[str, Any]] = {
     choices: {
         "SIZES": (1e-1,),
         "SUBSETS": (20,),
-        "ALPHAS": (0.01, 1.0),
+        "ALPHAS": (1.0,),
         "ON": Steps(Adam(1e-3), steps=3, batch_size=20),
         "FROM_SCRATCH": Steps(Adam(1e-2), steps=8, batch_size=20, start="cold"),
     },
