@@ -10,16 +10,19 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check docs format clean
+.PHONY: help demo test test-slow check docs format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## pretrain, fine-tune and trace on real digits into runs/demo (under a minute after the set-up)
 	$(BIN)/stagetrace demo $(ARGS)
 
 test: $(VENV)/.dev ## the tests, and the examples in the docstrings
-	$(BIN)/python -m pytest -n logical --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
+
+test-slow: $(VENV)/.dev ## the tests that take long: whole small experiments, second calls, other kernels
+	$(BIN)/python -m pytest -n logical --dist loadfile -m slow $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -99,6 +99,7 @@ def test_the_folder_holds_the_run_and_the_checks(demo: tuple[DemoResult, Path, s
     assert record["checks"][0]["removed"]["slope"] == result.checks[0].whole.slope
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_numbers_and_leave_torch_as_it_was(demo: tuple[DemoResult, Path, str]):
     result, out, _ = demo
     threads, state = torch.get_num_threads(), torch.manual_seed(123).get_state()

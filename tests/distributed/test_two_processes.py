@@ -65,6 +65,7 @@ def test_one_process_finds_the_run_of_two_to_be_its_own(out: Path):
     assert_same(again, Trace.load(out / "three"), rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_a_run_of_which_one_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log, words = tmp_path / "log", ("-m", "stagetrace", "score", f"{jobs.FILE}:three", "--out", str(tmp_path / "run"))
     watched = {"STAGETRACE_TEST_LOG": str(log), "STAGETRACE_TEST_PART": "7"}

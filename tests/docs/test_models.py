@@ -19,7 +19,11 @@ MEASURED_WITH_THEIR_CASES = ("chains", "adapters", "rows")
 
 
 def named(kind: type) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("row", [row for row in ROWS if isinstance(row, kind)], ids=lambda row: row.what)
+    rows = [row for row in ROWS if isinstance(row, kind)]
+    marks = [[pytest.mark.slow] if row.what.endswith(", eager") else [] for row in rows]  # as by the other kernel
+    return pytest.mark.parametrize(
+        "row", [pytest.param(row, id=row.what, marks=slow) for row, slow in zip(rows, marks, strict=True)]
+    )
 
 
 def test_the_tables_are_those_of_the_cases():

@@ -29,17 +29,20 @@ def built(tmp_path_factory):
     return ended, out / "html"
 
 
+@pytest.mark.slow
 def test_the_build_has_nothing_to_warn_of(built):
     ended, _ = built
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_every_page_is_built(built):
     _, site = built
     pages = {page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")}
     assert pages <= {page.relative_to(site) for page in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(built):
     _, site = built
     found = [
@@ -50,6 +53,7 @@ def test_nothing_is_loaded_from_elsewhere(built):
     assert [css.name for css in site.rglob("*.css") if re.search(r"url\(\W?(https?:)?//", css.read_text())] == []
 
 
+@pytest.mark.slow
 def test_an_argument_s_words_reach_the_reference(built):
     _, site = built
     text = re.sub(r"<[^>]+>", "", (site / "api" / "describe.html").read_text())

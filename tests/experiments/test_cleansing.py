@@ -58,6 +58,7 @@ def test_differences_are_paired_by_seed(out):
     assert (out / "gains.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_killed_run_trains_no_model_twice(out, call, photos, tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     before = result_of(copy)

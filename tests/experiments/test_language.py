@@ -222,6 +222,7 @@ def out(call, texts, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_control_stands_beside_the_score(out):
     found = result_of(out)["small"]
     assert [seed["seed"] for seed in found["each_seed"]] == [0]
@@ -234,6 +235,7 @@ def test_every_control_stands_beside_the_score(out):
     assert (out / "agreement.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_sentences_of_chosen_tweets(out):
     found = result_of(out)["small"]["sentences"]
     assert found["sampled"] == 50
@@ -246,6 +248,7 @@ def test_sentences_of_chosen_tweets(out):
         assert (tweet["probability_of_its_label"] < 0.5) == (tweet["said"] != tweet["label"])
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_score(out):
     found = result_of(out)["paper"]
     shared = sum(p.numel() for p in Elmo(TINY).parameters() if p.requires_grad)
@@ -256,6 +259,7 @@ def test_the_cost_of_a_score(out):
     assert found["mean_absolute_score"] > 0
 
 
+@pytest.mark.slow
 def test_a_call_keeps_what_the_other_size_found(out, tmp_path):
     found = result_of(out)
     (tmp_path / "result.json").write_text((out / "result.json").read_text())
@@ -274,6 +278,7 @@ def test_sizes_are_those_of_language(words, message, call, texts, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_tables_of_the_page(out):
     found = result_of(out)
     groups = comparisons.agreement(found, "groups")

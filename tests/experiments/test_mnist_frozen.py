@@ -77,6 +77,7 @@ def test_scores_in_the_result_are_those_of_the_run(out):
     assert (out / "scores.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_killed_run_trains_no_stage_twice_and_ends_with_the_same_scores(copy, call, data):
     weights = {
         path: path.stat().st_mtime_ns
@@ -129,6 +130,7 @@ def test_effects_are_differences_to_a_control_of_the_same_batches(out):
     assert len({(line["seed"], line["control"]) for line in lines}) < len(lines)
 
 
+@pytest.mark.slow
 def test_the_identity_has_the_truth_of_the_same_folder(copy, call, data):
     before = (copy / "retrained" / "seed-0" / "retrainings.jsonl").read_text()
     truth = result_of(copy)

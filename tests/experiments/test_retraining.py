@@ -13,7 +13,7 @@ from stagetrace.progress import Silent
 from tests.experiments.conftest import result_of
 
 # Tiny stages are far from a minimum, and the trace says so.
-pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")]
 
 
 @pytest.fixture(scope="module")

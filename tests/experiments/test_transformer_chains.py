@@ -52,7 +52,7 @@ def texts(tmp_path_factory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts"), **columns)
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt"])
+@pytest.fixture(scope="module", params=[pytest.param("bert", marks=pytest.mark.slow), "gpt"])
 def out(request, call, texts, tmp_path_factory) -> Path:
     """A finished run; it is read here and continued in copies."""
     folder = tmp_path_factory.mktemp("out") / request.param
@@ -167,6 +167,7 @@ class Planted(Choice):
         return list(self.groups)
 
 
+@pytest.mark.slow
 def test_contradictory_examples_are_harmful_in_truth_and_in_prediction(texts, tmp_path, monkeypatch):
     """Each tweet stands four times, once with the other label: without these copies the loss falls, else it rises."""
     honest = stages.corpora_of

@@ -154,6 +154,7 @@ def test_small_stages_are_at_a_minimum_and_predict_solving_again(both: Prepared,
 
 
 @pytest.mark.filterwarnings("ignore")  # a few lines and steps end far from a minimum
+@pytest.mark.slow
 def test_the_whole_experiment_and_its_tables(call: Call, texts: Path, tmp_path: Path) -> None:
     assert call("word-vectors", "--data", texts, "--out", tmp_path) == 0
     result = result_of(tmp_path)

@@ -75,6 +75,7 @@ def assert_agree(values: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @named(CASES)
+@pytest.mark.slow
 def test_the_two_oracles_agree(case: ChainCase):
     for position in range(len(case.stages)):
         assert_agree(dense_scores(case, position), truth(case, position), 1e-7)
@@ -119,8 +120,15 @@ def test_scores_by_lanczos_equal_the_resolved_query_loss(case: ChainCase):
 
 
 @named((FROZEN_LOGISTIC, STRONG_TANH))
-@pytest.mark.parametrize("curvature", [Hessian(), Hessian(memory=1)], ids=["kept", "computed anew"])
-@pytest.mark.parametrize("traced_from", [0.0, float("inf")], ids=["traced", "not traced"])
+@pytest.mark.parametrize(
+    ("curvature", "traced_from"),
+    [
+        pytest.param(Hessian(), 0.0, id="traced, kept"),
+        pytest.param(Hessian(memory=1), float("inf"), id="not traced, computed anew"),
+        pytest.param(Hessian(), float("inf"), id="not traced, kept", marks=pytest.mark.slow),
+        pytest.param(Hessian(memory=1), 0.0, id="traced, computed anew", marks=pytest.mark.slow),
+    ],
+)
 def test_scores_chunk_by_chunk_equal_the_resolved_query_loss(
     case: ChainCase, curvature: Hessian, traced_from: float, monkeypatch: pytest.MonkeyPatch
 ):

@@ -29,7 +29,17 @@ from stagetrace.validation.estimators import (
     SingleStage,
 )
 from tests import chains
-from tests.chains import CASES, FROZEN_LOGISTIC, FROZEN_RIDGE, STRONG_TANH, Additive, ChainCase, chain_of, query_of
+from tests.chains import (
+    BY_EACH_LINK,
+    CASES,
+    FROZEN_LOGISTIC,
+    FROZEN_RIDGE,
+    STRONG_TANH,
+    Additive,
+    ChainCase,
+    chain_of,
+    query_of,
+)
 from tests.oracles import (
     Point,
     flatten,
@@ -57,7 +67,9 @@ RENAMED = chains.chain(
         "third", Additive(2, {"c": (0, 3), "head": (3, 5)}), "squared", n=11, seed=23, link=chains.frozen(c="b")
     ),
 )
-PLACES = [(case, position) for case in (*CASES, RENAMED) for position in range(len(case.stages))]
+ALIKE = [case for kind, cases in BY_EACH_LINK.items() if kind not in ("frozen", "proximal") for case in cases]
+"""What pulled a shared parameter is nothing to these formulas: one kind of pull stands for all."""
+PLACES = [(case, position) for case in (*CASES, RENAMED) if case not in ALIKE for position in range(len(case.stages))]
 each_place = pytest.mark.parametrize(("case", "position"), PLACES, ids=[f"{c.name}-{p}" for c, p in PLACES])
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 may_be_indefinite = pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")
