@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -387,6 +388,37 @@ CASES = (
     tied("untied, frozen", LinkCase("frozen", UNTIED), still=False),
     tied("untied, proximal 0.5", LinkCase("proximal", UNTIED, 0.5), still=False),
 )
+
+
+REPRESENTATIVES = {
+    "ridge, frozen",
+    "logistic, frozen",
+    "three, frozen then frozen, middle only",
+    "three, frozen then proximal",
+    "kept within proximal 0.5",
+    "renamed in full, proximal 0.5",
+    "tanh three, proximal then frozen",
+    "untied, proximal 0.5",
+    "tanh, frozen",
+    "tanh, elastic 0.5",
+}
+"""One of each kind; tests of what was proved for all cases elsewhere take these, and the others where time is given."""
+
+
+def _marks(case: ChainCase) -> tuple[pytest.MarkDecorator, ...]:
+    return () if case.name in REPRESENTATIVES or case not in CASES else (pytest.mark.slow,)
+
+
+def each_case() -> pytest.MarkDecorator:
+    """Every case as `case`; those that are no representatives are slow."""
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=_marks(case)) for case in CASES])
+
+
+def each_place(*more: ChainCase) -> pytest.MarkDecorator:
+    """Every stage of every case, and of more cases, as `case` and `position`."""
+    places = [(case, position) for case in (*CASES, *more) for position in range(len(case.stages))]
+    params = [pytest.param(case, at, id=f"{case.name}-{at}", marks=_marks(case)) for case, at in places]
+    return pytest.mark.parametrize(("case", "position"), params)
 
 
 # From a record to the library's objects

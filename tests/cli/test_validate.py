@@ -207,7 +207,7 @@ def test_an_interrupted_command_goes_on_with_what_is_left(
     monkeypatch.setattr(Store, "add", interrupted)
     ended = validate(TARGET, "--out", tmp_path / "cut", *words)
     assert ended.code == 130
-    assert "the same command continues" in ended.err
+    assert "run the same command again to resume" in ended.err
     kept = trained(tmp_path / "cut")
     assert len(kept) == 6
     assert not (tmp_path / "cut" / "validate.json").exists()

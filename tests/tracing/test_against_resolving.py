@@ -22,6 +22,7 @@ from tests.chains import (
     FROZEN_RIDGE,
     FROZEN_TANH,
     OBJECTIVES,
+    REPRESENTATIVES,
     RIDGES,
     STRONG_LOGISTIC,
     STRONG_TANH,
@@ -32,14 +33,6 @@ from tests.chains import (
 )
 from tests.oracles import Slip, dense_parts, dense_scores, solved, truth
 
-REPRESENTATIVES = {
-    "logistic, frozen",
-    "three, frozen then frozen, middle only",
-    "three, frozen then proximal",
-    "kept within proximal 0.5",
-    "untied, proximal 0.5",
-    "tanh, elastic 0.5",
-}
 EXACT: dict[str, Any] = {"curvature": Hessian(), "solver": Direct()}
 FROZEN = tuple(case for case in CASES if all(link.keeps for link in case.links))
 PULLED = tuple(case for case in CASES if not any(link.keeps for link in case.links))

@@ -30,7 +30,6 @@ from stagetrace.validation.estimators import (
 )
 from tests import chains
 from tests.chains import (
-    BY_EACH_LINK,
     CASES,
     FROZEN_LOGISTIC,
     FROZEN_RIDGE,
@@ -38,6 +37,7 @@ from tests.chains import (
     Additive,
     ChainCase,
     chain_of,
+    each_place,
     query_of,
 )
 from tests.oracles import (
@@ -67,10 +67,6 @@ RENAMED = chains.chain(
         "third", Additive(2, {"c": (0, 3), "head": (3, 5)}), "squared", n=11, seed=23, link=chains.frozen(c="b")
     ),
 )
-ALIKE = [case for kind, cases in BY_EACH_LINK.items() if kind not in ("frozen", "proximal") for case in cases]
-"""What pulled a shared parameter is nothing to these formulas: one kind of pull stands for all."""
-PLACES = [(case, position) for case in (*CASES, RENAMED) if case not in ALIKE for position in range(len(case.stages))]
-each_place = pytest.mark.parametrize(("case", "position"), PLACES, ids=[f"{c.name}-{p}" for c, p in PLACES])
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 may_be_indefinite = pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")
 """All of a fine-tuned model's parameters together need not be at a minimum of its stage's loss."""
@@ -167,7 +163,7 @@ def single_stage(case: ChainCase, position: int) -> Tensor:
 
 
 @may_be_indefinite
-@each_place
+@each_place(RENAMED)
 def test_single_stage_equals_the_dense_formula(case: ChainCase, position: int):
     chain, name = chain_of(case, solved(case)), case.stages[position].name
     estimator = SingleStage(solver=Direct())
@@ -218,7 +214,7 @@ def test_single_stage_warns_of_an_indefinite_curvature():
 # Gradient dot product
 
 
-@each_place
+@each_place(RENAMED)
 def test_gradient_dot_equals_the_loop(case: ChainCase, position: int):
     chain, name = chain_of(case, solved(case)), case.stages[position].name
     if not shared(case, position):

@@ -20,12 +20,9 @@ from stagetrace.stages.fingerprint import fingerprint_model
 from stagetrace.stages.problem import Problem
 from stagetrace.validation import Preconditioner, leave_out, minimise
 from stagetrace.validation.descent import newton_direction
-from tests.chains import CASES, FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH, ChainCase, chain_of
+from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH, ChainCase, chain_of, each_place
 from tests.oracles import example_gradients, flatten, mean_weights, objective, own_names, solved, stage_hessian
 from tests.oracles import minimise as dense_minimise
-
-PLACES = [(case, position) for case in CASES for position in range(len(case.stages))]
-each_place = pytest.mark.parametrize(("case", "position"), PLACES, ids=[f"{c.name}-{p}" for c, p in PLACES])
 
 
 def ridge(weight_decay: float = 0.1, **settings: Any) -> tuple[Chain, Tensor, Tensor]:
@@ -74,7 +71,7 @@ def test_weighted_ridge_equals_the_closed_form(weight_decay: float, removed: lis
     assert found.smallest_ritz == pytest.approx(float(torch.linalg.eigvalsh(normal)[0]), rel=1e-8)
 
 
-@each_place
+@each_place()
 def test_agrees_with_a_dense_newton(case: ChainCase, position: int):
     problem = moved(case, position, 0.02)
     found = minimise(problem, tolerance=1e-11)
@@ -104,7 +101,7 @@ def test_agrees_with_scipy_from_far_away():
     assert found.steps <= 15
 
 
-@each_place
+@each_place()
 def test_the_gradient_norm_is_the_true_one_wherever_it_stops(case: ChainCase, position: int):
     stage, previous = case.stages[position], truth(case, position)[1]
     problem = moved(case, position, 0.1)

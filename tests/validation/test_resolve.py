@@ -11,14 +11,21 @@ from stagetrace import Chain, Frozen, Proximal, Query
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.stages.fingerprint import fingerprint_model
 from stagetrace.validation import Agreement, leave_out, polish, query_loss, removal_effects, resolve
-from tests.chains import CASES, FROZEN_LOGISTIC, FROZEN_RIDGE, STRONG_RIDGE, STRONG_TANH, ChainCase, chain_of, query_of
+from tests.chains import (
+    FROZEN_LOGISTIC,
+    FROZEN_RIDGE,
+    STRONG_RIDGE,
+    STRONG_TANH,
+    ChainCase,
+    chain_of,
+    each_case,
+    each_place,
+    query_of,
+)
 from tests.oracles import mean_weights, query_losses, solved, solved_again
 
-PLACES = [(case, position) for case in CASES for position in range(len(case.stages))]
-each_place = pytest.mark.parametrize(("case", "position"), PLACES, ids=[f"{c.name}-{p}" for c, p in PLACES])
 
-
-@each_place
+@each_place()
 def test_equals_the_dense_oracle(case: ChainCase, position: int):
     """Through every kind of link: the query losses with three tenths of an example taken out."""
     stage = case.stages[position]
@@ -33,7 +40,7 @@ def test_equals_the_dense_oracle(case: ChainCase, position: int):
     assert list(again.minima) == [later.name for later in case.stages[position:]]
 
 
-@each_place
+@each_place()
 def test_earlier_stages_stay_and_nothing_is_touched(case: ChainCase, position: int):
     chain, name = chain_of(case, solved(case)), case.stages[position].name
     before = [fingerprint_model(stage.model) for stage in chain.stages]
@@ -43,7 +50,7 @@ def test_earlier_stages_stay_and_nothing_is_touched(case: ChainCase, position: i
     assert changed == [number >= position for number in range(len(chain))]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@each_case()
 def test_weights_of_one_change_nothing(case: ChainCase):
     chain, query = chain_of(case, solved(case)), query_of(case)
     again = resolve(chain, chain.names[0], torch.ones(len(case.stages[0].x)))
@@ -66,7 +73,7 @@ def test_an_estimated_pull_stays_as_strong_as_it_was():
     assert resolve(auto, name, weights).chain[last].link_settings["alpha"] == estimated
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@each_case()
 def test_polish_finds_the_minima_again(case: ChainCase):
     """From the last stage's parameters moved a little, and the first stage's where nothing was kept of it."""
     points = [{name: value.clone() for name, value in point.items()} for point in solved(case)]
