@@ -261,6 +261,11 @@ BAD_WORDS = [
     ("examples=most", "--solve: examples needs a whole number, all or auto, got 'most'"),
     ("examples=0", "must be a whole number of at least 1, got 0"),
     ("curvature=identity,examples=5", "--solve: examples does not apply to Identity"),
+    ("lanczos:damping=auto,damping=3", "--solve: damping is given twice in 'damping=auto,damping=3'; give it once"),
+    ("", "--solve got '', which says nothing; e.g. --solve finetune="),
+    (":", "--solve got ':', which says nothing"),
+    ("direct:", "--solve: '' is no setting"),
+    ("seed=-1", "--solve: seed needs a whole number of at least 0, got '-1'"),
     ("finetune=curvature=identity,seed=5", "--solve: seed does not apply to Identity"),
 ]
 

@@ -271,6 +271,11 @@ TABLE = [
         ("'finetune'", "NaN", "'head.weight'", "checkpoint"),
     ),
     Bad(
+        "a weight beyond all numbers",
+        model_of("finetune", lambda m: m.get_parameter("head.bias").data[:1].fill_(torch.inf)),
+        ("'finetune'", "1 of", "infinite", "'head.bias'"),
+    ),
+    Bad(
         "negative alpha",
         lambda d: at("finetune", link=Proximal("embedding", alpha=-1.0))(d),
         ("Proximal(alpha=...)", "positive number", "-1.0"),

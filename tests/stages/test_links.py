@@ -1,5 +1,6 @@
 """Which parameter of a stage is which: trained, kept, moved or constant; by name, prefix and alias."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,6 +275,26 @@ def test_a_link_of_one_s_own_pulls_entry_by_entry():
     assert torch.equal(found.pull, found.own.flatten(expected))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float16, torch.int64])
+def test_a_strength_is_doubled_without_wrapping_around(dtype: torch.dtype):
+    most = {torch.float16: 40_000.0, torch.int8: 100.0}.get(dtype, 200.0)
+    found = problem(Told("head.weight", torch.tensor(most, dtype=dtype)), Net(), Net())
+    torch.testing.assert_close(found.pull, 2 * most * found.own.mask(["head.weight"]))
+
+
+def test_a_link_that_writes_into_what_it_is_given_changes_no_model():
+    class Writes(Told):
+        def strength(self, moved: Any) -> Any:
+            return {name: value.zero_().add_(0.05) + moved.start[name].zero_() for name, value in moved.values.items()}
+
+    previous, model = Net(), Net()
+    kept = [copy.deepcopy(each.state_dict()) for each in (previous, model)]
+    found = problem(Writes("head.weight"), model, previous)
+    torch.testing.assert_close(found.pull, 0.1 * found.own.mask(["head.weight"]))
+    for each, old in zip((previous, model), kept, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in each.state_dict().items())
+
+
 @pytest.mark.parametrize("says", [0.25, torch.tensor(0.25), torch.full((1, 4), 0.25)], ids=repr)
 def test_a_strength_may_stand_for_several_entries(says: Any):
     found = problem(Told("head.weight", says), Net(), Net())
@@ -293,7 +314,10 @@ def test_a_strength_may_stand_for_several_entries(says: Any):
         ({}, r"must return a mapping with an entry for 'head.weight', got an empty mapping; give 0.0 where"),
         ({"head": 1.0}, r"an entry for 'head.weight', got one with 'head'"),
         ([1.0], r"an entry for 'head.weight', got list"),
-        ({"head.weight": "strong"}, r"'head.weight' is str; give a number, or a tensor of one for each entry"),
+        ({"head.weight": "strong"}, r"'head.weight' is str; give a real number, or a tensor of one for each entry"),
+        (torch.tensor(0.5 + 0j), r"'head.weight' is torch.complex64; give a real number"),
+        ({"head.weight": True}, r"'head.weight' is bool; give a real number"),
+        (1e308, r"goes up to 1e\+308, beyond torch.float"),
     ],
     ids=repr,
 )

@@ -26,7 +26,12 @@ from stagetrace.validation import Fit
 
 def curate_run(
     folder: options.Folder,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write; a new or empty folder.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write: a new or empty folder; an earlier choice in it is replaced."
+        ),
+    ],
     stage: Annotated[
         str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples (default: the first's).")
     ] = None,

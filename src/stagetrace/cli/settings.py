@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 import torch
 
 from stagetrace.cli.options import EXACT_RTOL, EXACT_STEPS, QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS
-from stagetrace.cli.spec import Grammar, applies, by_stage, count, damping, one_of, real, whole, with_field
+from stagetrace.cli.spec import Grammar, applies, by_stage, count, damping, one_of, real, seed, whole, with_field
 from stagetrace.curvature.auto import Auto, subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
@@ -21,7 +21,7 @@ from stagetrace.tracing import describe
 Preset = Literal["quick", "exact"]
 
 OF_SOLVERS = {"damping": damping, "rtol": real, "max_steps": whole}
-OF_CURVATURES = {"examples": count, "seed": whole}
+OF_CURVATURES = {"examples": count, "seed": seed}
 SOLVE = Grammar(
     "--solve",
     tuple(SOLVERS),

@@ -71,23 +71,37 @@ def _parsed(chain: Chain, word: str, grammar: Grammar) -> tuple[str | None, str 
         name, settings = "", method
     if name and name not in grammar.names:
         refuse(f"{grammar.option} must be one of {', '.join(grammar.names)}, got '{name}'; e.g. {grammar.example}")
-    return stage, name or None, dict(_settings(settings, grammar))
+    if not name and not settings:
+        refuse(f"{grammar.option} got '{word}', which says nothing; e.g. {grammar.example}")
+    return stage, name or None, dict(_settings(settings, grammar) if settings or has_settings else ())
 
 
 def _settings(typed: str, grammar: Grammar) -> Iterator[tuple[str, Any]]:
-    for pair in filter(None, typed.split(",")):
+    seen = set[str]()
+    for pair in typed.split(","):
         key, is_pair, value = pair.partition("=")
         if not is_pair or key not in grammar.keys:
             refuse(
                 f"{grammar.option}: '{pair}' is no setting; these are KEY=VALUE, separated by commas, with the keys "
                 f"{', '.join(grammar.keys)}; e.g. {grammar.example}"
             )
+        if key in seen:
+            refuse(f"{grammar.option}: {key} is given twice in '{typed}'; give it once")
+        seen.add(key)
         yield key, grammar.keys[key](value, f"{grammar.option}: {key}")
 
 
 def whole(word: str, where: str) -> int:
     """A whole number."""
     return _read(int, word, f"{where} needs a whole number")
+
+
+def seed(word: str, where: str) -> int:
+    """A whole number of at least 0."""
+    found = whole(word, where)
+    if found < 0:
+        refuse(f"{where} needs a whole number of at least 0, got '{word}'")
+    return found
 
 
 def real(word: str, where: str) -> float:

@@ -136,8 +136,8 @@ class Problem:
     def moved_values(self) -> Moved:
         """What was trained further, beside what it started from: all that the link is asked about."""
         theirs = {} if self.previous is None else dict(self.previous.model.named_parameters())
-        values = {name: value for name, value in self.own_values.items() if name in self.moved}
-        start = {name: theirs[self.moved[name]].detach().to(value) for name, value in values.items()}
+        values = {name: value.clone() for name, value in self.own_values.items() if name in self.moved}
+        start = {name: theirs[self.moved[name]].detach().to(value, copy=True) for name, value in values.items()}
 
         def gradient() -> Params:
             whole = self.own.unflatten(self.stationarity)

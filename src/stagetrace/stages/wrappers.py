@@ -40,7 +40,7 @@ def refuse_unmade(model: nn.Module, where: str) -> None:
     """Refuse parameters and buffers without values.
 
     Raises:
-        DescriptionError: a layer is lazy still, something lies on the meta device, or a parameter is not a number.
+        DescriptionError: a layer is lazy still, something lies on the meta device, or a parameter is NaN or infinite.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
@@ -48,13 +48,13 @@ def refuse_unmade(model: nn.Module, where: str) -> None:
         if tensor.device.type == "meta":
             refuse(f"{where}: '{name}' of the model lies on the meta device, without values; load its weights first")
     for name, parameter in model.named_parameters():
-        wrong = (
-            int(parameter.isnan().sum()) if parameter.is_floating_point() and parameter.layout is torch.strided else 0
-        )
-        if wrong:
+        if not parameter.is_floating_point() or parameter.layout is not torch.strided:
+            continue
+        bad = ~parameter.isfinite() if parameter.requires_grad else parameter.isnan()  # a constant may mask by -inf
+        if bool(bad.any()):
             refuse(
-                f"{where}: {wrong:,} of {parameter.numel():,} entries of the model's '{name}' are NaN (training "
-                "diverged, or the checkpoint is damaged); load one that evaluates"
+                f"{where}: {int(bad.sum()):,} of {parameter.numel():,} entries of the model's '{name}' are NaN or "
+                "infinite (training diverged, or the checkpoint is damaged); load one that evaluates"
             )
 
 

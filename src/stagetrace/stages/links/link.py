@@ -20,7 +20,7 @@ class Moved:
     """The shared parameters W that a stage trained further, beside the values W' that the previous stage left.
 
     where: how messages name the stage.
-    values: W; start: W'. Both under this stage's names, detached.
+    values: W; start: W'. Both under this stage's names; copies, which are the link's own.
     gradient: computes `dF/dW` at the stage's outcome, with F the mean loss and the weight decay, without the pull.
     """
 
@@ -132,16 +132,22 @@ def pull_of(link: Link, moved: Moved, dtype: torch.dtype) -> Params:
         )
     pull = Params()
     for name, value in moved.values.items():
-        strengths = _checked(given[name], value.shape, f"{moved.where}: {kind}.strength of '{name}'")
-        pull[name] = (2 * strengths).to(value.device, dtype).expand_as(value)
+        doubled = _doubled(given[name], value.shape, dtype, f"{moved.where}: {kind}.strength of '{name}'")
+        pull[name] = doubled.to(value.device).expand_as(value)
     return pull
 
 
-def _checked(given: float | Tensor, shape: torch.Size, where: str) -> Tensor:
-    """The strengths of one parameter's entries, of a shape that broadcasts to the parameter's."""
-    if not isinstance(given, (Real, Tensor)):
-        refuse(f"{where} is {type(given).__name__}; give a number, or a tensor of one for each entry")
-    strengths = given.detach() if isinstance(given, Tensor) else torch.tensor(given, dtype=torch.float64)
+def _doubled(given: float | Tensor, shape: torch.Size, dtype: torch.dtype, where: str) -> Tensor:
+    """`2 a` of one parameter's entries, in its dtype; of a shape that broadcasts to the parameter's.
+
+    Doubled in float64: integers and narrow dtypes would wrap around or overflow.
+    """
+    tensor = isinstance(given, Tensor)
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if not (number or (tensor and not given.is_complex() and given.dtype != torch.bool)):
+        got = str(given.dtype) if tensor else type(given).__name__
+        refuse(f"{where} is {got}; give a real number, or a tensor of one for each entry")
+    strengths = given.detach().cpu().double() if tensor else torch.tensor(float(given), dtype=torch.float64)
     if not _fits(strengths.shape, shape):
         refuse(
             f"{where} has the shape {list(strengths.shape)}, but the parameter has {list(shape)}; give a number, or "
@@ -152,7 +158,10 @@ def _checked(given: float | Tensor, shape: torch.Size, where: str) -> Tensor:
             f"{where} has entries that are negative or not finite, from {float(strengths.min()):.3g} to "
             f"{float(strengths.max()):.3g}; give numbers of at least 0"
         )
-    return strengths
+    doubled = (2 * strengths).to(dtype)
+    if not bool(torch.isfinite(doubled).all()):
+        refuse(f"{where} goes up to {float(strengths.max()):.3g}, beyond {dtype}; give smaller numbers")
+    return doubled
 
 
 def _fits(shape: Sequence[int], parameter: Sequence[int]) -> bool:
