@@ -1,5 +1,6 @@
 """The picture of the method: `python -m docs.tools.picture [--out FOLDER]` draws it for light and for dark pages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, final
@@ -33,21 +34,30 @@ PAGES = {
 
 def drawn(out: Path) -> list[Path]:
     """Both pictures, as `method-light.svg` and `method-dark.svg`; the same bytes each time."""
+    return on_both_pages(out, "method", (0.5, 9.1), _draw)
+
+
+def on_both_pages(
+    out: Path, name: str, heights: tuple[float, float], draw: Callable[[Axes, Colours], None]
+) -> list[Path]:
+    """A picture for light and for dark pages, `NAME-PAGE.svg`; 10 wide, between two heights."""
     out.mkdir(parents=True, exist_ok=True)
-    return [_draw(colours, out / f"method-{page}.svg") for page, colours in PAGES.items()]
+    paths = {page: out / f"{name}-{page}.svg" for page in PAGES}
+    for page, colours in PAGES.items():
+        with plt.rc_context({"svg.hashsalt": "stagetrace", "font.size": 11, "text.color": colours.ink}):
+            figure, axes = plt.subplots(figsize=(6.9, 5.9))
+            axes.set(xlim=(0, 10), ylim=heights)
+            axes.axis("off")
+            draw(axes, colours)
+            figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.99)
+            figure.savefig(paths[page], transparent=True, metadata={"Date": None, "Creator": None})
+            plt.close(figure)
+    return list(paths.values())
 
 
-def _draw(colours: Colours, path: Path) -> Path:
-    with plt.rc_context({"svg.hashsalt": "stagetrace", "font.size": 11, "text.color": colours.ink}):
-        figure, axes = plt.subplots(figsize=(6.9, 5.9))
-        axes.set(xlim=(0, 10), ylim=(0.5, 9.1))
-        axes.axis("off")
-        _training(axes, colours)
-        _walk(axes, colours)
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.99)
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
-    return path
+def _draw(axes: Axes, colours: Colours) -> None:
+    _training(axes, colours)
+    _walk(axes, colours)
 
 
 def _training(axes: Axes, colours: Colours) -> None:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import typer
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from docs.tools.picture import FOLDER, PAGES, Colours
+from docs.tools.picture import FOLDER, Colours, on_both_pages
 
 WIDTH, HEIGHT = 2.15, 1.15
 ROOMS: dict[str, tuple[float, float, str, str]] = {
@@ -43,26 +42,17 @@ ARROWS = (
 
 def drawn(out: Path) -> list[Path]:
     """Both pictures, as `rooms-light.svg` and `rooms-dark.svg`; the same bytes each time."""
-    out.mkdir(parents=True, exist_ok=True)
-    return [_draw(colours, out / f"rooms-{page}.svg") for page, colours in PAGES.items()]
+    return on_both_pages(out, "rooms", (0.2, 8.9), _draw)
 
 
-def _draw(colours: Colours, path: Path) -> Path:
-    with plt.rc_context({"svg.hashsalt": "stagetrace", "font.size": 11, "text.color": colours.ink}):
-        figure, axes = plt.subplots(figsize=(6.9, 5.9))
-        axes.set(xlim=(0, 10), ylim=(0.2, 8.9))
-        axes.axis("off")
-        for start, end in ARROWS:
-            _arrow(axes, start, end, colours.ink)
-        for name, (x, y, kind, words) in ROOMS.items():
-            _room(axes, (x, y), getattr(colours, kind), name, words)
-        axes.text(0.15, 8.6, "what the user describes", color=colours.forward[0], style="italic")
-        axes.text(0.15, 6.35, "the method", color=colours.back[0], style="italic")
-        axes.text(0.15, 1.85, "what comes out", color=colours.scores[0], style="italic")
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.99)
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
-    return path
+def _draw(axes: Axes, colours: Colours) -> None:
+    for start, end in ARROWS:
+        _arrow(axes, start, end, colours.ink)
+    for name, (x, y, kind, words) in ROOMS.items():
+        _room(axes, (x, y), getattr(colours, kind), name, words)
+    axes.text(0.15, 8.6, "what the user describes", color=colours.forward[0], style="italic")
+    axes.text(0.15, 6.35, "the method", color=colours.back[0], style="italic")
+    axes.text(0.15, 1.85, "what comes out", color=colours.scores[0], style="italic")
 
 
 def _room(axes: Axes, centre: tuple[float, float], colours: tuple[str, str], name: str, words: str) -> None:
