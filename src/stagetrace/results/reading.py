@@ -83,8 +83,8 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
         path = where_is(folder, name)
         if path.exists() and sha256_of(path) != digest:
             raise ResultsError(
-                f"{path} is damaged or of another run: it is not the file that {RECORD} records; "
-                "delete this file and run the same command again"
+                f"{path} is damaged or of another run: it is not the file that {RECORD} records; if "
+                f"{RECORD} was exchanged, put its own back; else delete this file and run the same command again"
             )
 
 
