@@ -50,7 +50,8 @@ def refuse_unmade(model: nn.Module, where: str) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.layout is not torch.strided:
             continue
-        bad = ~parameter.isfinite() if parameter.requires_grad else parameter.isnan()  # a constant may mask by -inf
+        values = parameter.detach()
+        bad = ~values.isfinite() if parameter.requires_grad else values.isnan()  # a constant may mask by -inf
         if bool(bad.any()):
             refuse(
                 f"{where}: {int(bad.sum()):,} of {parameter.numel():,} entries of the model's '{name}' are NaN or "
