@@ -19,6 +19,8 @@ LAYERS = [
     {"curvature"},
     {"solvers"},
     {"results"},
+    {"recording"},
+    {"replay"},
     {"checks"},
     {"tracing"},
     {"preflight"},

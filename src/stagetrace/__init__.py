@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     # describe
     from stagetrace.objectives import Objective as Objective
 
+    # record
+    from stagetrace.recording import Recorded as Recorded
+    from stagetrace.recording import Recording as Recording
+    from stagetrace.recording import Unrolled as Unrolled
+
     # trace
     from stagetrace.results import Scores as Scores
     from stagetrace.results import Trace as Trace
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "curvature": ("Auto", "GaussNewton", "Hessian", "Identity", "LinearOperator"),
     "objectives": ("Objective",),
+    "recording": ("Recorded", "Recording", "Unrolled"),
     "results": ("Scores", "Trace"),
     "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Shift", "Solution", "System", "Tikhonov"),
     "stages": ("Chain", "Frozen", "Link", "Proximal", "Stage"),
@@ -71,6 +77,8 @@ __all__ = [
     "Objective",
     "Proximal",
     "Query",
+    "Recorded",
+    "Recording",
     "Scores",
     "Shift",
     "Solution",
@@ -78,6 +86,7 @@ __all__ = [
     "System",
     "Tikhonov",
     "Trace",
+    "Unrolled",
     "__version__",
     "trace",
 ]

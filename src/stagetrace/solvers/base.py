@@ -18,7 +18,7 @@ from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.numerics import as_columns
 from stagetrace.solvers.process import Report as Report
 from stagetrace.solvers.process import silent as silent
-from stagetrace.solvers.system import Equation, System
+from stagetrace.solvers.system import Equation, Steps, System
 from stagetrace.solvers.system import Spectrum as Spectrum
 
 
@@ -55,7 +55,7 @@ class Solution:
     """
 
     value: Tensor
-    system: Equation
+    system: Equation | Steps
     relative_residuals: tuple[float, ...]
     products: int
     checks: int

@@ -6,7 +6,7 @@ outlives the operator and what that keeps in memory, so it has the `Equation` al
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.filters import FILTERS, Filter
@@ -59,16 +59,40 @@ class Equation:
         return {"matrix": self.matrix, "filter": type(self.filter).__name__, "damping": float(self.filter.damping)}
 
     @staticmethod
-    def of(record: Mapping[str, object]) -> "Equation":
-        """What `record` wrote.
+    def of(record: Mapping[str, object]) -> "Equation | Steps":
+        """What `record` wrote, here or of `Steps`.
 
         Raises:
             LookupError, ValueError: it is something else.
         """
+        steps = record.get("recorded steps")
+        if isinstance(steps, int):
+            return Steps(steps)
         matrix, damping = record["matrix"], record["damping"]
         if matrix not in ("H", "G") or not isinstance(damping, int | float):
             raise ValueError(f"it solves {record!r}, which is no equation")
         return Equation(FILTERS[str(record["filter"])](float(damping)), matrix)
+
+
+@final
+@dataclass(frozen=True)
+class Steps:
+    """In an equation's place: nothing was solved, the derivative went through so many recorded steps.
+
+    Example:
+        >>> str(Steps(350))
+        'the derivative through 350 recorded steps'
+    """
+
+    steps: int
+    matrix: ClassVar[str] = "recorded steps"
+
+    def __str__(self) -> str:
+        return f"the derivative through {self.steps:,} recorded steps"
+
+    def record(self) -> dict[str, str | float]:
+        """The value as JSON holds it; `Equation.of` reads it."""
+        return {"recorded steps": self.steps}
 
 
 @final

@@ -49,8 +49,11 @@ class Problem:
         ready_forward_mode()
         where = stage.where
         if previous is None:
-            if stage.link is not None:
-                refuse(f"{where} is the first of the chain, so nothing came before it; remove its link=")
+            if stage.link is not None and stage.link.pairs:
+                refuse(
+                    f"{where} is the first of the chain, so nothing came before it that it could share; remove its link= "
+                    "(of a recorded training: link=Unrolled(recording=...))"
+                )
             return _checked(Problem(stage, None, {}, {}))
         if stage.link is None:
             refuse(

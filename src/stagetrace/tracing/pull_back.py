@@ -37,13 +37,22 @@ def pull_back(
 
     indices: the examples of `problem` whose mixed derivative couples it to `previous`; see `curvature.auto.coupled`.
     """
-    own, inherited = previous.own.zeros(adjoint.shape[1]), previous.inherited.zeros(adjoint.shape[1])
+    at_kept = gradient.inherited - mixed_product(problem.risk, indices, adjoint, progress)  # (11)
+    at_moved = problem.pull.unsqueeze(1) * adjoint  # (15)
+    return handed_back(problem, previous, at_kept, at_moved)
+
+
+def handed_back(problem: Problem, previous: Problem, at_kept: Tensor, at_moved: Tensor) -> Gradient:
+    """The gradient at `previous`, given that in the parameters kept from it and in the start of those trained further.
+
+    at_kept: `[inherited.size, k]`; at_moved: `[own.size, k]`, of which what is not shared is left out. Both of `problem`.
+    """
+    columns = at_moved.shape[1]
+    own, inherited = previous.own.zeros(columns), previous.inherited.zeros(columns)
     targets = {
         **{name: (own, where) for name, where in previous.own.slices().items()},
         **{name: (inherited, where) for name, where in previous.inherited.slices().items()},
     }
-    at_kept = gradient.inherited - mixed_product(problem.risk, indices, adjoint, progress)  # (11)
-    at_moved = problem.pull.unsqueeze(1) * adjoint  # (15)
     for source, spaces, pairs in (
         (at_kept, problem.inherited, problem.kept),
         (at_moved, problem.own, problem.moved),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -93,13 +93,48 @@ class Scorer:
         check_finite(losses, scored, self.risk.where)
         check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
         scores = -torch.cat(world().gather(dots.double().cpu())).mT  # [k, examples of the part]
-        return self._as_part(indices.start, scores)
+        return as_part(indices.start, scores, len(self.risk.examples), parts=self.parts, rows=self.rows)
 
-    def _as_part(self, start: int, scores: Tensor) -> Part:
-        """`[k, n]` scores as a part: one row or many, the paper's two terms apart where asked for."""
-        examples = len(self.risk.examples)
-        halves = [half if self.rows is not None else half[0] for half in scores.chunk(2 if self.parts else 1)]
-        if not self.parts:
-            return Part(start, halves[0].contiguous(), examples)
-        shared, head = (half.contiguous() for half in halves)
-        return Part(start, shared + head, examples, shared, head)
+
+@final
+@dataclass(frozen=True)
+class WeightScorer:
+    """Scores that came out of the walk back itself: `n dq/dw_i`, float64 `[n, k]`; other fields as in `Scorer`."""
+
+    risk: Risk
+    scores: Tensor
+    parts: bool
+    rows: int | None
+    way: Literal["recorded steps"] = "recorded steps"
+    why: str = "they come with the derivative through the training"
+    forward_passes: float = 0.0
+
+    def run(
+        self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
+    ) -> list[Part]:
+        """Every part of the stage, in order.
+
+        Raises:
+            DataError: a score is NaN or infinite.
+        """
+        del progress
+        total, size = len(self.risk.examples), part_size(self.rows)
+        check_finite(self.scores.sum(dim=1), range(total), self.risk.where, "the score")
+        parts: list[Part] = []
+        for number, start in enumerate(range(0, total, size)):
+            part = kept(number)
+            if part is None:
+                scores = self.scores[start : start + size].mT
+                part = as_part(start, scores, total, parts=self.parts, rows=self.rows)
+                keep(number, part)
+            parts.append(part)
+        return parts
+
+
+def as_part(start: int, scores: Tensor, examples: int, *, parts: bool, rows: int | None) -> Part:
+    """`[k, n]` scores as a part: one row or many, the paper's two terms apart where asked for."""
+    halves = [half if rows is not None else half[0] for half in scores.chunk(2 if parts else 1)]
+    if not parts:
+        return Part(start, halves[0].contiguous(), examples)
+    shared, head = (half.contiguous() for half in halves)
+    return Part(start, shared + head, examples, shared, head)

@@ -27,6 +27,8 @@ from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
+from stagetrace.tracing.responses.recorded import Replayed
+from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.tally import Tally
 from stagetrace.tracing.walk import concerns, walk_back
 
@@ -107,7 +109,9 @@ def trace(
     tally.checked(_checked(chain, query, tally))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.problems[min(map(chain.names.index, scored)) :]
-    responses = {problem.name: Implicit(problem, curvatures[problem.name], solvers[problem.name]) for problem in walked}
+    responses = {
+        problem.name: _response(problem, curvatures[problem.name], solvers[problem.name]) for problem in walked
+    }
     tally.solving(responses)
     kept = out is not None
     described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally, read=kept)
@@ -129,6 +133,12 @@ def trace(
         result = tally.trace(described)
         folder.finish(result.statistics)
     return _said(result)
+
+
+def _response(problem: Problem, curvature: Curvature, solver: Solver) -> Response:
+    """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
+    recorded = None if problem.stage.link is None else problem.stage.link.recording
+    return Implicit(problem, curvature, solver) if recorded is None else Replayed(problem, recorded)
 
 
 def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:

@@ -80,6 +80,11 @@ class Link(ABC):
     """Whether training by optimiser steps had the penalty in its loss, so that `validation.Steps` adds it too. False
     where the penalty only stands for how few steps were taken."""
 
+    @property
+    def recording(self) -> Any:
+        """The recorded training that the stage is differentiated through, None where it is taken to be at a minimum."""
+        return None
+
     def __post_init__(self) -> None:
         self.pairs  # noqa: B018  (checked on construction)
 

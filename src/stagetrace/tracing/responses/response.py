@@ -9,7 +9,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.problem import Problem
-from stagetrace.tracing.score import Scorer
+from stagetrace.tracing.score import Scorer, WeightScorer
 
 
 class Response(Protocol):
@@ -35,9 +35,9 @@ class Response(Protocol):
 
 
 class MakesScorer(Protocol):
-    """`Scorer.of`, told the stage and its adjoint."""
+    """`Scorer.of`, told the stage and its adjoint; `WeightScorer`, told its scores."""
 
-    def __call__(self, *, parts: bool, rows: int | None) -> Scorer: ...
+    def __call__(self, *, parts: bool, rows: int | None) -> Scorer | WeightScorer: ...
 
 
 @final

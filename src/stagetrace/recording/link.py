@@ -1,0 +1,70 @@
+"""A stage that is differentiated through its recorded training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.recording.recorded import Recorded
+from stagetrace.stages.links.link import Link, Moved
+from stagetrace.stages.links.names import checked_pairs
+
+
+@final
+@dataclass(frozen=True)
+class Unrolled(Link):
+    """The stage is what its recorded training made of its start: differentiated step by step, no minimum assumed.
+
+    Where `Frozen` and `Proximal` take a stage to be at a minimum, this one follows the steps that were taken, in order,
+    with their batches, learning rates, momenta, clipping and random masks. The derivative is exact for that training:
+    it says what the query loss would have become, had an example's loss weighed a little more or less in every batch
+    that it was in. What is shared may have been kept, trained further, or both; new parameters and the optimiser's
+    state at the start are constants.
+
+    Args:
+        shared: which parameters the stage took over, as for `Frozen` and `Proximal`; nothing at a chain's first stage.
+        recording: the folder of a `Recording`, or what `Recorded.load` made of it. The stage's model must be the one
+            in which the recording ended, or a state that was kept on the way (the best checkpoint).
+
+    Raises:
+        DescriptionError: no recording is given.
+        ResultsError: the folder holds none, or it cannot be read.
+
+    Source: Maclaurin, Duvenaud & Adams (2015) for one stage; through several stages by the chain rule.
+    """
+
+    shared: Any = ()
+    recording: "Recorded | str | Path | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    in_training_loss: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.recording is None:
+            refuse(
+                "Unrolled: which recording? Unrolled(shared, 'runs/finetune/recording'); at the first stage of a chain "
+                "Unrolled(recording='runs/pretrain/recording')"
+            )
+        object.__setattr__(self, "recording", Recorded.load(self.recording))
+        super().__post_init__()
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """`{this stage's name or prefix: previous stage's}`; empty at a chain's first stage."""
+        return (
+            {}
+            if isinstance(self.shared, (tuple, list, dict)) and not self.shared
+            else checked_pairs("Unrolled", self.shared)
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recording by the digest of its record, which holds those of all its files."""
+        assert isinstance(self.recording, Recorded)
+        return {"recording": self.recording.digest, "steps": self.recording.steps}
+
+    def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
+        """Nothing pulls: where the parameters went is in the steps."""
+        return dict.fromkeys(moved.values, 0.0)

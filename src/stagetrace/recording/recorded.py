@@ -1,0 +1,120 @@
+"""A recording read back: its steps, and its states, each file checked against its digest before it is used."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+from stagetrace.errors import ResultsError, refuse
+from stagetrace.recording.files import FORMAT, RECORD, inputs_name, read_state, read_steps, state_name, steps_name
+from stagetrace.recording.step import State, Step
+from stagetrace.results.files import sha256_of
+
+
+@final
+@dataclass(frozen=True)
+class Recorded:
+    """What a folder holds of a training.
+
+    folder: where it lies. steps: how many optimiser steps. states: before which steps a state was kept, ascending; the
+    last is the number of steps. groups: the parameters' names in each of the optimiser's groups. trained: those that
+    required a gradient. optimizer: the class, such as `torch.optim.adam.Adam`. examples: how many the data set had.
+    """
+
+    folder: Path
+    steps: int
+    states: tuple[int, ...]
+    groups: tuple[tuple[str, ...], ...]
+    trained: tuple[str, ...]
+    optimizer: str
+    examples: int | None
+    constants: str
+    inputs: bool
+    digest: str = field(repr=False)
+    _parts: tuple[int, ...] = field(repr=False)
+    _files: dict[str, str] = field(repr=False, compare=False)
+
+    @staticmethod
+    def load(path: "str | Path | Recorded") -> "Recorded":
+        """Read what a folder says of itself.
+
+        Raises:
+            ResultsError: it holds no recording, one of another format, or one that was cut off before its first state.
+        """
+        if isinstance(path, Recorded):
+            return path
+        folder = Path(path)
+        try:
+            text = (folder / RECORD).read_text()
+            said: dict[str, Any] = json.loads(text)
+        except FileNotFoundError as cause:
+            raise ResultsError(
+                f"{folder} holds no recording (there is no {RECORD}); see stagetrace.Recording"
+            ) from cause
+        except (OSError, ValueError) as cause:
+            raise ResultsError(f"{folder / RECORD} cannot be read ({cause}); record the training again") from cause
+        if said.get("format") != FORMAT:
+            raise ResultsError(f"{folder}: a recording of format {said.get('format')!r}; this version reads {FORMAT}")
+        if not said["steps"] or len(said["states"]) < 2:
+            raise ResultsError(f"{folder}: the recording ends before its first step; record the training again")
+        return Recorded(
+            folder,
+            said["states"][-1],
+            tuple(said["states"]),
+            tuple(map(tuple, said["groups"])),
+            tuple(said["trained"]),
+            said["optimizer"],
+            said["examples"],
+            said["constants"],
+            said["inputs"] == "kept",
+            sha256_of(folder / RECORD),
+            tuple(said["parts"]),
+            said["files"],
+        )
+
+    @cached_property
+    def blocks(self) -> tuple[range, ...]:
+        """The steps between one kept state and the next."""
+        return tuple(range(a, b) for a, b in zip(self.states, self.states[1:], strict=False))
+
+    def state(self, step: int) -> State:
+        """The state that was kept before a step.
+
+        Raises:
+            ResultsError: the file is missing or damaged.
+        """
+        self._check(state_name(step))
+        return read_state(self.folder, step)
+
+    def read(self, block: range) -> Sequence[Step]:
+        """The steps of a block, in order.
+
+        Raises:
+            ResultsError: a file is missing or damaged.
+        """
+        ends = [*self._parts[1:], self.steps]
+        found: dict[int, Step] = {}
+        for number, (start, stop) in enumerate(zip(self._parts, ends, strict=True)):
+            if start < block.stop and block.start < stop:
+                self._check(steps_name(number))
+                if inputs_name(number) in self._files:
+                    self._check(inputs_name(number))
+                found |= read_steps(self.folder, number, inputs=self.inputs)
+        return [found[step] for step in block]
+
+    def cut(self, last: int) -> "Recorded":
+        """The recording up to a kept state: what came later is left out."""
+        if last not in self.states:
+            refuse(f"{self.folder}: no state was kept before step {last}; kept are {', '.join(map(str, self.states))}")
+        from dataclasses import replace
+
+        return replace(self, steps=last, states=tuple(step for step in self.states if step <= last))
+
+    def _check(self, name: str) -> None:
+        path = self.folder / name
+        if not path.exists():
+            raise ResultsError(f"{self.folder}: '{name}' is missing; copy the whole folder, or record again")
+        if sha256_of(path) != self._files.get(name):
+            raise ResultsError(f"{path} is not what was recorded (its digest differs); copy it anew, or record again")

@@ -1,0 +1,25 @@
+"""Copies of a training's state, and how two compare."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stagetrace.recording.names import plain_name
+from stagetrace.recording.step import State
+
+
+def state_of(model: nn.Module, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> State:
+    """A copy of what is trained, of the model's buffers and of the optimiser's slots.
+
+    trained: the parameters by their names.
+    """
+    values = {name: p.detach().clone() for name, p in trained.items()}
+    buffers = {plain_name(name): buffer.detach().clone() for name, buffer in model.named_buffers()}
+    slots = {name: _copied(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
+    return State(values, buffers, slots)
+
+
+def _copied(slots: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in slots.items()}

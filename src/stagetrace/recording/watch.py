@@ -1,0 +1,191 @@
+"""Watching a training: PyTorch's own hooks say what each step was, and the training itself stays as it is.
+
+loader             which examples, and the batch                              `begin`
+model              the random generators' states, and which modules rest      a hook before its forward pass
+autograd.backward  the number that goes backward, as the loop divided it      replaced while recording
+clip_grad_norm_    the limit, and the norm before                             replaced while recording
+optimiser          settings as used and the gradient's norm; a step is done   hooks before and after `step`
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from stagetrace.errors import DescriptionError
+from stagetrace.recording.content import Written, digest, written
+from stagetrace.recording.names import plain_name
+from stagetrace.recording.state_of import state_of
+from stagetrace.recording.step import Clip, Micro, State, Step
+
+
+class Sink(Protocol):
+    """Where steps and states go."""
+
+    def wants(self, step: int) -> bool:
+        """Whether the state before this step is kept."""
+        ...
+
+    def state(self, step: int, state: State) -> None: ...
+
+    def step(self, step: Step) -> None: ...
+
+
+@final
+class _Pending:
+    """A batch on its way through the model."""
+
+    def __init__(self, ids: Sequence[int], content: Written | str) -> None:
+        self.ids, self.content = tuple(map(int, ids)), content
+        self.loss: Tensor | None = None
+        self.generators = generators()
+        self.still: tuple[str, ...] = ()
+        self.forward = False
+
+
+@final
+class Watch:
+    """Sees the steps of one optimiser on one model, and hands them to a sink.
+
+    keeps_inputs: whether batches are handed on whole; else their digests alone.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, sink: Sink, *, keeps_inputs: bool) -> None:
+        self.model, self.optimizer, self._sink, self._keeps = model, optimizer, sink, keeps_inputs
+        self.names = {id(p): plain_name(name) for name, p in model.named_parameters()}
+        self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in self._ids()}
+        self.steps = 0
+        self._pending: list[_Pending] = []
+        self._clips: list[Clip] = []
+        self._settings: Any = None
+        self._norm: Tensor | None = None
+        self._resting: tuple[str, ...] = ()
+        self._last: State | None = None
+        self._hooks = ExitStack()
+
+    def _ids(self) -> set[int]:
+        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The names of the parameters in each group."""
+        return [[self.names[id(p)] for p in group["params"]] for group in self.optimizer.param_groups]
+
+    def start(self) -> None:
+        """Put the hooks on."""
+        before = self.optimizer.register_step_pre_hook(self._before_step)
+        after = self.optimizer.register_step_post_hook(self._after_step)
+        forward = self.model.register_forward_pre_hook(self._before_forward)
+        for handle in (before, after, forward):
+            self._hooks.callback(handle.remove)
+        self._replace(torch.autograd, "backward", self._backward)
+        for module in (torch.nn.utils, torch.nn.utils.clip_grad):
+            self._replace(module, "clip_grad_norm_", self._clip)
+
+    def stop(self) -> State | None:
+        """Take the hooks off. Returns the state after the last step, as the optimiser left it; None without a step."""
+        self._hooks.close()
+        return self._last
+
+    def begin(self, ids: Sequence[int], content: Any) -> None:
+        """A batch of these examples is about to go forward."""
+        if self._pending and self._pending[-1].loss is None:
+            self._pending.pop()  # it was skipped
+        if not self._pending and self._sink.wants(self.steps):
+            self._sink.state(self.steps, state_of(self.model, self.trained, self.optimizer))
+        # copied now: a loop may change its batch on the way
+        self._pending.append(_Pending(ids, written(content) if self._keeps else digest(content)))
+
+    def _before_forward(self, module: nn.Module, arguments: Any) -> None:
+        del arguments
+        if not (self._pending and torch.is_grad_enabled() and module.training) or self._pending[-1].forward:
+            return
+        current = self._pending[-1]
+        current.forward, current.generators = True, generators()
+        current.still = tuple(plain_name(name) for name, each in module.named_modules() if not each.training)
+
+    def _backward(self, original: Callable[..., Any], tensors: Any, *arguments: Any, **named: Any) -> Any:
+        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if self._pending and all(root.numel() == 1 for root in roots):
+            total = torch.stack([root.detach().reshape(()) for root in roots]).sum()
+            current = self._pending[-1]
+            current.loss = total if current.loss is None else current.loss + total
+        return original(tensors, *arguments, **named)
+
+    def _clip(self, original: Callable[..., Any], parameters: Any, max_norm: float, *rest: Any, **named: Any) -> Any:
+        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        norm = original(given, max_norm, *rest, **named)
+        names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
+        kind = float(rest[0] if rest else named.get("norm_type", 2.0))
+        self._clips.append(Clip(names, float(max_norm), kind, float(norm)))
+        return norm
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
+        del arguments, named
+        self._settings = [settings_of(group) for group in optimizer.param_groups]
+        self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
+        del optimizer, arguments, named
+        done = [pending for pending in self._pending if pending.loss is not None]
+        if not done:
+            raise DescriptionError(
+                f"recording: optimizer.step() number {self.steps + 1} came without a batch that went backward; go over "
+                "recording.loader(loader), or write `with recording.batch(ids, batch):` around forward and backward"
+            )
+        assert self._norm is not None
+        micros = [_micro(pending) for pending in done]
+        self._sink.step(Step(micros, self._settings, tuple(self._clips), float(self._norm), self._resting))
+        self._pending, self._clips, self.steps = [], [], self.steps + 1
+        self._keep_last()
+
+    def _keep_last(self) -> None:
+        """Copy the values where the optimiser left them: what comes after may load others (the best checkpoint)."""
+        if self._last is None:
+            self._last = state_of(self.model, self.trained, self.optimizer)
+            return
+        with torch.no_grad():
+            own = list(self.trained.values())
+            torch._foreach_copy_(list(self._last.values.values()), [p.detach() for p in own])
+            for name, buffer in self.model.named_buffers():
+                self._last.buffers[plain_name(name)].copy_(buffer)
+
+    def _replace(self, module: Any, name: str, mine: Callable[..., Any]) -> None:
+        original = getattr(module, name)
+        setattr(module, name, functools.wraps(original)(functools.partial(mine, original)))
+        self._hooks.callback(setattr, module, name, original)
+
+
+def generators() -> Mapping[str, Tensor]:
+    """The state of the random generators that a forward pass on this machine can draw from."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {f"cuda:{number}": torch.cuda.get_rng_state(number) for number in range(torch.cuda.device_count())}
+    return found
+
+
+def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group's settings as plain values."""
+    return {
+        name: value.item()
+        if isinstance(value, Tensor)
+        else tuple(_plain(value))
+        if isinstance(value, list | tuple)
+        else value
+        for name, value in group.items()
+        if name not in ("params", "param_names")
+    }
+
+
+def _plain(values: Iterable[Any]) -> Iterable[Any]:
+    return (value.item() if isinstance(value, Tensor) else value for value in values)
+
+
+def _micro(pending: _Pending) -> Micro:
+    assert pending.loss is not None
+    return Micro(pending.ids, pending.content, float(pending.loss), pending.generators, pending.still)

@@ -1,0 +1,115 @@
+"""How well a replay agrees with what was recorded, and what disagrees first."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+
+from stagetrace.errors import DataError
+from stagetrace.recording.recorded import Recorded
+from stagetrace.recording.step import State, Step
+from stagetrace.replay.forward import Point
+from stagetrace.replay.step import Slopes, norm_of
+
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
+"""How far a replayed loss or norm may be from the recorded one, relative to it, by the parameters' dtype.
+
+Sums come out in another order (losses are kept apart here); what is wrong in kind is wrong by far more."""
+
+_MOVED = 10.0
+"""The end of a block may be off by this many times the tolerance, relative to how far the block moved."""
+
+
+@final
+@dataclass
+class Agreement:
+    """The largest differences so far, each relative to the recorded number.
+
+    loss: of a batch. norm: of a gradient, before or after it was clipped. end: of the parameters and running statistics
+    at the end of a block, relative to how far they had moved in it (rounding of the parameters apart). steps: replayed.
+    """
+
+    recorded: Recorded
+    where: str
+    tolerance: float
+    loss: float = 0.0
+    norm: float = 0.0
+    end: float = 0.0
+    steps: int = 0
+    odd_scales: set[int] = field(default_factory=set)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know beside the largest difference."""
+        agreed = (
+            f"replay agrees with the recording: losses to {self.loss:.1e}, gradient norms to {self.norm:.1e}, ends of "
+            f"blocks to {self.end:.1e}"
+        )
+        if not self.odd_scales:
+            return (agreed,)
+        odd = f"in {len(self.odd_scales):,} steps the losses were scaled by no whole divisor (see the gradients' norms)"
+        return agreed, odd
+
+    @property
+    def worst(self) -> float:
+        return max(self.loss, self.norm, self.end)
+
+    def check_step(self, number: int, step: Step, found: Slopes) -> None:
+        """Hold a step's losses and norms against the recorded ones.
+
+        Raises:
+            DataError: they differ; says by how much, and what the likely causes are.
+        """
+        self.steps += 1
+        for micro, scale in zip(step.micros, found.scales, strict=True):
+            self.loss = max(self.loss, scale.error)
+            if not scale.whole:
+                self.odd_scales.add(number)
+            del micro
+        for clip, norm in zip(step.clips, found.norms, strict=True):
+            if clip.kind != 2:
+                raise DataError(
+                    f"{self.where}: step {number + 1} was clipped by its norm of order {clip.kind:g}; only norm_type=2 "
+                    "has a derivative here"
+                )
+            self._norm(number, "gradient before it was clipped", clip.norm, norm)
+        self._norm(number, "gradient that the optimiser saw", step.norm, found.norm)
+
+    def _norm(self, number: int, what: str, recorded: float, found: float) -> None:
+        off = abs(found - recorded) / recorded if recorded else found
+        self.norm = max(self.norm, off)
+        if off > self.tolerance:
+            raise DataError(
+                f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out as "
+                f"{found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). Likely causes: "
+                "the stage's objective is not the loss that was trained (its reduction over tokens, label smoothing, class "
+                "weights, a further term); random numbers were drawn between the batch and the forward pass; the "
+                "gradient was changed in a way that is not recorded (noise, clipping by value, a clip_grad_norm_ "
+                "imported by name before the recording began); gradients were not zeroed after a step"
+            )
+
+    def check_end(self, block: range, start: State, end: State, found: Point) -> None:
+        """Hold the end of a block against the state that was kept.
+
+        Raises:
+            DataError: they differ.
+        """
+        for what, then, now, before in (
+            ("parameters", end.values, found.values, start.values),
+            ("buffers", end.buffers, found.buffers, start.buffers),
+        ):
+            names = [name for name, value in then.items() if value.is_floating_point() and name in now]
+            off = norm_of([now[name].cpu().double() - then[name].double() for name in names])
+            moved = norm_of([then[name].double() - before[name].double() for name in names])
+            size = norm_of([then[name] for name in names])
+            rounding = torch.finfo(then[names[0]].dtype).eps * size * len(block) ** 0.5 if names else 0.0
+            share = max(0.0, off - rounding) / moved if moved else float(off > rounding)
+            self.end = max(self.end, share)
+            if share > _MOVED * self.tolerance:
+                raise DataError(
+                    f"{self.where}: replaying {self.recorded.folder}, steps {block.start + 1} to {block.stop}: the {what} "
+                    f"end {share:.1e} of the way that they moved from where they were recorded (allowed "
+                    f"{_MOVED * self.tolerance:.0e}). Likely causes: parameters or running statistics were changed "
+                    "outside optimizer.step() (weights tied, averaged or clipped by hand, forward passes in training mode "
+                    "that did not go backward), or another version of PyTorch trained"
+                )

@@ -1,0 +1,75 @@
+"""Forwards: from a kept state, step by step, to the next one, which must come out as recorded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.recording.optimizers import State as ParameterState
+from stagetrace.recording.recorded import Recorded
+from stagetrace.recording.step import State, Step
+from stagetrace.replay.step import Slopes
+from stagetrace.stages.space import Params
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where the replay stood before a step. slots: of each parameter, as the optimiser held them."""
+
+    values: Params
+    buffers: Params
+    slots: Mapping[str, Mapping[str, Any]]
+
+    @staticmethod
+    def of(state: State, like: Params) -> "Point":
+        """A kept state, on the device of the parameters `like`."""
+        device = next(iter(like.values())).device
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) and value.ndim else value
+
+        return Point(
+            {name: value.to(device) for name, value in state.values.items()},
+            {name: buffer.to(device) for name, buffer in state.buffers.items()},
+            {name: {slot: moved(v) for slot, v in slots.items()} for name, slots in state.slots.items()},
+        )
+
+    def parameter(self, name: str) -> ParameterState:
+        """One parameter before the step."""
+        return ParameterState(self.values[name], self.slots.get(name, {}))
+
+
+def stepped(recorded: Recorded, point: Point, step: Step, gradient: Params, buffers: Params) -> Point:
+    """The point after a step, by the very class that trained.
+
+    gradient: as clipped; a parameter without one rests. buffers: after the step's forward passes.
+    """
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in point.values.items()}
+    kind = optimizer_class(recorded.optimizer)
+    known = [[leaves[name] for name in names if name in leaves] for names in recorded.groups]
+    optimizer = kind([{"params": params, "lr": _rate(group)} for params, group in zip(known, step.groups, strict=True)])
+    for group, settings in zip(optimizer.param_groups, step.groups, strict=True):
+        group.update({name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+    for name, leaf in leaves.items():
+        leaf.grad = gradient.get(name)
+        if name in point.slots:
+            optimizer.state[leaf] = {
+                slot: v.clone() if isinstance(v, Tensor) else v for slot, v in point.slots[name].items()
+            }
+    optimizer.step()
+    slots = {name: dict(optimizer.state[leaf]) for name, leaf in leaves.items() if leaf in optimizer.state}
+    return Point({name: leaf.detach() for name, leaf in leaves.items()}, buffers, slots)
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of that qualified name."""
+    module, _, kind = name.rpartition(".")
+    return getattr(import_module(module), kind)
+
+
+def _rate(settings: Mapping[str, Any]) -> float:
+    return float(settings.get("lr", 1e-3))

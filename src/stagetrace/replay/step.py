@@ -1,0 +1,121 @@
+"""One recorded step: its batches' losses as they were divided, the gradient, and how that was clipped."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.recording.step import Clip, Micro, Step
+from stagetrace.replay.training import Training
+from stagetrace.stages.space import Params
+
+_WHOLE = 1e-5
+"""How near to a whole number a divisor must be, relative to it, to be taken for one (sums in float32 are that good)."""
+
+
+@final
+@dataclass(frozen=True)
+class Scale:
+    """What a batch's summed losses were multiplied by before they went backward: `loss = factor * sum_i loss_i`.
+
+    factor: as read off the number that went backward. whole: whether it is one over a whole number (of examples, tokens
+    or accumulated batches), as every mean is. error: between the recorded number and the replay, relative to it.
+    """
+
+    factor: float
+    whole: bool
+    error: float
+
+    @staticmethod
+    def of(micro: Micro, losses: Tensor) -> "Scale":
+        total = float(losses.detach().double().sum())
+        if total == 0.0 or not math.isfinite(total) or micro.loss == 0.0:
+            return Scale(1 / len(losses), True, abs(micro.loss - total / len(losses)))
+        divisor = total / micro.loss
+        nearest = round(divisor)
+        if nearest and abs(divisor - nearest) <= _WHOLE * abs(nearest):
+            return Scale(1 / nearest, True, abs(divisor / nearest - 1))
+        return Scale(1 / divisor, False, 0.0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """The gradient of a step's loss before and after it was clipped, by parameter; one that rests has none."""
+
+    raw: Params
+    clipped: Params
+    scales: tuple[Scale, ...]
+    norms: tuple[float, ...]
+
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm of what the optimiser saw."""
+        return norm_of(self.clipped.values())
+
+
+def weighted_loss(
+    training: Training, own: Params, inherited: Params, micro: Micro, weights: Tensor | None = None
+) -> tuple[Tensor, Scale]:
+    """`factor * sum_i w_i loss_i` of a batch, and its factor; a weight of 1 is how it was trained."""
+    losses = training.losses(own, inherited, micro)
+    scale = Scale.of(micro, losses)
+    return scale.factor * (losses.sum() if weights is None else losses @ weights.to(losses)), scale
+
+
+def slopes(training: Training, own: Params, inherited: Params, step: Step) -> Slopes:
+    """The gradient of a step at these parameters; moves the running statistics as the step did."""
+    leaves = {name: value.detach().requires_grad_() for name, value in own.items() if name not in step.resting}
+    raw = {name: torch.zeros_like(value) for name, value in leaves.items()}
+    scales = list[Scale]()
+    for micro in step.micros:
+        with torch.enable_grad():
+            loss, scale = weighted_loss(training, {**own, **leaves}, inherited, micro)
+            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        scales.append(scale)
+        for name, gradient in zip(leaves, found, strict=True):
+            raw[name] += gradient
+    return clipped(raw, step.clips, tuple(scales))
+
+
+def clipped(raw: Params, clips: Sequence[Clip], scales: tuple[Scale, ...] = ()) -> Slopes:
+    """The gradient after `clip_grad_norm_`, with each norm before it: `g min(1, limit / (|g| + 1e-6))`."""
+    after, norms = raw, list[float]()
+    for clip in clips:
+        chosen = [name for name in clip.names if name in after]
+        norms.append(norm_of([after[name] for name in chosen]))
+        factor = min(1.0, clip.limit / (norms[-1] + 1e-6))
+        after = {**after, **{name: after[name] * factor for name in chosen}}
+    return Slopes(raw, after, scales, tuple(norms))
+
+
+def through_clips(cotangent: Params, raw: Params, clips: Sequence[Clip]) -> Params:
+    """From the cotangent `[k, *shape]` of the clipped gradient to that of the gradient before.
+
+    With `f = limit / (N + 1e-6)` and `N = |g|`:  cotangent f - (cotangent . g) f / (N + 1e-6) g / N  where f < 1.
+    """
+    points = [raw]
+    for clip in clips:
+        points.append(clipped(points[-1], [clip]).clipped)
+    for clip, point in zip(reversed(clips), reversed(points[:-1]), strict=True):
+        chosen = [name for name in clip.names if name in point]
+        norm = norm_of([point[name] for name in chosen])
+        factor = clip.limit / (norm + 1e-6)
+        if factor >= 1:
+            continue
+        dot = sum((cotangent[name] * point[name]).flatten(1).sum(dim=1) for name in chosen)  # [k]
+        assert isinstance(dot, Tensor)
+        along = dot * factor / (norm + 1e-6) / norm
+        new = {
+            name: cotangent[name] * factor - along.view(-1, *[1] * point[name].ndim) * point[name] for name in chosen
+        }
+        cotangent = {**cotangent, **new}
+    return cotangent
+
+
+def norm_of(tensors: "Sequence[Tensor] | object") -> float:
+    """The Euclidean norm over several tensors, summed in float64."""
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))  # type: ignore[attr-defined]

@@ -1,0 +1,81 @@
+"""A stage's model as its training called it: in training mode, with running statistics and random numbers of its own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import ResultsError
+from stagetrace.recording.content import digest, read
+from stagetrace.recording.names import plain_name
+from stagetrace.recording.step import Micro
+from stagetrace.stages.copied import private_copy
+from stagetrace.stages.data import Batch, place
+from stagetrace.stages.evaluation import Evaluation
+from stagetrace.stages.plainly import with_plain_layers
+from stagetrace.stages.problem import Problem
+from stagetrace.stages.space import Params
+
+
+@final
+class Training:
+    """The losses of recorded batches at any parameters: random masks, modes and running statistics as recorded.
+
+    The model is a copy, and its buffers are its own: a forward pass moves running statistics.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        stage = problem.stage
+        self._problem = problem
+        self.model = with_plain_layers(private_copy(stage.model, stage.where), stage.where)
+        self._risk = replace(problem.risk, evaluation=Evaluation(self.model))
+        self._buffers = {plain_name(name): buffer for name, buffer in self.model.named_buffers()}
+
+    @property
+    def buffers(self) -> Params:
+        """A copy of the buffers as they are."""
+        return {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+
+    def put(self, buffers: Params) -> None:
+        """Put the buffers at other values."""
+        with torch.no_grad():
+            for name, buffer in self._buffers.items():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+
+    def losses(self, own: Params, inherited: Params, micro: Micro) -> Tensor:
+        """One loss per example of the batch, as its forward pass in training computed it.
+
+        Draws from the random generators as recorded, and leaves them there: see `drawn_apart`.
+        """
+        self._as_recorded(micro)
+        return self._risk.losses(own, inherited, Batch(micro.ids, self._content(micro)))
+
+    def _as_recorded(self, micro: Micro) -> None:
+        still = set(micro.still)
+        for name, module in self.model.named_modules():
+            module.training = plain_name(name) not in still
+        for device, state in micro.generators.items():
+            if device == "cpu":
+                torch.set_rng_state(state)
+            elif torch.cuda.is_available():
+                torch.cuda.set_rng_state(state, device)
+
+    def _content(self, micro: Micro) -> Any:
+        own = self._problem.own
+        if not isinstance(micro.content, str):
+            return place(read(*micro.content), own.dtype, own.device, self._problem.stage.where)
+        (batch,) = self._problem.stage.examples.read([micro.ids])
+        if digest(batch.content) != micro.content:
+            raise ResultsError(
+                f"{self._problem.stage.where}: the batch of the examples {_few(micro.ids)} is not the one that was "
+                "trained on (its digest differs): the data set or its collation draws at random, or has changed; record "
+                "with inputs='kept'"
+            )
+        return place(batch.content, own.dtype, own.device, self._problem.stage.where)
+
+
+def _few(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
