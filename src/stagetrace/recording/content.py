@@ -27,8 +27,8 @@ class Unwritable(DescriptionError):
 def written(content: Any) -> Written:
     """A batch as a structure in JSON and the tensors in it, by their place.
 
-    Whole numbers are stored as narrowly as they fit. Kept are tensors, NumPy arrays, numbers, strings, None, and tuples,
-    lists and mappings of these (a mapping comes back as a dict, a named tuple as a tuple).
+    Whole numbers are stored as narrowly as they fit. Kept are tensors, NumPy arrays, numbers, strings, None, and
+    tuples, lists and mappings of these (a mapping comes back as a dict, a named tuple as a tuple).
 
     Raises:
         Unwritable: something else is in it; the message names its class.

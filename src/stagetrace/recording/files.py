@@ -43,14 +43,17 @@ _COLUMNS = pa.schema(
 
 
 def steps_name(part: int) -> str:
+    """The file of a part of the steps, relative to the folder."""
     return f"steps/part-{part:05d}.parquet"
 
 
 def inputs_name(part: int) -> str:
+    """The file of their batches."""
     return f"inputs/part-{part:05d}.safetensors"
 
 
 def state_name(step: int) -> str:
+    """The file of the state before a step."""
     return f"states/step-{step:08d}.safetensors"
 
 
@@ -95,7 +98,7 @@ def read_steps(folder: Path, part: int, *, inputs: bool) -> dict[int, Step]:
     found: dict[int, tuple[Mapping[str, Any], list[Micro]]] = {}
     tensors = _read(folder / inputs_name(part))[0] if inputs and (folder / inputs_name(part)).exists() else {}
     for row in pq.read_table(folder / steps_name(part)).to_pylist():
-        said, micros = found.setdefault(row["step"], (json.loads(row["settings"] or "{}"), []))
+        micros = found.setdefault(row["step"], (json.loads(row["settings"] or "{}"), []))[1]
         content: Written | str = row["content"]
         if inputs:
             prefix = f"{row['step']}.{len(micros)}."

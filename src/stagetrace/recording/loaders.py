@@ -55,8 +55,8 @@ def numbered(loader: Any) -> Any:
     inner = getattr(loader, "base_dataloader", loader)
     if not isinstance(inner, DataLoader):
         refuse(
-            f"recording.loader: got a {type(loader).__name__}; give a torch.utils.data.DataLoader, or say for each batch "
-            "which examples are in it: with recording.batch(ids, batch): ..."
+            f"recording.loader: got a {type(loader).__name__}; give a torch.utils.data.DataLoader, or say for each "
+            "batch which examples are in it: with recording.batch(ids, batch): ..."
         )
     if isinstance(inner.dataset, IterableDataset):
         refuse("recording.loader: the data set is a stream, whose examples have no numbers; make it map-style")

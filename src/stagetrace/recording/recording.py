@@ -92,8 +92,9 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._watch is not None and self._writer is not None
-        last, self._watch_done = self._watch.stop(), True
+        if self._watch is None or self._writer is None:
+            return
+        last = self._watch.stop()
         if last is not None:
             self._writer.finish(last, complete=error is None)
 
@@ -124,8 +125,8 @@ class Recording:
     def _of(self, examples: int) -> None:
         if self._examples not in (None, examples):
             refuse(
-                f"recording.loader: loaders over {self._examples:,} and {examples:,} examples in one recording; examples "
-                "are known by their numbers in one data set, so give each its own recording"
+                f"recording.loader: loaders over {self._examples:,} and {examples:,} examples in one recording; "
+                "examples are known by their numbers in one data set, so give each its own recording"
             )
         self._examples = examples
         if self._watch is not None:
@@ -147,6 +148,6 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
     foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
     if foreign:
         refuse(
-            f"Recording: {foreign} of the optimiser's parameters are not the model's; give the module that was handed to "
-            "the optimiser (before it was moved or wrapped, if that made copies)"
+            f"Recording: {foreign} of the optimiser's parameters are not the model's; give the module that was handed "
+            "to the optimiser (before it was moved or wrapped, if that made copies)"
         )

@@ -151,7 +151,8 @@ class Watch:
             return
         with torch.no_grad():
             own = list(self.trained.values())
-            torch._foreach_copy_(list(self._last.values.values()), [p.detach() for p in own])
+            for kept, p in zip(self._last.values.values(), own, strict=True):
+                kept.copy_(p)
             for name, buffer in self.model.named_buffers():
                 self._last.buffers[plain_name(name)].copy_(buffer)
 

@@ -1,1 +1,1 @@
-"""A recorded training run again, forwards to see that it is the one that was recorded, backwards to differentiate it."""
+"""A recorded training run again: forwards to see that it is the one recorded, backwards to differentiate it."""

@@ -80,12 +80,12 @@ class Agreement:
         self.norm = max(self.norm, off)
         if off > self.tolerance:
             raise DataError(
-                f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out as "
-                f"{found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). Likely causes: "
-                "the stage's objective is not the loss that was trained (its reduction over tokens, label smoothing, class "
-                "weights, a further term); random numbers were drawn between the batch and the forward pass; the "
-                "gradient was changed in a way that is not recorded (noise, clipping by value, a clip_grad_norm_ "
-                "imported by name before the recording began); gradients were not zeroed after a step"
+                f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out "
+                f"as {found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). Likely "
+                "causes: the stage's objective is not the loss that was trained (its reduction over tokens, label "
+                "smoothing, class weights, a further term); random numbers were drawn between the batch and the forward "
+                "pass; the gradient was changed in a way that is not recorded (noise, clipping by value, a "
+                "clip_grad_norm_ imported by name before the recording began); gradients were not zeroed after a step"
             )
 
     def check_end(self, block: range, start: State, end: State, found: Point) -> None:
@@ -107,9 +107,9 @@ class Agreement:
             self.end = max(self.end, share)
             if share > _MOVED * self.tolerance:
                 raise DataError(
-                    f"{self.where}: replaying {self.recorded.folder}, steps {block.start + 1} to {block.stop}: the {what} "
-                    f"end {share:.1e} of the way that they moved from where they were recorded (allowed "
+                    f"{self.where}: replaying {self.recorded.folder}, steps {block.start + 1} to {block.stop}: the "
+                    f"{what} end {share:.1e} of the way that they moved from where they were recorded (allowed "
                     f"{_MOVED * self.tolerance:.0e}). Likely causes: parameters or running statistics were changed "
-                    "outside optimizer.step() (weights tied, averaged or clipped by hand, forward passes in training mode "
-                    "that did not go backward), or another version of PyTorch trained"
+                    "outside optimizer.step() (weights tied, averaged or clipped by hand, forward passes in training "
+                    "mode that did not go backward), or another version of PyTorch trained"
                 )

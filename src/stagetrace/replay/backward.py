@@ -9,26 +9,25 @@ and with a bar for dq/d(...), q the query loss, the step runs backwards as
 
     theta_bar, s_bar, c_bar = the update's adjoint of theta'_bar, s'_bar
     g_bar = the clip's adjoint of c_bar
-    theta_bar += (d2 loss / d theta2) g_bar,    w_bar += (d2 loss / d w d theta) g_bar,    u_bar += (d2 loss / d u d theta) g_bar.
+    theta_bar += (dg / d theta)' g_bar,    w_bar += (dg / dw)' g_bar,    u_bar += (dg / du)' g_bar.
 
 One backward pass through the gradient gives all three. It is the chain rule and nothing else: no minimum is assumed.
 (Maclaurin, Duvenaud & Adams 2015 for one stage of SGD with momentum.)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.recording.optimizers import Adjoint, Rule, rule_of
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import Step
 from stagetrace.replay.agreement import TOLERANCES, Agreement
 from stagetrace.replay.forward import Point, stepped
-from stagetrace.replay.step import Slopes, clipped, slopes, through_clips, weighted_loss
+from stagetrace.replay.graph import StepGraphs
+from stagetrace.replay.step import slopes, through_clips
 from stagetrace.replay.training import Training
 from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
@@ -105,7 +104,7 @@ class Reverse:
     def _backwards(self, step: Step, point: Point, number: int, *, last: bool) -> Point | None:
         """One step backwards. Returns the point after it if it is a block's last, which was not replayed before."""
         live = [name for name in point.values if name not in step.resting]
-        graphs = _Graphs(self._training, point, self._problem.inherited_values, step, live)
+        graphs = StepGraphs(self._training, point, self._problem.inherited_values, step)
         found = graphs.gradient()
         after: Point | None = None
         if last:
@@ -118,80 +117,11 @@ class Reverse:
             )
             self._adjoints[name] = before
         cotangents = through_clips(cotangents, found.raw, step.clips)
-        for ids, weights, own, kept in graphs.products(cotangents):
-            for name, product in own.items():
+        for products in graphs.products(cotangents):
+            for name, product in products.own.items():
                 adjoint = self._adjoints[name]
                 self._adjoints[name] = Adjoint(adjoint.value + product, adjoint.slots)
-            for name, product in kept.items():
+            for name, product in products.inherited.items():
                 self._inherited[name] += product
-            self._weights.index_add_(0, ids, weights)
+            self._weights.index_add_(0, products.ids, products.weights)
         return after
-
-
-@final
-class _Graphs:
-    """The gradients of a step's batches with their graphs; of several batches one graph at a time is held."""
-
-    def __init__(self, training: Training, point: Point, inherited: Params, step: Step, live: Sequence[str]) -> None:
-        self._training, self._point, self._inherited, self._step, self._live = training, point, inherited, step, live
-        self._only: tuple[Tensor, Params, Params, list[Tensor]] | None = None
-
-    def gradient(self) -> Slopes:
-        """The step's gradient; the graph of an only batch is kept for `products`."""
-        self._training.put(self._point.buffers)
-        if len(self._step.micros) > 1:
-            return slopes(self._training, self._point.values, self._inherited, self._step)
-        *graph, scale = self._graph(0)
-        self._only = (graph[0], graph[1], graph[2], graph[3])
-        raw = {name: g.detach() for name, g in zip(self._live, graph[3], strict=True)}
-        return clipped(raw, self._step.clips, (scale,))
-
-    def products(self, cotangents: Params):
-        """Of each batch the examples, `[batch, k]` for their weights, and the products for own and kept parameters."""
-        self._training.put(self._point.buffers)
-        for place, micro in enumerate(self._step.micros):
-            weights, own, kept, gradient = self._only or self._graph(place)[:4]
-            ids = torch.tensor(micro.ids)
-            yield (ids, *_backward(weights, own, kept, dict(zip(self._live, gradient, strict=True)), cotangents))
-
-    def _graph(self, place: int):
-        micro = self._step.micros[place]
-        own = {name: self._point.values[name].detach().requires_grad_() for name in self._live}
-        kept = {name: value.detach().requires_grad_() for name, value in self._inherited.items()}
-        weights = torch.ones(
-            len(micro.ids),
-            dtype=torch.promote_types(next(iter(own.values())).dtype, torch.float32),
-            requires_grad=True,
-            device=next(iter(own.values())).device,
-        )
-        with torch.enable_grad():
-            loss, scale = weighted_loss(self._training, {**self._point.values, **own}, kept, micro, weights)
-            gradient = torch.autograd.grad(loss, list(own.values()), create_graph=True, materialize_grads=True)
-        return weights, own, kept, list(gradient), scale
-
-
-def _backward(weights: Tensor, own: Params, kept: Params, gradient: Params, cotangents: Params):
-    """The gradient's own derivative, along each column of the cotangents `[k, *shape]`."""
-    through = [name for name, g in gradient.items() if g.requires_grad]
-    inputs = [weights, *own.values(), *kept.values()]
-    columns = len(next(iter(cotangents.values())))
-    found = list[Sequence[Tensor]]()
-    for column in range(columns):
-        try:
-            found.append(
-                torch.autograd.grad(
-                    [gradient[name] for name in through],
-                    inputs,
-                    [cotangents[name][column] for name in through],
-                    retain_graph=column < columns - 1,
-                    materialize_grads=True,
-                )
-            )
-        except (RuntimeError, NotImplementedError) as cause:
-            raise DifferentiationError(
-                f"the gradient of a recorded step has no derivative ({first_line(cause)}); replace the operation named"
-            ) from cause
-    columns_of = [torch.stack([each[place] for each in found]) for place in range(len(inputs))]
-    at_own = dict(zip(own, columns_of[1 : 1 + len(own)], strict=True))
-    at_kept = dict(zip(kept, columns_of[1 + len(own) :], strict=True))
-    return columns_of[0].double().cpu().mT, at_own, at_kept

@@ -24,8 +24,8 @@ def fitting(problem: Problem, recorded: Recorded) -> Recorded:
     _check_trained(problem, recorded)
     if recorded.examples not in (None, examples):
         refuse(
-            f"{where}: the recording went over a data set of {recorded.examples:,} examples, the stage's has {examples:,}; "
-            "give the data set that was trained on, as it was"
+            f"{where}: the recording went over a data set of {recorded.examples:,} examples, the stage's has "
+            f"{examples:,}; give the data set that was trained on, as it was"
         )
     start = recorded.state(recorded.states[0])
     if problem.previous is not None:
@@ -50,8 +50,8 @@ def _check_trained(problem: Problem, recorded: Recorded) -> None:
     own, trained = set(problem.own.names), set(recorded.trained)
     if own - trained:
         refuse(
-            f"{problem.stage.where}: {some_names(sorted(own - trained))} require a gradient in the stage's model, but the "
-            "recorded optimiser did not have them; set requires_grad_(False) on what was not trained"
+            f"{problem.stage.where}: {some_names(sorted(own - trained))} require a gradient in the stage's model, but "
+            "the recorded optimiser did not have them; set requires_grad_(False) on what was not trained"
         )
     if trained - own:
         refuse(
@@ -69,8 +69,8 @@ def _cut(problem: Problem, recorded: Recorded) -> Recorded:
     gap = max(_gap(last.values[name], value) for name, value in values.items())
     refuse(
         f"{problem.stage.where}: its model is in none of the states that the recording kept (after the last of "
-        f"{recorded.steps:,} steps parameters differ by up to {gap:.3g}); give the model as that training left it. Of a "
-        "checkpoint on the way a state is kept if Recording(every=...) hits its step"
+        f"{recorded.steps:,} steps parameters differ by up to {gap:.3g}); give the model as that training left it. Of "
+        "a checkpoint on the way a state is kept if Recording(every=...) hits its step"
     )
 
 

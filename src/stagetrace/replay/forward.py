@@ -1,6 +1,6 @@
 """Forwards: from a kept state, step by step, to the next one, which must come out as recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, final
@@ -11,7 +11,6 @@ from torch import Tensor
 from stagetrace.recording.optimizers import State as ParameterState
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import State, Step
-from stagetrace.replay.step import Slopes
 from stagetrace.stages.space import Params
 
 

@@ -1,4 +1,4 @@
-"""A stage's model as its training called it: in training mode, with running statistics and random numbers of its own."""
+"""A stage's model as its training called it: in training mode, with its own running statistics and random numbers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,7 +48,7 @@ class Training:
     def losses(self, own: Params, inherited: Params, micro: Micro) -> Tensor:
         """One loss per example of the batch, as its forward pass in training computed it.
 
-        Draws from the random generators as recorded, and leaves them there: see `drawn_apart`.
+        Sets the random generators as recorded, and leaves them where the forward pass did.
         """
         self._as_recorded(micro)
         return self._risk.losses(own, inherited, Batch(micro.ids, self._content(micro)))
@@ -71,8 +71,8 @@ class Training:
         if digest(batch.content) != micro.content:
             raise ResultsError(
                 f"{self._problem.stage.where}: the batch of the examples {_few(micro.ids)} is not the one that was "
-                "trained on (its digest differs): the data set or its collation draws at random, or has changed; record "
-                "with inputs='kept'"
+                "trained on (its digest differs): the data set or its collation draws at random, or has changed; record with "
+                "inputs='kept'"
             )
         return place(batch.content, own.dtype, own.device, self._problem.stage.where)
 

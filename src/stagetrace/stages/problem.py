@@ -51,8 +51,8 @@ class Problem:
         if previous is None:
             if stage.link is not None and stage.link.pairs:
                 refuse(
-                    f"{where} is the first of the chain, so nothing came before it that it could share; remove its link= "
-                    "(of a recorded training: link=Unrolled(recording=...))"
+                    f"{where} is the first of the chain, so nothing came before it; remove its link= (of a "
+                    "recorded training: link=Unrolled(recording=...))"
                 )
             return _checked(Problem(stage, None, {}, {}))
         if stage.link is None:

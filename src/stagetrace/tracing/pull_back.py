@@ -43,9 +43,9 @@ def pull_back(
 
 
 def handed_back(problem: Problem, previous: Problem, at_kept: Tensor, at_moved: Tensor) -> Gradient:
-    """The gradient at `previous`, given that in the parameters kept from it and in the start of those trained further.
+    """The gradient at `previous`, given that in the parameters kept from it and in the start of those moved.
 
-    at_kept: `[inherited.size, k]`; at_moved: `[own.size, k]`, of which what is not shared is left out. Both of `problem`.
+    at_kept: `[inherited.size, k]`; at_moved: `[own.size, k]`, of which what is not shared is left out; of `problem`.
     """
     columns = at_moved.shape[1]
     own, inherited = previous.own.zeros(columns), previous.inherited.zeros(columns)

@@ -1,6 +1,5 @@
 """The response of a stage whose training was recorded, by the chain rule through its steps."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import final
 
