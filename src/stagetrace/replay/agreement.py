@@ -81,10 +81,10 @@ class Agreement:
         if off > self.tolerance:
             raise DataError(
                 f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out "
-                f"as {found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). Likely "
-                "causes: the stage's objective is not the loss that was trained (its reduction over tokens, label "
-                "smoothing, class weights, a further term); random numbers were drawn between the batch and the forward "
-                "pass; the gradient was changed in a way that is not recorded (noise, clipping by value, a "
+                f"as {found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). "
+                "Likely causes: the stage's objective is not the loss that was trained (its reduction over tokens, "
+                "label smoothing, class weights, a further term); random numbers were drawn between the batch and the "
+                "forward pass; the gradient was changed in a way that is not recorded (noise, clipping by value, a "
                 "clip_grad_norm_ imported by name before the recording began); gradients were not zeroed after a step"
             )
 

@@ -71,8 +71,8 @@ class Training:
         if digest(batch.content) != micro.content:
             raise ResultsError(
                 f"{self._problem.stage.where}: the batch of the examples {_few(micro.ids)} is not the one that was "
-                "trained on (its digest differs): the data set or its collation draws at random, or has changed; record with "
-                "inputs='kept'"
+                "trained on (its digest differs): the data set or its collation draws at random, or has changed; "
+                "record with inputs='kept'"
             )
         return place(batch.content, own.dtype, own.device, self._problem.stage.where)
 
