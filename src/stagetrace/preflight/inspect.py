@@ -6,6 +6,7 @@ from stagetrace.checks import Finding, Level, in_short, verify_problem, verify_q
 from stagetrace.curvature.auto import subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
+from stagetrace.preflight.recorded import replays
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
@@ -39,6 +40,9 @@ def inspect(
             yield Finding(problem.name, "mapping", Level.OK, _mapping(problem))
             yield from displacement(problem)
             yield from (Finding(problem.name, "statistics", Level.WARNING, text) for text in moved_statistics(problem))
+        if problem.recording is not None:
+            yield replays(problem, progress)
+            continue
         yield stationarity(problem, progress)
         yield from _subset(curvature[problem.name], problem)
         operator = curvature[problem.name].operator(problem)

@@ -63,7 +63,7 @@ class Unrolled(Link):
     def settings(self) -> dict[str, Any]:
         """The recording by the digest of its record, which holds those of all its files."""
         assert isinstance(self.recording, Recorded)
-        return {"recording": self.recording.digest, "steps": self.recording.steps}
+        return {"recording": self.recording.digest[:16], "steps": self.recording.steps}
 
     def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
         """Nothing pulls: where the parameters went is in the steps."""

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -81,6 +81,11 @@ class Problem:
     @property
     def name(self) -> str:
         return self.stage.name
+
+    @property
+    def recording(self) -> Any:
+        """The recorded training that the stage is differentiated through; None where it is taken for a minimum."""
+        return None if self.stage.link is None else self.stage.link.recording
 
     @cached_property
     def _parameters(self) -> dict[str, Tensor]:

@@ -37,6 +37,9 @@ def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, defaul
     """
     named = dict(given) if isinstance(given, Mapping) else {}
     chain.check_names(named, what)
+    for name in named:
+        if chain[name].recording is not None:
+            refuse(f"{what}: stage '{name}' is differentiated through its recorded steps, which need no {what}; drop it")
     everywhere = default if given is None or isinstance(given, Mapping) else given
     settings = {name: named.get(name, everywhere) for name in chain.names}
     return {name: _setting(setting, default, f"{what} of stage '{name}'", what) for name, setting in settings.items()}
@@ -98,9 +101,10 @@ def describe(
         "collate": fingerprint_collate(collate, query.data, identity),
         "reduction": query.reduction,
     }
+    solved = [problem.name for problem in chain if problem.recording is None]
     solving = {
-        "curvature": {name: settings_of(choice, identity) for name, choice in curvature.items()},
-        "solver": {name: settings_of(choice, identity) for name, choice in solver.items()},
+        "curvature": {name: settings_of(curvature[name], identity) for name in solved},
+        "solver": {name: settings_of(solver[name], identity) for name in solved},
     }
     return {
         "fingerprints": SCHEME,

@@ -137,7 +137,7 @@ def trace(
 
 def _response(problem: Problem, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
-    recorded = None if problem.stage.link is None else problem.stage.link.recording
+    recorded = problem.recording
     return Implicit(problem, curvature, solver) if recorded is None else Replayed(problem, recorded)
 
 

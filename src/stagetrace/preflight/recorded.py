@@ -1,0 +1,38 @@
+"""Is the recording of a stage's training the training that led to its model?"""
+
+import time
+
+import torch
+
+from stagetrace.checks.finding import Finding, Level
+from stagetrace.progress import Progress
+from stagetrace.progress.task import clock
+from stagetrace.replay.backward import Reverse
+from stagetrace.replay.fitting import fitting
+from stagetrace.stages.problem import Problem
+
+
+def replays(problem: Problem, progress: Progress) -> Finding:
+    """Run the last block of a recorded training forwards and backwards, and hold it against the record.
+
+    Raises:
+        DescriptionError, ResultsError, DataError: it is not this stage's, or does not come out as recorded.
+        DifferentiationError: the gradient of a step has no derivative.
+    """
+    started = time.perf_counter()
+    recorded = fitting(problem, problem.recording)
+    block = recorded.blocks[-1]
+    with progress.task(f"replaying the end of {problem.stage.where}", len(block), "steps") as advance:
+        with torch.random.fork_rng():
+            reverse = Reverse(problem, recorded, problem.own.zeros(1))
+            reverse.block(block)
+        advance(len(block))
+    seconds = time.perf_counter() - started
+    found, longest = reverse.agreement, max(map(len, recorded.blocks))
+    state = sum(v.numel() * v.element_size() for v in problem.own_values.values()) / 2**20
+    text = (
+        f"the last {len(block):,} of {recorded.steps:,} recorded steps come out as they were ({'; '.join(found.notes)}); "
+        f"all of them and their derivative take about {clock(seconds / len(block) * recorded.steps)} for one query, and "
+        f"up to {longest:,} states of some {3 * state:,.1f} MiB in memory"
+    )
+    return Finding(problem.name, "recording", Level.NOTE if found.odd_scales else Level.OK, text, seconds)
