@@ -31,8 +31,9 @@ def replays(problem: Problem, progress: Progress) -> Finding:
     found, longest = reverse.agreement, max(map(len, recorded.blocks))
     state = sum(v.numel() * v.element_size() for v in problem.own_values.values()) / 2**20
     text = (
-        f"the last {len(block):,} of {recorded.steps:,} recorded steps come out as they were ({'; '.join(found.notes)}); "
-        f"all of them and their derivative take about {clock(seconds / len(block) * recorded.steps)} for one query, and "
-        f"up to {longest:,} states of some {3 * state:,.1f} MiB in memory"
+        f"the last {len(block):,} of {recorded.steps:,} recorded steps come out as they were "
+        f"({'; '.join(found.notes)}); all of them and their derivative take about "
+        f"{clock(seconds / len(block) * recorded.steps)} for one query, and up to {longest:,} states of some "
+        f"{3 * state:,.1f} MiB in memory"
     )
     return Finding(problem.name, "recording", Level.NOTE if found.odd_scales else Level.OK, text, seconds)

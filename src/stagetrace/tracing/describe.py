@@ -39,7 +39,9 @@ def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, defaul
     chain.check_names(named, what)
     for name in named:
         if chain[name].recording is not None:
-            refuse(f"{what}: stage '{name}' is differentiated through its recorded steps, which need no {what}; drop it")
+            refuse(
+                f"{what}: stage '{name}' is differentiated through its recorded steps, which need no {what}; drop it"
+            )
     everywhere = default if given is None or isinstance(given, Mapping) else given
     settings = {name: named.get(name, everywhere) for name in chain.names}
     return {name: _setting(setting, default, f"{what} of stage '{name}'", what) for name, setting in settings.items()}

@@ -5,7 +5,7 @@ alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,10 +20,36 @@ class Rule(ABC):
     """An optimiser's settings; weight decay is part of the stage's loss, not of the rule."""
 
     rate: float
+    state: Mapping[str, Any] | None = None
 
     @abstractmethod
+    def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
+        """The optimiser of these parameters, without a state. decay: of the stage's loss, `decay / 2 |parameters|^2`.
+
+        Raises:
+            DescriptionError: the optimiser cannot add that to its gradient.
+        """
+
     def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
-        """The optimiser of `point` `[copies, size]`, before its first step."""
+        """The optimiser of `point` `[copies, size]`, before its first step; a saved state is every copy's."""
+        optimizer = self.made([point])
+        if self.state is not None:
+            entries = _entries(type(self).__name__, self.state, space)
+            moments = {
+                key: torch.cat([entry[key].reshape(-1) for entry in entries]).to(point).expand_as(point).clone()
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            optimizer.state[point] = {"step": torch.tensor(float(entries[0]["step"])), **moments}
+        return optimizer
+
+    def alone(self, parameters: Sequence[Tensor], space: ParameterSpace, decay: float) -> torch.optim.Optimizer:
+        """The optimiser of one copy, its parameters each for itself; decay as in `made`."""
+        optimizer = self.made(parameters, decay)
+        entries = [] if self.state is None else _entries(type(self).__name__, self.state, space)
+        for parameter, entry in zip(parameters, entries, strict=bool(entries)):
+            moments = {key: entry[key].to(parameter).clone() for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(float(entry["step"])), **moments}
+        return optimizer
 
 
 @final
@@ -48,9 +74,8 @@ class Adam(Rule):
     def __post_init__(self) -> None:
         _check_rate("Adam", self.rate)
 
-    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
-        optimizer = torch.optim.Adam([point], lr=self.rate, betas=self.betas, eps=self.eps)
-        return _continued(optimizer, "Adam", self.state, point, space)
+    def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=self.rate, betas=self.betas, eps=self.eps, weight_decay=decay)
 
 
 @final
@@ -75,9 +100,12 @@ class AdamW(Rule):
         if not (isinstance(self.decay, (int, float)) and 0 <= self.decay < float("inf")):
             refuse(f"AdamW: decay must be a number of at least 0, such as 0.01, got {self.decay!r}")
 
-    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW([point], self.rate, self.betas, self.eps, self.decay)
-        return _continued(optimizer, "AdamW", self.state, point, space)
+    def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
+        if decay:
+            refuse(
+                "AdamW adds no weight decay of the loss to its gradient; set the stage's weight_decay to 0, or use Adam"
+            )
+        return torch.optim.AdamW(parameters, self.rate, self.betas, self.eps, self.decay)
 
 
 @final
@@ -93,23 +121,8 @@ class SGD(Rule):
         if not 0 <= self.momentum < 1:
             refuse(f"SGD: momentum must be from 0 to below 1, got {self.momentum!r}")
 
-    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
-        del space
-        return torch.optim.SGD([point], lr=self.rate, momentum=self.momentum)
-
-
-def _continued(
-    optimizer: torch.optim.Optimizer, name: str, state: Mapping[str, Any] | None, point: Tensor, space: ParameterSpace
-) -> torch.optim.Optimizer:
-    """The optimiser with the saved moments of a training, the same for each copy."""
-    if state is not None:
-        entries = _entries(name, state, space)
-        moments = {
-            key: torch.cat([entry[key].reshape(-1) for entry in entries]).to(point).expand_as(point).clone()
-            for key in ("exp_avg", "exp_avg_sq")
-        }
-        optimizer.state[point] = {"step": torch.tensor(float(entries[0]["step"])), **moments}
-    return optimizer
+    def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=decay)
 
 
 def _entries(name: str, state: Mapping[str, Any], space: ParameterSpace) -> list[Mapping[str, Any]]:

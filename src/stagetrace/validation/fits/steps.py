@@ -69,20 +69,17 @@ class Steps(Fit):
 
     def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         copies, own = len(weights), problem.own
-        values = handed_on(problem, copies, before)
-        if self.start == "cold":
-            values.update(expanded(_anew(problem, seed, handed=before is not None), copies))
+        values = self.start_of(problem, before, copies, seed)
         inherited = {name: values[name] for name in problem.inherited.names}
         point = own.flatten_columns({name: values[name] for name in own.names}).mT.contiguous()  # [copies, size]
         optimizer = self.rule.begin(point, own)
-        schedule = SCHEDULES[self.schedule](self.steps)
         weights = weights.to(point)
         slope, penalty = slopes(problem), _penalty_gradient(problem, before)
-        for step, batch in enumerate(self._batches(problem, seed)):
+        for step, batch in enumerate(self.batches(problem, seed)):
             gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
             point.grad = gradient + penalty(point)
             for group in optimizer.param_groups:
-                group["lr"] = self.rule.rate * schedule(step)
+                group["lr"] = self.rate_at(step)
             optimizer.step()
         point.grad = None
         if not bool(torch.isfinite(point).all()):
@@ -92,7 +89,19 @@ class Steps(Fit):
             )
         return {**values, **own.unflatten_columns(point.mT)}
 
-    def _batches(self, problem: Problem, seed: int) -> Iterator[Batch]:
+    def start_of(self, problem: Problem, before: Copies | None, copies: int, seed: int) -> Copies:
+        """Every parameter of the copies before the first step."""
+        values = handed_on(problem, copies, before)
+        if self.start == "cold":
+            values.update(expanded(_anew(problem, seed, handed=before is not None), copies))
+        return values
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.rule.rate * SCHEDULES[self.schedule](self.steps)(step)
+
+    def batches(self, problem: Problem, seed: int) -> Iterator[Batch]:
+        """The batches of the steps, in order."""
         examples = problem.stage.examples
         return problem.risk.read(orders(len(examples), self.batch_size, self.steps, seed))
 

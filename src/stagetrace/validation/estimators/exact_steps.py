@@ -1,0 +1,64 @@
+"""The derivative through the very steps of a retraining, as an estimator."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.progress import Progress
+from stagetrace.results.sign import UNIT
+from stagetrace.stages.chain import Chain
+from stagetrace.tracing.query import Query
+from stagetrace.tracing.trace import trace
+from stagetrace.validation.estimators.estimator import check_name
+from stagetrace.validation.fits.steps import Steps
+from stagetrace.validation.recorded import record_steps
+
+
+@final
+@dataclass(frozen=True)
+class ExactSteps:
+    """`removal_effect` of the retraining's own steps: trained once without any removal, recorded, differentiated.
+
+    What `Influence` predicts of an idealised training, this one predicts of the steps that are taken, exactly to first
+    order in an example's weight: the bar for every approximation.
+
+    Unit: query loss.
+
+    Args:
+        fits: how each stage is trained again, by its name; those of the retraining that is predicted.
+        seeds: the mean over these orders of the batches.
+        name: for tables.
+
+    Raises:
+        DescriptionError: a fit is not `Steps`, or there is no seed.
+    """
+
+    fits: Mapping[str, Steps]
+    seeds: Sequence[int] = (0,)
+    name: str = "exact, through the steps"
+
+    def __post_init__(self) -> None:
+        check_name("ExactSteps", self.name)
+        other = [stage for stage, fit in self.fits.items() if not isinstance(fit, Steps)]
+        if other or not self.seeds:
+            refuse("ExactSteps: give a Steps(...) for each stage, and a seed at least")
+
+    @property
+    def unit(self) -> str:
+        return UNIT
+
+    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """As `Estimator` says; and what `trace` raises and warns of."""
+        found = list[Tensor]()
+        for seed in self.seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                recorded = record_steps(chain, self.fits, Path(folder), seed)
+                result = trace(recorded, query, of=[stage], progress=progress or False)
+            found.append(result[stage].removal_effect)
+        return torch.stack(found).mean(dim=0)

@@ -1,0 +1,158 @@
+"""A replay comes out as recorded, or is refused: what is not the training that ran, and what is not this stage's."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
+from stagetrace.errors import DataError, DescriptionError, ResultsError
+from stagetrace.objectives import Classification
+from tests.replay.runs import Net, Run, Stages, data_of
+
+Adam = torch.optim.Adam
+STAGES = Stages((Run(partial(Adam, lr=0.02), epochs=2), Run(partial(Adam, lr=0.02), epochs=2, dropout=0.2)), (8, 7))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    return STAGES.chain(tmp_path_factory.mktemp("recorded"))
+
+
+def changed(chain: Chain, stage: int, **fields: Any) -> Chain:
+    stages = list(chain.stages)
+    stages[stage] = replace(stages[stage], **fields)
+    return Chain(*stages)
+
+
+def nudged(model: nn.Module) -> nn.Module:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(iter(other.parameters()))[0, 0] += 1e-3
+    return other
+
+
+def smoothed(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none", label_smoothing=0.1)
+
+
+def doubled(model: nn.Module, batch: Any) -> Tensor:
+    return 2 * F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def test_a_replay_says_how_well_it_agrees(chain: Chain):
+    solution = trace(chain, STAGES.query("mean")).solutions["stage0"]
+    assert solution.relative_residual < 1e-12
+    assert "replay agrees with the recording" in solution.notes[0]
+    assert str(solution.system) == "the derivative through 4 recorded steps"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": smoothed}, "the norm of the gradient that the optimiser saw"),
+        ({"data": STAGES.data(1)[:-1]}, "went over a data set of 7 examples, the stage's has 6"),
+        ({"model": nudged}, "is in none of the states that the recording kept"),
+    ],
+)
+def test_another_training_is_refused(chain: Chain, fields: dict[str, Any], message: str):
+    if callable(fields.get("model")):
+        fields = {"model": fields["model"](chain.stages[1].model)}
+    with pytest.raises((DataError, DescriptionError), match=message):
+        trace(changed(chain, 1, **fields), STAGES.query("mean"))
+
+
+def test_a_multiple_of_the_loss_is_read_off_the_number_that_went_backward(chain: Chain):
+    query = Query(STAGES.queries, objective=Classification())
+    once, twice = (trace(c, query)["stage1"].values for c in (chain, changed(chain, 1, objective=doubled)))
+    # the same loss went backward, so an example's part in it is the same
+    torch.testing.assert_close(twice, once)
+
+
+def test_a_stage_before_that_it_did_not_start_from_is_refused(chain: Chain):
+    first = Stage("stage0", model=nudged(chain.stages[0].model), objective=Classification(), data=STAGES.data(0))
+    with pytest.raises(DescriptionError, match=r"did not start from what 'stage0' left.*differ by up to 0\.001"):
+        trace(Chain(first, chain.stages[1]), STAGES.query("mean"), of="stage1")
+
+
+def test_what_was_not_trained_must_not_require_a_gradient(tmp_path: Path):
+    model, data = Net(3, 0.0).double(), data_of(8, 3, seed=1)
+    optimizer = Adam(model.head.parameters(), lr=0.1)
+    with Recording(tmp_path, model, optimizer) as recording:
+        for x, y in recording.loader(DataLoader(data, 4)):  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    stage = Stage("a", model=model.eval(), objective=Classification(), data=data, link=Unrolled(recording=tmp_path))
+    with pytest.raises(DescriptionError, match=r"body.0.bias.*require a gradient.*requires_grad_\(False\)"):
+        trace(Chain(stage), Query(data))
+    model.body.requires_grad_(False)
+    assert bool(trace(Chain(stage), Query(data))["a"].values.any())
+
+
+def recorded(folder: Path, step: Callable[[Net, Any, Any], None], collate: Any = None) -> Chain:
+    """One stage trained by a loop of its own."""
+    torch.manual_seed(3)
+    model, data = Net(3, 0.0).double(), data_of(8, 3, seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with Recording(folder, model, optimizer, inputs="again" if collate else "kept") as recording:
+        for batch in recording.loader(DataLoader(data, 4, collate_fn=collate)):  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            step(model, optimizer, batch)
+    link = Unrolled(recording=folder)
+    return Chain(Stage("a", model=model.eval(), objective=Classification(), data=data, link=link, collate=collate))
+
+
+def noisy(model: Net, optimizer: torch.optim.Optimizer, _: Any) -> None:
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad += 0.01 * torch.randn_like(p)
+    optimizer.step()
+
+
+def shrunk(model: Net, optimizer: torch.optim.Optimizer, _: Any) -> None:
+    optimizer.step()
+    with torch.no_grad():
+        model.head.weight.mul_(0.9)
+
+
+def test_a_gradient_that_was_changed_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"norm of the gradient that the optimiser saw.*noise"):
+        trace(recorded(tmp_path, noisy), Query(data_of(3, 3, seed=2)))
+
+
+def test_parameters_changed_outside_the_optimiser_are_refused(tmp_path: Path):
+    with pytest.raises((DataError, DescriptionError), match=r"outside optimizer.step\(\)|in none of the states"):
+        trace(recorded(tmp_path, shrunk), Query(data_of(3, 3, seed=2)))
+
+
+class Augmented:
+    """A collation that adds noise, or not."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def __call__(self, rows: Any) -> Any:
+        x, y = (torch.stack(each) for each in zip(*rows, strict=True))
+        return x + self.size * torch.randn_like(x), y
+
+
+def test_batches_made_again_must_be_the_same(tmp_path: Path):
+    def plain(model: Net, optimizer: torch.optim.Optimizer, _: Any) -> None:
+        optimizer.step()
+
+    query = Query(data_of(3, 3, seed=2), collate=Augmented(0.0))
+    kept = trace(recorded(tmp_path / "kept", plain), Query(data_of(3, 3, seed=2)))["a"].values
+    again = trace(recorded(tmp_path / "again", plain, Augmented(0.0)), query)["a"].values
+    assert torch.equal(kept, again)
+    with pytest.raises((ResultsError, DataError), match=r"differs|random"):
+        trace(recorded(tmp_path / "noise", plain, Augmented(0.1)), query)
