@@ -35,9 +35,9 @@ from stagetrace.progress import Bars
 from stagetrace.results.files import RECORD as MANIFEST
 from stagetrace.results.formats import read_solution, write_solution
 from stagetrace.solvers import Solution
+from stagetrace.tracing.backward import backward_pass
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.score import Scorer
-from stagetrace.tracing.walk import walk_back
 from stagetrace.validation.agreement import Agreement
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hugging_face.py"
@@ -175,16 +175,16 @@ class Solved:
             return read_solution(place(name), run, name) if place(name).exists() else None
 
         if not place(stage).exists():
-            bars, walked = Bars(), chain.problems[chain.names.index(stage) :]
-            responses = {problem.name: Implicit(problem, Auto(examples, seed), Lanczos()) for problem in walked}
+            bars, walked = Bars(), chain.bound_stages[chain.names.index(stage) :]
+            responses = {bound.name: Implicit(bound, Auto(examples, seed), Lanczos()) for bound in walked}
             gradient, started = query.gradient(chain.last, bars), time.process_time()
-            for problem, back in walk_back(chain, responses, gradient, kept, bars):
-                if not place(problem.name).exists():
+            for bound, back in backward_pass(chain, responses, gradient, kept, bars):
+                if not place(bound.name).exists():
                     said = json.dumps(_said(back.solution, time.process_time() - started))
-                    place(problem.name).with_suffix(".json").write_text(said + "\n")
-                    write_solution(place(problem.name), run, problem.name, back.solution)
+                    place(bound.name).with_suffix(".json").write_text(said + "\n")
+                    write_solution(place(bound.name), run, bound.name, back.solution)
                 started = time.process_time()
-                if problem.name == stage:
+                if bound.name == stage:
                     break
         adjoint = read_solution(place(stage), run, stage).value
         return Solved(examples, seed, adjoint, json.loads(place(stage).with_suffix(".json").read_text()))

@@ -24,9 +24,9 @@ from benchmarks.report import Report, Row
 from benchmarks.timing import Work, in_turn
 from experiments.word_vectors.model import NegativeSampling, SkipGram
 from stagetrace import Hessian, Stage
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing.contract import directions, forward_mode
 from stagetrace.tracing.tangent import directional
@@ -68,15 +68,15 @@ def _row(words: int, seed: int, repetitions: int) -> Row:
         weight_decay=1e-3,
         batch_size=LINES,
     )
-    problem = Problem.of(stage, None)
-    risk = problem.risk
-    batch = next(iter(risk.read(risk.examples.plan())))
-    curvature = Hessian().operator(problem)
-    adjoints = torch.randn(risk.own.size, COLUMNS, generator=torch.Generator().manual_seed(seed))
+    bound = BoundStage.of(stage, None)
+    risk = bound.risk
+    batch = next(iter(risk.read(risk.examples.batch_indices())))
+    curvature = Hessian().operator(bound)
+    adjoints = torch.randn(risk.trained.size, COLUMNS, generator=torch.Generator().manual_seed(seed))
     vector = adjoints[:, 0].clone()
     times = in_turn(_works(risk, batch, adjoints, lambda: curvature @ vector), repetitions)
     touched = touched_rows(risk, batch)
-    vector_bytes = risk.own.size * adjoints.element_size()
+    vector_bytes = risk.trained.size * adjoints.element_size()
     return {
         "words": words,
         "touched rows": touched,
@@ -90,8 +90,8 @@ def _row(words: int, seed: int, repetitions: int) -> Row:
 def _works(risk: Risk, batch: Batch, adjoints: Tensor, product: Work) -> dict[str, Work]:
     """What is timed, each for the whole batch."""
     one = adjoints[:, :1].contiguous()
-    views = risk.own.unflatten(adjoints[:, 0].contiguous())
-    along, several = directions(risk.own, one), directions(risk.own, adjoints)
+    views = risk.trained.unflatten(adjoints[:, 0].contiguous())
+    along, several = directions(risk.trained, one), directions(risk.trained, adjoints)
 
     def losses(values: dict[str, Tensor]) -> Tensor:
         return risk.losses(values, risk.inherited_values, batch)
@@ -104,9 +104,9 @@ def _works(risk: Risk, batch: Batch, adjoints: Tensor, product: Work) -> dict[st
         return without_graph
 
     return {
-        "forward": plain(lambda: losses(risk.own_values)),
+        "forward": plain(lambda: losses(risk.trained_values)),
         "scores": lambda: forward_mode(risk, batch, one, along),
-        "copied for each batch": plain(lambda: directional(losses, risk.own_values, views)),
+        "copied for each batch": plain(lambda: directional(losses, risk.trained_values, views)),
         f"{COLUMNS} adjoints": lambda: forward_mode(risk, batch, adjoints, several),
         "gradient": lambda: batch_gradient(risk, batch),
         "Hessian product": product,
@@ -115,5 +115,5 @@ def _works(risk: Risk, batch: Batch, adjoints: Tensor, product: Work) -> dict[st
 
 def touched_rows(risk: Risk, batch: Batch) -> int:
     """Rows of all matrices in which the batch's gradient is not zero."""
-    slopes = risk.own.unflatten(batch_gradient(risk, batch).own[:, 0])
+    slopes = risk.trained.unflatten(batch_gradient(risk, batch).trained[:, 0])
     return sum(int(slope.any(dim=1).sum()) for slope in slopes.values())

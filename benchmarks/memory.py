@@ -102,7 +102,7 @@ def _score(pool: Path, examples: int, threads: int) -> dict[str, Any]:
 
     def scored(count: int) -> None:
         risk = risk_of(model, Repeated(pixels, labels, count))
-        adjoint = torch.randn(risk.own.size, 1, generator=torch.Generator().manual_seed(0))
+        adjoint = torch.randn(risk.trained.size, 1, generator=torch.Generator().manual_seed(0))
         scorer = Scorer.of(risk, adjoint, parts=False, rows=None)
         join("pretrain", scorer.run(lambda number: None, lambda number, part: None, Silent()))
 

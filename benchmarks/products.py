@@ -84,7 +84,9 @@ class Bench:
 
     def ways(self) -> None:
         """Seconds of a product over seconds of a gradient, for every way."""
-        vector = torch.randn(self.risk.own.size, generator=torch.Generator().manual_seed(0)).to(self.risk.own.device)
+        vector = torch.randn(self.risk.trained.size, generator=torch.Generator().manual_seed(0)).to(
+            self.risk.trained.device
+        )
         works: dict[str, Work] = {"gradient": self.gradient, "gradient, by torch.func": self.functional_gradient}
         rows: dict[str, Row] = {}
         matrices: tuple[Matrix, ...] = ("Hessian", "GaussNewton")
@@ -137,10 +139,10 @@ class Bench:
         gradient = grad(lambda own: self.risk.losses(own, self.risk.inherited_values, self.batch).sum())
         with warnings.catch_warnings():  # the tracer warns of its own bookkeeping
             warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-            _, tangent = linearize(gradient, self.risk.own_values)
+            _, tangent = linearize(gradient, self.risk.trained_values)
 
         def anew(v: Params) -> Params:
-            return jvp(gradient, (self.risk.own_values,), (v,))[1]
+            return jvp(gradient, (self.risk.trained_values,), (v,))[1]
 
         maps: dict[str, Callable[[Params], Params]] = {"linearised": tangent, "forward anew": anew}
         table: list[Row] = []
@@ -148,8 +150,8 @@ class Bench:
             for k in VECTORS:
                 if self.size == "large" and k > 4:
                     continue
-                columns = torch.randn(self.risk.own.size, k, generator=torch.Generator().manual_seed(k))
-                columns = columns.to(self.risk.own.device)
+                columns = torch.randn(self.risk.trained.size, k, generator=torch.Generator().manual_seed(k))
+                columns = columns.to(self.risk.trained.device)
                 works = {"loop": self.loop(product, columns), "vmap": self.vmapped(product, columns)}
                 times = in_turn(works, self.report.asked.repetitions(7 if self.size == "small" else 3))
                 loop, together = times["loop"], times["vmap"]
@@ -167,11 +169,11 @@ class Bench:
         self.report.table(f"Several vectors at once: {self.title}", table, f"vectors_{self.size}")
 
     def loop(self, product: Callable[[Params], Params], columns: Tensor) -> Work:
-        space = self.risk.own
+        space = self.risk.trained
         return lambda: [space.flatten(product(space.unflatten(v))) for v in columns.unbind(dim=1)]
 
     def vmapped(self, product: Callable[[Params], Params], columns: Tensor) -> Work:
-        space = self.risk.own
+        space = self.risk.trained
         return lambda: space.flatten_columns(vmap(product)(space.unflatten_columns(columns)))
 
     def gradient(self) -> object:
@@ -193,12 +195,12 @@ class Bench:
         kept: list[int] = []
         for _ in range(3):
             gc.collect()
-            before = resident(self.risk.own.device)
+            before = resident(self.risk.trained.device)
             chunk: list[Callable[[Tensor], Tensor]] = []
             seconds.append(once(lambda chunk=chunk: chunk.append(plan.chunk(self.risk, self.batch))))
             chunk[0](column)
             gc.collect()
-            kept.append(resident(self.risk.own.device) - before)
+            kept.append(resident(self.risk.trained.device) - before)
             chunk.clear()
         return {
             "set-up s": median(seconds),

@@ -20,7 +20,7 @@ from benchmarks.report import Report, Row
 from experiments.networks import ConvNet, Dense
 from stagetrace import Chain, Stage
 from stagetrace.objectives import Classification
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.validation import Adam, Preconditioner, Steps, leave_out, minimise, polish
 
 COPIES = (1, 2, 4, 8, 25)
@@ -36,14 +36,14 @@ def _by_steps(report: Report) -> None:
     task = report.asked.digits()
     model = ConvNet(task.train.pixels.shape[1:], len(task.classes)).to(report.asked.device)
     stage = Stage("pretrain", model=model, objective=Classification(), data=task.train.dataset)
-    problem = Problem.of(stage, None)
+    bound = BoundStage.of(stage, None)
     steps = 2 if report.asked.quick else 10
     fit = Steps(Adam(1e-4), steps=steps, batch_size=512)
     n = len(task.train)
 
     def train(copies: int) -> Callable[[], object]:
         weights = torch.stack([leave_out(n, [index]) for index in range(copies)])
-        return lambda: fit(problem, weights, None, 0)
+        return lambda: fit(bound, weights, None, 0)
 
     rounds = [
         {copies: _seconds(train(copies)) / copies for copies in COPIES} for _ in range(report.asked.repetitions(5))
@@ -72,16 +72,16 @@ def _solved_again(report: Report) -> None:
     model = Dense(features.shape[1], 16, len(task.classes)).double().to(report.asked.device)
     data = TensorDataset(features, task.train.labels[:count])
     stage = Stage("pretrain", model=model, objective=Classification(), data=data, weight_decay=1e-2, batch_size=count)
-    problem = polish(Chain(stage)).chain["pretrain"]
+    bound = polish(Chain(stage)).chain["pretrain"]
     started = time.perf_counter()
-    known = Preconditioner.of(problem)
+    known = Preconditioner.of(bound)
     once = time.perf_counter() - started
     found: list[Row] = []
     for index in range(3 if report.asked.quick else 20):
         row: Row = {}
         for name, preconditioner in (("plain", None), ("known", known)):
             before = time.perf_counter()
-            minimum = minimise(problem, leave_out(count, [index]), strict=False, preconditioner=preconditioner)
+            minimum = minimise(bound, leave_out(count, [index]), strict=False, preconditioner=preconditioner)
             row[f"{name} s"] = time.perf_counter() - before
             row[f"{name} products"] = minimum.products
         found.append(row)
@@ -96,7 +96,7 @@ def _solved_again(report: Report) -> None:
         for name, words in (("plain", "conjugate gradients alone"), ("known", "the minimum's own curvature"))
     ]
     report.table(
-        f"One example of {count:,} out, {problem.own.size:,} parameters, float64, to a gradient norm of 1e-8",
+        f"One example of {count:,} out, {bound.trained.size:,} parameters, float64, to a gradient norm of 1e-8",
         table,
         "solved_again",
     )

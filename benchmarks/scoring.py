@@ -77,7 +77,7 @@ class Bench:
 
     def adjoints(self, risk: Risk, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(k)
-        return torch.randn(risk.own.size, k, generator=generator).to(risk.own.device)
+        return torch.randn(risk.trained.size, k, generator=generator).to(risk.trained.device)
 
     def batch_sizes(self) -> None:
         """One adjoint: each way at each batch size, with cheap and with costly reading."""
@@ -169,7 +169,7 @@ class Bench:
         for size in (DEFAULT, 1024):
             risk = self.risk(data, size)
             adjoint = self.adjoints(risk, 1)
-            batches = list(risk.read(risk.examples.plan()))
+            batches = list(risk.read(risk.examples.batch_indices()))
             times = in_turn(self.layers(risk, adjoint, batches), self.repetitions)
             first = next(iter(times.values()))
             for name, time in times.items():
@@ -188,8 +188,8 @@ class Bench:
 
     def layers(self, risk: Risk, adjoint: Tensor, batches: list[Batch]) -> dict[str, Work]:
         """Scoring from the inside out."""
-        own, inherited = risk.own_values, risk.inherited_values
-        tangent = risk.own.unflatten(adjoint[:, 0])
+        own, inherited = risk.trained_values, risk.inherited_values
+        tangent = risk.trained.unflatten(adjoint[:, 0])
 
         def each(work: Callable[[Batch], object]) -> Work:
             def all_batches() -> None:

@@ -13,8 +13,8 @@ from experiments.tasks import Task, two_tasks
 from experiments.training import Training, train_classifier
 from stagetrace import Stage
 from stagetrace.objectives import Classification
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk
 
 DATASET = "mnist"
@@ -115,7 +115,7 @@ def large_network(asked: Asked, task: Task) -> LargeConvNet:
 def risk_of(model: nn.Module, data: Any, batch_size: int = 256) -> Risk:
     """The losses of the examples at the model's parameters."""
     stage = Stage("pretrain", model=model, objective=Classification(), data=data, batch_size=batch_size)
-    return Problem.of(stage, None).risk
+    return BoundStage.of(stage, None).risk
 
 
 def batch_of(risk: Risk, indices: list[int]) -> Batch:

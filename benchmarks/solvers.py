@@ -115,7 +115,7 @@ class System:
         risk = risk_of(own, task.train.dataset)
         chosen = seeded_subset(len(task.train), examples, seed)
         operator = MeanCurvature.planned(risk, "Hessian", chosen, 8 * 2**30)
-        rhs = mean_gradient(risk_of(own, task.test.dataset)).own[:, 0]
+        rhs = mean_gradient(risk_of(own, task.test.dataset)).trained[:, 0]
         return System(operator, Remembering(operator), rhs)
 
 

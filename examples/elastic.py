@@ -27,7 +27,7 @@ class Elastic(Link):
 
     strengths: Mapping[str, Tensor]
 
-    def strength(self, moved) -> Mapping[str, Tensor]:
+    def strength(self, anchored) -> Mapping[str, Tensor]:
         return self.strengths
 
 

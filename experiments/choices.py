@@ -27,7 +27,7 @@ from stagetrace.curvature import Auto
 from stagetrace.errors import DescriptionError
 from stagetrace.progress import Progress
 from stagetrace.validation import Adam, Drawn, Estimator, Groups, Influence, Largest, Resolve, Steps, Validation
-from stagetrace.validation.handing_on import with_values
+from stagetrace.validation.rebinding import with_values
 
 NAME = "choices"
 SIZES = (1e-2, 3e-2, 1e-1, 3e-1)
@@ -180,8 +180,8 @@ def _with_alphas(chain: Chain, inner: Estimator) -> list[Estimator]:
 def _trained_by_adam(chain: Chain, seed: int) -> Chain:
     """The chain's stages trained from scratch, one after the other."""
     before, stages = None, list[Any]()
-    for problem in chain.problems:
-        weights = torch.ones(1, len(problem.stage.examples), dtype=torch.float64)
-        before = FROM_SCRATCH(problem, weights, before, seed)
-        stages.append(with_values(problem.stage, {name: value[0] for name, value in before.items()}))
+    for bound in chain.bound_stages:
+        weights = torch.ones(1, len(bound.stage.examples), dtype=torch.float64)
+        before = FROM_SCRATCH(bound, weights, before, seed)
+        stages.append(with_values(bound.stage, {name: value[0] for name, value in before.items()}))
     return Chain(*stages)

@@ -21,7 +21,7 @@ from stagetrace.results.files import atomic
 from stagetrace.results.jsonable import to_json
 from stagetrace.results.manifest import versions
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.tracing.walk import concerns
+from stagetrace.tracing.backward import solution_warnings
 from stagetrace.validation import LinearDatamodelling, Validation, mean_over_seeds
 
 Record = dict[str, Any]
@@ -109,7 +109,7 @@ def of_trace(trace: Trace, curvature: Mapping[str, Any], solver: Mapping[str, An
     """
     solved, warnings = Record(), [str(notice) for notice in trace.statistics.get("notices", [])]  # pyright: ignore
     for name, solution in trace.solutions.items():
-        warnings += map(str, concerns(name, solution))
+        warnings += map(str, solution_warnings(name, solution))
         spectrum = solution.spectrum
         solved[name] = {
             "curvature": repr(curvature[name]),

@@ -24,7 +24,7 @@ from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.stages.links import Link
 from stagetrace.validation import minimise
-from stagetrace.validation.handing_on import with_values
+from stagetrace.validation.rebinding import with_values
 
 INPUTS = 108
 """Pixels after pooling, at most, over all channels."""
@@ -121,19 +121,19 @@ def _best(
     def train() -> Record:
         losses, start = dict[float, float](), own
         for decay in DECAYS:
-            problem = problem_with(start, decay)[stage.name]
-            start = {**start, **minimise(problem, tolerance=1e-3, strict=False, progress=progress).values}
+            bound = problem_with(start, decay)[stage.name]
+            start = {**start, **minimise(bound, tolerance=1e-3, strict=False, progress=progress).values}
             pixels, labels = split.held_out.tensors
             losses[decay] = quality(with_values(stage, start).model(pixels), labels)["loss"]
         decay = min(losses, key=lambda each: losses[each])
-        problem = problem_with(own, decay)[stage.name]
-        minimum = minimise(problem, tolerance=1e-10, max_steps=500, progress=progress)
+        bound = problem_with(own, decay)[stage.name]
+        minimum = minimise(bound, tolerance=1e-10, max_steps=500, progress=progress)
         done.model.load_state_dict({**own, **minimum.checked()})
         parts = {"train": split.train.tensors, "test": split.test.tensors}
         return {
             "weight_decay": decay,
             "held_out_loss": {f"{each:g}": loss for each, loss in losses.items()},
-            "parameters": problem.own.size,
+            "parameters": bound.trained.size,
             "examples": len(split.train),
             "gradient_norm": minimum.gradient_norm,
             "newton_steps": minimum.steps,

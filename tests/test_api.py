@@ -32,6 +32,9 @@ NAMES = [
     "Solution",
     "System",
     "Tikhonov",
+    # record
+    "Recording",
+    "Unrolled",
     # trace
     "Scores",
     "Trace",

@@ -31,7 +31,7 @@ from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
 from stagetrace.curvature.plan import Plan
 from stagetrace.progress import Progress
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 PAPER = Size(
     shape=Shape(),
@@ -64,13 +64,13 @@ class KeptGaussNewton:
 
     few: GaussNewton
 
-    def operator(self, problem: Problem) -> LinearOperator:
-        indices = self.indices(problem)
+    def operator(self, bound: BoundStage) -> LinearOperator:
+        indices = self.indices(bound)
         plan = Plan("GaussNewton", "graph kept", len(indices), bytes_per_example=0, kept_bytes=0, missing=None)
-        return MeanCurvature(problem.risk, indices, plan) + DiagonalOperator(problem.penalty)
+        return MeanCurvature(bound.risk, indices, plan) + DiagonalOperator(bound.penalty)
 
-    def indices(self, problem: Problem) -> Sequence[int]:
-        return self.few.indices(problem)
+    def indices(self, bound: BoundStage) -> Sequence[int]:
+        return self.few.indices(bound)
 
 
 def run(settings: Settings, progress: Progress, write: Callable[[Record], object]) -> None:
@@ -83,8 +83,8 @@ def run(settings: Settings, progress: Progress, write: Callable[[Record], object
     found: Record = {
         "parameters": {
             "shared": sum(p.numel() for p in elmo.parameters() if p.requires_grad),
-            "pretrain": chain["pretrain"].own.size,
-            "finetune": chain["finetune"].own.size,
+            "pretrain": chain["pretrain"].trained.size,
+            "finetune": chain["finetune"].trained.size,
         },
         "sentences": len(read.general),
         "words_a_sentence": sum(lengths(read.general.texts, read.reader)) / len(read.general) - 2,
@@ -137,12 +137,12 @@ def _built(read: Corpora, settings: Settings, progress: Progress) -> tuple[Chain
 def _forward(chain: Chain) -> dict[str, float]:
     """Seconds and floating-point operations of one forward pass over one sentence, kernels as in scoring."""
     risk = chain["pretrain"].risk
-    batch = next(iter(risk.read(risk.examples.plan()[:1])))
+    batch = next(iter(risk.read(risk.examples.batch_indices()[:1])))
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
-            risk.losses(risk.own_values, risk.inherited_values, batch)
+            risk.losses(risk.trained_values, risk.inherited_values, batch)
         started = time.perf_counter()
-        risk.losses(risk.own_values, risk.inherited_values, batch)
+        risk.losses(risk.trained_values, risk.inherited_values, batch)
     seconds = time.perf_counter() - started
     return {"seconds": seconds / len(batch), "flops": counter.get_total_flops() / len(batch)}
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from experiments.language.models import Head
 from experiments.language.stages import features_of, head_stage
-from stagetrace.stages.problem import Problem
-from stagetrace.validation.fits.fit import Copies, Fit, handed_on, one_copy, stacked
-from stagetrace.validation.handing_on import with_values
+from stagetrace.stages.bound import BoundStage
+from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked, starting_values
+from stagetrace.validation.rebinding import with_values
 
 
 @final
@@ -27,14 +27,14 @@ class OnFeatures(Fit):
     head: Fit
     draws: bool = field(default=True, init=False, repr=False)
 
-    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
-        copies, trained = handed_on(problem, len(weights), before), list[dict[str, Tensor]]()
+    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+        copies, trained = starting_values(bound, len(weights), before), list[dict[str, Tensor]]()
         for place in range(len(weights)):
-            stage = with_values(problem.stage, one_copy(copies, place))
+            stage = with_values(bound.stage, one_copy(copies, place))
             features, labels = features_of(stage, stage.data)
             head: nn.Module = stage.model.get_submodule("head")
             assert isinstance(head, Head)
-            alone = Problem.of(head_stage(head, features, labels, stage.weight_decay), None)
+            alone = BoundStage.of(head_stage(head, features, labels, stage.weight_decay), None)
             values = one_copy(self.head(alone, weights[place : place + 1], None, seed), 0)
             trained.append({f"head.{name}": value for name, value in values.items()})
         return {**copies, **stacked(trained)}

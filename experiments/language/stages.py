@@ -102,7 +102,9 @@ def features_of(stage: Stage, data: list[dict[str, Any]]) -> tuple[Tensor, Tenso
     """What the kept network makes of the tweets, `[n, features]`, and their labels."""
     model = _classifier(stage).eval()
     batches = Examples(data, 256, stage.collate, 0, stage.where)
-    found = [(model.features(batch.content), batch.content["labels"]) for batch in batches.read(batches.plan())]
+    found = [
+        (model.features(batch.content), batch.content["labels"]) for batch in batches.read(batches.batch_indices())
+    ]
     return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
 
@@ -139,5 +141,5 @@ def _finetune(stage: Stage, plan: Training, read: Corpora, progress: Progress) -
 def _mean_loss(stage: Stage, data: Any) -> float:
     """Nats a word: the mean over sentences of each one's mean."""
     batches, loss = Examples(data, 256, stage.collate, 0, stage.where), stage.loss
-    read = (batch.content for batch in batches.read(batches.plan()))
+    read = (batch.content for batch in batches.read(batches.batch_indices()))
     return torch.cat([loss.losses(loss.outputs(stage.evaluated, each), each) for each in read]).double().mean().item()

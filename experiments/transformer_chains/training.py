@@ -75,4 +75,4 @@ def outputs_of(stage: Stage, query: Query) -> list[tuple[Batch, torch.Tensor]]:
     """The stage's model on the query's texts, batch by batch, in evaluation mode."""
     examples = Examples(query.data, 256, query.collate or stage.collate, 0, stage.where)
     model = stage.evaluated
-    return [(batch, stage.loss.outputs(model, batch.content)) for batch in examples.read(examples.plan())]
+    return [(batch, stage.loss.outputs(model, batch.content)) for batch in examples.read(examples.batch_indices())]

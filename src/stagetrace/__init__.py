@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from stagetrace.objectives import Objective as Objective
 
     # record
-    from stagetrace.recording import Recorded as Recorded
     from stagetrace.recording import Recording as Recording
     from stagetrace.recording import Unrolled as Unrolled
 
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "curvature": ("Auto", "GaussNewton", "Hessian", "Identity", "LinearOperator"),
     "objectives": ("Objective",),
-    "recording": ("Recorded", "Recording", "Unrolled"),
+    "recording": ("Recording", "Unrolled"),
     "results": ("Scores", "Trace"),
     "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Shift", "Solution", "System", "Tikhonov"),
     "stages": ("Chain", "Frozen", "Link", "Proximal", "Stage"),
@@ -77,7 +76,6 @@ __all__ = [
     "Objective",
     "Proximal",
     "Query",
-    "Recorded",
     "Recording",
     "Scores",
     "Shift",

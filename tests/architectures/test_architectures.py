@@ -9,7 +9,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from stagetrace import Hessian
 from stagetrace.errors import DifferentiationError
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing.contract import choose, contract
 from tests.architectures.zoo import LANGUAGE, LAYERS, Case
@@ -24,7 +24,7 @@ def of(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 def risk_of(case: Case, dtype: torch.dtype) -> Risk:
-    return Problem.of(case.stage(case.model(dtype)), None).risk
+    return BoundStage.of(case.stage(case.model(dtype)), None).risk
 
 
 def directions(size: int, columns: int) -> Tensor:
@@ -38,7 +38,7 @@ def test_scores_are_gradients_by_plain_autograd(case: Case):
         risk = risk_of(case, dtype)
         batch = next(iter(risk.read([range(len(risk.examples))])))
         for columns in (1, 3):
-            lambdas = directions(risk.own.size, columns)
+            lambdas = directions(risk.trained.size, columns)
             way, why = choose(risk, next(iter(risk.read([[0, 1]]))), columns)
             assert columns > 1 or case.way in (None, way), why
             found = contract(way, risk, batch, lambdas.to(dtype))[1]
@@ -64,9 +64,9 @@ def mean_gradient(case: Case, model: nn.Module) -> Tensor:
 @of(TWICE)
 def test_hessian_products_are_differences_of_gradients(case: Case):
     model = case.model()
-    problem = Problem.of(case.stage(model), None)
-    v = directions(problem.own.size, 1)[:, 0]
-    found, centre, step = Hessian().operator(problem) @ v, parameters_to_vector(model.parameters()).detach(), 1e-4
+    bound = BoundStage.of(case.stage(model), None)
+    v = directions(bound.trained.size, 1)[:, 0]
+    found, centre, step = Hessian().operator(bound) @ v, parameters_to_vector(model.parameters()).detach(), 1e-4
     v = without_padding(model, v)
 
     def moved(by: float) -> Tensor:
@@ -82,6 +82,6 @@ def test_hessian_products_are_differences_of_gradients(case: Case):
 
 def test_a_function_that_is_differentiable_once_is_named():
     (case,) = (case for case in ZOO if not case.second)
-    problem = Problem.of(case.stage(case.model()), None)
+    bound = BoundStage.of(case.stage(case.model()), None)
     with pytest.raises(DifferentiationError, match=r"stage 'only': the Hessian needs second derivatives.*once_diff"):
-        _ = Hessian().operator(problem) @ directions(problem.own.size, 1)
+        _ = Hessian().operator(bound) @ directions(bound.trained.size, 1)

@@ -14,8 +14,8 @@ from stagetrace import GaussNewton, Hessian, Stage
 from stagetrace.curvature import plan
 from stagetrace.errors import DataError, DescriptionError, DifferentiationError, StagetraceError
 from stagetrace.objectives import Classification
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import mean_gradient
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import choose
 from tests.architectures import layers
 from tests.architectures.layers import Through
@@ -31,8 +31,8 @@ def stage(model: nn.Module, data: Any = ROWS) -> Stage:
 
 
 def multiply(model: nn.Module, data: Any = ROWS, curvature: Any = None) -> Tensor:
-    problem = Problem.of(stage(model, data), None)
-    return (curvature or Hessian()).operator(problem) @ problem.own.zeros(1)[:, 0]
+    bound = BoundStage.of(stage(model, data), None)
+    return (curvature or Hessian()).operator(bound) @ bound.trained.zeros(1)[:, 0]
 
 
 def wrapped_as(name: str) -> nn.Module:
@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[StagetraceError], str]] = {
         r"_embedding_bag.*replace that operation, or use curvature=Identity\(\) for this stage: use nn\.EmbeddingBag",
     ),
     "checkpoint with reentry": (
-        lambda: mean_gradient(Problem.of(stage(layers.Checkpointed(reentrant=True)), None).risk),
+        lambda: mean_gradient(BoundStage.of(stage(layers.Checkpointed(reentrant=True)), None).risk),
         DifferentiationError,
         r"use_reentrant",
     ),
@@ -151,7 +151,9 @@ def test_a_gradient_scaled_by_frequency_is_not_taken_for_a_derivative():
     plain = layers.Lookup()
     scaled = layers.Lookup(scale_grad_by_freq=True)
     scaled.load_state_dict(plain.state_dict())
-    found, expected = (mean_gradient(Problem.of(stage(model, TOKENS), None).risk).own for model in (scaled, plain))
+    found, expected = (
+        mean_gradient(BoundStage.of(stage(model, TOKENS), None).risk).trained for model in (scaled, plain)
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -172,12 +174,12 @@ class Long(nn.Module):
 @pytest.mark.parametrize(("operations", "examples", "pays"), [(0, 10**6, True), (0, 10, False), (500, 10**6, False)])
 def test_tracing_has_to_be_earned_back_by_each_chunk(operations: int, examples: int, pays: bool):
     data = TensorDataset(torch.randn(4, 100), torch.tensor([0, 1, 1, 0]))
-    risk = Problem.of(stage(Long(operations), data), None).risk
+    risk = BoundStage.of(stage(Long(operations), data), None).risk
     assert plan._tracing_pays(risk, next(iter(risk.read([range(4)]))), examples) is pays
 
 
 def test_a_wrong_forward_mode_is_found_out():
-    risk = Problem.of(stage(Through(layers.WrongSine.apply).double()), None).risk
+    risk = BoundStage.of(stage(Through(layers.WrongSine.apply).double()), None).risk
     probe = next(iter(risk.read([[0, 1]])))
     for columns in (1, 3):
         way, why = choose(risk, probe, columns)
@@ -188,9 +190,9 @@ def test_a_wrong_forward_mode_is_found_out():
 def test_parameters_in_half_precision_give_scores_to_its_rounding():
     full = small()
     half = copy.deepcopy(full).bfloat16()
-    expected = mean_gradient(Problem.of(stage(full), None).risk).own
-    found = mean_gradient(Problem.of(stage(half), None).risk).own
+    expected = mean_gradient(BoundStage.of(stage(full), None).risk).trained
+    found = mean_gradient(BoundStage.of(stage(half), None).risk).trained
     assert found.dtype == torch.bfloat16
     assert float((found.float() - expected).norm()) <= 0.05 * float(expected.norm())
-    risk = Problem.of(stage(half), None).risk
+    risk = BoundStage.of(stage(half), None).risk
     assert choose(risk, next(iter(risk.read([[0, 1]]))), 1)[0] == "forward mode"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, Direct, Frozen, Hessian, Proximal, Query, Stage, trace
-from stagetrace.checks import Finding, Level, verify_problem
+from stagetrace.checks import Finding, Level, verify_stage
 from stagetrace.checks.derivative import difference
 from stagetrace.errors import DataError, DescriptionError, DifferentiationError, StagetraceWarning
 from stagetrace.objectives import Regression
@@ -46,7 +46,7 @@ class Probe(nn.Module):
 
 def findings(model: nn.Module, loss: Any = None, data: Any = DATA, **settings: Any) -> dict[str, Finding]:
     stage = Stage("only", model=model, objective=loss or Regression(), data=data, **settings)
-    return {finding.what: finding for finding in verify_problem(Chain(stage)["only"])}
+    return {finding.what: finding for finding in verify_stage(Chain(stage)["only"])}
 
 
 def traced(chain: Chain, query: Any = DATA, **settings: Any) -> Any:
@@ -333,7 +333,7 @@ def test_a_teacher_that_is_an_earlier_stages_model_is_said(constant: bool):
 
     after = Stage("after", model=last.model, objective=distil, data=DATA, link=Frozen("body"))
     chain = Chain(first, after)
-    found = {f.what: f for f in verify_problem(chain["after"], [first])}["dependence"]
+    found = {f.what: f for f in verify_stage(chain["after"], [first])}["dependence"]
     assert found.level is (Level.OK if constant else Level.WARNING)
     assert constant or "'head.weight'" in found.text
     if not constant:
@@ -465,14 +465,14 @@ def test_the_coupling_is_judged_too():
 
     chain = two_stages(None, Frozen("body"))
     after = Stage("after", model=chain.last.stage.model, objective=loss, data=DATA, link=Frozen("body"))
-    found = {f.what: f for f in verify_problem(Chain(chain.stages[0], after)["after"])}
+    found = {f.what: f for f in verify_stage(Chain(chain.stages[0], after)["after"])}
     assert found["second derivative"].level is Level.OK  # linear in the cubes: the coupling needs their first only
 
     def curved(model: Any, batch: Any) -> Tensor:
         return Squared.apply(model.head(model.body(batch[0]))).sum(1)  # pyright: ignore[reportAttributeAccessIssue,reportOptionalMemberAccess]
 
     after = Stage("after", model=chain.last.stage.model, objective=curved, data=DATA, link=Frozen("body"))
-    found = {f.what: f for f in verify_problem(Chain(chain.stages[0], after)["after"])}
+    found = {f.what: f for f in verify_stage(Chain(chain.stages[0], after)["after"])}
     assert found["second derivative"].level is Level.WARNING
 
 

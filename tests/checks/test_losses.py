@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stagetrace import Chain, Query, Stage, trace
-from stagetrace.checks import verify_problem
+from stagetrace.checks import verify_stage
 from stagetrace.checks.lookout import Lookout, length
 from stagetrace.errors import DataError
 from stagetrace.objectives import Regression
@@ -23,7 +23,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def verified(model: nn.Module, loss: Any, data: Any, **settings: Any) -> list[Any]:
-    return verify_problem(Chain(Stage("only", model=model, objective=loss, data=data, **settings))["only"])
+    return verify_stage(Chain(Stage("only", model=model, objective=loss, data=data, **settings))["only"])
 
 
 ROWS = [(drawn(3, seed=i), drawn(3, seed=100 + i)) for i in range(20)]

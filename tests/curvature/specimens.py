@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from stagetrace import Stage
 from stagetrace.objectives import Classification, Regression
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.risk import Risk
 
 N = 7
@@ -130,11 +130,11 @@ class Specimen:
         }
         return Stage(changes.pop("name", "only"), **(described | changes))
 
-    def problem(self, dtype: torch.dtype = torch.float64, **changes: Any) -> Problem:
-        return Problem.of(self.stage(dtype, **changes), None)
+    def bound(self, dtype: torch.dtype = torch.float64, **changes: Any) -> BoundStage:
+        return BoundStage.of(self.stage(dtype, **changes), None)
 
     def risk(self, dtype: torch.dtype = torch.float64, **changes: Any) -> Risk:
-        return self.problem(dtype, **changes).risk
+        return self.bound(dtype, **changes).risk
 
 
 MLP = Specimen("mlp", lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), (3,), 3)

@@ -28,7 +28,7 @@ def test_an_indefinite_hessian_is_replaced_by_gauss_newton_and_its_own_worst_end
     H, G = means(specimen)
     worst = float(torch.linalg.eigvalsh(H)[0])
     assert worst < -1e-3
-    operator = Auto().operator(specimen.problem())
+    operator = Auto().operator(specimen.bound())
     b = rhs(len(H))
     found = solve(operator, b, Lanczos(rtol=1e-10))
     torch.testing.assert_close(found.value, torch.linalg.solve(G - worst * torch.eye(len(H)).double(), b))
@@ -42,14 +42,14 @@ def test_a_positive_hessian_is_inverted_as_it_is() -> None:
     H, _ = means(MLP)
     H = H + CONVEX * torch.eye(len(H), dtype=torch.float64)
     b = rhs(len(H))
-    found = solve(Auto().operator(MLP.problem(weight_decay=CONVEX)), b, Lanczos(rtol=1e-10))
+    found = solve(Auto().operator(MLP.bound(weight_decay=CONVEX)), b, Lanczos(rtol=1e-10))
     torch.testing.assert_close(found.value, torch.linalg.solve(H, b), rtol=1e-6, atol=1e-8)
 
 
 def test_a_damping_that_was_given_is_of_the_hessian() -> None:
-    problem, b = MLP.problem(), rhs(len(means(MLP)[0]))
+    bound, b = MLP.bound(), rhs(len(means(MLP)[0]))
     ours, hessians = (
-        solve(choice.operator(problem), b, Lanczos(damping=0.3, rtol=1e-10)) for choice in (Auto(), Hessian())
+        solve(choice.operator(bound), b, Lanczos(damping=0.3, rtol=1e-10)) for choice in (Auto(), Hessian())
     )
     torch.testing.assert_close(ours.value, hessians.value)
     assert str(ours.system) == "(H^2 + 0.3 I) x = H b"
@@ -62,17 +62,17 @@ def test_a_plain_loss_has_no_gauss_newton_and_keeps_the_damped_hessian() -> None
     H, _ = means(MLP)
     worst = float(torch.linalg.eigvalsh(H)[0])
     b = rhs(len(H))
-    found = solve(Auto().operator(MLP.problem(objective=losses)), b, Lanczos(rtol=1e-10))
+    found = solve(Auto().operator(MLP.bound(objective=losses)), b, Lanczos(rtol=1e-10))
     damped = H @ H + worst**2 * torch.eye(len(H), dtype=torch.float64)
     torch.testing.assert_close(found.value, torch.linalg.solve(damped, H @ b), rtol=1e-6, atol=1e-8)
 
 
 def test_both_matrices_average_over_the_same_draw() -> None:
     few = Auto(examples=3, seed=1)
-    indices = list(few.indices(MLP.problem()))
+    indices = list(few.indices(MLP.bound()))
     assert len(indices) == 3
     H, G = (every[indices].mean(dim=0) for every in (dense_hessians(MLP), dense_gauss_newtons(MLP)))
-    operator = few.operator(MLP.problem())
+    operator = few.operator(MLP.bound())
     torch.testing.assert_close(operator.to_dense(), H)
     assert operator.psd_approximation is not None
     torch.testing.assert_close(operator.psd_approximation.to_dense(), G)

@@ -12,8 +12,8 @@ from stagetrace.curvature import mixed
 from stagetrace.curvature.mixed import mixed_product
 from stagetrace.errors import DifferentiationError
 from stagetrace.objectives import Regression
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.pull_back import pull_back
 from tests.curvature import specimens
 from tests.curvature.specimens import ATTENTION, BACKWARDS, BAG, CONVOLUTIONAL, LSTM, MLP, ONCE, N, Specimen
@@ -28,22 +28,22 @@ CASES = [
 cased = pytest.mark.parametrize(("specimen", "shared"), CASES, ids=lambda value: getattr(value, "name", str(value)))
 
 
-def linked(specimen: Specimen, shared: Any, dtype: torch.dtype = torch.float64, **changes: Any) -> Problem:
+def linked(specimen: Specimen, shared: Any, dtype: torch.dtype = torch.float64, **changes: Any) -> BoundStage:
     """A stage that kept some of the previous stage's parameters; both have the same values."""
     before = specimen.stage(dtype, name="before")
     return Chain(before, specimen.stage(dtype, name="after", link=Frozen(shared), **changes)).last
 
 
-def places(specimen: Specimen, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Where the inherited and the own parameters lie among all of them."""
+def places(specimen: Specimen, bound: BoundStage) -> tuple[Tensor, Tensor]:
+    """Where the inherited and the trained parameters lie among all of them."""
     names = [name for name, p in specimens.evaluated(specimen).named_parameters() for _ in range(p.numel())]
-    kept = torch.tensor([name in problem.kept for name in names])
+    kept = torch.tensor([name in bound.inherited_from for name in names])
     return kept.nonzero().squeeze(1), (~kept).nonzero().squeeze(1)
 
 
-def block(specimen: Specimen, problem: Problem, indices: Any = slice(None)) -> Tensor:
+def block(specimen: Specimen, bound: BoundStage, indices: Any = slice(None)) -> Tensor:
     """`d2F / dW dTheta` of the dense oracle, `[inherited, own]`."""
-    inherited, own = places(specimen, problem)
+    inherited, own = places(specimen, bound)
     return specimens.dense_hessians(specimen)[indices].mean(dim=0)[inherited][:, own]
 
 
@@ -57,11 +57,11 @@ def test_products_equal_the_dense_block(specimen: Specimen, shared: Any, way: st
 
         monkeypatch.setattr(mixed, "jvp", unavailable)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, specimens.SINGLE)):
-        problem = linked(specimen, shared, dtype)
-        expected = block(specimen, problem)
-        adjoints = torch.randn(problem.own.size, 3, dtype=dtype)
+        bound = linked(specimen, shared, dtype)
+        expected = block(specimen, bound)
+        adjoints = torch.randn(bound.trained.size, 3, dtype=dtype)
         adjoints[:, 1] = 0
-        found = mixed_product(problem.risk, range(N), adjoints)
+        found = mixed_product(bound.risk, range(N), adjoints)
         assert found.dtype == dtype
         assert not found[:, 1].any()
         gap = (found.double() - expected @ adjoints.double()).abs().max()
@@ -71,13 +71,13 @@ def test_products_equal_the_dense_block(specimen: Specimen, shared: Any, way: st
 def test_examples_and_batches_are_those_asked_for():
     adjoint = torch.randn(15, 1, dtype=torch.float64)
     for size in (1, 2, 100):
-        problem = linked(MLP, "0", batch_size=size)
-        found = mixed_product(problem.risk, [6, 1, 4], adjoint)
-        torch.testing.assert_close(found, block(MLP, problem, [6, 1, 4]) @ adjoint, rtol=1e-10, atol=1e-14)
+        bound = linked(MLP, "0", batch_size=size)
+        found = mixed_product(bound.risk, [6, 1, 4], adjoint)
+        torch.testing.assert_close(found, block(MLP, bound, [6, 1, 4]) @ adjoint, rtol=1e-10, atol=1e-14)
 
 
 def test_nothing_is_coupled_to_nothing():
-    first = MLP.problem()
+    first = MLP.bound()
     assert mixed_product(first.risk, range(N), torch.ones(31, 2, dtype=torch.float64)).shape == (0, 2)
 
 
@@ -86,10 +86,10 @@ def test_nothing_is_coupled_to_nothing():
 )
 def test_without_forward_mode_products_are_the_same(specimen: Specimen, shared: str):
     # An operation that is differentiable once can still be between the two, since then it is passed once.
-    problem = linked(specimen, shared)
+    bound = linked(specimen, shared)
     plain = Specimen("plain", lambda: specimens.Through(lambda x: x), specimen.inputs)
-    adjoint = torch.randn(problem.own.size, 2, dtype=torch.float64)
-    found = mixed_product(problem.risk, range(N), adjoint)
+    adjoint = torch.randn(bound.trained.size, 2, dtype=torch.float64)
+    found = mixed_product(bound.risk, range(N), adjoint)
     torch.testing.assert_close(found, block(plain, linked(plain, shared)) @ adjoint, rtol=1e-10, atol=1e-14)
 
 
@@ -101,9 +101,9 @@ class PlainBag(specimens.Bag):
 
 
 def test_a_kept_embedding_bag_is_differentiated_once_only():
-    problem, plain = linked(BAG, "bag"), Specimen("plain", PlainBag, BAG.inputs, tokens=True)
-    adjoint = torch.randn(problem.own.size, 2, dtype=torch.float64)
-    found = mixed_product(problem.risk, range(N), adjoint)
+    bound, plain = linked(BAG, "bag"), Specimen("plain", PlainBag, BAG.inputs, tokens=True)
+    adjoint = torch.randn(bound.trained.size, 2, dtype=torch.float64)
+    found = mixed_product(bound.risk, range(N), adjoint)
     torch.testing.assert_close(found, block(plain, linked(plain, "bag")) @ adjoint, rtol=1e-10, atol=1e-14)
 
 
@@ -113,9 +113,9 @@ def test_a_kept_embedding_bag_is_differentiated_once_only():
     ids=["embedding bag", "once differentiable"],
 )
 def test_without_a_second_derivative_there_is_one_clear_error(specimen: Specimen, shared: str, names: str):
-    problem = linked(specimen, shared)
+    bound = linked(specimen, shared)
     with pytest.raises(DifferentiationError) as caught:
-        mixed_product(problem.risk, range(N), torch.ones(problem.own.size, 1, dtype=torch.float64))
+        mixed_product(bound.risk, range(N), torch.ones(bound.trained.size, 1, dtype=torch.float64))
     message = str(caught.value)
     assert names in message
     assert "stage 'after': the coupling to the previous stage needs second derivatives" in message
@@ -135,8 +135,8 @@ def test_an_inherited_parameter_that_is_not_used_is_not_coupled(way: str, monkey
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    problem = linked(Specimen("unused", Model, (3,)), "unused")
-    assert not mixed_product(problem.risk, range(N), torch.ones(8, 1, dtype=torch.float64)).any()
+    bound = linked(Specimen("unused", Model, (3,)), "unused")
+    assert not mixed_product(bound.risk, range(N), torch.ones(8, 1, dtype=torch.float64)).any()
 
 
 @pytest.mark.parametrize("way", ["forward", "reverse"])
@@ -148,8 +148,8 @@ def test_a_loss_without_products_of_the_two_does_not_couple_them(way: str, monke
         return batch[0] @ (model[0].weight.sum(dim=0) + model[2].weight.sum()) + model[2].bias.sum()
 
     before = MLP.stage(name="before")
-    problem = Chain(before, MLP.stage(name="after", objective=losses, link=Frozen("0"))).last
-    assert not mixed_product(problem.risk, range(N), torch.ones(15, 1, dtype=torch.float64)).any()
+    bound = Chain(before, MLP.stage(name="after", objective=losses, link=Frozen("0"))).last
+    assert not mixed_product(bound.risk, range(N), torch.ones(15, 1, dtype=torch.float64)).any()
 
 
 # One previous parameter in two places
@@ -188,8 +188,8 @@ def test_contributions_of_a_parameter_kept_twice_add_up():
 
     link = Frozen({"a": "layer", "b": "layer"})
     chain = Chain(stage("before", previous), stage("after", model, link=link))
-    first, last = chain.problems
-    adjoint = torch.randn(last.own.size, 1, dtype=torch.float64)
+    first, last = chain.bound_stages
+    adjoint = torch.randn(last.trained.size, 1, dtype=torch.float64)
     direct = torch.randn(last.inherited.size, 1, dtype=torch.float64)
     found = pull_back(last, first, adjoint, Gradient(torch.zeros_like(adjoint), direct), range(N))
 
@@ -205,14 +205,14 @@ def test_contributions_of_a_parameter_kept_twice_add_up():
 
     coupling = torch.func.grad(slope)(previous.layer.weight.detach()).reshape(-1)
     expected = direct[:9, 0] + direct[9:, 0] - coupling
-    by_name = first.own.unflatten(found.own[:, 0])
+    by_name = first.trained.unflatten(found.trained[:, 0])
     torch.testing.assert_close(by_name["layer.weight"].reshape(-1), expected, rtol=1e-10, atol=1e-13)
     assert not by_name["head.weight"].any()
     assert not by_name["head.bias"].any()
 
 
 def test_forward_mode_is_taken_where_the_reverse_product_fails(monkeypatch: pytest.MonkeyPatch):
-    problem, called = linked(MLP, "0"), []
+    bound, called = linked(MLP, "0"), []
 
     def counted(name: str) -> Callable[..., Any]:
         original = getattr(mixed, name)
@@ -223,10 +223,10 @@ def test_forward_mode_is_taken_where_the_reverse_product_fails(monkeypatch: pyte
 
     monkeypatch.setattr(mixed, "_forward", counted("_forward"))
     ones = torch.ones(15, 1, dtype=torch.float64)
-    expected = mixed_product(problem.risk, range(N), ones)
+    expected = mixed_product(bound.risk, range(N), ones)
     assert called == []
     monkeypatch.setattr(mixed, "_reverse", fails)
-    torch.testing.assert_close(mixed_product(problem.risk, range(N), ones), expected)
+    torch.testing.assert_close(mixed_product(bound.risk, range(N), ones), expected)
     assert called == ["_forward"]
     with pytest.raises(DifferentiationError, match="no second backward"):  # it has no forward mode either
         mixed_product(linked(BACKWARDS, "last").risk, range(N), torch.ones(16, 1, dtype=torch.float64))

@@ -44,7 +44,7 @@ def texts(lengths: list[int]) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def problem(data):
+def bound(data):
     torch.manual_seed(0)
     stage = Stage("texts", model=Bag().double(), objective=Classification(), data=data, collate=padded)
     return Chain(stage)["texts"]
@@ -62,12 +62,12 @@ LENGTHS = [1 + (7 * place) % 40 for place in range(EXAMPLES)]
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])
 def test_the_matrix_is_that_of_the_examples_one_by_one(choice) -> None:
     data = texts(LENGTHS)
-    each = sum(choice().operator(problem([one])).to_dense() for one in data[:40]) / 40
-    torch.testing.assert_close(choice().operator(problem(data[:40])).to_dense(), each)
+    each = sum(choice().operator(bound([one])).to_dense() for one in data[:40]) / 40
+    torch.testing.assert_close(choice().operator(bound(data[:40])).to_dense(), each)
 
 
 def test_chunks_are_of_like_lengths_and_little_is_padded() -> None:
-    whole = problem(texts(LENGTHS))
+    whole = bound(texts(LENGTHS))
     operator = Hessian().operator(whole)
     mean = mean_of(operator)
     lengths = [LENGTHS[index] for index in mean.indices]
@@ -79,7 +79,7 @@ def test_chunks_are_of_like_lengths_and_little_is_padded() -> None:
 
 
 def test_examples_of_one_size_keep_their_order() -> None:
-    whole = problem(texts([5] * 30))
+    whole = bound(texts([5] * 30))
     assert list(mean_of(Hessian().operator(whole)).indices) == list(range(30))
     assert by_size(whole.stage.examples, range(30)) == (range(30), False)
 

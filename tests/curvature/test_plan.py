@@ -87,13 +87,13 @@ def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])
 @named(MLP, ENCODER)
 def test_a_tiny_budget_gives_the_same_products(specimen: Specimen, choice: Any):
-    problem = specimen.problem()
-    tight, wide = (choice(memory=memory).operator(problem) for memory in (1, PLENTY))
+    bound = specimen.bound()
+    tight, wide = (choice(memory=memory).operator(bound) for memory in (1, PLENTY))
     assert isinstance(tight.left, MeanCurvature)
     assert not tight.left.plan.keeps
     assert tight.left.plan.chunk_examples == 1
     assert wide.left.plan.keeps
-    v = torch.randn(problem.own.size, 2, dtype=torch.float64)
+    v = torch.randn(bound.trained.size, 2, dtype=torch.float64)
     torch.testing.assert_close(tight @ v, wide @ v, rtol=1e-10, atol=1e-13)
 
 
@@ -150,7 +150,7 @@ def test_without_a_second_derivative_there_is_one_clear_error(
     specimen: Specimen, names: str, memory: int, matrix: Matrix
 ):
     with pytest.raises(DifferentiationError) as caught:
-        CHOICES[matrix](memory=memory).operator(specimen.problem())
+        CHOICES[matrix](memory=memory).operator(specimen.bound())
     message = str(caught.value)
     assert names in message
     assert f"stage 'only': the {matrix} needs second derivatives" in message
@@ -171,7 +171,7 @@ def test_gauss_newton_needs_outputs():
         return model(batch[0]).square().sum(dim=1)
 
     with pytest.raises(DescriptionError, match=r"GaussNewton needs the model's outputs.*or use Hessian"):
-        GaussNewton().operator(MLP.problem(objective=losses))
+        GaussNewton().operator(MLP.bound(objective=losses))
 
 
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])

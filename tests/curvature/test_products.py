@@ -120,7 +120,7 @@ def test_a_trace_through_layers_that_work_in_place_is_right_or_refused(specimen:
 
 @by_matrix
 def test_the_whole_matrix_is_symmetric_and_dense(matrix: Matrix):
-    found = CHOICES[matrix]().operator(MLP.problem()).to_dense(columns=5)
+    found = CHOICES[matrix]().operator(MLP.bound()).to_dense(columns=5)
     assert_close(found, dense(MLP, matrix).mean(dim=0), 1e-10)
     assert_close(found, found.mT, 1e-10)
     if matrix == "GaussNewton":
@@ -149,11 +149,11 @@ def test_several_vectors_equal_one_by_one(matrix: Matrix, way: Way):
 
 
 def test_the_model_s_mode_does_not_matter():
-    evaluating = CONVOLUTIONAL.problem()
+    evaluating = CONVOLUTIONAL.bound()
     evaluating.stage.model.eval()
-    training = CONVOLUTIONAL.problem()
+    training = CONVOLUTIONAL.bound()
     assert training.stage.model.training
-    v = vectors(evaluating.own.size, 1)
+    v = vectors(evaluating.trained.size, 1)
     torch.testing.assert_close(Hessian().operator(training) @ v, Hessian().operator(evaluating) @ v, rtol=0, atol=0)
     assert int(dict(training.stage.model.named_buffers())["norm.num_batches_tracked"]) == 0
 
@@ -163,15 +163,15 @@ def test_the_model_s_mode_does_not_matter():
 
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])
 def test_a_subset_is_seeded_and_averages_over_its_examples(choice: Any):
-    problem, random = MLP.problem(), torch.get_rng_state()
+    bound, random = MLP.bound(), torch.get_rng_state()
     chosen = choice(examples=4, seed=1)
-    indices = list(chosen.indices(problem))
-    assert indices == list(choice(examples=4, seed=1).indices(problem)) == sorted(set(indices))
+    indices = list(chosen.indices(bound))
+    assert indices == list(choice(examples=4, seed=1).indices(bound)) == sorted(set(indices))
     assert len(indices) == 4
-    assert any(list(choice(examples=4, seed=seed).indices(problem)) != indices for seed in (2, 3))
-    assert list(choice(examples=100).indices(problem)) == list(choice().indices(problem)) == list(range(N))
+    assert any(list(choice(examples=4, seed=seed).indices(bound)) != indices for seed in (2, 3))
+    assert list(choice(examples=100).indices(bound)) == list(choice().indices(bound)) == list(range(N))
     expected = dense(MLP, choice.__name__)[indices].mean(dim=0)
-    assert_close(chosen.operator(problem).to_dense(), expected, 1e-10)
+    assert_close(chosen.operator(bound).to_dense(), expected, 1e-10)
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -196,8 +196,8 @@ def test_a_subsample_is_a_mean_over_examples_drawn_without_replacement(matrix: M
 
 
 def test_a_subsample_keeps_nothing_and_the_penalties_whole():
-    problem = MLP.problem(weight_decay=0.5)
-    total = Hessian().operator(problem)
+    bound = MLP.bound(weight_decay=0.5)
+    total = Hessian().operator(bound)
     part = total.subsample(3, torch.Generator().manual_seed(2))
     assert isinstance(part, SumOperator)
     assert isinstance(part.left, MeanCurvature)
@@ -213,7 +213,7 @@ def test_a_subsample_keeps_nothing_and_the_penalties_whole():
 def test_penalties_are_on_the_diagonal(choice: Any):
     previous, stage = MLP.stage(name="before"), MLP.stage(name="after", weight_decay=0.3, link=Proximal("0", alpha=0.2))
     pulled = choice.operator(Chain(previous, stage).last).to_dense()
-    plain = choice.operator(MLP.problem()).to_dense()
+    plain = choice.operator(MLP.bound()).to_dense()
     expected = torch.tensor([0.3 + 2 * 0.2] * 16 + [0.3] * 15, dtype=torch.float64)  # the first layer has 16
     torch.testing.assert_close(pulled - plain, torch.diag(expected), rtol=1e-12, atol=1e-12)
 

@@ -72,11 +72,11 @@ def scores(between: Callable[[Tensor], Tensor], **settings: Any) -> Tensor:
     ids=["double", "constants", "single", "half", "half in single", "single in single"],
 )
 def test_the_coarsest_arithmetic_is_seen(between: Callable[[Tensor], Tensor], dtype: torch.dtype, found: torch.dtype):
-    problem = Chain(stage(between, dtype))["only"]
-    (batch,) = problem.risk.read([range(4)])
-    assert coarsest(problem.risk, batch) == found
+    bound = Chain(stage(between, dtype))["only"]
+    (batch,) = bound.risk.read([range(4)])
+    assert coarsest(bound.risk, batch) == found
     for choice in (Hessian(), GaussNewton()):
-        assert choice.operator(problem).rounding == torch.finfo(found).eps
+        assert choice.operator(bound).rounding == torch.finfo(found).eps
 
 
 @pytest.mark.parametrize("curvature", [Hessian(), GaussNewton()], ids=lambda choice: type(choice).__name__)
@@ -92,8 +92,8 @@ def test_half_precision_inside_is_no_asymmetry_either():
 
 
 def test_a_solve_is_held_to_what_the_arithmetic_allows():
-    problem = Chain(stage(single))["only"]
-    operator = Hessian().operator(problem)
+    bound = Chain(stage(single))["only"]
+    operator = Hessian().operator(bound)
     solution = solve(operator, torch.ones(operator.size, dtype=torch.float64), Direct())
     assert solution.status is Status.CONVERGED
     assert solution.tolerance == torch.finfo(torch.float32).eps ** 0.5

@@ -14,7 +14,7 @@ from stagetrace.objectives import NextToken, Regression
 MANY = ENOUGH + 200
 
 
-def problem(examples: int):
+def bound(examples: int):
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(2, generator=generator), torch.randn(1, generator=generator)) for _ in range(examples)]
     return Chain(Stage("only", model=nn.Linear(2, 1), objective=Regression(), data=data))["only"]
@@ -33,7 +33,7 @@ def test_of_more_the_rules_number_is_drawn_by_the_seed() -> None:
 
 
 def test_the_default_takes_the_rule_and_a_named_matrix_takes_all() -> None:
-    many = problem(MANY)
+    many = bound(MANY)
     assert len(Auto().indices(many)) == ENOUGH
     for choice in (Auto(examples=None), Hessian(), GaussNewton()):
         assert len(choice.indices(many)) == MANY
@@ -42,7 +42,7 @@ def test_the_default_takes_the_rule_and_a_named_matrix_takes_all() -> None:
 
 
 def test_the_default_matrix_is_the_mean_over_the_drawn_examples() -> None:
-    many = problem(MANY)
+    many = bound(MANY)
     xs = torch.stack([many.stage.data[index][0] for index in Auto().indices(many)]).double()
     ones = torch.cat([xs, torch.ones(len(xs), 1).double()], dim=1)
     dense = Auto().operator(many).to_dense().double()
@@ -50,7 +50,7 @@ def test_the_default_matrix_is_the_mean_over_the_drawn_examples() -> None:
 
 
 def test_what_is_left_out_is_said_and_how_all_are_taken() -> None:
-    many = problem(MANY)
+    many = bound(MANY)
     said = subset_in_words(Auto(seed=4), many)
     assert said is not None
     for word in (f"{ENOUGH:,} of {MANY:,} examples", "seed 4", "--solve examples=all", "examples=None"):
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_said_and_how_all_are_taken() -> None:
     assert typed is not None
     assert "--solve" not in typed
     assert subset_in_words(Auto(examples=None), many) is None
-    assert subset_in_words(Auto(), problem(20)) is None
+    assert subset_in_words(Auto(), bound(20)) is None
 
 
 def test_a_run_says_it_of_each_stage_that_it_holds_for(recwarn: pytest.WarningsRecorder) -> None:
@@ -80,7 +80,7 @@ def test_a_run_says_it_of_each_stage_that_it_holds_for(recwarn: pytest.WarningsR
 
 
 def test_the_coupling_takes_more_by_the_rule_and_what_was_said_otherwise() -> None:
-    many = problem(MANY)
+    many = bound(MANY)
     assert coupled(Auto(), many, 1) == range(MANY)
     assert list(coupled(Auto(), many, COUPLED)) == list(Auto().indices(many))
     assert len(coupled(Auto(), many, 36)) == COUPLED // 36

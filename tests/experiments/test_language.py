@@ -163,11 +163,11 @@ def test_scores_by_forward_mode_are_products_with_gradients(model):
     stage = stage_of_words(model, read(), 0.0)
     risk = Chain(stage)["pretrain"].risk
     batch = next(iter(risk.read([range(len(SENTENCES))])))
-    direction = torch.randn(risk.own.size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(risk.trained.size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     _, dots = forward_mode(risk, batch, direction)
     for index in range(len(SENTENCES)):
         one = next(iter(risk.read([[index]])))
-        assert float(batch_gradient(risk, one).own[:, 0] @ direction[:, 0]) == pytest.approx(float(dots[index, 0]))
+        assert float(batch_gradient(risk, one).trained[:, 0] @ direction[:, 0]) == pytest.approx(float(dots[index, 0]))
 
 
 def test_heads_trained_on_features_are_those_trained_on_sentences(model):
@@ -177,8 +177,8 @@ def test_heads_trained_on_features_are_those_trained_on_sentences(model):
     chain = Chain(stage_of_words(model, found, 0.0), stage_of_tweets(classifier.eval(), found, 1e-2))
     weights = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
     before = {name: torch.stack([p, p + 0.3]).detach() for name, p in model.named_parameters()}
-    steps, problem = Steps(Adam(1e-1), steps=7, batch_size=3), chain["finetune"]
-    whole, quick = steps(problem, weights, before, 0), OnFeatures(steps)(problem, weights, before, 0)
+    steps, bound = Steps(Adam(1e-1), steps=7, batch_size=3), chain["finetune"]
+    whole, quick = steps(bound, weights, before, 0), OnFeatures(steps)(bound, weights, before, 0)
     assert set(quick) == set(whole)
     for name, value in whole.items():
         torch.testing.assert_close(quick[name], value, rtol=1e-8, atol=1e-10)
@@ -187,11 +187,11 @@ def test_heads_trained_on_features_are_those_trained_on_sentences(model):
 
 
 def test_curvature_without_trials_is_the_same(model):
-    problem = Chain(stage_of_words(model, read(), 1e-2))["pretrain"]
-    vector = torch.randn(problem.own.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bound = Chain(stage_of_words(model, read(), 1e-2))["pretrain"]
+    vector = torch.randn(bound.trained.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     few = GaussNewton(examples=3, seed=1)
-    expected = few.operator(problem) @ vector
-    torch.testing.assert_close(KeptGaussNewton(few).operator(problem) @ vector, expected, rtol=1e-8, atol=1e-10)
+    expected = few.operator(bound) @ vector
+    torch.testing.assert_close(KeptGaussNewton(few).operator(bound) @ vector, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_what_cannot_be_is_refused():

@@ -219,9 +219,9 @@ def test_the_chosen_tweets_are_what_they_are_called(out):
 
 def test_lora_keeps_the_body_and_trains_the_head(texts, tmp_path):
     both = trained(texts, tmp_path)
-    first, last = both[LORA].chain.problems
-    assert set(last.kept.values()) < set(first.own.names)
-    assert all("lora_" in name or "pooler" in name or "classifier" in name for name in last.own.names)
+    first, last = both[LORA].chain.bound_stages
+    assert set(last.inherited_from.values()) < set(first.trained.names)
+    assert all("lora_" in name or "pooler" in name or "classifier" in name for name in last.trained.names)
 
 
 def test_a_family_is_one_of_two():

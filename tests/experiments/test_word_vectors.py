@@ -24,7 +24,7 @@ from stagetrace.errors import DataError
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift
 from stagetrace.validation import Largest, Resolve
-from stagetrace.validation.handing_on import with_values
+from stagetrace.validation.rebinding import with_values
 from tests.experiments.conftest import SMALL_WORDS, Call, result_of, write_texts
 
 WORDS = [f"{first}{second}" for first in "bdfgklm" for second in ("a", "e", "i", "o", "u")]
@@ -128,7 +128,7 @@ def test_loss_is_the_mean_over_a_lines_pairs() -> None:
 def test_turning_both_matrices_together_changes_no_score(both: Prepared) -> None:
     """The flat family of minima: `vectors R` and `contexts R`, and the second stage's head turned with them."""
     turn = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
-    first, second = (problem.stage for problem in both.chain.problems)
+    first, second = (bound.stage for bound in both.chain.bound_stages)
 
     def turned(stage: str, name: str) -> Tensor:
         return both.chain[stage].stage.model.get_parameter(name).detach() @ turn
@@ -142,8 +142,8 @@ def test_turning_both_matrices_together_changes_no_score(both: Prepared) -> None
 
 
 def test_small_stages_are_at_a_minimum_and_predict_solving_again(both: Prepared, tmp_path: Path) -> None:
-    for problem in both.chain.problems:
-        assert problem.stationarity.norm() < 1e-8
+    for bound in both.chain.bound_stages:
+        assert bound.stationarity.norm() < 1e-8
     pull, choices = 1e-2, [Largest(6, by=0.1)]
     fit = Resolve(tolerance=1e-9, proximity=pull)
     settings = Settings(tmp_path, tmp_path).of_seed(0)

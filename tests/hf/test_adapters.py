@@ -84,14 +84,16 @@ def apart(first: Any, second: Any, oracle_of_second: Any = None) -> float:
     """The largest error of a score of a chain of two stages, over the largest score of its stage."""
     query = hf.query(ROWS[:1], stage=second)
     result = trace(Chain(first, second), query, curvature=Hessian(), solver=Direct())
-    problem = Chain(first, second)["second"]
+    bound = Chain(first, second)["second"]
     expected = dense.scores(
         dense.Side(first.model, list(first.data), first.weight_decay, own_names(first.model)),
-        dense.Side(oracle_of_second or second.model, list(second.data), second.weight_decay, list(problem.own_values)),
+        dense.Side(
+            oracle_of_second or second.model, list(second.data), second.weight_decay, list(bound.trained_values)
+        ),
         list(query.data),
-        problem.kept,
-        problem.moved,
-        alpha=float(problem.link_settings.get("alpha", 0.0)),
+        bound.inherited_from,
+        bound.anchored_to,
+        alpha=float(bound.link_settings.get("alpha", 0.0)),
     )
     errors: list[float] = []
     for stage, values in zip(("first", "second"), expected, strict=True):
@@ -180,7 +182,7 @@ class TestMergedAdapters:
         base, first, two = self.chain()
         before = {name: p.clone() for name, p in two.named_parameters()}
         second = hf.stage("second", two, ROWS[::-1], after=first, weight_decay=0.4)
-        kept = set(Chain(base, first, second)["second"].kept.values())
+        kept = set(Chain(base, first, second)["second"].inherited_from.values())
         assert {name for name in own_names(first.model) if "lora_" in name} <= kept
         batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
         torch.testing.assert_close(second.loss.outputs(second.model, batch), second.loss.outputs(two, batch))

@@ -175,9 +175,9 @@ def test_adapters_and_their_base_come_from_folders(tmp_path: Path):
     again = hf.stage("second", tmp_path / "adapters", DATA["labelled"], after=first)
     for name, parameter in again.model.named_parameters():
         assert torch.equal(parameter, second.model.get_parameter(name)), "a run is recognised by every parameter"
-    problem = Chain(first, second)["second"]
+    bound = Chain(first, second)["second"]
     assert isinstance(second.link, Frozen)
-    assert all("lora_" in name or "modules_to_save" in name for name in problem.own_values)
+    assert all("lora_" in name or "modules_to_save" in name for name in bound.trained_values)
     result = trace(Chain(first, second), hf.query(QUERY, stage=second), solver=Lanczos(damping=1.0))
     assert bool((result["first"].values != 0).any())
 

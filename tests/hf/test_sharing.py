@@ -129,8 +129,8 @@ def test_tied_embeddings_are_one_parameter(ours_tied: bool, theirs_tied: bool):
     assert list(found.left) == (["lm_head.weight"] if ours_tied and not theirs_tied else [])
     data = [{"input_ids": [5, 6, 7]}]
     first = hf.stage("first", before, data)
-    problem = Chain(first, hf.stage("second", after, data, after=first))["second"]
-    assert problem.moved == dict(found)
+    bound = Chain(first, hf.stage("second", after, data, after=first))["second"]
+    assert bound.anchored_to == dict(found)
 
 
 def test_an_extended_vocabulary_is_named_and_not_shared():
@@ -199,7 +199,7 @@ class TestTheLinkThatIsFound:
         first, second = self.stages(after, before)
         assert second.link == Frozen(dict(hf.shared(after, before)))
         assert second.model is after
-        assert set(Chain(first, second)["second"].own_values) == set(hf.shared(after, before).new)
+        assert set(Chain(first, second)["second"].trained_values) == set(hf.shared(after, before).new)
 
     def test_proximal_where_some_moved_and_the_rest_is_kept(self):
         before = tiny.model("BertForMaskedLM")
@@ -208,9 +208,9 @@ class TestTheLinkThatIsFound:
         first, second = self.stages(after, before, alpha=0.3)
         found = hf.shared(after, before)
         assert second.link == Proximal(dict(found), alpha=0.3)
-        problem = Chain(first, second)["second"]
-        assert set(problem.moved) == set(found.moved)
-        assert set(problem.kept) == set(found.kept)
+        bound = Chain(first, second)["second"]
+        assert set(bound.anchored_to) == set(found.moved)
+        assert set(bound.inherited_from) == set(found.kept)
         assert all(p.requires_grad for p in after.parameters())  # the model that was given is as it was
         after_values = dict(after.named_parameters())
         assert all(p.data_ptr() == after_values[n].data_ptr() for n, p in second.model.named_parameters())

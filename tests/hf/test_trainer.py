@@ -78,7 +78,7 @@ def test_frozen_parameters_stay_shared_and_kept(tmp_path: Path):
     first = hf.from_trainer(pretrained, "first")
     second = hf.from_trainer(trainer(tmp_path / "b", model, tokenised(2)), "second", after=first)
     assert isinstance(second.link, Frozen)
-    assert set(Chain(first, second)["second"].own_values) == {"classifier.weight", "classifier.bias"}
+    assert set(Chain(first, second)["second"].trained_values) == {"classifier.weight", "classifier.bias"}
 
 
 @pytest.mark.parametrize("kind", ["classes", "next tokens", "words"])

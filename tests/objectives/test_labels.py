@@ -48,7 +48,7 @@ def read(objective: Any, data: Any, model: nn.Module, batch_size: int = 4) -> li
     stage = Stage("fit", model=model, objective=objective, data=data, batch_size=batch_size)
     risk = Chain(stage)["fit"].risk
     with torch.no_grad():
-        return [risk.losses(risk.own_values, {}, batch) for batch in risk.read(risk.examples.plan())]
+        return [risk.losses(risk.trained_values, {}, batch) for batch in risk.read(risk.examples.batch_indices())]
 
 
 def refusal(objective: Any, data: Any, model: nn.Module) -> str:

@@ -82,12 +82,12 @@ def test_the_work_does_not_grow_with_the_data() -> None:
 
 
 def test_the_look_at_the_spectrum_is_bounded_by_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = MLP.problem()
-    whole = Look.at(problem, Hessian().operator(problem), Silent())
+    bound = MLP.bound()
+    whole = Look.at(bound, Hessian().operator(bound), Silent())
     assert whole.whole
     monkeypatch.setattr(work, "OPERATIONS", 1.0)
     monkeypatch.setattr(work, "FEWEST", 3)
-    part = Look.at(problem, Hessian().operator(problem), Silent())
+    part = Look.at(bound, Hessian().operator(bound), Silent())
     assert (part.examples, part.of, part.whole) == (3, whole.of, False)
     assert part.products <= SPECTRUM_STEPS
     assert part.seconds > 0
@@ -184,14 +184,14 @@ SOLVERS = [Lanczos(), Lanczos(damping=1e-2), Lanczos(damping=0.5, filter=Shift),
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 @pytest.mark.parametrize("eigenvalues", SPECTRA.values(), ids=SPECTRA.keys())
 def test_a_solve_takes_no_more_products_than_were_said(eigenvalues: Tensor, solver: Solver) -> None:
-    class Problem:
+    class BoundStage:
         """As much of one as is looked at."""
 
         own = torch.empty(300)
 
-    Problem.own = type("Space", (), {"size": 300})  # pyright: ignore[reportAttributeAccessIssue]
+    BoundStage.trained = type("Space", (), {"size": 300})  # pyright: ignore[reportAttributeAccessIssue]
     operator = DenseOperator(torch.diag(eigenvalues)) if isinstance(solver, Direct) else DiagonalOperator(eigenvalues)
-    most = most_products(Problem, operator, solver, look(eigenvalues))  # pyright: ignore[reportArgumentType]
+    most = most_products(BoundStage, operator, solver, look(eigenvalues))  # pyright: ignore[reportArgumentType]
     solution = solve(operator, torch.ones(300, dtype=torch.float64), solver)
     assert most is not None
     assert solution.products <= most

@@ -120,7 +120,7 @@ def test_nothing_hears_of_a_part_after_its_task() -> None:
 
 
 def test_a_product_says_how_much_of_it_is_done() -> None:
-    operator = Hessian(memory=1).operator(MLP.problem())  # a chunk an example
+    operator = Hessian(memory=1).operator(MLP.bound())  # a chunk an example
     heard: list[float] = []
     with listening(heard.append):
         operator.apply(torch.ones(operator.size, 1, dtype=torch.float64))

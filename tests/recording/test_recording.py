@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from stagetrace import Recorded, Recording
+from stagetrace import Recording
 from stagetrace.errors import DescriptionError, ResultsError
+from stagetrace.recording import Recorded
 from stagetrace.recording.content import digest, read, written
 from tests.replay.runs import Net, Run, data_of, train
 

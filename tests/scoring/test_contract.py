@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stagetrace import Stage
 from stagetrace.errors import DataError
 from stagetrace.objectives import Classification, MaskedToken, NextToken
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing import contract as contracting
 from stagetrace.tracing.contract import choose, contract, forward_mode, one_by_one, per_example
@@ -65,7 +65,7 @@ def test_contractions_equal_a_loop_of_autograd(specimen: Specimen, way: Any):
             assert contracting._failure(way, risk, batch, 1)  # recurrent layers have no batching rule
             return
         for columns in (1, 2, 9):
-            lambdas = adjoints(risk.own.size, columns, dtype)
+            lambdas = adjoints(risk.trained.size, columns, dtype)
             losses, dots = WAYS[way](risk, batch, lambdas)
             assert dots.dtype == dtype
             assert losses.shape == (N,)
@@ -89,7 +89,7 @@ class Language:
     def risk(self, dtype: torch.dtype) -> Risk:
         model = self.model().to(dtype)
         stage = Stage("only", model=model, objective=self.objective, data=self.data, collate=self.collate)
-        return Problem.of(stage, None).risk
+        return BoundStage.of(stage, None).risk
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng():
@@ -136,7 +136,7 @@ def test_contractions_of_language_models_equal_a_loop_without_padding(name: str)
         risk = case.risk(dtype)
         batch = whole(risk)
         for columns in (1, 9):
-            lambdas = adjoints(risk.own.size, columns, dtype)
+            lambdas = adjoints(risk.trained.size, columns, dtype)
             expected = gradients @ lambdas.double()
             worked = 0
             for way in WAYS:
@@ -153,7 +153,7 @@ def test_contractions_of_language_models_equal_a_loop_without_padding(name: str)
 @by_way
 def test_a_slice_of_a_batch_has_its_own_rows(way: Any):
     risk = MLP.risk()
-    lambdas = adjoints(risk.own.size, 2, torch.float64)
+    lambdas = adjoints(risk.trained.size, 2, torch.float64)
     expected = specimens.example_gradients(MLP) @ lambdas
     for indices in ([3], [4, 1], [6, 0, 2]):
         batch = next(iter(risk.read([indices])))
@@ -162,10 +162,10 @@ def test_a_slice_of_a_batch_has_its_own_rows(way: Any):
 
 def test_per_example_gradients_come_in_slices_that_fit(monkeypatch: pytest.MonkeyPatch):
     risk = MLP.risk()
-    lambdas = adjoints(risk.own.size, 3, torch.float64)
+    lambdas = adjoints(risk.trained.size, 3, torch.float64)
     expected = specimens.example_gradients(MLP) @ lambdas
     for rows in (1, 3, 5):  # 7 = 3 + 3 + 1 = 5 + 2
-        monkeypatch.setattr(contracting, "GRADIENT_BYTES", rows * 8 * risk.own.size)
+        monkeypatch.setattr(contracting, "GRADIENT_BYTES", rows * 8 * risk.trained.size)
         losses, dots = per_example(risk, whole(risk), lambdas)
         assert_close(dots, expected, 1e-12)
         assert len(losses) == N
@@ -173,7 +173,7 @@ def test_per_example_gradients_come_in_slices_that_fit(monkeypatch: pytest.Monke
 
 def test_more_adjoints_than_go_together(monkeypatch: pytest.MonkeyPatch):
     risk = MLP.risk()
-    lambdas = adjoints(risk.own.size, 7, torch.float64)
+    lambdas = adjoints(risk.trained.size, 7, torch.float64)
     expected = specimens.example_gradients(MLP) @ lambdas
     for together in (1, 2, 3, 7, 100):
         monkeypatch.setattr(contracting, "TANGENTS", together)
@@ -183,7 +183,7 @@ def test_more_adjoints_than_go_together(monkeypatch: pytest.MonkeyPatch):
 @by_way
 def test_the_name_of_a_way_is_the_way(way: Any):
     risk = MLP.risk()
-    lambdas = adjoints(risk.own.size, 2, torch.float64)
+    lambdas = adjoints(risk.trained.size, 2, torch.float64)
     for found, expected in zip(
         contract(way, risk, whole(risk), lambdas), WAYS[way](risk, whole(risk), lambdas), strict=True
     ):
@@ -210,7 +210,7 @@ def described() -> Risk:
     words = ["a", "four", "two", "seven", "i", "longer", "no"]
     rows = [{"x": row, "text": word, "label": int(label) % 2} for row, word, label in zip(x, words, y, strict=True)]
     stage = Stage("only", model=Described().double(), objective=Classification(), data=rows)
-    return Problem.of(stage, None).risk
+    return BoundStage.of(stage, None).risk
 
 
 def test_strings_in_a_batch_are_passed_on():
@@ -218,7 +218,7 @@ def test_strings_in_a_batch_are_passed_on():
     batch = whole(risk)
     assert batch.content["text"][1] == "four"
     for columns in (1, 3):
-        lambdas = adjoints(risk.own.size, columns, torch.float64)
+        lambdas = adjoints(risk.trained.size, columns, torch.float64)
         forward, single = (WAYS[way](risk, batch, lambdas) for way in ("forward mode", "one example at a time"))
         for one, other in zip(forward, single, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
@@ -232,7 +232,7 @@ def test_strings_in_a_batch_are_passed_on():
 
 
 def probed(risk: Risk, columns: int) -> tuple[Any, str]:
-    probe = next(iter(risk.read([risk.examples.plan(size=2)[0]])))
+    probe = next(iter(risk.read([risk.examples.batch_indices(size=2)[0]])))
     found = choose(risk, probe, columns)
     assert choose(risk, probe, columns) == found
     return found
@@ -283,7 +283,7 @@ def test_without_forward_mode_there_is_another_way_and_a_reason(case: str, colum
     assert way == expected
     assert re.match(reason, why), why
     assert "\n" not in why
-    lambdas = adjoints(risk.own.size, columns, torch.float64)
+    lambdas = adjoints(risk.trained.size, columns, torch.float64)
     found = contract(way, risk, whole(risk), lambdas)[1]
     assert_close(found, specimens.example_gradients(specimen) @ lambdas, 1e-12)
 

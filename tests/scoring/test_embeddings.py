@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from stagetrace import Chain, Direct, Frozen, Lanczos, Query, Stage, trace
 from stagetrace.objectives import Classification
 from stagetrace.solvers import Shift
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing import contract
 from stagetrace.tracing.contract import forward_mode, one_by_one, per_example
 
@@ -113,7 +113,7 @@ def test_every_way_to_contract_agrees_along_any_direction(name: str, columns: in
     chain, _ = chain_of(**OPTIONS[name])
     risk = chain["pretrain"].risk
     batch = next(iter(risk.read([range(12)])))
-    along = torch.randn(risk.own.size, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    along = torch.randn(risk.trained.size, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     found = [way(risk, batch, along)[1] for way in (forward_mode, per_example, one_by_one)]
     model = chain["pretrain"].stage.model
     head = torch.cat([p.detach().flatten() for p in model.get_submodule("head").parameters()])
@@ -134,7 +134,7 @@ def test_the_users_embedding_keeps_its_options(name: str) -> None:
     """The copy is what changes."""
     model = Bag(**OPTIONS[name])
     stage = Stage("pretrain", model=model, objective=Classification(), data=data(0, 4))
-    assert Problem.of(stage, None).risk is not None
+    assert BoundStage.of(stage, None).risk is not None
     assert stage.evaluated is not model
     for option, value in OPTIONS[name].items():
         assert getattr(model.vectors, option) == value
@@ -148,10 +148,10 @@ def test_tangents_with_storage_of_their_own_give_the_same(columns: int, monkeypa
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(6, 2)).double()
     data = TensorDataset(torch.randint(0, 7, (5, 2)), torch.randint(0, 2, (5,)))
-    risk = Problem.of(Stage("s", model=model, objective=Classification(), data=data), None).risk
+    risk = BoundStage.of(Stage("s", model=model, objective=Classification(), data=data), None).risk
     batch = next(iter(risk.read([range(5)])))
-    adjoints = torch.randn(risk.own.size, columns, dtype=torch.float64)
-    along = contract.directions(risk.own, adjoints)
+    adjoints = torch.randn(risk.trained.size, columns, dtype=torch.float64)
+    along = contract.directions(risk.trained, adjoints)
     assert along is not None
     assert all(t.untyped_storage().nbytes() == t.numel() * 8 for one in along for t in one.values())
     rows = []

@@ -67,7 +67,7 @@ def test_buffers_beside_shared_parameters_are_named(name: str):
     found = Coverage.of(chain.last)
     assert found.shared_buffers == expected
     assert found.moved_buffers == (() if name == "trained further" else ("body.1.running_mean",))
-    assert Coverage.of(chain.problems[0]).shared_buffers == ()
+    assert Coverage.of(chain.bound_stages[0]).shared_buffers == ()
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from stagetrace.curvature.chunk import hessian_graph, hessian_linearised
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
 from stagetrace.solvers import Lanczos
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import differentiable_kernels
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.contract import forward_mode, one_by_one, per_example
 from tests import jobs
 
@@ -52,7 +52,7 @@ def stage(model: nn.Module, objective: Any = None, data: Any = None, **settings:
 
 
 def gradient_of(stage: Stage) -> Tensor:
-    return mean_gradient(Problem.of(stage, None).risk).own.squeeze(1)
+    return mean_gradient(BoundStage.of(stage, None).risk).trained.squeeze(1)
 
 
 def gradient_by_hand(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:
@@ -168,9 +168,9 @@ def test_models_that_look_into_their_data_have_batched_and_traced_derivatives():
     mask[2, 1] = 0
     model = Looking()
     described = stage(model, data=TensorDataset(X, mask, Y))
-    risk = Problem.of(described, None).risk
+    risk = BoundStage.of(described, None).risk
     batch = next(iter(risk.read([range(7)])))
-    adjoint = torch.randn(risk.own.size, 1)
+    adjoint = torch.randn(risk.trained.size, 1)
     expected = gradient_by_hand(model, lambda m: nn.functional.cross_entropy(m(X, mask), Y))
     torch.testing.assert_close(per_example(risk, batch, adjoint)[1].mean(dim=0), adjoint.T @ expected)
     torch.testing.assert_close(hessian_linearised(risk, batch)(adjoint), hessian_graph(risk, batch)(adjoint))
@@ -186,9 +186,9 @@ def test_a_compiled_model_is_evaluated_without_the_compiler():
 
     compiled: Any = torch.compile(inner, backend=backend)
     torch.testing.assert_close(gradient_of(stage(compiled)), gradient_by_hand(inner, cross_entropy))
-    risk = Problem.of(stage(compiled), None).risk
-    assert next(iter(risk.own_values)) == "_orig_mod.0.weight"
-    assert forward_mode(risk, next(iter(risk.read([range(7)]))), risk.own.zeros(1))[1].shape == (7, 1)
+    risk = BoundStage.of(stage(compiled), None).risk
+    assert next(iter(risk.trained_values)) == "_orig_mod.0.weight"
+    assert forward_mode(risk, next(iter(risk.read([range(7)]))), risk.trained.zeros(1))[1].shape == (7, 1)
     assert not called
     assert type(compiled).__name__ == "OptimizedModule"
 
@@ -226,12 +226,12 @@ def test_a_loss_may_use_any_method_of_the_model():
     expected = gradient_by_hand(model, lambda m: methods_loss(m, (X, Y)).mean())
     described = stage(model, objective=methods_loss)
     torch.testing.assert_close(gradient_of(described), expected)
-    risk = Problem.of(described, None).risk
+    risk = BoundStage.of(described, None).risk
     batch = next(iter(risk.read([range(7)])))
-    adjoint = torch.randn(risk.own.size, 2)
+    adjoint = torch.randn(risk.trained.size, 2)
     for way in (forward_mode, per_example, one_by_one):
         torch.testing.assert_close(way(risk, batch, adjoint)[1].mean(dim=0), adjoint.T @ expected)
-    assert torch.isfinite(Hessian().operator(Problem.of(described, None)) @ adjoint).all()
+    assert torch.isfinite(Hessian().operator(BoundStage.of(described, None)) @ adjoint).all()
 
 
 def test_parametrised_weights_are_parameters():
@@ -261,18 +261,18 @@ class Mixed(nn.Module):
 
 def test_parameters_of_two_dtypes_share_a_vector_of_the_wider():
     model = Mixed()
-    risk = Problem.of(stage(model), None).risk
+    risk = BoundStage.of(stage(model), None).risk
     gradient = gradient_of(stage(model))
-    assert gradient.dtype == risk.own.dtype == torch.float32
+    assert gradient.dtype == risk.trained.dtype == torch.float32
     # By batches and by the whole differ by rounding in bfloat16, whose unit is 2^-8.
     torch.testing.assert_close(gradient, gradient_by_hand(model, cross_entropy).float(), rtol=0.02, atol=0.005)
     batch = next(iter(risk.read([range(7)])))
-    adjoint = torch.ones(risk.own.size, 1)
+    adjoint = torch.ones(risk.trained.size, 1)
     dots = [way(risk, batch, adjoint)[1] for way in (forward_mode, per_example, one_by_one)]
     for other in dots[1:]:
         torch.testing.assert_close(other, dots[0], rtol=0.02, atol=0.02)
     assert all(found.dtype == torch.float32 for found in dots)
-    products = Hessian().operator(Problem.of(stage(model), None)) @ adjoint
+    products = Hessian().operator(BoundStage.of(stage(model), None)) @ adjoint
     assert products.dtype == torch.float32
     assert torch.isfinite(products).all()
 
@@ -280,8 +280,8 @@ def test_parameters_of_two_dtypes_share_a_vector_of_the_wider():
 def test_untrained_parameters_are_constants():
     model = Net()
     model.embedding.requires_grad_(False)
-    risk = Problem.of(stage(model), None).risk
-    assert list(risk.own_values) == ["head.weight", "head.bias"]
+    risk = BoundStage.of(stage(model), None).risk
+    assert list(risk.trained_values) == ["head.weight", "head.bias"]
     evaluated = copy.deepcopy(model).eval()
     expected = torch.autograd.grad(cross_entropy(evaluated), [evaluated.head.weight, evaluated.head.bias])
     torch.testing.assert_close(gradient_of(stage(model)), torch.cat([g.reshape(-1) for g in expected]))
@@ -289,9 +289,9 @@ def test_untrained_parameters_are_constants():
 
 def test_alpha_is_given_or_nothing():
     before, after = Net(), Net()
-    moved = Problem.of(stage(after, link=Proximal("embedding", alpha=0.3)), stage(before, name="before"))
+    moved = BoundStage.of(stage(after, link=Proximal("embedding", alpha=0.3)), stage(before, name="before"))
     assert moved.link_settings == {"alpha": 0.3}
-    assert Problem.of(stage(before), None).link_settings == {}
+    assert BoundStage.of(stage(before), None).link_settings == {}
 
 
 @pytest.mark.parametrize(("projected", "kept"), [(0, False), (2, True)])

@@ -97,7 +97,7 @@ def assert_reads(source: Examples, plan: Sequence[Sequence[int]]) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_any_data_set_gives_the_examples_of_the_plan(source: str):
     assert_reads(examples(SOURCES[source]), PLAN)
-    assert_reads(examples(SOURCES[source]), examples(SOURCES[source]).plan())
+    assert_reads(examples(SOURCES[source]), examples(SOURCES[source]).batch_indices())
 
 
 @given(st.lists(st.lists(st.integers(0, N - 1), min_size=1, max_size=5), max_size=4))
@@ -165,10 +165,10 @@ def test_workers_are_started_where_reading_takes_long_enough(monkeypatch: pytest
 
 def test_the_plan_covers_every_example_once_and_the_last_batch_is_shorter():
     source = examples(X)
-    assert [list(indices) for indices in source.plan()] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [list(indices) for indices in source.plan([4, 2, 0, 1])] == [[4, 2, 0], [1]]
-    assert [list(indices) for indices in source.plan(range(2, 6), size=10)] == [[2, 3, 4, 5]]
-    assert [len(batch) for batch in source.read(source.plan())] == [3, 3, 1]
+    assert [list(indices) for indices in source.batch_indices()] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [list(indices) for indices in source.batch_indices([4, 2, 0, 1])] == [[4, 2, 0], [1]]
+    assert [list(indices) for indices in source.batch_indices(range(2, 6), size=10)] == [[2, 3, 4, 5]]
+    assert [len(batch) for batch in source.read(source.batch_indices())] == [3, 3, 1]
     assert len(source) == N
 
 
@@ -314,7 +314,7 @@ def test_batches_are_those_of_pytorch_s_loader(data: str):
     source = READ[data]()
     own = examples(source, 3)
     loader = DataLoader(source, batch_size=3)
-    batches = [batch.content for batch in own.read(own.plan())]
+    batches = [batch.content for batch in own.read(own.batch_indices())]
     assert len(batches) == len(loader)
     for ours, theirs in zip(batches, loader, strict=True):
         torch.testing.assert_close(listed(ours), listed(theirs))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stagetrace import Chain, Frozen, Link, Proximal, Stage
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import NextToken, Regression
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.links.names import canonical_names, shared_names
-from stagetrace.stages.problem import Problem
 from tests.objectives import tiny
 
 ROWS = [(torch.ones(3), torch.zeros(2)), (torch.zeros(3), torch.ones(2))]
@@ -45,7 +45,7 @@ def stage(name: str, model: nn.Module, link: Any = None, **settings: Any) -> Sta
     return Stage(name, **(described | settings))
 
 
-def problem(link: Link, model: nn.Module, previous: nn.Module) -> Problem:
+def bound(link: Link, model: nn.Module, previous: nn.Module) -> BoundStage:
     return Chain(stage("before", previous), stage("after", model, link)).last
 
 
@@ -88,16 +88,16 @@ def test_the_own_the_kept_the_moved_and_the_constant():
     previous, model = Net(), Net()
     model.encoder.load_state_dict(previous.encoder.state_dict())
     model.encoder_norm.requires_grad_(False)
-    frozen = problem(Frozen("encoder"), model, previous)
-    assert list(frozen.own_values) == HEAD
+    frozen = bound(Frozen("encoder"), model, previous)
+    assert list(frozen.trained_values) == HEAD
     assert list(frozen.inherited_values) == ENCODER
     assert list(frozen.constant_names) == NORM
-    assert frozen.moved == {}
+    assert frozen.anchored_to == {}
 
     model.encoder[0].requires_grad_(False)
-    moved = problem(Proximal("encoder", alpha=0.5), model, previous)
-    assert list(moved.own_values) == ENCODER[2:] + HEAD
-    assert moved.moved == {name: name for name in ENCODER[2:]}
+    moved = bound(Proximal("encoder", alpha=0.5), model, previous)
+    assert list(moved.trained_values) == ENCODER[2:] + HEAD
+    assert moved.anchored_to == {name: name for name in ENCODER[2:]}
     assert list(moved.inherited_values) == ENCODER[:2]  # shared and not trained: kept, whatever the link
     torch.testing.assert_close(moved.penalty, torch.tensor([1.0] * 20 + [0.0] * 10))
 
@@ -108,19 +108,19 @@ def test_without_a_trainable_parameter_there_is_no_stage():
     model.load_state_dict(previous.state_dict())
     model.head.requires_grad_(False)
     with pytest.raises(DescriptionError, match=r"trained nothing: 6 of its parameters are kept.*2 have requires_grad"):
-        problem(Frozen(["encoder", "encoder_norm"]), model, previous)
+        bound(Frozen(["encoder", "encoder_norm"]), model, previous)
 
 
 def test_a_displacement_is_in_the_moved_parameters_only():
     previous, model = Net(), Net()
-    found = problem(Proximal("encoder"), model, previous)
-    before, away = dict(previous.named_parameters()), found.moved_values.displacement
+    found = bound(Proximal("encoder"), model, previous)
+    before, away = dict(previous.named_parameters()), found.anchored.displacement
     assert list(away) == ENCODER
     for name, value in model.named_parameters():
         if name in ENCODER:
             torch.testing.assert_close(away[name], (value - before[name]).detach())
-    anchor = found.own.unflatten(found.anchor)
-    for name, value in found.own_values.items():
+    anchor = found.trained.unflatten(found.anchor)
+    for name, value in found.trained_values.items():
         assert torch.equal(anchor[name], before[name] if name in ENCODER else value)
 
 
@@ -128,18 +128,18 @@ def test_a_kept_value_may_be_rounded_to_another_dtype():
     previous, model = Net(), Net().bfloat16()
     model.load_state_dict(previous.state_dict())
     assert not torch.equal(model.head.weight.float(), previous.head.weight)
-    assert list(problem(Frozen("encoder"), model, previous).inherited_values) == ENCODER
+    assert list(bound(Frozen("encoder"), model, previous).inherited_values) == ENCODER
 
 
 def test_a_kept_value_may_differ_in_dtype_only():
     previous = Net().bfloat16()
     model = Net()
     model.load_state_dict(previous.state_dict())
-    assert list(problem(Frozen("encoder"), model, previous).inherited_values) == ENCODER
+    assert list(bound(Frozen("encoder"), model, previous).inherited_values) == ENCODER
     with torch.no_grad():
         dict(model.named_parameters())["encoder.2.bias"][1] += 0.25
     with pytest.raises(DescriptionError, match=r"'encoder.2.bias' should be kept.*differs from it by up to 0.25"):
-        problem(Frozen("encoder"), model, previous)
+        bound(Frozen("encoder"), model, previous)
 
 
 # Tied weights: a tiny GPT-2, whose `lm_head.weight` is its `transformer.wte.weight`
@@ -162,10 +162,10 @@ WTE, LM_HEAD = "transformer.wte.weight", "lm_head.weight"
 
 def test_a_tied_weight_counts_once():
     model = tiny.gpt2()
-    found = Problem.of(language("only", model), None)
-    assert WTE in found.own_values
-    assert LM_HEAD not in found.own_values
-    assert found.own.size == sum(p.numel() for p in model.parameters())
+    found = BoundStage.of(language("only", model), None)
+    assert WTE in found.trained_values
+    assert LM_HEAD not in found.trained_values
+    assert found.trained.size == sum(p.numel() for p in model.parameters())
     assert canonical_names(model)[LM_HEAD] == WTE
 
 
@@ -173,21 +173,21 @@ def test_a_tied_weight_counts_once():
 def test_a_tied_weight_is_shared_by_either_name(shared: Any):
     previous, model = same()
     found = Chain(language("before", previous), language("after", model, Frozen(shared))).last
-    assert found.kept == {WTE: WTE}
-    assert found.own.size == sum(p.numel() for name, p in model.named_parameters() if name != WTE)
+    assert found.inherited_from == {WTE: WTE}
+    assert found.trained.size == sum(p.numel() for name, p in model.named_parameters() if name != WTE)
 
 
 def test_everything_under_the_empty_prefix_includes_the_tied_weight_once():
     previous, model = same()
     found = Chain(language("before", previous), language("after", model, Proximal("", alpha=0.5))).last
-    assert found.moved == {name: name for name, _ in model.named_parameters()}
+    assert found.anchored_to == {name: name for name, _ in model.named_parameters()}
 
 
 def test_two_parameters_may_start_from_one():
     previous, model = same(tied=False)
     link = Frozen({"transformer.wte": "transformer.wte", LM_HEAD: LM_HEAD})
     found = Chain(language("before", previous), language("after", model, link)).last
-    assert found.kept == {WTE: WTE, LM_HEAD: WTE}
+    assert found.inherited_from == {WTE: WTE, LM_HEAD: WTE}
 
 
 def test_one_parameter_starts_from_only_one():
@@ -198,12 +198,12 @@ def test_one_parameter_starts_from_only_one():
 
 def test_a_tied_weight_has_the_gradient_of_both_uses():
     model = tiny.gpt2().double()
-    found = Problem.of(language("only", model), None)
+    found = BoundStage.of(language("only", model), None)
     batch = tiny.padded(tiny.SENTENCES[:1])
     logits = model.eval()(**batch).logits
     nn.functional.cross_entropy(logits[0, :-1], batch["input_ids"][0, 1:]).backward()
     losses = torch.func.grad(lambda own: found.risk.losses(own, {}, next(iter(found.risk.read([[0]])))).sum())(
-        found.own_values
+        found.trained_values
     )
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(losses[name], parameter.grad, rtol=1e-10, atol=1e-12)
@@ -241,9 +241,9 @@ def test_adapters_are_own_and_the_base_is_kept(requires_grad: bool):
             "head": "head",
         }
     )
-    found = problem(link, model, previous)
-    assert list(found.own_values) == [f"encoder.{i}.{side}.weight" for i in (0, 2) for side in ("down", "up")]
-    assert found.kept == {name: name.replace(".base", "") for name in found.inherited_values}
+    found = bound(link, model, previous)
+    assert list(found.trained_values) == [f"encoder.{i}.{side}.weight" for i in (0, 2) for side in ("down", "up")]
+    assert found.inherited_from == {name: name.replace(".base", "") for name in found.inherited_values}
     assert found.inherited.size == sum(p.numel() for p in previous.parameters())
     assert found.constant_names == ()
 
@@ -257,8 +257,8 @@ class Told(Link):
 
     says: Any = 0.5
 
-    def strength(self, moved: Any) -> Any:
-        return dict.fromkeys(moved.values, self.says) if isinstance(self.says, float | Tensor) else self.says
+    def strength(self, anchored: Any) -> Any:
+        return dict.fromkeys(anchored.values, self.says) if isinstance(self.says, float | Tensor) else self.says
 
 
 def test_a_link_of_one_s_own_pulls_entry_by_entry():
@@ -267,38 +267,40 @@ def test_a_link_of_one_s_own_pulls_entry_by_entry():
     with torch.no_grad():
         model.head.bias.copy_(previous.head.bias)
     strengths = {"head.weight": torch.arange(8.0).reshape(2, 4), "beside it": torch.ones(1)}
-    found = problem(Told("head", strengths), model, previous)
-    assert found.moved == {"head.weight": "head.weight"}
-    assert found.kept == {"head.bias": "head.bias"}
-    expected = {name: torch.zeros_like(value) for name, value in found.own_values.items()}
+    found = bound(Told("head", strengths), model, previous)
+    assert found.anchored_to == {"head.weight": "head.weight"}
+    assert found.inherited_from == {"head.bias": "head.bias"}
+    expected = {name: torch.zeros_like(value) for name, value in found.trained_values.items()}
     expected["head.weight"] = 2 * strengths["head.weight"]
-    assert torch.equal(found.pull, found.own.flatten(expected))
+    assert torch.equal(found.pull, found.trained.flatten(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float16, torch.int64])
 def test_a_strength_is_doubled_without_wrapping_around(dtype: torch.dtype):
     most = {torch.float16: 40_000.0, torch.int8: 100.0}.get(dtype, 200.0)
-    found = problem(Told("head.weight", torch.tensor(most, dtype=dtype)), Net(), Net())
-    torch.testing.assert_close(found.pull, 2 * most * found.own.mask(["head.weight"]))
+    found = bound(Told("head.weight", torch.tensor(most, dtype=dtype)), Net(), Net())
+    torch.testing.assert_close(found.pull, 2 * most * found.trained.mask(["head.weight"]))
 
 
 def test_a_link_that_writes_into_what_it_is_given_changes_no_model():
     class Writes(Told):
-        def strength(self, moved: Any) -> Any:
-            return {name: value.zero_().add_(0.05) + moved.start[name].zero_() for name, value in moved.values.items()}
+        def strength(self, anchored: Any) -> Any:
+            return {
+                name: value.zero_().add_(0.05) + anchored.start[name].zero_() for name, value in anchored.values.items()
+            }
 
     previous, model = Net(), Net()
     kept = [copy.deepcopy(each.state_dict()) for each in (previous, model)]
-    found = problem(Writes("head.weight"), model, previous)
-    torch.testing.assert_close(found.pull, 0.1 * found.own.mask(["head.weight"]))
+    found = bound(Writes("head.weight"), model, previous)
+    torch.testing.assert_close(found.pull, 0.1 * found.trained.mask(["head.weight"]))
     for each, old in zip((previous, model), kept, strict=True):
         assert all(torch.equal(value, old[name]) for name, value in each.state_dict().items())
 
 
 @pytest.mark.parametrize("says", [0.25, torch.tensor(0.25), torch.full((1, 4), 0.25)], ids=repr)
 def test_a_strength_may_stand_for_several_entries(says: Any):
-    found = problem(Told("head.weight", says), Net(), Net())
-    torch.testing.assert_close(found.pull, 0.5 * found.own.mask(["head.weight"]))
+    found = bound(Told("head.weight", says), Net(), Net())
+    torch.testing.assert_close(found.pull, 0.5 * found.trained.mask(["head.weight"]))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +325,7 @@ def test_a_strength_may_stand_for_several_entries(says: Any):
 )
 def test_a_strength_that_does_not_fit_is_refused(says: Any, words: str):
     with pytest.raises(DescriptionError, match=f"stage 'after'.*{words}"):
-        _ = problem(Told("head.weight", says), Net(), Net()).pull
+        _ = bound(Told("head.weight", says), Net(), Net()).pull
 
 
 @pytest.mark.parametrize(
@@ -350,7 +352,7 @@ def test_what_is_no_link_is_refused(link: Any, got: str):
 )
 def test_what_does_not_map_is_named(link: Frozen, says: str):
     with pytest.raises(DescriptionError) as caught:
-        problem(link, Net(), Net())
+        bound(link, Net(), Net())
     assert any(part in str(caught.value) for part in says.split("|"))
     assert "stage 'after'" in str(caught.value)
 

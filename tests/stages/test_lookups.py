@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import DescriptionError
-from stagetrace.stages.lookups import with_plain_lookups
+from stagetrace.stages.differentiable_lookups import replace_lookups
 
 ROWS, WIDTH = 6, 3
 PLANE = torch.tensor([[1, 2, 2, 0], [5, 0, 0, 0], [0, 0, 0, 0], [3, 1, 4, 5]])
@@ -26,7 +26,7 @@ def bag(mode: str, **settings: Any) -> nn.EmbeddingBag:
 
 
 def plain(mode: str, **settings: Any) -> nn.Module:
-    return with_plain_lookups(bag(mode, **settings), "here")
+    return replace_lookups(bag(mode, **settings), "here")
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -91,9 +91,9 @@ def test_a_table_may_exceed_its_norm_by_rounding_and_no_more():
         with torch.no_grad():
             table = nn.Embedding(ROWS, WIDTH, max_norm=2.0)
             table.weight.copy_(torch.eye(ROWS, WIDTH) * 2.0 * factor)
-        assert with_plain_lookups(table, "here").max_norm is None
+        assert replace_lookups(table, "here").max_norm is None
     with torch.no_grad():
         table = nn.Embedding(ROWS, WIDTH, max_norm=2.0)
         table.weight.copy_(torch.eye(ROWS, WIDTH) * 2.002)
     with pytest.raises(DescriptionError, match=r"max_norm=2, but a row of norm 2\.002"):
-        with_plain_lookups(table, "here")
+        replace_lookups(table, "here")

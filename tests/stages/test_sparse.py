@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, Frozen, Query, Stage, trace
 from stagetrace.checks.finding import Level
-from stagetrace.checks.verify import verify_problem
+from stagetrace.checks.verify import verify_stage
 from stagetrace.curvature.auto import Auto
 from stagetrace.errors import DataError, DifferentiationError
 from stagetrace.objectives import Classification
@@ -87,9 +87,9 @@ def test_products_of_a_sparse_matrix_are_those_of_a_dense_one(layout: str, buffe
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_stage_with_a_sparse_buffer_passes_its_checks(layout: str):
-    for problem in chain(LAYOUTS[layout]):
-        assert {finding.level for finding in verify_problem(problem)} == {Level.OK}
-        assert moved_statistics(problem) == []
+    for bound in chain(LAYOUTS[layout]):
+        assert {finding.level for finding in verify_stage(bound)} == {Level.OK}
+        assert moved_statistics(bound) == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -136,7 +136,7 @@ def made(kind: type[nn.Module]) -> nn.Module:
     return kind().double()
 
 
-def problem_of(model: nn.Module) -> Any:
+def bound_stage_of(model: nn.Module) -> Any:
     return Chain(Stage("only", model=model, objective=Classification(), data=DATA, weight_decay=2.0)).last
 
 
@@ -166,12 +166,12 @@ def test_every_derivative_is_that_of_the_model_itself(kind: type[nn.Module]):
     """Asked again: what a way left behind would be in the next. (Recurrence works in place, which no trace follows.)"""
     model = made(kind)
     gradients, hessian, gauss_newton = dense(model)
-    problem = problem_of(model)
-    risk = problem.risk
+    bound = bound_stage_of(model)
+    risk = bound.risk
     batch = next(iter(risk.read([range(9)])))
-    along = torch.randn(risk.own.size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    along = torch.randn(risk.trained.size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     for _ in range(2):
-        torch.testing.assert_close(batch_gradient(risk, batch).own[:, 0], gradients.sum(0))
+        torch.testing.assert_close(batch_gradient(risk, batch).trained[:, 0], gradients.sum(0))
         for way in (forward_mode, one_by_one) if kind is Recurrent else (forward_mode, per_example, one_by_one):
             torch.testing.assert_close(way(risk, batch, along)[1], gradients @ along)
     traced = [] if kind is Recurrent else [(hessian_linearised, hessian), (gauss_newton_linearised, gauss_newton)]
@@ -201,7 +201,7 @@ def test_the_users_model_keeps_its_parameters_and_ties(kind: type[nn.Module]):
     model = made(kind)
     before = dict(model.named_parameters(remove_duplicate=False))
     expected = model(WORDS_IN).detach()
-    trace(Chain(problem_of(model).stage), Query(DATA), curvature=GaussNewton(), solver=Lanczos(damping=1.0))
+    trace(Chain(bound_stage_of(model).stage), Query(DATA), curvature=GaussNewton(), solver=Lanczos(damping=1.0))
     after = dict(model.named_parameters(remove_duplicate=False))
     assert all(before[name] is parameter for name, parameter in after.items())
     assert torch.equal(model(WORDS_IN), expected)
@@ -227,4 +227,4 @@ def test_two_parameters_in_one_memory_are_refused(view: Any):
     with pytest.raises(
         DescriptionError, match=r"'body\.table\.weight' and parameter 'head\.weight' are two tensors in the"
     ):
-        problem_of(model)
+        bound_stage_of(model)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from stagetrace import Direct, Hessian, Lanczos, Objective, Proximal, Trace, trace
 from stagetrace.progress import Silent
 from stagetrace.results.part import join
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
+from stagetrace.tracing.backward import backward_pass
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.response import Response
-from stagetrace.tracing.walk import walk_back
 from tests import oracles
 from tests.chains import (
     CASES,
@@ -238,8 +238,8 @@ def test_a_query_by_another_loss():
 # Each response
 
 
-RESPONSES: dict[str, Callable[[Problem], Response]] = {
-    "implicit": lambda problem: Implicit(problem, Hessian(), Direct()),
+RESPONSES: dict[str, Callable[[BoundStage], Response]] = {
+    "implicit": lambda bound: Implicit(bound, Hessian(), Direct()),
 }
 """The table of responses: each is held against stages that are really solved again."""
 
@@ -248,12 +248,12 @@ RESPONSES: dict[str, Callable[[Problem], Response]] = {
 @pytest.mark.parametrize("name", RESPONSES)
 def test_scores_by_each_response_equal_the_resolved_query_loss(case: ChainCase, name: str):
     chain, query, quiet, walked = chain_of(case, solved(case)), query_of(case), Silent(), list[str]()
-    responses = {problem.name: RESPONSES[name](problem) for problem in chain}
-    for problem, back in walk_back(chain, responses, query.gradient(chain.last, quiet), lambda stage: None, quiet):
+    responses = {bound.name: RESPONSES[name](bound) for bound in chain}
+    for bound, back in backward_pass(chain, responses, query.gradient(chain.last, quiet), lambda stage: None, quiet):
         parts = back.scorer(parts=False, rows=None).run(lambda number: None, lambda number, part: None, quiet)
-        expected = truth(case, chain.names.index(problem.name)).mean(dim=0)
-        assert_agree(join(problem.name, parts).values, expected, case.tolerance)
-        walked.append(problem.name)
+        expected = truth(case, chain.names.index(bound.name)).mean(dim=0)
+        assert_agree(join(bound.name, parts).values, expected, case.tolerance)
+        walked.append(bound.name)
     assert walked == [*reversed(chain.names)]
 
 

@@ -114,16 +114,16 @@ STEP_PLACES = [(FROZEN_LOGISTIC, 1), (STRONG_TANH, 1), (ELASTIC, 1), (TIED, 0), 
 def test_steps_are_those_of_torch(case: ChainCase, position: int, way: str):
     """Several copies at once and each alone, what is shared taken from another previous stage for each."""
     how, fit = WAYS[way]
-    problem = chain_of(case, solved(case)).problems[position]
+    bound = chain_of(case, solved(case)).bound_stages[position]
     weights, start = ends(case, position), solved(case)[position]
     before = handed(case, position, len(weights))
-    found = fit()(problem, weights, before, seed=3)
+    found = fit()(bound, weights, before, seed=3)
     for place, weight in enumerate(weights):
         previous = {} if before is None else one_copy(before, place)
         expected = trained(case.stages[position], start, weight, previous, how, seed=3)
         close(found, place, expected)
         alone = None if before is None else {name: value[place : place + 1] for name, value in before.items()}
-        close(fit()(problem, weights[place : place + 1], alone, seed=3), 0, expected)
+        close(fit()(bound, weights[place : place + 1], alone, seed=3), 0, expected)
     own = own_names(case.stages[position])
     assert float((flatten(one_copy(found, 0), own) - flatten(start, own)).abs().max()) > 1e-3
     assert float((flatten(one_copy(found, 0), own) - flatten(one_copy(found, 1), own)).abs().max()) > 1e-7
@@ -133,7 +133,7 @@ def test_steps_are_those_of_torch(case: ChainCase, position: int, way: str):
 def test_adam_goes_on_with_a_saved_state(frozen_too: bool):
     """The optimiser may have been given parameters that it never moved."""
     case, stage = FROZEN_TANH, FROZEN_TANH.stages[1]
-    point, problem = solved(case)[1], chain_of(case, solved(case)).problems[1]
+    point, bound = solved(case)[1], chain_of(case, solved(case)).bound_stages[1]
     parameters = {name: value.clone().requires_grad_(name in own_names(stage)) for name, value in point.items()}
     order = list(parameters) if frozen_too else own_names(stage)
     optimiser = torch.optim.Adam([parameters[name] for name in order], lr=0.03)
@@ -153,8 +153,8 @@ def test_adam_goes_on_with_a_saved_state(frozen_too: bool):
             link=Frozen("embedding"),
             weight_decay=stage.weight_decay,
         ),
-    ).problems[1]
-    assert problem.own.names == tuple(own_names(stage))
+    ).bound_stages[1]
+    assert bound.trained.names == tuple(own_names(stage))
     how = Plain("Adam", {"lr": 0.01}, 8, 5, state=renumbered(state))
     weights = ends(case, 1)
     found = Steps(Adam(0.01, state=state), 8, 5)(moved, weights, None, seed=1)
@@ -183,7 +183,7 @@ def model_of(stage: Any, point: Point) -> nn.Module:
 def test_weight_zero_is_the_sum_without_the_example_and_the_divisor_kept(way: str):
     case, (how, fit) = FROZEN_TANH, WAYS[way]
     weights = torch.stack([torch.ones(23).double(), leave_out(23, [7, 1])])
-    found = fit()(chain_of(case, solved(case)).problems[0], weights, None, seed=2)
+    found = fit()(chain_of(case, solved(case)).bound_stages[0], weights, None, seed=2)
     everything, stage = torch.ones(23, dtype=torch.float64), case.stages[0]
     close(found, 1, trained(stage, solved(case)[0], everything, {}, how, seed=2, drop=[7, 1]))
 
@@ -230,7 +230,7 @@ def test_nothing_of_the_users_is_touched():
         stage.model.train()
     state = torch.get_rng_state()
     for start in ("warm", "cold"):
-        Steps(Adam(0.1), 2, 5, start)(chain.problems[1], ends(STRONG_TANH, 1), handed(STRONG_TANH, 1, 4), 0)
+        Steps(Adam(0.1), 2, 5, start)(chain.bound_stages[1], ends(STRONG_TANH, 1), handed(STRONG_TANH, 1, 4), 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert [fingerprint_model(stage.model) for stage in chain.stages] == before
     assert all(stage.model.training for stage in chain.stages)
@@ -397,11 +397,11 @@ def test_resolve_says_that_a_copy_found_no_minimum():
 def test_resolve_makes_its_preconditioner_once(monkeypatch: pytest.MonkeyPatch):
     from stagetrace.validation.fits import resolve as module
 
-    made, of_problem = list[str](), module.Preconditioner.of
+    made, of_bound = list[str](), module.Preconditioner.of
 
-    def of(problem: Any, proximity: float) -> object:
-        made.append(problem.name)
-        return of_problem(problem, proximity)
+    def of(bound: Any, proximity: float) -> object:
+        made.append(bound.name)
+        return of_bound(bound, proximity)
 
     monkeypatch.setattr(module.Preconditioner, "of", staticmethod(of))
     retraining = again(STRONG_LOGISTIC, 0, Resolve())
@@ -579,7 +579,7 @@ def test_a_description_tells_fits_apart():
 
 def test_unflatten_is_the_oracles():
     """The order of the own parameters is that of the module, as a saved optimiser state has it."""
-    problem = chain_of(UNTIED, solved(UNTIED)).problems[1]
-    vector = torch.arange(float(problem.own.size), dtype=torch.float64)
+    bound = chain_of(UNTIED, solved(UNTIED)).bound_stages[1]
+    vector = torch.arange(float(bound.trained.size), dtype=torch.float64)
     like = unflatten(vector, solved(UNTIED)[1], own_names(UNTIED.stages[1]))
-    assert all(torch.equal(problem.own.unflatten(vector)[name], value) for name, value in like.items())
+    assert all(torch.equal(bound.trained.unflatten(vector)[name], value) for name, value in like.items())

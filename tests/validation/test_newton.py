@@ -16,8 +16,8 @@ from stagetrace.curvature.operator import DenseOperator
 from stagetrace.errors import DataError, DescriptionError, SolveError
 from stagetrace.objectives import Classification, Regression
 from stagetrace.solvers.spectrum import lowest_ritz_pair
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.fingerprint import fingerprint_model
-from stagetrace.stages.problem import Problem
 from stagetrace.validation import Preconditioner, leave_out, minimise
 from stagetrace.validation.descent import newton_direction
 from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH, ChainCase, chain_of, each_place
@@ -33,16 +33,16 @@ def ridge(weight_decay: float = 0.1, **settings: Any) -> tuple[Chain, Tensor, Te
     return Chain(Stage("fit", model=model, objective=Regression(), weight_decay=weight_decay, **settings)), x, y
 
 
-def moved(case: ChainCase, position: int, by: float) -> Problem:
+def moved(case: ChainCase, position: int, by: float) -> BoundStage:
     """A stage of the solved chain, its own parameters moved away from the solution."""
-    problem = chain_of(case, solved(case)).problems[position]
-    model = copy.deepcopy(problem.stage.model)
+    bound = chain_of(case, solved(case)).bound_stages[position]
+    model = copy.deepcopy(bound.stage.model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in problem.own_values:
+            if name in bound.trained_values:
                 parameter += by * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return Problem.of(replace(problem.stage, model=model), problem.previous)
+    return BoundStage.of(replace(bound.stage, model=model), bound.previous)
 
 
 def truth(case: ChainCase, position: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -73,11 +73,11 @@ def test_weighted_ridge_equals_the_closed_form(weight_decay: float, removed: lis
 
 @each_place()
 def test_agrees_with_a_dense_newton(case: ChainCase, position: int):
-    problem = moved(case, position, 0.02)
-    found = minimise(problem, tolerance=1e-11)
+    bound = moved(case, position, 0.02)
+    found = minimise(bound, tolerance=1e-11)
     assert found.converged
     assert found.gradient_norm <= 1e-11
-    torch.testing.assert_close(problem.own.flatten(found.values), truth(case, position)[0], rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(bound.trained.flatten(found.values), truth(case, position)[0], rtol=1e-7, atol=1e-8)
 
 
 def test_agrees_with_scipy_from_far_away():
@@ -86,8 +86,8 @@ def test_agrees_with_scipy_from_far_away():
     def value(own: Tensor) -> Tensor:
         return objective(stage, own, {}, mean_weights(stage))
 
-    problem = moved(case, 0, 3.0)
-    start = problem.own.flatten(problem.own_values)
+    bound = moved(case, 0, 3.0)
+    start = bound.trained.flatten(bound.trained_values)
     scipys = scipy.optimize.minimize(
         lambda v: float(value(torch.from_numpy(v))),
         start.numpy(),
@@ -95,8 +95,8 @@ def test_agrees_with_scipy_from_far_away():
         method="BFGS",
         options={"gtol": 1e-9},
     )
-    found = minimise(problem)
-    torch.testing.assert_close(problem.own.flatten(found.values), torch.from_numpy(scipys.x), rtol=1e-6, atol=1e-7)
+    found = minimise(bound)
+    torch.testing.assert_close(bound.trained.flatten(found.values), torch.from_numpy(scipys.x), rtol=1e-6, atol=1e-7)
     assert found.objective == pytest.approx(scipys.fun, rel=1e-12)
     assert found.steps <= 15
 
@@ -104,10 +104,10 @@ def test_agrees_with_scipy_from_far_away():
 @each_place()
 def test_the_gradient_norm_is_the_true_one_wherever_it_stops(case: ChainCase, position: int):
     stage, previous = case.stages[position], truth(case, position)[1]
-    problem = moved(case, position, 0.1)
+    bound = moved(case, position, 0.1)
     for steps in (1, 2, 50):
-        found = minimise(problem, max_steps=steps, tolerance=1e-10)
-        point = flatten({**problem.inherited_values, **found.values}, own_names(stage))
+        found = minimise(bound, max_steps=steps, tolerance=1e-10)
+        point = flatten({**bound.inherited_values, **found.values}, own_names(stage))
         true = grad(lambda own: objective(stage, own, previous, mean_weights(stage)))(point)
         assert found.gradient_norm == pytest.approx(float(true.norm()), rel=1e-6, abs=1e-14)
         assert found.converged == (found.gradient_norm <= 1e-10)
@@ -152,9 +152,9 @@ def test_an_example_of_weight_zero_is_not_even_evaluated():
 @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 100}], ids=str)
 @pytest.mark.parametrize("memory", [1, 2**31])
 def test_batches_and_memory_change_nothing(settings: dict[str, Any], memory: int):
-    problem = moved(FROZEN_TANH, 0, 0.05)
-    expected = minimise(problem, tolerance=1e-11)
-    same = Problem.of(replace(problem.stage, **settings), problem.previous)
+    bound = moved(FROZEN_TANH, 0, 0.05)
+    expected = minimise(bound, tolerance=1e-11)
+    same = BoundStage.of(replace(bound.stage, **settings), bound.previous)
     found = minimise(same, tolerance=1e-11, memory=memory)
     for name, value in expected.values.items():
         torch.testing.assert_close(found.values[name], value, rtol=1e-8, atol=1e-9)
@@ -174,29 +174,29 @@ class Product(nn.Module):
         return torch.tanh(x @ self.u) @ self.v
 
 
-def saddle(u: float, v: float) -> Problem:
+def saddle(u: float, v: float) -> BoundStage:
     x = torch.linspace(-1, 1, 9).double().unsqueeze(1)
     stage = Stage("s", model=Product(u, v), objective=Regression(), data=TensorDataset(x, x), weight_decay=0.01)
     return Chain(stage)["s"]
 
 
-def curvature_at(problem: Problem, values: dict[str, Tensor]) -> Tensor:
+def curvature_at(bound: BoundStage, values: dict[str, Tensor]) -> Tensor:
     x = torch.linspace(-1, 1, 9).double()
 
     def value(own: Tensor) -> Tensor:
         return (own[1] * torch.tanh(own[0] * x) - x).square().mean() + 0.005 * own.square().sum()
 
-    return torch.linalg.eigvalsh(hessian(value)(problem.own.flatten(values)))
+    return torch.linalg.eigvalsh(hessian(value)(bound.trained.flatten(values)))
 
 
 @pytest.mark.parametrize(("u", "v"), [(0.0, 0.0), (1e-3, -1e-3), (0.1, 0.0), (0.5, -0.5), (1e-12, 1e-12)])
 def test_an_indefinite_start_is_left_for_a_strict_minimum(u: float, v: float):
-    problem = saddle(u, v)
-    assert curvature_at(problem, problem.own_values)[0] < 0
-    found = minimise(problem, tolerance=1e-10)
+    bound = saddle(u, v)
+    assert curvature_at(bound, bound.trained_values)[0] < 0
+    found = minimise(bound, tolerance=1e-10)
     assert found.converged
     assert found.smallest_ritz > 0
-    assert curvature_at(problem, found.values)[0] > 0.005
+    assert curvature_at(bound, found.values)[0] > 0.005
     assert found.objective < 0.1
 
 
@@ -237,14 +237,14 @@ each_small = pytest.mark.parametrize(("case", "position"), SMALL_PLACES, ids=[f"
 def test_proximity_is_a_pull_towards_the_start(case: ChainCase, position: int):
     """The dense Newton on the written-out objective, from a point that is no minimum of the rest."""
     stage, previous = case.stages[position], truth(case, position)[1]
-    problem, proximity = moved(case, position, 0.3), 0.2
-    start = problem.own.flatten(problem.own_values)
+    bound, proximity = moved(case, position, 0.3), 0.2
+    start = bound.trained.flatten(bound.trained_values)
     weights = leave_out(len(stage.x), [3]) / len(stage.x)
     expected = dense_minimise(
         lambda own: objective(stage, own, previous, weights) + proximity / 2 * (own - start).square().sum(), start
     )
-    found = minimise(problem, leave_out(len(stage.x), [3]), proximity=proximity, tolerance=1e-12)
-    torch.testing.assert_close(problem.own.flatten(found.values), expected, rtol=1e-9, atol=1e-10)
+    found = minimise(bound, leave_out(len(stage.x), [3]), proximity=proximity, tolerance=1e-12)
+    torch.testing.assert_close(bound.trained.flatten(found.values), expected, rtol=1e-9, atol=1e-10)
     away = (expected - start).square().sum()
     value = objective(stage, expected, previous, weights) + proximity / 2 * away
     assert found.objective == pytest.approx(float(value), rel=1e-12)
@@ -257,12 +257,12 @@ def test_proximity_is_a_pull_towards_the_start(case: ChainCase, position: int):
 @pytest.mark.parametrize("proximity", [0.0, 1e-3, 1.0])
 def test_what_an_example_moves_is_a_damped_solve(case: ChainCase, position: int, proximity: float):
     """`dx/dw_i = -(H + proximity I)^-1 grad loss_i / n` at the minimum, by a central difference."""
-    problem, h, n = chain_of(case, solved(case)).problems[position], 1e-4, len(case.stages[position].x)
+    bound, h, n = chain_of(case, solved(case)).bound_stages[position], 1e-4, len(case.stages[position].x)
     ends = [
-        problem.own.flatten(minimise(problem, weights, proximity=proximity, tolerance=1e-13, strict=False).values)
+        bound.trained.flatten(minimise(bound, weights, proximity=proximity, tolerance=1e-13, strict=False).values)
         for weights in (torch.ones(n).double().index_fill(0, torch.tensor(2), 1 + sign * h) for sign in (1, -1))
     ]
-    damped = stage_hessian(case, position) + proximity * torch.eye(problem.own.size, dtype=torch.float64)
+    damped = stage_hessian(case, position) + proximity * torch.eye(bound.trained.size, dtype=torch.float64)
     expected = -torch.linalg.solve(damped, example_gradients(case, position)[:, 2]) / n
     torch.testing.assert_close((ends[0] - ends[1]) / (2 * h), expected, rtol=1e-4, atol=1e-6 * float(expected.norm()))
 
@@ -278,11 +278,11 @@ def as_matrix(known: Preconditioner | None, size: int) -> Tensor:
 @each_small
 @pytest.mark.parametrize("proximity", [0.0, 0.1])
 def test_a_preconditioner_makes_all_eigenvalues_alike(case: ChainCase, position: int, proximity: float):
-    problem = chain_of(case, solved(case)).problems[position]
-    inverse = as_matrix(Preconditioner.of(problem, proximity), problem.own.size)
+    bound = chain_of(case, solved(case)).bound_stages[position]
+    inverse = as_matrix(Preconditioner.of(bound, proximity), bound.trained.size)
     torch.testing.assert_close(inverse, inverse.T, rtol=0, atol=1e-5 * float(inverse.norm()))
     # a softmax without decay on its shift would be flat; these have decay
-    damped = stage_hessian(case, position) + proximity * torch.eye(problem.own.size, dtype=torch.float64)
+    damped = stage_hessian(case, position) + proximity * torch.eye(bound.trained.size, dtype=torch.float64)
     values = torch.linalg.eigvals(inverse @ damped).real
     assert float(values.min()) > 1 / 1.51
     assert float(values.max()) < 1.51
@@ -292,15 +292,15 @@ def test_a_preconditioner_makes_all_eigenvalues_alike(case: ChainCase, position:
 
 @each_small
 def test_a_preconditioner_leads_to_the_same_minimum_with_fewer_products(case: ChainCase, position: int):
-    known = Preconditioner.of(chain_of(case, solved(case)).problems[position])
-    problem, weights = moved(case, position, 1e-3), leave_out(len(case.stages[position].x), [1], 0.1)
-    alone = minimise(problem, weights, tolerance=1e-11, strict=False)
-    helped = minimise(problem, weights, tolerance=1e-11, strict=False, preconditioner=known)
+    known = Preconditioner.of(chain_of(case, solved(case)).bound_stages[position])
+    bound, weights = moved(case, position, 1e-3), leave_out(len(case.stages[position].x), [1], 0.1)
+    alone = minimise(bound, weights, tolerance=1e-11, strict=False)
+    helped = minimise(bound, weights, tolerance=1e-11, strict=False, preconditioner=known)
     assert alone.converged
     assert helped.converged
     assert helped.products < alone.products
-    assert helped.products <= 0.75 * alone.products or problem.own.size < 10
-    point, other = (problem.own.flatten(found.values) for found in (helped, alone))
+    assert helped.products <= 0.75 * alone.products or bound.trained.size < 10
+    point, other = (bound.trained.flatten(found.values) for found in (helped, alone))
     torch.testing.assert_close(point, other, rtol=1e-8, atol=1e-8)
     stage, previous = case.stages[position], truth(case, position)[1]
     true = grad(lambda own: objective(stage, own, previous, weights / len(weights)))(point)
@@ -309,13 +309,13 @@ def test_a_preconditioner_leads_to_the_same_minimum_with_fewer_products(case: Ch
 
 @pytest.mark.parametrize(("u", "v"), [(0.0, 0.0), (0.1, 0.0), (0.5, -0.5)])
 def test_a_preconditioner_is_positive_definite_where_the_hessian_is_not(u: float, v: float):
-    problem = saddle(u, v)
-    assert curvature_at(problem, problem.own_values)[0] < 0
-    inverse = as_matrix(Preconditioner.of(problem), 2)
+    bound = saddle(u, v)
+    assert curvature_at(bound, bound.trained_values)[0] < 0
+    inverse = as_matrix(Preconditioner.of(bound), 2)
     assert float(torch.linalg.eigvalsh((inverse + inverse.T) / 2)[0]) > 0.05
-    found = minimise(problem, tolerance=1e-10, preconditioner=Preconditioner.of(problem))
+    found = minimise(bound, tolerance=1e-10, preconditioner=Preconditioner.of(bound))
     assert found.converged
-    assert curvature_at(problem, found.values)[0] > 0.005
+    assert curvature_at(bound, found.values)[0] > 0.005
     assert found.objective < 0.1
 
 
@@ -356,19 +356,19 @@ def test_negative_curvature_is_found_with_a_preconditioner_too():
 
 
 def test_no_preconditioner_is_made_for_many_parameters():
-    problem = saddle(0.5, 0.5)
-    assert Preconditioner.of(problem, max_size=1) is None
-    assert Preconditioner.of(problem, max_size=2) is not None
+    bound = saddle(0.5, 0.5)
+    assert Preconditioner.of(bound, max_size=1) is None
+    assert Preconditioner.of(bound, max_size=2) is not None
 
 
 # What it leaves alone, and what it refuses
 
 
 def test_the_model_is_not_touched():
-    problem = moved(FROZEN_TANH, 0, 0.05)
-    model = problem.stage.model.train()
+    bound = moved(FROZEN_TANH, 0, 0.05)
+    model = bound.stage.model.train()
     before = fingerprint_model(model)
-    minimise(problem)
+    minimise(bound)
     assert fingerprint_model(model) == before
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())

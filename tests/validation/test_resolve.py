@@ -78,7 +78,7 @@ def test_polish_finds_the_minima_again(case: ChainCase):
     """From the last stage's parameters moved a little, and the first stage's where nothing was kept of it."""
     points = [{name: value.clone() for name, value in point.items()} for point in solved(case)]
     rough = chain_of(case, tuple(points))
-    own = rough.last.own_values
+    own = rough.last.trained_values
     with torch.no_grad():
         for name, parameter in rough.last.stage.model.named_parameters():
             if name in own:
@@ -148,5 +148,5 @@ def test_the_link_is_kept():
     chain = chain_of(FROZEN_LOGISTIC, solved(FROZEN_LOGISTIC))
     again = resolve(chain, "pretrain", leave_out(23, [0])).chain
     assert isinstance(again.stages[1].link, Frozen)
-    for name, other in again["finetune"].kept.items():
-        assert torch.equal(again["finetune"].inherited_values[name], again["pretrain"].own_values[other])
+    for name, other in again["finetune"].inherited_from.items():
+        assert torch.equal(again["finetune"].inherited_values[name], again["pretrain"].trained_values[other])

@@ -135,11 +135,11 @@ class Scripted(Fit):
     def __init__(self, script: Callable[[int], object]) -> None:
         self.script = script
 
-    def __call__(self, problem: Any, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: Any, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         del before, seed
-        values = {name: p.detach() for name, p in problem.stage.model.named_parameters()}
+        values = {name: p.detach() for name, p in bound.stage.model.named_parameters()}
         for weight in weights:
-            if problem.name == "pretrain" and float(weight.min()) == 0:
+            if bound.name == "pretrain" and float(weight.min()) == 0:
                 self.script(int(weight.argmin()))
         return {name: value.expand(len(weights), *value.shape).clone() for name, value in values.items()}
 

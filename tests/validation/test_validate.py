@@ -147,13 +147,13 @@ class Counting(Fit):
         """What a run is recognised by: what is counted changes no number."""
         return {"fit": self.fit}
 
-    def __call__(self, problem: Any, weights: Tensor, before: Copies | None, seed: int) -> Copies:
-        if problem.name == "pretrain":
+    def __call__(self, bound: Any, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+        if bound.name == "pretrain":
             if self.pieces == self.last:
                 raise DataError("the power is gone")
             self.pieces += 1
             self.runs += [(seed, *(weight < 1).nonzero().flatten().tolist()) for weight in weights if weight.min() < 1]
-        return self.fit(problem, weights, before, seed)
+        return self.fit(bound, weights, before, seed)
 
 
 def run(fit: Fit, out: Path | None, **settings: Any) -> Tensor:

@@ -3,5 +3,5 @@
 from stagetrace.checks.finding import Finding as Finding
 from stagetrace.checks.finding import Level as Level
 from stagetrace.checks.verify import in_short as in_short
-from stagetrace.checks.verify import verify_problem as verify_problem
 from stagetrace.checks.verify import verify_query as verify_query
+from stagetrace.checks.verify import verify_stage as verify_stage

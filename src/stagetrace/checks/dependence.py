@@ -49,16 +49,16 @@ def depends_on_its_model_only(risk: Risk, batch: Batch, before: Sequence[Stage] 
     Raises:
         DescriptionError: the loss reads the model itself, or a trainable tensor that is no parameter of it.
     """
-    own, inherited = leaves_of(risk.own_values), leaves_of(risk.inherited_values)
+    trained, inherited = leaves_of(risk.trained_values), leaves_of(risk.inherited_values)
     watch = _Originals.at(risk, batch)
     teachers = _Originals.of(before, besides=risk)
     with torch.enable_grad():
         with watch, teachers:
-            total = risk.losses(own, inherited, batch).sum()
-        again = risk.losses(own, inherited, batch).sum()
+            total = risk.losses(trained, inherited, batch).sum()
+        again = risk.losses(trained, inherited, batch).sum()
     if watch.read:
         _refuse_second_model(risk, watch.read)
-    _refuse_strangers(risk, batch, (total, again), {**inherited, **own})
+    _refuse_strangers(risk, batch, (total, again), {**inherited, **trained})
     if teachers.read:
         return Level.WARNING, (
             f"the loss reads {some_names(teachers.read)} of an earlier stage's model (a teacher?): what reaches it by "
@@ -73,8 +73,8 @@ def slopes(risk: Risk, batch: Batch) -> Slopes:
     Raises:
         DifferentiationError: the gradient cannot be taken.
     """
-    _, own, inherited = differentiated(risk, batch, weights_of(batch))
-    found = {**inherited, **own}
+    _, trained, inherited = differentiated(risk, batch, weights_of(batch))
+    found = {**inherited, **trained}
     steep = {name: slope for name, slope in found.items() if bool(slope.any())}
     return Slopes(steep, tuple(name for name in found if name not in steep))
 
@@ -90,8 +90,8 @@ def has_a_slope(risk: Risk, found: Slopes) -> str | None:
     Raises:
         DataError: no slope anywhere.
     """
-    plan = [] if set(found.of) & set(risk.own_values) else risk.examples.plan()[:BATCHES]
-    if plan and not any(set(slopes(risk, batch).of) & set(risk.own_values) for batch in risk.read(plan)):
+    plan = [] if set(found.of) & set(risk.trained_values) else risk.examples.batch_indices()[:BATCHES]
+    if plan and not any(set(slopes(risk, batch).of) & set(risk.trained_values) for batch in risk.read(plan)):
         raise DataError(
             f"{risk.where}: the loss does not depend on the parameters it is given: its gradient is zero in all of "
             f"them on the first {sum(map(len, plan)):,} examples; use the model that the loss is handed, without "
@@ -108,8 +108,8 @@ def has_a_slope(risk: Risk, found: Slopes) -> str | None:
 
 def nearby(risk: Risk) -> Risk:
     """The same losses at parameters moved by a hundredth of their size: a loss that is exactly least has no slope."""
-    along = direction_of(risk.own_values)
-    return replace(risk, own_values={name: v + 0.01 * along[name] for name, v in risk.own_values.items()})
+    along = direction_of(risk.trained_values)
+    return replace(risk, trained_values={name: v + 0.01 * along[name] for name, v in risk.trained_values.items()})
 
 
 def leaves_of(values: Params) -> Params:
@@ -173,7 +173,7 @@ class _Originals(TorchDispatchMode):
     @staticmethod
     def at(risk: Risk, batch: Batch) -> "_Originals":
         """Watches the model's own parameters, but for memory that constants, buffers or data lie in, too."""
-        model, watched = risk.evaluation.model, {**risk.own_values, **risk.inherited_values}
+        model, watched = risk.evaluation.model, {**risk.trained_values, **risk.inherited_values}
         constants = [p for name, p in model.named_parameters() if name not in watched]
         elsewhere = [*constants, *model.buffers(), *tree_leaves(batch.content)]
         innocent = {_memory(tensor) for tensor in elsewhere if isinstance(tensor, Tensor)}
@@ -182,7 +182,9 @@ class _Originals(TorchDispatchMode):
     @staticmethod
     def of(stages: Sequence[Stage], besides: Risk) -> "_Originals":
         """Watches what other stages trained, but for memory that the model shares with them."""
-        ours = {_memory(tensor) for tensor in (*besides.evaluation.model.parameters(), *besides.own_values.values())}
+        ours = {
+            _memory(tensor) for tensor in (*besides.evaluation.model.parameters(), *besides.trained_values.values())
+        }
         trained = [pair for stage in stages for pair in stage.model.named_parameters() if pair[1].requires_grad]
         return _Originals({_memory(p): name for name, p in trained if _memory(p) not in {None, *ours}})
 

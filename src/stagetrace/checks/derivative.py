@@ -55,9 +55,9 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
     if not found.of:
         risk = nearby(risk)
         found = slopes(risk, batch)
-    point = {**risk.inherited_values, **risk.own_values}
-    with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
-        outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
+    point = {**risk.inherited_values, **risk.trained_values}
+    with torch.no_grad(), RoundedTo(risk.trained.dtype) as seen:
+        outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
         losses = risk.reduce(outputs, batch)
     rounding = Rounding.of_outputs(outputs, seen.coarsest)
     size = max(float(losses.double().abs() @ weights_of(batch).to(losses.device)), len(batch) * rounding.size)
@@ -66,7 +66,7 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
     said = [f"{len(found.flat)} parameters have no slope there ({some_names(found.flat)})"] if found.flat else []
     without = has_a_slope(risk, found)
     worst, unjudged = 0.0, 0
-    for names in (risk.own_values, risk.inherited_values):
+    for names in (risk.trained_values, risk.inherited_values):
         steep = [name for name in names if name in found.of]
         if not steep:
             continue
@@ -148,8 +148,8 @@ def difference(at: Callable[[float], float], size: float, eps: float) -> Differe
 
 
 def _total(risk: Risk, point: Params, batch: Batch) -> Tensor:
-    own = {name: point[name] for name in risk.own_values}
+    trained = {name: point[name] for name in risk.trained_values}
     inherited = {name: point[name] for name in risk.inherited_values}
     with torch.no_grad():
-        losses = risk.losses(own, inherited, batch).double()
+        losses = risk.losses(trained, inherited, batch).double()
         return losses @ weights_of(batch).to(losses)

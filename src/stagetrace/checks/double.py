@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from stagetrace.errors import StagetraceError
-from stagetrace.stages.data import Batch, place
+from stagetrace.stages.data import Batch, to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
@@ -18,21 +18,21 @@ LARGEST = 2**27
 def in_double(risk: Risk, batch: Batch) -> tuple[Risk, Batch] | None:
     """The risk and the batch in float64; None where the model is float64 already, too large, or does not allow it."""
     model = risk.evaluation.model
-    if risk.own.dtype == torch.float64 or sum(p.numel() for p in model.parameters()) > LARGEST:
+    if risk.trained.dtype == torch.float64 or sum(p.numel() for p in model.parameters()) > LARGEST:
         return None
     try:
-        own, inherited = _widened(risk.own_values), _widened(risk.inherited_values)
+        trained, inherited = _widened(risk.trained_values), _widened(risk.inherited_values)
         wide = replace(
             risk,
             evaluation=Evaluation(copy.deepcopy(model).double()),
-            own=ParameterSpace.of(own),
-            inherited=ParameterSpace.of(inherited, like=next(iter(own.values()))),
-            own_values=own,
+            trained=ParameterSpace.of(trained),
+            inherited=ParameterSpace.of(inherited, like=next(iter(trained.values()))),
+            trained_values=trained,
             inherited_values=inherited,
         )
-        widened = Batch(batch.indices, place(batch.content, torch.float64, risk.own.device))
+        widened = Batch(batch.indices, to_device(batch.content, torch.float64, risk.trained.device))
         with torch.no_grad():
-            if wide.losses(own, inherited, widened).dtype != torch.float64:
+            if wide.losses(trained, inherited, widened).dtype != torch.float64:
                 return None
     except StagetraceError:
         raise

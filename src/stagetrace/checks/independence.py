@@ -29,7 +29,7 @@ def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, lookout: Look
     for company, smaller in zip(companies, risk.read(companies), strict=True):
         here = [places[index] for index in company]
         with torch.no_grad():
-            again = risk.losses(risk.own_values, risk.inherited_values, smaller)
+            again = risk.losses(risk.trained_values, risk.inherited_values, smaller)
         gap = (again - losses[here]).abs() - allowed[here]
         if bool((gap > 0).any()):
             worst = int(gap.argmax())

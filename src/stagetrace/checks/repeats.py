@@ -76,7 +76,7 @@ def losses_repeat(risk: Risk, batch: Batch, rounding: Rounding) -> str:
             "data set, or switch it off (functional dropout: training=self.training)"
         )
     with torch.enable_grad():
-        recorded = risk.losses(risk.own_values, risk.inherited_values, batch).detach()
+        recorded = risk.losses(risk.trained_values, risk.inherited_values, batch).detach()
     apart = (first - recorded).abs()
     if bool((apart > rounding.of(first)).any()):
         worst = int(apart.argmax())
@@ -97,7 +97,7 @@ def _versions(batch: Batch) -> list[int]:
 
 def _losses(risk: Risk, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return risk.losses(risk.own_values, risk.inherited_values, batch)
+        return risk.losses(risk.trained_values, risk.inherited_values, batch)
 
 
 def _sources() -> dict[str, object]:

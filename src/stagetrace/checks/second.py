@@ -33,17 +33,17 @@ def second_derivative_is_right(risk: Risk, batch: Batch) -> tuple[Level, str]:
     Returns:
         How much it matters, and what was found: a warning where a second derivative is not that of the gradient.
     """
-    if risk.own.dtype != torch.float64:
+    if risk.trained.dtype != torch.float64:
         return Level.NOTE, "second derivatives are not judged: the model cannot be evaluated in float64"
-    gradients = _Gradients(risk, batch, beside_padding(direction_of(risk.own_values), risk.evaluation.model))
-    along = risk.own.flatten(gradients.along).unsqueeze(1)
+    gradients = _Gradients(risk, batch, beside_padding(direction_of(risk.trained_values), risk.evaluation.model))
+    along = risk.trained.flatten(gradients.along).unsqueeze(1)
     products: dict[str, tuple[slice, tuple[Way, ...]]] = {
         "Hessian": (
-            slice(0, risk.own.size),
+            slice(0, risk.trained.size),
             (lambda: hessian_graph(risk, batch)(along)[:, 0], lambda: hessian_anew(risk, batch)(along)[:, 0]),
         ),
         "coupling": (
-            slice(risk.own.size, None),
+            slice(risk.trained.size, None),
             (lambda: risk.inherited.flatten(coupling_of(risk, batch, gradients.along)),),
         ),
     }
@@ -95,14 +95,14 @@ def _apart(gradients: "_Gradients", part: slice, product: Tensor) -> float | Non
 
 @final
 class _Gradients:
-    """The summed losses' gradient `[own.size + inherited.size]`, along a direction in the own parameters."""
+    """The summed losses' gradient `[trained.size + inherited.size]`, along a direction in the trained parameters."""
 
     def __init__(self, risk: Risk, batch: Batch, along: Params) -> None:
         self.risk, self.batch, self.along = risk, batch, along
         self.size = float(torch.linalg.vector_norm(self.at(0.0)))
 
     def at(self, step: float) -> Tensor:
-        ours = leaves_of({name: value + step * self.along[name] for name, value in self.risk.own_values.items()})
+        ours = leaves_of({name: value + step * self.along[name] for name, value in self.risk.trained_values.items()})
         theirs, content = leaves_of(self.risk.inherited_values), self.batch.content
         leaves = (*ours.values(), *theirs.values())
 

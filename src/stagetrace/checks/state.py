@@ -21,7 +21,7 @@ def keeps_no_state(risk: Risk, batch: Batch, fresh: Evaluation, rounding: Roundi
     Raises:
         DescriptionError: the two copies give different losses at the same, moved parameters.
     """
-    point = {**risk.inherited_values, **risk.own_values}
+    point = {**risk.inherited_values, **risk.trained_values}
     along = direction_of(point)
     moved = {name: value + (STEP * along[name]).to(value) for name, value in point.items()}
     losses = []

@@ -17,8 +17,8 @@ from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
 from stagetrace.checks.state import keeps_no_state
 from stagetrace.curvature.rounding import RoundedTo
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.labelled import check_some_labelled
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.stage import Stage
 
@@ -26,12 +26,12 @@ QUERY = "query"
 """How findings name the query; no curvature is taken of it."""
 
 
-def verify_problem(problem: Problem, before: Sequence[Stage] = ()) -> list[Finding]:
+def verify_stage(bound: BoundStage, before: Sequence[Stage] = ()) -> list[Finding]:
     """`verify` for a stage's own examples."""
-    return verify(problem.risk, problem, problem.name, before)
+    return verify(bound.risk, bound, bound.name, before)
 
 
-def verify_query(risk: Risk, last: Problem, before: Sequence[Stage] = ()) -> list[Finding]:
+def verify_query(risk: Risk, last: BoundStage, before: Sequence[Stage] = ()) -> list[Finding]:
     """`verify` for a query's examples, at the last stage of a chain."""
     return verify(risk, last, QUERY, before)
 
@@ -46,7 +46,7 @@ def in_short(findings: Sequence[Finding]) -> list[Finding]:
     return [Finding(first.where, "data", Level.OK, looked_at, seconds), *others]
 
 
-def verify(risk: Risk, problem: Problem, where: str, before: Sequence[Stage] = ()) -> list[Finding]:
+def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = ()) -> list[Finding]:
     """Look at some examples, their losses and the derivative of these, before anything is built on them.
 
     A few batches are evaluated, whatever the size of the data set. What fails is refused; what cannot be judged, and a
@@ -62,10 +62,10 @@ def verify(risk: Risk, problem: Problem, where: str, before: Sequence[Stage] = (
         DifferentiationError: the loss depends on parameters in which its gradient is zero.
     """
     with torch.random.fork_rng(devices=[]):  # a loss that draws is refused, and has drawn nothing from the caller
-        return _looked_at(risk, problem, where, before)
+        return _looked_at(risk, bound, where, before)
 
 
-def _looked_at(risk: Risk, problem: Problem, where: str, before: Sequence[Stage]) -> list[Finding]:
+def _looked_at(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage]) -> list[Finding]:
     findings: list[Finding] = []
 
     def look(what: str, check: Callable[[], tuple[Level, str] | str]) -> None:
@@ -81,8 +81,8 @@ def _looked_at(risk: Risk, problem: Problem, where: str, before: Sequence[Stage]
     look("reading", lambda: examples_repeat(risk, lookout.together))
     check_some_labelled(risk, list(lookout.together))
     batch = next(iter(risk.read([list(lookout.together)])))
-    with torch.no_grad(), RoundedTo(risk.own.dtype) as seen:
-        outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
+    with torch.no_grad(), RoundedTo(risk.trained.dtype) as seen:
+        outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
         losses = risk.reduce(outputs, batch)
     check_finite(losses, batch.indices, risk.where)
     rounding = Rounding.of_outputs(outputs, seen.coarsest)
@@ -90,7 +90,7 @@ def _looked_at(risk: Risk, problem: Problem, where: str, before: Sequence[Stage]
     look("repetition", lambda: losses_repeat(risk, batch, rounding))
     look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))
-    look("state", lambda: keeps_no_state(risk, few, problem.fresh_evaluation(), rounding))
+    look("state", lambda: keeps_no_state(risk, few, bound.fresh_evaluation(), rounding))
     look("dependence", lambda: depends_on_its_model_only(risk, few, before))
     judged = in_double(risk, few) or (risk, few)
     look("derivative", lambda: gradient_is_the_derivative(*judged, coupled=where != QUERY))

@@ -94,7 +94,7 @@ class Known:
 def predicted(
     found: Sequence[Estimator],
     asked: frozenset[str],
-    problem: tuple[Chain, Query, str],
+    bound: tuple[Chain, Query, str],
     progress: Progress,
     say: Callable[[str], None],
 ) -> tuple[list[Estimator], dict[str, str]]:
@@ -107,7 +107,7 @@ def predicted(
     for estimator in found:
         say(f"predicting by {estimator.name}")
         try:
-            effects = finite(f"{estimator.name}: predictions", estimator.removal_effects(*problem, progress))
+            effects = finite(f"{estimator.name}: predictions", estimator.removal_effects(*bound, progress))
         except StagetraceError as cause:
             if not known or estimator.name in asked:
                 raise

@@ -9,8 +9,8 @@ import torch
 from stagetrace.cli.options import BATCH, EPOCHS, FITS
 from stagetrace.cli.spec import Grammar, Spec, applies, by_stage, real, text, whole, with_field
 from stagetrace.errors import refuse
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.problem import Problem
 from stagetrace.validation import SGD, Adam, Fit, Resolve, Steps
 from stagetrace.validation.fits import Call, as_fit
 from stagetrace.validation.fits.rules import Rule
@@ -43,17 +43,17 @@ def fits(chain: Chain, stage: str, retrain: Sequence[str], given: Any) -> dict[s
     Raises:
         DescriptionError: a word that names no stage, no fit or no setting of one.
     """
-    later = {problem.name: problem for problem in chain.problems[chain.names.index(stage) :]}
+    later = {bound.name: bound for bound in chain.bound_stages[chain.names.index(stage) :]}
     for word in retrain:
         head = word.partition("=")[0]
         if head in chain.names and head not in later:
             refuse(f"--retrain: stage '{head}' is not trained again; those are {', '.join(map(repr, later))}")
     specs = {name: spec for name, spec in by_stage(chain, retrain, RETRAIN).items() if name in later}
     chosen = _given(chain, given, later)
-    is_double = all(dtype == torch.float64 for problem in later.values() for dtype in problem.own.dtypes)
-    for name, problem in later.items():
+    is_double = all(dtype == torch.float64 for bound in later.values() for dtype in bound.trained.dtypes)
+    for name, bound in later.items():
         if specs[name].name is not None or name not in chosen:
-            chosen[name] = _new(problem, specs[name].name or ("resolve" if is_double else "adam"), specs[name])
+            chosen[name] = _new(bound, specs[name].name or ("resolve" if is_double else "adam"), specs[name])
     for key in RETRAIN.keys:
         _change(chosen, specs, key)
     return {name: chosen[name] for name in later}
@@ -73,7 +73,7 @@ def in_words(fit: Fit) -> str:
     return f"{fit}"
 
 
-def _given(chain: Chain, given: Any, later: Mapping[str, Problem]) -> dict[str, Fit]:
+def _given(chain: Chain, given: Any, later: Mapping[str, BoundStage]) -> dict[str, Fit]:
     """What the target gave."""
     if given is None:
         return {}
@@ -83,11 +83,11 @@ def _given(chain: Chain, given: Any, later: Mapping[str, Problem]) -> dict[str, 
     return {name: as_fit(fit) for name, fit in given.items() if name in later}
 
 
-def _new(problem: Problem, kind: str, spec: Spec) -> Fit:
+def _new(bound: BoundStage, kind: str, spec: Spec) -> Fit:
     """A fit of a kind at its defaults, which depend on the number of examples."""
     if kind == "resolve":
         return Resolve()
-    examples = len(problem.stage.examples)
+    examples = len(bound.stage.examples)
     size = max(1, spec.settings.get("batch_size", BATCH))
     return Steps(RULES[kind], EPOCHS * math.ceil(examples / size), min(size, examples))
 

@@ -48,7 +48,7 @@ def solvers(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Solver
     for stage, spec in by_stage(chain, options.solve, SOLVE).items():
         solver = chosen[stage] if spec.name is None else SOLVERS[spec.name]
         if options.preset:
-            solver = _preset_solver(solver, options.preset, chain[stage].own.dtype)
+            solver = _preset_solver(solver, options.preset, chain[stage].trained.dtype)
         for key, value in spec.settings.items():
             if key in OF_SOLVERS:
                 solver = with_field(solver, key, value, f"{SOLVE.option}: {key}")
@@ -75,8 +75,8 @@ def curvatures(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Cur
 
 def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
     """A line for each stage whose curvature is that of some of its examples."""
-    said = [(problem, subset_in_words(curvature[problem.name], problem)) for problem in chain]
-    return [f"{problem.stage.where}: {text}" for problem, text in said if text]
+    said = [(bound, subset_in_words(curvature[bound.name], bound)) for bound in chain]
+    return [f"{bound.stage.where}: {text}" for bound, text in said if text]
 
 
 def _preset_solver(solver: Solver, preset: Preset, dtype: torch.dtype) -> Solver:

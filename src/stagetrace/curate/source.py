@@ -128,8 +128,8 @@ def _one(found: Any, split: str | None, path: Path) -> Any:
     if split is None and len(names) == 1:
         return found[names[0]]
     if split not in found:
-        problem = "has several splits" if split is None else f"has no split '{split}'"
-        refuse(f"{path} {problem}; type --split with one of {', '.join(names)}")
+        bound = "has several splits" if split is None else f"has no split '{split}'"
+        refuse(f"{path} {bound}; type --split with one of {', '.join(names)}")
     return found[split]
 
 

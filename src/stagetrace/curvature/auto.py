@@ -13,7 +13,7 @@ from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, in_words, seeded_subset
 from stagetrace.objectives.objective import splits
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 
 @final
@@ -49,22 +49,22 @@ class Auto:
     def __repr__(self) -> str:
         return f"Auto(examples={self.examples!r}, seed={self.seed})"
 
-    def operator(self, problem: Problem) -> LinearOperator:
-        hessian = Hessian(self.examples, self.seed, self.memory).operator(problem)
-        if not splits(problem.stage.loss):
+    def operator(self, bound: BoundStage) -> LinearOperator:
+        hessian = Hessian(self.examples, self.seed, self.memory).operator(bound)
+        if not splits(bound.stage.loss):
             return hessian
-        return HessianWithFallback(hessian, problem, GaussNewton(self.examples, self.seed, self.memory))
+        return HessianWithFallback(hessian, bound, GaussNewton(self.examples, self.seed, self.memory))
 
-    def indices(self, problem: Problem) -> Sequence[int]:
-        return Hessian(self.examples, self.seed).indices(problem)
+    def indices(self, bound: BoundStage) -> Sequence[int]:
+        return Hessian(self.examples, self.seed).indices(bound)
 
 
 @final
 class HessianWithFallback(LinearOperator):
     """A stage's Hessian, and its Gauss-Newton matrix once it is asked for."""
 
-    def __init__(self, hessian: LinearOperator, problem: Problem, fallback: GaussNewton) -> None:
-        self.hessian, self._problem, self._fallback = hessian, problem, fallback
+    def __init__(self, hessian: LinearOperator, bound: BoundStage, fallback: GaussNewton) -> None:
+        self.hessian, self._bound, self._fallback = hessian, bound, fallback
         self.size, self.dtype, self.device = hessian.size, hessian.dtype, hessian.device
 
     @property
@@ -77,7 +77,7 @@ class HessianWithFallback(LinearOperator):
 
     @cached_property
     def _built(self) -> LinearOperator:
-        return self._fallback.operator(self._problem)
+        return self._fallback.operator(self._bound)
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.hessian.apply(vectors)
@@ -89,19 +89,19 @@ class HessianWithFallback(LinearOperator):
         return self.hessian.cost()
 
 
-def coupled(curvature: Curvature, problem: Problem, columns: int) -> Sequence[int]:
+def coupled(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:
     """The examples whose mixed derivative couples a stage to the one before: its curvature's, or by the rule more.
 
     columns: right-hand sides, for each of which they are multiplied once.
     """
     if isinstance(curvature, Auto | Hessian | GaussNewton) and curvature.examples == "auto":
-        return seeded_subset(len(problem.stage.examples), max(ENOUGH, COUPLED // columns), curvature.seed)
-    return curvature.indices(problem)
+        return seeded_subset(len(bound.stage.examples), max(ENOUGH, COUPLED // columns), curvature.seed)
+    return curvature.indices(bound)
 
 
-def subset_in_words(curvature: Curvature, problem: Problem) -> str | None:
+def subset_in_words(curvature: Curvature, bound: BoundStage) -> str | None:
     """Which of a stage's examples a choice of curvature averages over; None where it is all of them."""
-    chosen, total = len(curvature.indices(problem)), len(problem.stage.examples)
+    chosen, total = len(curvature.indices(bound)), len(bound.stage.examples)
     if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton):
         return None
     return in_words(chosen, total, curvature.examples, curvature.seed)

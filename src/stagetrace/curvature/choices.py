@@ -10,7 +10,7 @@ from stagetrace.curvature.plan import Matrix
 from stagetrace.curvature.subset import Count, check_subset, subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 GIB = 2**30
 
@@ -18,11 +18,11 @@ GIB = 2**30
 class Curvature(Protocol):
     """A choice of curvature; `operator` builds it for a stage at its place in a chain."""
 
-    def operator(self, problem: Problem) -> LinearOperator:
-        """The curvature in the stage's own parameters, `[own.size, own.size]`, penalties included."""
+    def operator(self, bound: BoundStage) -> LinearOperator:
+        """The curvature in the stage's trained parameters, `[trained.size, trained.size]`, penalties included."""
         ...
 
-    def indices(self, problem: Problem) -> Sequence[int]:
+    def indices(self, bound: BoundStage) -> Sequence[int]:
         """The stage's examples it averages over."""
         ...
 
@@ -64,11 +64,11 @@ class Hessian:
     def __post_init__(self) -> None:
         check_subset("Hessian", self.examples, self.seed, self.memory)
 
-    def operator(self, problem: Problem) -> LinearOperator:
-        return _mean_and_penalty(problem, "Hessian", self.indices(problem), self.memory)
+    def operator(self, bound: BoundStage) -> LinearOperator:
+        return _mean_and_penalty(bound, "Hessian", self.indices(bound), self.memory)
 
-    def indices(self, problem: Problem) -> Sequence[int]:
-        return subset(problem, self.examples, self.seed)
+    def indices(self, bound: BoundStage) -> Sequence[int]:
+        return subset(bound, self.examples, self.seed)
 
 
 @final
@@ -104,16 +104,16 @@ class GaussNewton:
     def __post_init__(self) -> None:
         check_subset("GaussNewton", self.examples, self.seed, self.memory)
 
-    def operator(self, problem: Problem) -> LinearOperator:
-        if not splits(problem.stage.loss):
+    def operator(self, bound: BoundStage) -> LinearOperator:
+        if not splits(bound.stage.loss):
             refuse(
-                f"{problem.stage.where}: GaussNewton needs the model's outputs, but the objective is a plain loss "
+                f"{bound.stage.where}: GaussNewton needs the model's outputs, but the objective is a plain loss "
                 "function; give an objective with outputs(model, batch) and losses(outputs, batch), or use Hessian()"
             )
-        return _mean_and_penalty(problem, "GaussNewton", self.indices(problem), self.memory)
+        return _mean_and_penalty(bound, "GaussNewton", self.indices(bound), self.memory)
 
-    def indices(self, problem: Problem) -> Sequence[int]:
-        return subset(problem, self.examples, self.seed)
+    def indices(self, bound: BoundStage) -> Sequence[int]:
+        return subset(bound, self.examples, self.seed)
 
 
 @final
@@ -128,12 +128,12 @@ class Identity:
         True
     """
 
-    def operator(self, problem: Problem) -> LinearOperator:
-        return IdentityOperator(problem.own.size, problem.own.dtype, problem.own.device)
+    def operator(self, bound: BoundStage) -> LinearOperator:
+        return IdentityOperator(bound.trained.size, bound.trained.dtype, bound.trained.device)
 
-    def indices(self, problem: Problem) -> Sequence[int]:
-        return range(len(problem.stage.examples))
+    def indices(self, bound: BoundStage) -> Sequence[int]:
+        return range(len(bound.stage.examples))
 
 
-def _mean_and_penalty(problem: Problem, matrix: Matrix, indices: Sequence[int], memory: int) -> LinearOperator:
-    return MeanCurvature.planned(problem.risk, matrix, indices, memory) + DiagonalOperator(problem.penalty)
+def _mean_and_penalty(bound: BoundStage, matrix: Matrix, indices: Sequence[int], memory: int) -> LinearOperator:
+    return MeanCurvature.planned(bound.risk, matrix, indices, memory) + DiagonalOperator(bound.penalty)

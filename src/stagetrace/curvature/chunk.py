@@ -7,7 +7,7 @@ Work per product, counted in gradients of the chunk (forward + backward):
     anew, forward       about 3.5, keeps nothing: a tangent through forward and backward
     anew, reverse       about 3.5 for one vector, 1.5 + 2k for k; keeps nothing; needs no forward mode
 
-All are exact and agree to rounding. A chunk is a function `[own.size, k] -> [own.size, k]`.
+All are exact and agree to rounding. A chunk is a function `[trained.size, k] -> [trained.size, k]`.
 """
 
 import warnings
@@ -25,7 +25,7 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
 Product = Callable[[Tensor], Tensor]
-"""`[own.size, k] -> [own.size, k]`: the chunk's summed second derivative times each column."""
+"""`[trained.size, k] -> [trained.size, k]`: the chunk's summed second derivative times each column."""
 
 Linear = Callable[[Params], Params]
 
@@ -34,14 +34,14 @@ T = TypeVar("T")
 
 def hessian_linearised(risk: Risk, batch: Batch) -> Product:
     """The tangent map of the chunk's gradient, traced once: each product replays it without the primal part."""
-    _, tangent = _traced(_gradient(risk, batch), risk.own_values)
+    _, tangent = _traced(_gradient(risk, batch), risk.trained_values)
     return _by_columns(risk, tangent)
 
 
 def hessian_anew(risk: Risk, batch: Batch) -> Product:
     """Forward-over-reverse, from scratch for each vector."""
     gradient = _gradient(risk, batch)
-    return _by_columns(risk, lambda v: jvp(gradient, (risk.own_values,), (v,))[1])
+    return _by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
 
 
 @final
@@ -67,39 +67,39 @@ def slope(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: b
     Raises:
         RuntimeError: an operation has no second derivative.
     """
-    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
-    inputs = tuple(own.values())
+    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
+    inputs = tuple(trained.values())
     with torch.enable_grad():
-        losses = risk.losses(own, risk.inherited_values, batch)
+        losses = risk.losses(trained, risk.inherited_values, batch)
         total = losses.sum() if weights is None else weights @ losses
         if not total.requires_grad:  # a loss without the parameters
-            return Slope(total.detach(), *_nothing(own))
+            return Slope(total.detach(), *_nothing(trained))
         gradients = torch.autograd.grad(total, inputs, create_graph=True, materialize_grads=True)
     if checked:
         check_differentiable_again(gradients)
 
     def product(vector: Params) -> Params:
-        tracked = [(g, vector[name]) for name, g in zip(own, gradients, strict=True) if g.requires_grad]
+        tracked = [(g, vector[name]) for name, g in zip(trained, gradients, strict=True) if g.requires_grad]
         if not tracked:  # a loss linear in the parameters
-            return {name: torch.zeros_like(value) for name, value in own.items()}
+            return {name: torch.zeros_like(value) for name, value in trained.items()}
         outputs, cotangents = zip(*tracked, strict=True)
         rows = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, materialize_grads=True)
-        return dict(zip(own, rows, strict=True))
+        return dict(zip(trained, rows, strict=True))
 
-    return Slope(total.detach(), {name: g.detach() for name, g in zip(own, gradients, strict=True)}, product)
+    return Slope(total.detach(), {name: g.detach() for name, g in zip(trained, gradients, strict=True)}, product)
 
 
-def _nothing(own: Params) -> tuple[Params, Linear]:
+def _nothing(trained: Params) -> tuple[Params, Linear]:
     """The gradient and the products of what does not depend on the parameters."""
-    zeros = {name: torch.zeros_like(value) for name, value in own.items()}
+    zeros = {name: torch.zeros_like(value) for name, value in trained.items()}
     return zeros, lambda vector: {name: torch.zeros_like(value) for name, value in vector.items()}
 
 
 def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` with the tangent map J traced once and the graph for J' kept."""
     function = _outputs(risk, batch)
-    outputs, tangent = _traced(function, risk.own_values)
-    _, transposed = _pulled(function, risk.own_values)
+    outputs, tangent = _traced(function, risk.trained_values)
+    _, transposed = _pulled(function, risk.trained_values)
     return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
 
 
@@ -108,8 +108,8 @@ def gauss_newton_anew(risk: Risk, batch: Batch) -> Product:
     function = _outputs(risk, batch)
 
     def product(vector: Params) -> Params:
-        outputs, transposed = _pulled(function, risk.own_values)
-        tangent = jvp(function, (risk.own_values,), (vector,))[1]
+        outputs, transposed = _pulled(function, risk.trained_values)
+        tangent = jvp(function, (risk.trained_values,), (vector,))[1]
         return transposed(_output_curvature(risk, batch, outputs, tangent))
 
     return _by_columns(risk, product)
@@ -117,10 +117,10 @@ def gauss_newton_anew(risk: Risk, batch: Batch) -> Product:
 
 def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` without forward mode: `J v` is the derivative in u of `<J' u, v>`, which is linear in u."""
-    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
-    inputs = tuple(own.values())
+    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
+    inputs = tuple(trained.values())
     with torch.enable_grad():
-        outputs = risk.outputs(own, risk.inherited_values, batch)
+        outputs = risk.outputs(trained, risk.inherited_values, batch)
         if not outputs.requires_grad:
             return torch.zeros_like
         u = torch.zeros_like(outputs, requires_grad=True)
@@ -129,11 +129,11 @@ def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
 
     def product(vector: Params) -> Params:
         (tangent,) = torch.autograd.grad(
-            pulled, u, [vector[name] for name in own], retain_graph=True, materialize_grads=True
+            pulled, u, [vector[name] for name in trained], retain_graph=True, materialize_grads=True
         )
         curved = _output_curvature_by_graph(risk, batch, outputs.detach(), tangent)
         rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=True, materialize_grads=True)
-        return dict(zip(own, rows, strict=True))
+        return dict(zip(trained, rows, strict=True))
 
     return _by_columns(risk, product, batched=False)
 
@@ -203,11 +203,11 @@ def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, C
 
 
 def _gradient(risk: Risk, batch: Batch) -> Linear:
-    return grad(lambda own: risk.losses(own, risk.inherited_values, batch).sum())
+    return grad(lambda trained: risk.losses(trained, risk.inherited_values, batch).sum())
 
 
 def _outputs(risk: Risk, batch: Batch) -> Callable[[Params], Tensor]:
-    return lambda own: risk.outputs(own, risk.inherited_values, batch)
+    return lambda trained: risk.outputs(trained, risk.inherited_values, batch)
 
 
 def _output_curvature(risk: Risk, batch: Batch, outputs: Tensor, tangent: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def _by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product
     bound by arithmetic, and batching makes their tensors leave the cache (`benchmarks/products.py`: 32 ms against 19 ms
     a column, for 16 columns).
     """
-    space = risk.own
+    space = risk.trained
 
     def columns(vectors: Tensor) -> Tensor:
         if batched and vectors.is_cuda and vectors.shape[1] > 1:

@@ -14,14 +14,14 @@ from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
 from stagetrace.errors import SolveError, StagetraceError
 from stagetrace.parallel import world
 from stagetrace.progress import part_done
+from stagetrace.stages.cached import BATCH_BYTES, CachedBatches
 from stagetrace.stages.gradient import explain_not_finite
-from stagetrace.stages.kept import BATCH_BYTES, KeptBatches
 from stagetrace.stages.risk import Risk
 
 
 @final
 class MeanCurvature(LinearOperator):
-    """`(1/n) sum_i d2 loss_i` (or its Gauss-Newton part) over some examples, in a stage's own parameters.
+    """`(1/n) sum_i d2 loss_i` (or its Gauss-Newton part) over some examples, in a stage's trained parameters.
 
     Examples are sharded over processes, vectors are not. Chunks are kept between products where the plan says so.
 
@@ -32,13 +32,13 @@ class MeanCurvature(LinearOperator):
     """
 
     def __init__(self, risk: Risk, indices: Sequence[int], plan: Plan) -> None:
-        self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
+        self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
         self.risk, self.indices, self.plan = risk, indices, plan
         self._mine = world().shard(indices)
-        self._plan = risk.examples.plan(self._mine, size=plan.chunk_examples)
+        self._plan = risk.examples.batch_indices(self._mine, size=plan.chunk_examples)
         self._kept: list[Product] | None = None
         # where chunks are kept, so is what they need of their examples
-        self._batches = KeptBatches(risk, self._plan, 0 if plan.keeps else BATCH_BYTES)
+        self._batches = CachedBatches(risk, self._plan, 0 if plan.keeps else BATCH_BYTES)
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
@@ -103,7 +103,7 @@ class MeanCurvature(LinearOperator):
             return [self.plan.chunk(self.risk, batch) for batch in self._batches]
 
     def _explain(self) -> None:
-        for batch in self.risk.read(self.risk.examples.plan(self._mine)):
+        for batch in self.risk.read(self.risk.examples.batch_indices(self._mine)):
             explain_not_finite(self.risk, batch)
         raise SolveError(
             f"{self.risk.where}: a product with the {self.plan.matrix} is not finite, though losses and gradients are; "

@@ -17,14 +17,14 @@ from stagetrace.stages.space import Params
 
 
 def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress: Progress | None = None) -> Tensor:
-    """`(d2F / dW dTheta) v` for each column v: own parameters Theta in, inherited parameters W out.
+    """`(d2F / dW dTheta) v` for each column v: trained parameters Theta in, inherited parameters W out.
 
     F is the mean loss over `indices`; penalties do not couple the two. Computed as the gradient in W of
     `<dF/dTheta, v>`, which goes back through W's part of the model once; where an operation's backward has no backward,
     as the derivative, along v, of the gradient in W.
 
     Args:
-        adjoints: `[own.size, k]`.
+        adjoints: `[trained.size, k]`.
 
     Returns:
         `[inherited.size, k]`.
@@ -35,9 +35,9 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
         return total
     mine = world().shard(indices)
     with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
-        for batch in risk.read(risk.examples.plan(mine)):
+        for batch in risk.read(risk.examples.batch_indices(mine)):
             for column in live:
-                rows = coupling_of(risk, batch, risk.own.unflatten(adjoints[:, column]))
+                rows = coupling_of(risk, batch, risk.trained.unflatten(adjoints[:, column]))
                 total[:, column] += risk.inherited.flatten(rows)
             advance(len(batch))
     return world().sum(total) / len(indices)
@@ -48,10 +48,10 @@ def _loses_tangents(risk: Risk, probe: Batch) -> bool:
 
     Such an operation's backward silently drops tangents.
     """
-    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
+    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
     with torch.enable_grad():
-        total = risk.losses(own, inherited, probe).sum()
+        total = risk.losses(trained, inherited, probe).sum()
         if not total.requires_grad:
             return False
         slopes = torch.autograd.grad(total, tuple(inherited.values()), create_graph=True, materialize_grads=True)
@@ -81,21 +81,21 @@ def coupling_of(risk: Risk, batch: Batch, vector: Params) -> Params:
 
 
 def _forward(risk: Risk, batch: Batch, vector: Params) -> Params:
-    def slope(own: Params) -> Params:
-        return grad(lambda inherited: risk.losses(own, inherited, batch).sum())(risk.inherited_values)
+    def slope(trained: Params) -> Params:
+        return grad(lambda inherited: risk.losses(trained, inherited, batch).sum())(risk.inherited_values)
 
-    return jvp(slope, (risk.own_values,), (vector,))[1]
+    return jvp(slope, (risk.trained_values,), (vector,))[1]
 
 
 def _reverse(risk: Risk, batch: Batch, vector: Params) -> Params:
-    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
+    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
     try:
         with torch.enable_grad():
-            total = risk.losses(own, inherited, batch).sum()
-            slopes = torch.autograd.grad(total, tuple(own.values()), create_graph=True, materialize_grads=True)
+            total = risk.losses(trained, inherited, batch).sum()
+            slopes = torch.autograd.grad(total, tuple(trained.values()), create_graph=True, materialize_grads=True)
             check_differentiable_again(slopes)
-            along = torch.stack([(s * vector[name]).sum() for name, s in zip(own, slopes, strict=True)]).sum()
+            along = torch.stack([(s * vector[name]).sum() for name, s in zip(trained, slopes, strict=True)]).sum()
         if not along.requires_grad:  # nothing of the inherited parameters is in the slopes
             return {name: torch.zeros_like(value) for name, value in inherited.items()}
         rows = torch.autograd.grad(along, tuple(inherited.values()), materialize_grads=True)

@@ -165,7 +165,7 @@ def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
     """
     product = (GRAPH if plan.way in ("graph kept", "reverse anew") else ANEW)[plan.matrix](risk, few)
     generator = torch.Generator().manual_seed(0)
-    pair = torch.randn(risk.own.size, 2, generator=generator).to(risk.own.device, risk.own.dtype)
+    pair = torch.randn(risk.trained.size, 2, generator=generator).to(risk.trained.device, risk.trained.dtype)
     products = product(pair)
     between = pair.mT @ products
     size = torch.linalg.vector_norm(products, dim=0).max()
@@ -194,7 +194,7 @@ def _counted(risk: Risk, batch: Batch) -> tuple[int, int]:
     """Those operations, and the calls to PyTorch."""
     operations, calls = FlopCounterMode(display=False), _Calls()
     with torch.no_grad(), operations, calls:
-        risk.losses(risk.own_values, risk.inherited_values, batch)
+        risk.losses(risk.trained_values, risk.inherited_values, batch)
     return operations.get_total_flops(), calls.number
 
 
@@ -222,7 +222,7 @@ def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[in
 
 def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
     data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
-    known = (*risk.own_values.values(), *risk.inherited_values.values(), *data)
+    known = (*risk.trained_values.values(), *risk.inherited_values.values(), *data)
     known = (*known, *risk.evaluation.model.buffers())
     there_anyway = {address for tensor in known for address in storages_of(tensor)}
     saved: dict[int, int] = {}
@@ -234,7 +234,7 @@ def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             product = GRAPH[matrix](risk, batch)
-        product(risk.own.zeros(1))
+        product(risk.trained.zeros(1))
     except StagetraceError:
         raise
     except (RuntimeError, NotImplementedError) as cause:
@@ -263,7 +263,7 @@ def _instead(cause: BaseException) -> str:
 def _failure(way: Callable[[Risk, Batch], Product], risk: Risk, probe: Batch) -> str | None:
     """None if this way of multiplying works on the probe, otherwise what PyTorch says is missing."""
     try:
-        way(risk, probe)(risk.own.zeros(1))
+        way(risk, probe)(risk.trained.zeros(1))
     except StagetraceError:
         raise
     except (RuntimeError, NotImplementedError) as cause:

@@ -21,9 +21,9 @@ def coarsest(risk: Risk, batch: Batch) -> torch.dtype:
 
     Constants of a coarser dtype do not count: a sum with finer numbers is as fine as those.
     """
-    seen = RoundedTo(risk.own.dtype)
+    seen = RoundedTo(risk.trained.dtype)
     with torch.no_grad(), seen:
-        risk.losses(risk.own_values, risk.inherited_values, batch)
+        risk.losses(risk.trained_values, risk.inherited_values, batch)
     return seen.coarsest
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from stagetrace.errors import refuse
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import check_count
 
 Count = int | Literal["auto"] | None
@@ -49,15 +49,15 @@ def seeded_subset(total: int, examples: Count, seed: int) -> Sequence[int]:
     return sorted(torch.randperm(total, generator=generator)[:count].tolist())
 
 
-def subset(problem: Problem, examples: Count, seed: int) -> Sequence[int]:
+def subset(bound: BoundStage, examples: Count, seed: int) -> Sequence[int]:
     """The indices of a stage's examples that a curvature averages over."""
-    count = enough(problem) if examples == "auto" and len(problem.stage.examples) > FEWEST else examples
-    return seeded_subset(len(problem.stage.examples), count, seed)
+    count = enough(bound) if examples == "auto" and len(bound.stage.examples) > FEWEST else examples
+    return seeded_subset(len(bound.stage.examples), count, seed)
 
 
-def enough(problem: Problem) -> int:
+def enough(bound: BoundStage) -> int:
     """How many examples the rule takes of a stage that has many."""
-    of_one = problem.risk.predictions
+    of_one = bound.risk.predictions
     return ENOUGH if of_one == 1 else min(ENOUGH, max(FEWEST, PREDICTIONS // of_one))
 
 

@@ -13,8 +13,8 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import first_line
 from stagetrace.errors import DifferentiationError
 from stagetrace.parallel import world
+from stagetrace.stages.cached import CachedBatches
 from stagetrace.stages.data import Batch
-from stagetrace.stages.kept import KeptBatches
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
 
@@ -35,9 +35,9 @@ class WeightedLosses:
 
     def __init__(self, risk: Risk, weights: Tensor, memory: int) -> None:
         self.risk, self.memory = risk, memory
-        self._weights = weights.to(risk.own.device, risk.own.dtype)
-        plan = world().shard(risk.examples.plan(weights.nonzero().flatten().tolist()))
-        self._batches = KeptBatches(risk, plan, memory)
+        self._weights = weights.to(risk.trained.device, risk.trained.dtype)
+        plan = world().shard(risk.examples.batch_indices(weights.nonzero().flatten().tolist()))
+        self._batches = CachedBatches(risk, plan, memory)
         self._bytes: int | None = None
 
     @property
@@ -45,11 +45,11 @@ class WeightedLosses:
         """Each batch with its weights."""
         return ((batch, self._weights[list(batch.indices)]) for batch in self._batches)
 
-    def at(self, own: Params) -> "Point":
+    def at(self, trained: Params) -> "Point":
         """The sum at a point; the value is NaN or infinite where a loss is."""
-        return Point(self, self.risk.at(own))
+        return Point(self, self.risk.at(trained))
 
-    def explain(self, own: Params) -> None:
+    def explain(self, trained: Params) -> None:
         """Find the example whose loss is not finite, and raise.
 
         Raises:
@@ -57,7 +57,9 @@ class WeightedLosses:
         """
         with torch.no_grad():
             for batch, _ in self.batches:
-                check_finite(self.risk.losses(own, self.risk.inherited_values, batch), batch.indices, self.risk.where)
+                check_finite(
+                    self.risk.losses(trained, self.risk.inherited_values, batch), batch.indices, self.risk.where
+                )
 
     @property
     def counted(self) -> bool:
@@ -82,14 +84,14 @@ class WeightedLosses:
 
 @final
 class Point(LinearOperator):
-    """The Hessian of the sum at one point, with the sum's `value` and `gradient` `[own.size]` there.
+    """The Hessian of the sum at one point, with the sum's `value` and `gradient` `[trained.size]` there.
 
     Raises:
         DifferentiationError: an operation has no second derivative.
     """
 
     def __init__(self, losses: WeightedLosses, risk: Risk) -> None:
-        self.size, self.dtype, self.device = risk.own.size, risk.own.dtype, risk.own.device
+        self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
         self._risk, self._losses, self._kept = risk, losses, list[Linear]()
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
         self._computed_anew = False
@@ -109,7 +111,7 @@ class Point(LinearOperator):
             yield part.gradient
 
     def apply(self, vectors: Tensor) -> Tensor:
-        columns = [self._summed(self._rows(self._risk.own.unflatten(vector))) for vector in vectors.unbind(1)]
+        columns = [self._summed(self._rows(self._risk.trained.unflatten(vector))) for vector in vectors.unbind(1)]
         return world().sum(torch.stack(columns, dim=1))
 
     def _rows(self, vector: Params) -> Iterator[Params]:
@@ -121,13 +123,13 @@ class Point(LinearOperator):
                 yield self._differentiable(partial(self._part(batch, weights).product, vector))
 
     def _summed(self, parts: Iterable[Params]) -> Tensor:
-        """The sum as a vector `[own.size]`."""
+        """The sum as a vector `[trained.size]`."""
         total: list[Tensor] = []
         for part in parts:
             more = list(part.values())
             total = [one + other for one, other in zip(total, more, strict=True)] if total else more
-        own = self._risk.own
-        return own.flatten(dict(zip(own.names, total, strict=True))) if total else own.zeros(1).squeeze(1)
+        trained = self._risk.trained
+        return trained.flatten(dict(zip(trained.names, total, strict=True))) if total else trained.zeros(1).squeeze(1)
 
     def _part(self, batch: Batch, weights: Tensor) -> Slope:
         return self._differentiable(partial(slope, self._risk, batch, weights, checked=not self._losses.counted))

@@ -14,7 +14,7 @@ from stagetrace import Chain, Frozen, Hessian, Query, Stage
 from stagetrace.errors import DescriptionError, SolveError, refuse
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.validation import Minimum, polish
 
 
@@ -181,21 +181,21 @@ def train(splits: Splits, settings: Settings, progress: Progress) -> tuple[Chain
     names = ("0 to 3", "4 to 9, a new head")
     tests = (splits.old_test, splits.new_test)
     return ready.chain, tuple(
-        _trained(problem, ready.minima[problem.name], digits, _accuracy(problem.stage, test))
-        for problem, digits, test in zip(ready.chain, names, tests, strict=True)
+        _trained(bound, ready.minima[bound.name], digits, _accuracy(bound.stage, test))
+        for bound, digits, test in zip(ready.chain, names, tests, strict=True)
     )
 
 
-def _trained(problem: Problem, minimum: Minimum, digits: str, accuracy: float) -> Trained:
-    eigenvalues = torch.linalg.eigvalsh(Hessian().operator(problem).to_dense())
+def _trained(bound: BoundStage, minimum: Minimum, digits: str, accuracy: float) -> Trained:
+    eigenvalues = torch.linalg.eigvalsh(Hessian().operator(bound).to_dense())
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     if smallest <= 0:
-        raise SolveError(f"{problem.stage.where}: the Hessian has the eigenvalue {smallest:.1e}, so no strict minimum")
+        raise SolveError(f"{bound.stage.where}: the Hessian has the eigenvalue {smallest:.1e}, so no strict minimum")
     return Trained(
-        stage=problem.name,
+        stage=bound.name,
         digits=digits,
-        parameters=problem.own.size,
-        examples=len(problem.stage.examples),
+        parameters=bound.trained.size,
+        examples=len(bound.stage.examples),
         accuracy=accuracy,
         gradient_norm=minimum.gradient_norm,
         newton_steps=minimum.steps,

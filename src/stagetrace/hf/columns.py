@@ -114,9 +114,9 @@ def _label(
         return present_[0], []
     if not present_ and task is Task.OTHER:
         return None, []
-    problem = "several columns could hold the label" if present_ else "no column is known to hold the label"
+    bound = "several columns could hold the label" if present_ else "no column is known to hold the label"
     choices = " or ".join(f'label="{name}"' for name in (present_ or others)[:3])
-    refuse(f"{where}: {problem}{having(row)}; name it by label={choices.removeprefix('label=')}")
+    refuse(f"{where}: {bound}{having(row)}; name it by label={choices.removeprefix('label=')}")
 
 
 def _label_of_tokens(

@@ -11,7 +11,7 @@ from stagetrace.hf.packages import base_of
 from stagetrace.hf.signature import main_of, needs, takes
 from stagetrace.hf.task import Task
 from stagetrace.objectives.objective import Objective, splits
-from stagetrace.stages.data import place
+from stagetrace.stages.data import to_device
 from stagetrace.stages.stage import Stage
 
 DECODER = "decoder_input_ids"
@@ -56,7 +56,7 @@ def _try(stage: Stage, batch: Any, has: str) -> None:
     some = next(stage.model.parameters())
     try:
         with torch.no_grad():
-            stage.loss.outputs(stage.evaluated, place(batch, some.dtype, some.device))
+            stage.loss.outputs(stage.evaluated, to_device(batch, some.dtype, some.device))
     except StagetraceError:
         raise
     except Exception as cause:

@@ -14,7 +14,7 @@ from stagetrace.hf.task import Task
 from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives.objective import Objective
 from stagetrace.objectives.tokens import IGNORED
-from stagetrace.stages.data import place
+from stagetrace.stages.data import to_device
 from stagetrace.stages.stage import Stage
 
 ALONE, SAMPLED, TOGETHER = 4, 64, 32
@@ -121,7 +121,7 @@ def _both(
     (read,) = stage.examples.read([chosen])
     model = stage.evaluated
     first = next(model.parameters())
-    batch: Any = place(read.content, first.dtype, first.device)
+    batch: Any = to_device(read.content, first.dtype, first.device)
     theirs = own(model, dict(batch))
     if not isinstance(theirs, Tensor) or theirs.numel() != 1 or not bool(torch.isfinite(theirs)):
         return None

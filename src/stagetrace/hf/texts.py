@@ -76,9 +76,9 @@ def texts_of(row: Mapping[str, Any], task: Task, where: str) -> tuple[tuple[str,
         if set(columns) == set(left):
             return columns, passed
     kind = "the column with each example's list of words" if task is Task.TOKENS else "what the model read"
-    problem = "several columns could hold the text" if len(left) > 1 else "no column is known to hold the text"
+    bound = "several columns could hold the text" if len(left) > 1 else "no column is known to hold the text"
     refuse(
-        f"{where}: {problem}{having(row)}; name {kind} by text={_choices(left, task)}, or tokenise into 'input_ids' "
+        f"{where}: {bound}{having(row)}; name {kind} by text={_choices(left, task)}, or tokenise into 'input_ids' "
         "yourself"
     )
 

@@ -125,7 +125,9 @@ def _as_weighed(
     if together == 1 or groups_by_length(trainer):
         why = "one example in a step" if together == 1 else "batches of like lengths"
         return loss("mean"), f"{stage.where}: trained with {why}, every example weighs the same, not every token"
-    total = sum(int(counted(batch.content, task).sum()) for batch in stage.examples.read(stage.examples.plan()))
+    total = sum(
+        int(counted(batch.content, task).sum()) for batch in stage.examples.read(stage.examples.batch_indices())
+    )
     tokens = total / len(stage.examples)
     if not tokens:
         refuse(f"{stage.where}: no example has a token to predict (all labels are {IGNORED}); check the labels")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from stagetrace.checks import Finding, Level, in_short, verify_problem, verify_query
+from stagetrace.checks import Finding, Level, in_short, verify_query, verify_stage
 from stagetrace.curvature.auto import subset_in_words
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
@@ -11,10 +11,10 @@ from stagetrace.preflight.stationary import curvature_finding, displacement, sta
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, moved_statistics, notices
 from stagetrace.stages.modes import each_in_ordinary_modes
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.query import Query
 
 
@@ -32,25 +32,25 @@ def inspect(
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
     costs: list[Estimate] = []
-    for place, problem in enumerate(chain):
-        yield from in_short(verify_problem(problem, chain.stages[:place]))
-        yield from (Finding(problem.name, "mode", Level.NOTE, notice) for notice in notices(problem.stage))
-        yield Finding(problem.name, "coverage", *_coverage(problem))
-        if problem.previous is not None:
-            yield Finding(problem.name, "mapping", Level.OK, _mapping(problem))
-            yield from displacement(problem)
-            yield from (Finding(problem.name, "statistics", Level.WARNING, text) for text in moved_statistics(problem))
-        if problem.recording is not None:
-            yield replays(problem, progress)
+    for place, bound in enumerate(chain):
+        yield from in_short(verify_stage(bound, chain.stages[:place]))
+        yield from (Finding(bound.name, "mode", Level.NOTE, notice) for notice in notices(bound.stage))
+        yield Finding(bound.name, "coverage", *_coverage(bound))
+        if bound.previous is not None:
+            yield Finding(bound.name, "mapping", Level.OK, _mapping(bound))
+            yield from displacement(bound)
+            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in moved_statistics(bound))
+        if bound.recording is not None:
+            yield replays(bound, progress)
             continue
-        yield stationarity(problem, progress)
-        yield from _subset(curvature[problem.name], problem)
-        operator = curvature[problem.name].operator(problem)
-        look = Look.at(problem, operator, progress)
-        yield curvature_finding(problem, operator, solver[problem.name], look)
+        yield stationarity(bound, progress)
+        yield from _subset(curvature[bound.name], bound)
+        operator = curvature[bound.name].operator(bound)
+        look = Look.at(bound, operator, progress)
+        yield curvature_finding(bound, operator, solver[bound.name], look)
         for cost in (
-            plan_solve(problem, curvature[problem.name], operator, solver[problem.name], look, query.rows or 1),
-            plan_scoring(problem, query),
+            plan_solve(bound, curvature[bound.name], operator, solver[bound.name], look, query.rows or 1),
+            plan_scoring(bound, query),
         ):
             costs.append(cost)
             yield cost.finding
@@ -61,20 +61,20 @@ def inspect(
     yield total(costs)
 
 
-def _subset(curvature: Curvature, problem: Problem) -> Iterator[Finding]:
-    text = subset_in_words(curvature, problem)
+def _subset(curvature: Curvature, bound: BoundStage) -> Iterator[Finding]:
+    text = subset_in_words(curvature, bound)
     if text:
-        yield Finding(problem.name, "examples", Level.OK, text)
+        yield Finding(bound.name, "examples", Level.OK, text)
 
 
-def _coverage(problem: Problem) -> tuple[Level, str]:
-    coverage = Coverage.of(problem)
+def _coverage(bound: BoundStage) -> tuple[Level, str]:
+    coverage = Coverage.of(bound)
     text = str(coverage)
     if coverage.buffers:
         text += f"; buffers are constants ({_some(coverage.buffers)})"
     if coverage.shared_buffers:
         still = "moved" if coverage.moved_buffers else "the same in both stages"
-        if problem.stage.link is not None and not problem.stage.link.keeps_shared:
+        if bound.stage.link is not None and not bound.stage.link.keeps_shared:
             still = "trained further with their layers"
         text += f"; shared with the previous stage: {_some(coverage.shared_buffers)}, {still}"
     return (Level.NOTE if coverage.constant or coverage.buffers else Level.OK), text
@@ -84,8 +84,8 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _mapping(problem: Problem) -> str:
-    pairs = {**problem.kept, **problem.moved}
+def _mapping(bound: BoundStage) -> str:
+    pairs = {**bound.inherited_from, **bound.anchored_to}
     some = ", ".join(f"{ours} <- {theirs}" for ours, theirs in list(pairs.items())[:4])
     more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
-    return f"{len(problem.kept)} parameters kept, {len(problem.moved)} moved: {some}{more}"
+    return f"{len(bound.inherited_from)} parameters kept, {len(bound.anchored_to)} moved: {some}{more}"

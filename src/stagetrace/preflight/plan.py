@@ -16,7 +16,7 @@ from stagetrace.solvers import Direct, Lanczos
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.damping import LOOK_STEPS
 from stagetrace.solvers.settings import most_steps
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
@@ -32,35 +32,35 @@ class Estimate:
 
 
 def plan_solve(
-    problem: Problem, curvature: Curvature, operator: LinearOperator, solver: Solver, look: Look, columns: int
+    bound: BoundStage, curvature: Curvature, operator: LinearOperator, solver: Solver, look: Look, columns: int
 ) -> Estimate:
     """How products are computed, what they keep in memory, how many it can take, and how long that is at most.
 
     The time includes the coupling to the stage before, which costs about a product over its examples.
     """
-    most = most_products(problem, operator, solver, look)
+    most = most_products(bound, operator, solver, look)
     text, seconds = f"{solver}: {look.seconds:.2g} s a product", None
     if most is not None:
-        passes = len(coupled(curvature, problem, columns)) / max(1, look.of) if problem.kept else 0.0
+        passes = len(coupled(curvature, bound, columns)) / max(1, look.of) if bound.inherited_from else 0.0
         seconds = look.seconds * (most + passes) * columns
         each = f"{columns:,} x " if columns > 1 else ""
         text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s, {clock(seconds)} in all"
     if look.cost is None:
-        return Estimate(seconds, Finding(problem.name, "solving", Level.OK, text))
+        return Estimate(seconds, Finding(bound.name, "solving", Level.OK, text))
     way = f"{look.cost.way}, keeps {look.cost.kept_bytes / 2**20:,.0f} MiB"
-    text += f"; over {look.of:,} of {len(problem.stage.examples):,} examples ({way})"
+    text += f"; over {look.of:,} of {len(bound.stage.examples):,} examples ({way})"
     level = Level.NOTE if look.cost.lacking else Level.OK
-    return Estimate(seconds, Finding(problem.name, "solving", level, "; ".join((text, *look.cost.lacking[:1]))))
+    return Estimate(seconds, Finding(bound.name, "solving", level, "; ".join((text, *look.cost.lacking[:1]))))
 
 
-def most_products(problem: Problem, operator: LinearOperator, solver: Solver, look: Look) -> int | None:
+def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, look: Look) -> int | None:
     """Products of one right-hand side after which a solve has ended, by the eigenvalues' range or by its own limit.
 
     A Krylov solve of `(G + s I) x = b` needs `sqrt(condition) / 2 log(2 / rtol)` steps at most, one of
     `(H + i s I) z = b` with an indefinite `H` `largest / s log(2 / rtol)` (Greenbaum 1997, sections 3.1 and 3.2).
     None: no such bound.
     """
-    system, size = solver.rule.given(operator, look.spectrum), problem.own.size
+    system, size = solver.rule.given(operator, look.spectrum), bound.trained.size
     looked = 0 if system.spectrum is None else min(LOOK_STEPS, size)
     if isinstance(solver, Direct):
         return looked + size
@@ -76,17 +76,17 @@ def most_products(problem: Problem, operator: LinearOperator, solver: Solver, lo
     return looked + min(limit, size, ceil(steps))
 
 
-def plan_scoring(problem: Problem, query: Query) -> Estimate:
+def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
     """Which way scores are computed, and how long reading the examples and scoring them will take."""
     columns = query.rows or 1
-    scorer = Scorer.of(problem.risk, problem.own.zeros(columns), parts=False, rows=query.rows)
-    plan = problem.stage.examples.plan()
+    scorer = Scorer.of(bound.risk, bound.trained.zeros(columns), parts=False, rows=query.rows)
+    plan = bound.stage.examples.batch_indices()
     started = time.perf_counter()
-    batch = next(iter(problem.risk.read(plan[:1])))
+    batch = next(iter(bound.risk.read(plan[:1])))
     read = time.perf_counter() - started
     started = time.perf_counter()
-    contract(scorer.way, problem.risk, batch, scorer.adjoints)
-    examples = len(problem.stage.examples)
+    contract(scorer.way, bound.risk, batch, scorer.adjoints)
+    examples = len(bound.stage.examples)
     scored = (time.perf_counter() - started) / len(batch) * examples
     twice = 2 * read / len(batch) * examples  # once to recognise the data, once to score them
     text = (
@@ -94,7 +94,7 @@ def plan_scoring(problem: Problem, query: Query) -> Estimate:
         " twice"
     )
     level = Level.OK if scorer.way == "forward mode" else Level.NOTE
-    return Estimate(scored + twice, Finding(problem.name, "scoring", level, text))
+    return Estimate(scored + twice, Finding(bound.name, "scoring", level, text))
 
 
 def total(costs: Sequence[Estimate]) -> Finding:

@@ -9,10 +9,10 @@ from stagetrace.progress import Progress
 from stagetrace.progress.task import clock
 from stagetrace.replay.backward import Reverse
 from stagetrace.replay.fitting import fitting
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 
-def replays(problem: Problem, progress: Progress) -> Finding:
+def replays(bound: BoundStage, progress: Progress) -> Finding:
     """Run the last block of a recorded training forwards and backwards, and hold it against the record.
 
     Raises:
@@ -20,20 +20,20 @@ def replays(problem: Problem, progress: Progress) -> Finding:
         DifferentiationError: the gradient of a step has no derivative.
     """
     started = time.perf_counter()
-    recorded = fitting(problem, problem.recording)
+    recorded = fitting(bound, bound.recording)
     block = recorded.blocks[-1]
-    with progress.task(f"replaying the end of {problem.stage.where}", len(block), "steps") as advance:
+    with progress.task(f"replaying the end of {bound.stage.where}", len(block), "steps") as advance:
         with torch.random.fork_rng():
-            reverse = Reverse(problem, recorded, problem.own.zeros(1))
+            reverse = Reverse(bound, recorded, bound.trained.zeros(1))
             reverse.block(block)
         advance(len(block))
     seconds = time.perf_counter() - started
     found, longest = reverse.agreement, max(map(len, recorded.blocks))
-    state = sum(v.numel() * v.element_size() for v in problem.own_values.values()) / 2**20
+    state = sum(v.numel() * v.element_size() for v in bound.trained_values.values()) / 2**20
     text = (
         f"the last {len(block):,} of {recorded.steps:,} recorded steps come out as they were "
         f"({'; '.join(found.notes)}); all of them and their derivative take about "
         f"{clock(seconds / len(block) * recorded.steps)} for one query, and up to {longest:,} states of some "
         f"{3 * state:,.1f} MiB in memory"
     )
-    return Finding(problem.name, "recording", Level.NOTE if found.odd_scales else Level.OK, text, seconds)
+    return Finding(bound.name, "recording", Level.NOTE if found.odd_scales else Level.OK, text, seconds)

@@ -13,26 +13,26 @@ from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.damping import cut_of
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import batch_gradient, mean_gradient
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
 
 LOOKED_AT = 64
 """Examples whose single gradients give the scale that the mean gradient is compared with."""
 
 
-def stationarity(problem: Problem, progress: Progress) -> Finding:
+def stationarity(bound: BoundStage, progress: Progress) -> Finding:
     """The gradient of what the stage minimised, next to the size of single examples' gradients.
 
     At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen. Of more than
     1,000 examples the mean is that of 1,000, whose standard error is taken off: `|g|^2 = |mean|^2 - spread / n`.
     """
-    total = len(problem.stage.examples)
+    total = len(bound.stage.examples)
     indices = seeded_subset(total, "auto", seed=0)
-    values = problem.own.flatten(problem.own_values)
-    mean = mean_gradient(problem.risk, indices, progress=progress).own.squeeze(1)
-    found = (mean + problem.stage.weight_decay * values + _pull(problem, values)).double()
-    typical, spread = _single_gradients(problem, mean)
+    values = bound.trained.flatten(bound.trained_values)
+    mean = mean_gradient(bound.risk, indices, progress=progress).trained.squeeze(1)
+    found = (mean + bound.stage.weight_decay * values + _pull(bound, values)).double()
+    typical, spread = _single_gradients(bound, mean)
     error = (spread * (1 / len(indices) - 1 / total)) ** 0.5
     norm = max(0.0, float(found @ found) - error**2) ** 0.5
     share = norm / typical if typical else 0.0
@@ -41,59 +41,59 @@ def stationarity(problem: Problem, progress: Progress) -> Finding:
         text += f"; from {len(indices):,} of {total:,} examples, standard error {error:.1e}"
     if share > 0.1:
         return Finding(
-            problem.name,
+            bound.name,
             "stationarity",
             Level.WARNING,
             text + "; not at a minimum: train further, or read scores with care",
         )
-    return Finding(problem.name, "stationarity", Level.OK, text)
+    return Finding(bound.name, "stationarity", Level.OK, text)
 
 
-def displacement(problem: Problem) -> Iterator[Finding]:
+def displacement(bound: BoundStage) -> Iterator[Finding]:
     """How far a stage moved the shared parameters, and the pull that its link assumes."""
-    if not problem.moved:
+    if not bound.anchored_to:
         return
-    norm, start = _norm(problem.moved_values.displacement), _norm(problem.moved_values.values)
+    norm, start = _norm(bound.anchored.displacement), _norm(bound.anchored.values)
     relative = norm / start if start else 0.0
     try:
-        settings = [f"; {name} {_short(value)}" for name, value in problem.link_settings.items()]
+        settings = [f"; {name} {_short(value)}" for name, value in bound.link_settings.items()]
         text = f"shared parameters moved by {norm:.3g} ({relative:.1%} of their norm){''.join(settings)}"
-        yield Finding(problem.name, "distance", Level.NOTE if relative > 0.5 else Level.OK, text)
+        yield Finding(bound.name, "distance", Level.NOTE if relative > 0.5 else Level.OK, text)
     except DescriptionError as cause:
-        yield Finding(problem.name, "distance", Level.WARNING, str(cause))
+        yield Finding(bound.name, "distance", Level.WARNING, str(cause))
 
 
-def curvature_finding(problem: Problem, operator: LinearOperator, solver: Solver, look: Look) -> Finding:
+def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solver, look: Look) -> Finding:
     """The ends of the spectrum, and what to type where the solve does not deal with its negative end."""
     low, high = look.spectrum.smallest, look.spectrum.largest
     text = f"eigenvalues from {low:.2e} to {high:.2e} ({look.products} Lanczos steps"
     text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: fewer look more negative)"
     if low >= -1e-5 * abs(high):
-        return Finding(problem.name, "curvature", Level.OK, text)
+        return Finding(bound.name, "curvature", Level.OK, text)
     text += "; negative curvature: not a minimum"
     system = solver.rule.given(operator, look.spectrum)
     if system.spectrum is not None:
         done = "inverts Gauss-Newton plus its size" if system.matrix == "G" else "damps by its size"
-        return Finding(problem.name, "curvature", Level.NOTE, f"{text}, so the solve {done}")
+        return Finding(bound.name, "curvature", Level.NOTE, f"{text}, so the solve {done}")
     if abs(system.filter.shift) >= -low:
-        return Finding(problem.name, "curvature", Level.NOTE, f"{text}; the damping is above its size")
-    return Finding(problem.name, "curvature", Level.WARNING, f"{text}; {_advice(problem, operator, low, high)}")
+        return Finding(bound.name, "curvature", Level.NOTE, f"{text}; the damping is above its size")
+    return Finding(bound.name, "curvature", Level.WARNING, f"{text}; {_advice(bound, operator, low, high)}")
 
 
-def _advice(problem: Problem, operator: LinearOperator, low: float, high: float) -> str:
+def _advice(bound: BoundStage, operator: LinearOperator, low: float, high: float) -> str:
     """What to type."""
     cut = cut_of(low, high, operator.dtype)
-    stage = problem.name
+    stage = bound.name
     return (
         f"type --solve {stage}=lanczos:damping=auto,curvature=auto (the default), or "
         f"--solve {stage}=cg:damping={cut:.1g},curvature=gauss-newton"
     )
 
 
-def _pull(problem: Problem, values: Tensor) -> Tensor:
+def _pull(bound: BoundStage, values: Tensor) -> Tensor:
     """`2 a (W - W')`, the gradient of the link's penalty; nothing where its strength cannot be estimated."""
     try:
-        return problem.pull * (values - problem.anchor)
+        return bound.pull * (values - bound.anchor)
     except DescriptionError:
         return torch.zeros_like(values)
 
@@ -106,15 +106,15 @@ def _short(value: float | str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _single_gradients(problem: Problem, mean: Tensor) -> tuple[float, float]:
+def _single_gradients(bound: BoundStage, mean: Tensor) -> tuple[float, float]:
     """Of single examples' gradients, over a few spread through the data set: the mean norm, and the mean squared
     distance from the `mean` gradient.
     """
-    total = len(problem.stage.examples)
+    total = len(bound.stage.examples)
     chosen = sorted({position * total // LOOKED_AT for position in range(LOOKED_AT)})
     norms, spread = 0.0, 0.0
-    for single in problem.risk.read([[index] for index in chosen]):
-        gradient = batch_gradient(problem.risk, single).own.squeeze(1).double()
+    for single in bound.risk.read([[index] for index in chosen]):
+        gradient = batch_gradient(bound.risk, single).trained.squeeze(1).double()
         norms += float(torch.linalg.vector_norm(gradient))
         spread += float(torch.linalg.vector_norm(gradient - mean.double())) ** 2
     return norms / len(chosen), spread / len(chosen)

@@ -18,7 +18,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Spectrum
 from stagetrace.solvers.damping import settled
 from stagetrace.solvers.spectrum import extreme_ritz_values
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 SPECTRUM_STEPS = 20
 """Products of the look at the spectrum, at most."""
@@ -52,7 +52,7 @@ class Look:
         return self.examples >= self.of
 
     @staticmethod
-    def at(problem: Problem, operator: LinearOperator, progress: Progress) -> "Look":
+    def at(bound: BoundStage, operator: LinearOperator, progress: Progress) -> "Look":
         """Run up to `SPECTRUM_STEPS` products over as many examples as the work allows.
 
         Raises:
@@ -60,9 +60,9 @@ class Look:
         """
         cost = operator.cost()
         of = 0 if cost is None else cost.examples
-        few = 0 if cost is None else min(of, affordable(problem))
+        few = 0 if cost is None else min(of, affordable(bound))
         looked = operator if few >= of else operator.subsample(few, torch.Generator().manual_seed(0))
-        with progress.task(f"spectrum of stage '{problem.name}'", None, "products") as advance:
+        with progress.task(f"spectrum of stage '{bound.name}'", None, "products") as advance:
             seen: list[float] = [time.perf_counter()]
 
             def report(step: int, residual: float, /) -> None:
@@ -73,7 +73,7 @@ class Look:
             enough = partial(settled, dtype=looked.dtype)
             spectrum, products = extreme_ritz_values(looked, SPECTRUM_STEPS, report, enough)
         if len(seen) == 2:  # set-up is paid in the first product
-            looked.apply(problem.own.zeros(1))
+            looked.apply(bound.trained.zeros(1))
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
         if cost is not None and few < of:
@@ -81,9 +81,9 @@ class Look:
         return Look(spectrum, products, few, of, each, cost)
 
 
-def affordable(problem: Problem) -> int:
+def affordable(bound: BoundStage) -> int:
     """How many examples `SPECTRUM_STEPS` products may average over within `OPERATIONS`."""
-    risk = problem.risk
+    risk = bound.risk
     few = range(min(PROBE_EXAMPLES, len(risk.examples)))
     forward = counted_operations(risk, next(iter(risk.read([few])))) / len(few)
     product = 3 * COST["forward anew"] * forward  # a gradient is three forward passes

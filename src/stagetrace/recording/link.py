@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stagetrace.errors import refuse
 from stagetrace.recording.recorded import Recorded
-from stagetrace.stages.links.link import Link, Moved
+from stagetrace.stages.links.link import Anchored, Link
 from stagetrace.stages.links.names import checked_pairs
 
 
@@ -65,6 +65,6 @@ class Unrolled(Link):
         assert isinstance(self.recording, Recorded)
         return {"recording": self.recording.digest[:16], "steps": self.recording.steps}
 
-    def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
+    def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
         """Nothing pulls: where the parameters went is in the steps."""
-        return dict.fromkeys(moved.values, 0.0)
+        return dict.fromkeys(anchored.values, 0.0)

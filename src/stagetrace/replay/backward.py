@@ -29,7 +29,7 @@ from stagetrace.replay.forward import Point, stepped
 from stagetrace.replay.graph import StepGraphs
 from stagetrace.replay.step import slopes, through_clips
 from stagetrace.replay.training import Training
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.space import Params
 
 
@@ -38,11 +38,11 @@ from stagetrace.stages.space import Params
 class Unrolled:
     """What a recorded training answers.
 
-    own: `[own.size, k]`, dq/d(the parameters that it started from). inherited: `[inherited.size, k]`, what the steps
-    add to dq/d(kept parameters). weights: float64 `[n, k]`, dq/d(the weight of each example's loss in every step).
+    trained: `[trained.size, k]`, dq/d(the parameters that it started from). inherited: `[inherited.size, k]`, what the
+    steps add to dq/d(inherited parameters). weights: float64 `[n, k]`, dq/d(the weight of each example's loss).
     """
 
-    own: Tensor
+    trained: Tensor
     inherited: Tensor
     weights: Tensor
     agreement: Agreement
@@ -52,23 +52,23 @@ class Unrolled:
 class Reverse:
     """A recorded training run backwards, block by block; each block is replayed first, and must come out as recorded.
 
-    problem: the stage as it was left, its parameters those at the end of the recording.
+    bound: the stage as it was left, its parameters those at the end of the recording.
     """
 
-    def __init__(self, problem: Problem, recorded: Recorded, adjoint: Tensor) -> None:
-        self._problem, self._recorded = problem, recorded
-        self._training = Training(problem)
-        self._rule: Rule = rule_of(recorded.optimizer, problem.stage.where)
+    def __init__(self, bound: BoundStage, recorded: Recorded, adjoint: Tensor) -> None:
+        self._bound, self._recorded = bound, recorded
+        self._training = Training(bound)
+        self._rule: Rule = rule_of(recorded.optimizer, bound.stage.where)
         self._group = {name: number for number, names in enumerate(recorded.groups) for name in names}
-        self.agreement = Agreement(recorded, problem.stage.where, TOLERANCES[problem.own.dtype])
+        self.agreement = Agreement(recorded, bound.stage.where, TOLERANCES[bound.trained.dtype])
         columns = adjoint.shape[1]
-        values = problem.own.unflatten_columns(adjoint)
+        values = bound.trained.unflatten_columns(adjoint)
         self._adjoints = {name: Adjoint(value, {}) for name, value in values.items()}
         self._inherited = {
             name: torch.zeros(columns, *value.shape, dtype=value.dtype, device=value.device)
-            for name, value in problem.inherited_values.items()
+            for name, value in bound.inherited_values.items()
         }
-        self._weights = torch.zeros(len(problem.stage.examples), columns, dtype=torch.float64)
+        self._weights = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
 
     def block(self, block: range) -> None:
         """Run one block backwards.
@@ -79,7 +79,7 @@ class Reverse:
         """
         start, end = self._recorded.state(block.start), self._recorded.state(block.stop)
         steps = self._recorded.read(block)
-        path = [Point.of(start, self._problem.own_values)]
+        path = [Point.of(start, self._bound.trained_values)]
         for number, step in zip(block[:-1], steps[:-1], strict=True):
             path.append(self._forwards(number, step, path[-1]))
         for place in reversed(range(len(steps))):
@@ -90,21 +90,21 @@ class Reverse:
 
     def result(self) -> Unrolled:
         """What has come out, once every block was run."""
-        own = self._problem.own.flatten_columns({name: each.value for name, each in self._adjoints.items()})
-        inherited = self._problem.inherited
-        kept = inherited.flatten_columns(self._inherited) if inherited.names else inherited.zeros(own.shape[1])
-        return Unrolled(own, kept, self._weights, self.agreement)
+        trained = self._bound.trained.flatten_columns({name: each.value for name, each in self._adjoints.items()})
+        inherited = self._bound.inherited
+        kept = inherited.flatten_columns(self._inherited) if inherited.names else inherited.zeros(trained.shape[1])
+        return Unrolled(trained, kept, self._weights, self.agreement)
 
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)
-        found = slopes(self._training, point.values, self._problem.inherited_values, step)
+        found = slopes(self._training, point.values, self._bound.inherited_values, step)
         self.agreement.check_step(number, step, found)
         return stepped(self._recorded, point, step, found.clipped, self._training.buffers)
 
     def _backwards(self, step: Step, point: Point, number: int, *, last: bool) -> Point | None:
         """One step backwards. Returns the point after it if it is a block's last, which was not replayed before."""
         live = [name for name in point.values if name not in step.resting]
-        graphs = StepGraphs(self._training, point, self._problem.inherited_values, step)
+        graphs = StepGraphs(self._training, point, self._bound.inherited_values, step)
         found = graphs.gradient()
         after: Point | None = None
         if last:
@@ -118,7 +118,7 @@ class Reverse:
             self._adjoints[name] = before
         cotangents = through_clips(cotangents, found.raw, step.clips)
         for products in graphs.products(cotangents):
-            for name, product in products.own.items():
+            for name, product in products.trained.items():
                 adjoint = self._adjoints[name]
                 self._adjoints[name] = Adjoint(adjoint.value + product, adjoint.slots)
             for name, product in products.inherited.items():

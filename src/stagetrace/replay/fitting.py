@@ -8,11 +8,11 @@ from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.recording import constants_digest
 from stagetrace.recording.step import State
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.space import Params
 
 
-def fitting(problem: Problem, recorded: Recorded) -> Recorded:
+def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
     """The recording up to the state that the stage's model is in.
 
     Raises:
@@ -20,55 +20,57 @@ def fitting(problem: Problem, recorded: Recorded) -> Recorded:
             from the stage before, or never was in the state of the stage's model.
         ResultsError: a file of it is missing or damaged.
     """
-    where, examples = problem.stage.where, len(problem.stage.examples)
-    _check_trained(problem, recorded)
+    where, examples = bound.stage.where, len(bound.stage.examples)
+    _check_trained(bound, recorded)
     if recorded.examples not in (None, examples):
         refuse(
             f"{where}: the recording went over a data set of {recorded.examples:,} examples, the stage's has "
             f"{examples:,}; give the data set that was trained on, as it was"
         )
     start = recorded.state(recorded.states[0])
-    if problem.previous is not None:
-        theirs = {name: p.detach() for name, p in problem.previous.model.named_parameters()}
-        began = {name: other for name, other in problem.moved.items() if not _same(start.values[name], theirs[other])}
+    if bound.previous is not None:
+        theirs = {name: p.detach() for name, p in bound.previous.model.named_parameters()}
+        began = {
+            name: other for name, other in bound.anchored_to.items() if not _same(start.values[name], theirs[other])
+        }
         if began:
             gap = max(_gap(start.values[name], theirs[other]) for name, other in began.items())
             refuse(
-                f"{where}: the recorded training did not start from what '{problem.previous.name}' left: "
+                f"{where}: the recorded training did not start from what '{bound.previous.name}' left: "
                 f"{some_names(began)} differ by up to {gap:.3g}; give the checkpoint that it started from as the stage "
                 "before, or link what was really shared"
             )
-    if recorded.constants != constants_digest(problem.stage.model, set(_grouped(recorded))):
+    if recorded.constants != constants_digest(bound.stage.model, set(_grouped(recorded))):
         refuse(
             f"{where}: parameters that the recorded training did not train have other values in the stage's model than "
             "they had then; give the model as the training left it"
         )
-    return _cut(problem, recorded)
+    return _cut(bound, recorded)
 
 
-def _check_trained(problem: Problem, recorded: Recorded) -> None:
-    own, trained = set(problem.own.names), set(recorded.trained)
+def _check_trained(bound: BoundStage, recorded: Recorded) -> None:
+    own, trained = set(bound.trained.names), set(recorded.trained)
     if own - trained:
         refuse(
-            f"{problem.stage.where}: {some_names(sorted(own - trained))} require a gradient in the stage's model, but "
+            f"{bound.stage.where}: {some_names(sorted(own - trained))} require a gradient in the stage's model, but "
             "the recorded optimiser did not have them; set requires_grad_(False) on what was not trained"
         )
     if trained - own:
         refuse(
-            f"{problem.stage.where}: the recorded optimiser trained {some_names(sorted(trained - own))}, which in the "
+            f"{bound.stage.where}: the recorded optimiser trained {some_names(sorted(trained - own))}, which in the "
             "stage's model are missing or have requires_grad=False; give the model as the training left it"
         )
 
 
-def _cut(problem: Problem, recorded: Recorded) -> Recorded:
-    values = {plain_name(name): value for name, value in problem.own_values.items()}
+def _cut(bound: BoundStage, recorded: Recorded) -> Recorded:
+    values = {plain_name(name): value for name, value in bound.trained_values.items()}
     for step in reversed(recorded.states[1:]):
         if _is_at(recorded.state(step), values):
             return recorded if step == recorded.steps else recorded.cut(step)
     last = recorded.state(recorded.steps)
     gap = max(_gap(last.values[name], value) for name, value in values.items())
     refuse(
-        f"{problem.stage.where}: its model is in none of the states that the recording kept (after the last of "
+        f"{bound.stage.where}: its model is in none of the states that the recording kept (after the last of "
         f"{recorded.steps:,} steps parameters differ by up to {gap:.3g}); give the model as that training left it. Of "
         "a checkpoint on the way a state is kept if Recording(every=...) hits its step"
     )

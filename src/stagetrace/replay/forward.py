@@ -1,6 +1,6 @@
 """Forwards: from a kept state, step by step, to the next one, which must come out as recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, final
@@ -64,7 +64,7 @@ def stepped(recorded: Recorded, point: Point, step: Step, gradient: Params, buff
     return Point({name: leaf.detach() for name, leaf in leaves.items()}, buffers, slots)
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class of that qualified name."""
     module, _, kind = name.rpartition(".")
     return getattr(import_module(module), kind)

@@ -21,12 +21,12 @@ class Products:
     """What a batch's gradient gives along cotangents `v` `[k, *shape]`, by its own backward pass.
 
     ids: the batch's examples. weights: float64 `[batch, k]`, `v . d gradient / d w`.
-    own, inherited: `[k, *shape]`, `v . d gradient / d (parameter)`.
+    trained, inherited: `[k, *shape]`, `v . d gradient / d (parameter)`.
     """
 
     ids: Tensor
     weights: Tensor
-    own: Params
+    trained: Params
     inherited: Params
 
 
@@ -37,7 +37,7 @@ class Graph:
 
     ids: Tensor
     weights: Tensor
-    own: Params
+    trained: Params
     inherited: Params
     gradient: Params
     scale: Scale
@@ -46,17 +46,17 @@ class Graph:
     def of(training: Training, point: Point, inherited: Params, step: Step, place: int) -> "Graph":
         """That of the step's batch at `place`, with a weight of 1 on each example."""
         micro = step.micros[place]
-        own = {name: v.detach().requires_grad_() for name, v in point.values.items() if name not in step.resting}
+        trained = {name: v.detach().requires_grad_() for name, v in point.values.items() if name not in step.resting}
         kept = {name: value.detach().requires_grad_() for name, value in inherited.items()}
         like = next(iter(point.values.values()))
         # losses come out in float32 where parameters are narrower
         dtype = torch.promote_types(like.dtype, torch.float32)
         weights = torch.ones(len(micro.ids), dtype=dtype, device=like.device, requires_grad=True)
         with torch.enable_grad():
-            loss, scale = weighted_loss(training, {**point.values, **own}, kept, micro, weights)
-            found = torch.autograd.grad(loss, list(own.values()), create_graph=True, materialize_grads=True)
-        gradient = dict(zip(own, found, strict=True))
-        return Graph(torch.tensor(micro.ids), weights, own, kept, gradient, scale)
+            loss, scale = weighted_loss(training, {**point.values, **trained}, kept, micro, weights)
+            found = torch.autograd.grad(loss, list(trained.values()), create_graph=True, materialize_grads=True)
+        gradient = dict(zip(trained, found, strict=True))
+        return Graph(torch.tensor(micro.ids), weights, trained, kept, gradient, scale)
 
     def products(self, cotangents: Params) -> Products:
         """See `Products`.
@@ -65,7 +65,7 @@ class Graph:
             DifferentiationError: the gradient has no derivative.
         """
         through = [name for name, gradient in self.gradient.items() if gradient.requires_grad]
-        inputs = [self.weights, *self.own.values(), *self.inherited.values()]
+        inputs = [self.weights, *self.trained.values(), *self.inherited.values()]
         columns = len(next(iter(cotangents.values())))
         found = list[Sequence[Tensor]]()
         for column in range(columns):
@@ -85,9 +85,9 @@ class Graph:
                     "that is named"
                 ) from cause
         weights, *rest = (torch.stack([each[place] for each in found]) for place in range(len(inputs)))
-        own = dict(zip(self.own, rest[: len(self.own)], strict=True))
-        inherited = dict(zip(self.inherited, rest[len(self.own) :], strict=True))
-        return Products(self.ids, weights.double().cpu().mT, own, inherited)
+        trained = dict(zip(self.trained, rest[: len(self.trained)], strict=True))
+        inherited = dict(zip(self.inherited, rest[len(self.trained) :], strict=True))
+        return Products(self.ids, weights.double().cpu().mT, trained, inherited)
 
 
 @final

@@ -11,11 +11,12 @@ from stagetrace.errors import ResultsError
 from stagetrace.recording.content import digest, read
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.step import Micro
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.copied import private_copy
-from stagetrace.stages.data import Batch, place
+from stagetrace.stages.data import Batch
+from stagetrace.stages.device import to_device
+from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.evaluation import Evaluation
-from stagetrace.stages.plainly import with_plain_layers
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
 
 
@@ -26,11 +27,11 @@ class Training:
     The model is a copy, and its buffers are its own: a forward pass moves running statistics.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        stage = problem.stage
-        self._problem = problem
-        self.model = with_plain_layers(private_copy(stage.model, stage.where), stage.where)
-        self._risk = replace(problem.risk, evaluation=Evaluation(self.model))
+    def __init__(self, bound: BoundStage) -> None:
+        stage = bound.stage
+        self._bound = bound
+        self.model = replace_layers(private_copy(stage.model, stage.where), stage.where)
+        self._risk = replace(bound.risk, evaluation=Evaluation(self.model))
         self._buffers = {plain_name(name): buffer for name, buffer in self.model.named_buffers()}
 
     @property
@@ -64,17 +65,17 @@ class Training:
                 torch.cuda.set_rng_state(state, device)
 
     def _content(self, micro: Micro) -> Any:
-        own = self._problem.own
+        own = self._bound.trained
         if not isinstance(micro.content, str):
-            return place(read(*micro.content), own.dtype, own.device, self._problem.stage.where)
-        (batch,) = self._problem.stage.examples.read([micro.ids])
+            return to_device(read(*micro.content), own.dtype, own.device, self._bound.stage.where)
+        (batch,) = self._bound.stage.examples.read([micro.ids])
         if digest(batch.content) != micro.content:
             raise ResultsError(
-                f"{self._problem.stage.where}: the batch of the examples {_few(micro.ids)} is not the one that was "
+                f"{self._bound.stage.where}: the batch of the examples {_few(micro.ids)} is not the one that was "
                 "trained on (its digest differs): the data set or its collation draws at random, or has changed; "
                 "record with inputs='kept'"
             )
-        return place(batch.content, own.dtype, own.device, self._problem.stage.where)
+        return to_device(batch.content, own.dtype, own.device, self._bound.stage.where)
 
 
 def _few(ids: Sequence[int]) -> str:

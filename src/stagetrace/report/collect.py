@@ -94,8 +94,8 @@ def _losses(chain: Chain, query: Query) -> tuple[Tensor, dict[int, Any]]:
     risk = query.risk(chain.last)
     found, predicted = list[Tensor](), dict[int, Any]()
     with torch.no_grad():
-        for batch in risk.read(risk.examples.plan()):
-            outputs = risk.outputs(risk.own_values, risk.inherited_values, batch)
+        for batch in risk.read(risk.examples.batch_indices()):
+            outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
             losses = risk.reduce(outputs, batch).double().cpu()
             check_finite(losses, batch.indices, risk.where)
             found.append(losses)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import final
 
 from stagetrace.errors import refuse
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import Stage
 
 
@@ -32,7 +32,7 @@ class Chain:
         >>> second = Stage("second", model=model, objective=Regression(), data=data, link=Frozen("weight"))
         >>> Chain(first, second)
         Chain(first -> second)
-        >>> Chain(first, second)["second"].kept
+        >>> Chain(first, second)["second"].inherited_from
         {'weight': 'weight'}
     """
 
@@ -49,9 +49,11 @@ class Chain:
         if repeated:
             refuse(f"two stages are called '{repeated[0]}'; results are stored by name, so give each its own")
         self.stages = stages
-        self.problems = tuple(Problem.of(stage, before) for stage, before in zip(stages, (None, *stages), strict=False))
-        for previous, problem in itertools.pairwise(self.problems):
-            _check_reaches(previous, problem)
+        self.bound_stages = tuple(
+            BoundStage.of(stage, before) for stage, before in zip(stages, (None, *stages), strict=False)
+        )
+        for previous, bound in itertools.pairwise(self.bound_stages):
+            _check_reaches(previous, bound)
 
     def anew(self) -> "Chain":
         """The same stages as they are now: nothing that was read off a model before is used again.
@@ -67,19 +69,19 @@ class Chain:
         return tuple(stage.name for stage in self.stages)
 
     @property
-    def last(self) -> Problem:
+    def last(self) -> BoundStage:
         """The stage whose model answers queries."""
-        return self.problems[-1]
+        return self.bound_stages[-1]
 
-    def __getitem__(self, name: str) -> Problem:
+    def __getitem__(self, name: str) -> BoundStage:
         self.check_names([name], "chain")
-        return self.problems[self.names.index(name)]
+        return self.bound_stages[self.names.index(name)]
 
-    def __iter__(self) -> Iterator[Problem]:
-        return iter(self.problems)
+    def __iter__(self) -> Iterator[BoundStage]:
+        return iter(self.bound_stages)
 
-    def __reversed__(self) -> Iterator[Problem]:
-        return reversed(self.problems)
+    def __reversed__(self) -> Iterator[BoundStage]:
+        return reversed(self.bound_stages)
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -100,12 +102,12 @@ class Chain:
         return f"Chain({' -> '.join(self.names)})"
 
 
-def _check_reaches(previous: Problem, problem: Problem) -> None:
+def _check_reaches(previous: BoundStage, bound: BoundStage) -> None:
     """Refuse a link through which nothing can flow: every shared parameter is a constant of the previous stage."""
-    shared = {*problem.kept.values(), *problem.moved.values()}
+    shared = {*bound.inherited_from.values(), *bound.anchored_to.values()}
     if shared <= set(previous.constant_names):
         refuse(
-            f"{problem.stage.where} shares only parameters that {previous.stage.where} did not train "
+            f"{bound.stage.where} shares only parameters that {previous.stage.where} did not train "
             f"('{min(shared)}' has requires_grad=False there), so its examples can have no influence; set "
             "requires_grad_(True) on what it trained"
         )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import some_names
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import Stage
 
 MODE_DEPENDENT = (
@@ -31,39 +31,39 @@ def notices(stage: Stage) -> list[str]:
     ]
 
 
-def notices_at(problem: Problem) -> list[str]:
+def notices_at(bound: BoundStage) -> list[str]:
     """The stage's own notices, and that of its place: running statistics that moved beside kept weights."""
-    return [*notices(problem.stage), *moved_statistics(problem), *_hooked(problem), *_forgotten(problem)]
+    return [*notices(bound.stage), *moved_statistics(bound), *_hooked(bound), *_forgotten(bound)]
 
 
-def _hooked(problem: Problem) -> list[str]:
+def _hooked(bound: BoundStage) -> list[str]:
     """One notice where gradients of trained parameters pass a hook: training followed what that made of them."""
-    named = problem.stage.model.named_parameters()
+    named = bound.stage.model.named_parameters()
     names = [name for name, p in named if p._backward_hooks or p._post_accumulate_grad_hooks]  # pyright: ignore[reportPrivateUsage]
     if not names:
         return []
     return [
-        f"{problem.stage.where}: {some_names(names)} {'has' if len(names) == 1 else 'have'} a gradient hook "
+        f"{bound.stage.where}: {some_names(names)} {'has' if len(names) == 1 else 'have'} a gradient hook "
         "(register_hook); scores follow the gradient of the loss, without what the hook makes of it"
     ]
 
 
-def _forgotten(problem: Problem) -> list[str]:
+def _forgotten(bound: BoundStage) -> list[str]:
     """One notice where a constant of the stage is, by name and value, what the stage before trained."""
-    if problem.previous is None:
+    if bound.previous is None:
         return []
-    ours, theirs = (dict(stage.model.named_parameters()) for stage in (problem.stage, problem.previous))
-    shared = {*problem.kept, *problem.moved}
+    ours, theirs = (dict(stage.model.named_parameters()) for stage in (bound.stage, bound.previous))
+    shared = {*bound.inherited_from, *bound.anchored_to}
     same = [
         name
-        for name in problem.constant_names
+        for name in bound.constant_names
         if name not in shared and name in theirs and theirs[name].requires_grad and _equal(ours[name], theirs[name])
     ]
     if not same:
         return []
-    them, earlier = "it" if len(same) == 1 else "them", problem.previous.name
+    them, earlier = "it" if len(same) == 1 else "them", bound.previous.name
     return [
-        f"{problem.stage.where}: {some_names(same)} {'is' if len(same) == 1 else 'are'} constant here and equal to "
+        f"{bound.stage.where}: {some_names(same)} {'is' if len(same) == 1 else 'are'} constant here and equal to "
         f"what stage '{earlier}' trained under that name, but the link does not share {them}: what examples of "
         f"'{earlier}' do through {them} is left out; name {them} in the link"
     ]
@@ -73,25 +73,25 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.detach(), other.detach().to(one))
 
 
-def moved_statistics(problem: Problem) -> list[str]:
+def moved_statistics(bound: BoundStage) -> list[str]:
     """One notice where running statistics moved although the weights beside them were kept; nothing otherwise."""
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in _buffers(problem)[1]))
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in _buffers(bound)[1]))
     if not layers:
         return []
     some = ", ".join(f"'{name}'" for name in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
     return [
-        f"{problem.stage.where}: the running statistics (buffers) of {some} moved although the weights there were "
+        f"{bound.stage.where}: the running statistics (buffers) of {some} moved although the weights there were "
         "kept; scores treat them as constants. To keep them, call eval() on the kept layers while fine-tuning, after "
         "model.train()"
     ]
 
 
-def _buffers(problem: Problem) -> tuple[dict[str, str], list[str]]:
+def _buffers(bound: BoundStage) -> tuple[dict[str, str], list[str]]:
     """The shared buffers, and those of them that moved beside kept weights."""
-    stage, previous = problem.stage, problem.previous
+    stage, previous = bound.stage, bound.previous
     if stage.link is None or previous is None:
         return {}, []
-    shared = shared_buffers(stage.link, {**problem.kept, **problem.moved}, stage.model, previous.model)
+    shared = shared_buffers(stage.link, {**bound.inherited_from, **bound.anchored_to}, stage.model, previous.model)
     return shared, moved_buffers(stage.link, shared, stage.model, previous.model)
 
 
@@ -114,13 +114,13 @@ class Coverage:
     moved_buffers: tuple[str, ...] = ()
 
     @staticmethod
-    def of(problem: Problem) -> "Coverage":
-        sizes = {name: p.numel() for name, p in problem.stage.model.named_parameters()}
-        buffers = tuple(name for name, b in problem.stage.model.named_buffers() if b.is_floating_point())
-        constant = sum(sizes[name] for name in problem.constant_names)
-        shared, moved = _buffers(problem)
-        sizes_of = problem.own.size, problem.inherited.size
-        return Coverage(*sizes_of, constant, problem.constant_names, buffers, tuple(shared), tuple(moved))
+    def of(bound: BoundStage) -> "Coverage":
+        sizes = {name: p.numel() for name, p in bound.stage.model.named_parameters()}
+        buffers = tuple(name for name, b in bound.stage.model.named_buffers() if b.is_floating_point())
+        constant = sum(sizes[name] for name in bound.constant_names)
+        shared, moved = _buffers(bound)
+        sizes_of = bound.trained.size, bound.inherited.size
+        return Coverage(*sizes_of, constant, bound.constant_names, buffers, tuple(shared), tuple(moved))
 
     def __str__(self) -> str:
         total = self.trained + self.kept + self.constant

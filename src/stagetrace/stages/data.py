@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from stagetrace.errors import DataError, DescriptionError, StagetraceError, first_line, refuse
+from stagetrace.stages.device import to_device as to_device
 from stagetrace.stages.mistaken import refuse_no_data_set
-from stagetrace.stages.placing import place as place
 from stagetrace.stages.rows import PlainCollation, UnfitRowError, complaint, has_text, misfit, name_of, unstackable
 
 WORTH_WORKERS = 1.0
@@ -64,7 +64,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.data)
 
-    def plan(self, indices: Sequence[int] | None = None, size: int | None = None) -> list[Sequence[int]]:
+    def batch_indices(self, indices: Sequence[int] | None = None, size: int | None = None) -> list[Sequence[int]]:
         """Indices (all, in order) cut into batches of `size` (the batch size); the last may be smaller."""
         chosen = range(len(self)) if indices is None else indices
         step = size or self.batch_size

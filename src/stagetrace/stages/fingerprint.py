@@ -9,12 +9,12 @@ from torch import nn
 from stagetrace.objectives.objective import Objective, Plain
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Collate, Examples
 from stagetrace.stages.identity import Identity
 from stagetrace.stages.identity.origin import library_of
 from stagetrace.stages.identity.settings import settings_of
 from stagetrace.stages.links.link import Link
-from stagetrace.stages.problem import Problem
 
 Json = dict[str, Any]
 
@@ -28,14 +28,14 @@ ENDS = 32
 """Examples looked at on each end of a data set that is not read for its digest."""
 
 
-def fingerprint_problem(
-    problem: Problem, progress: Progress | None = None, identity: Identity | None = None, *, read: bool = True
+def fingerprint_stage(
+    bound: BoundStage, progress: Progress | None = None, identity: Identity | None = None, *, read: bool = True
 ) -> Json:
     """A stage's identity as plain values: model, objective, data, link and the settings that move its numbers.
 
     identity: collects the packages met; read: whether the data set is read for its digest.
     """
-    stage, identity = problem.stage, identity or Identity()
+    stage, identity = bound.stage, identity or Identity()
     return {
         "name": stage.name,
         "model": fingerprint_model(stage.model, identity),
@@ -99,7 +99,7 @@ def fingerprint_examples(
     identity, digests = identity or Identity(), list[bytes]()
     walk = identity.walk()
     what = f"fingerprint of {examples.where}" if read else f"ends of {examples.where}"
-    plan = world().shard(examples.plan() if read else examples.plan(_ends(len(examples))))
+    plan = world().shard(examples.batch_indices() if read else examples.batch_indices(_ends(len(examples))))
     with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance:
         for batch in examples.read(plan):
             digests.append(walk.digest(batch.content, "batch"))

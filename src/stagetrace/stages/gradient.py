@@ -18,16 +18,16 @@ from stagetrace.stages.space import Params
 @final
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient at one stage: in the parameters it trained and in those it kept, one column per right-hand side.
+    """A gradient at one stage: in the parameters it trained and in those it inherited, one column per right-hand side.
 
-    own: `[own.size, k]`; inherited: `[inherited.size, k]`.
+    trained: `[trained.size, k]`; inherited: `[inherited.size, k]`.
     """
 
-    own: Tensor
+    trained: Tensor
     inherited: Tensor
 
     def __add__(self, other: "Gradient") -> "Gradient":
-        return Gradient(self.own + other.own, self.inherited + other.inherited)
+        return Gradient(self.trained + other.trained, self.inherited + other.inherited)
 
 
 def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
@@ -40,27 +40,27 @@ def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
         DataError: a loss is NaN or infinite (the example is named), or a gradient is.
         DifferentiationError: the gradient cannot be taken; says what PyTorch says.
     """
-    total, own, inherited = differentiated(risk, batch)
-    gradient = Gradient(risk.own.flatten(own).unsqueeze(1), risk.inherited.flatten(inherited).unsqueeze(1))
-    if not bool(torch.isfinite(total + gradient.own.sum() + gradient.inherited.sum())):
+    total, trained, inherited = differentiated(risk, batch)
+    gradient = Gradient(risk.trained.flatten(trained).unsqueeze(1), risk.inherited.flatten(inherited).unsqueeze(1))
+    if not bool(torch.isfinite(total + gradient.trained.sum() + gradient.inherited.sum())):
         explain_not_finite(risk, batch)
     return gradient
 
 
 def differentiated(risk: Risk, batch: Batch, weights: Tensor | None = None) -> tuple[Tensor, Params, Params]:
-    """The sum of the losses, and its gradient in the own and in the inherited parameters, zero where there is none.
+    """The sum of the losses, and its gradient in the trained and in the inherited parameters, zero where there is none.
 
     weights: `[batch]`, what each loss is multiplied by; 1 by default.
 
     Raises:
         DifferentiationError: the gradient cannot be taken; says what PyTorch says.
     """
-    own = {name: value.detach().requires_grad_() for name, value in risk.own_values.items()}
+    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
-    inputs = (*own.values(), *inherited.values())
+    inputs = (*trained.values(), *inherited.values())
     try:
         with torch.enable_grad():
-            losses = risk.losses(own, inherited, batch)
+            losses = risk.losses(trained, inherited, batch)
             total = losses.sum() if weights is None else losses @ weights.to(losses)
             if not total.requires_grad:  # a loss without the parameters
                 slopes = tuple(torch.zeros_like(value) for value in inputs)
@@ -71,14 +71,14 @@ def differentiated(risk: Risk, batch: Batch, weights: Tensor | None = None) -> t
             f"{risk.where}: the gradient of the loss cannot be taken ({first_line(cause)}); the library needs what a "
             "training step needs: replace the operation that is named"
         ) from cause
-    found = dict(zip((*own, *inherited), (s.to_dense() if s.is_sparse else s for s in slopes), strict=True))
-    return total.detach(), {name: found[name] for name in own}, {name: found[name] for name in inherited}
+    found = dict(zip((*trained, *inherited), (s.to_dense() if s.is_sparse else s for s in slopes), strict=True))
+    return total.detach(), {name: found[name] for name in trained}, {name: found[name] for name in inherited}
 
 
 def explain_not_finite(risk: Risk, batch: Batch) -> None:
     """Find what is not finite in a batch, and raise; nothing if it was only a sum that overflowed."""
     with torch.no_grad():
-        check_finite(risk.losses(risk.own_values, risk.inherited_values, batch), batch.indices, risk.where)
+        check_finite(risk.losses(risk.trained_values, risk.inherited_values, batch), batch.indices, risk.where)
     for index in batch.indices:
         single = next(iter(risk.read([[index]])))
         for name, g in differentiated(risk, single)[1].items():
@@ -94,27 +94,27 @@ def mean_gradient(
 ) -> Gradient:
     """The gradient of the mean (or sum) of the losses, one column; the examples are sharded over processes."""
     examples = len(risk.examples) if indices is None else len(indices)
-    plan = world().shard(risk.examples.plan(indices))
-    own, inherited = risk.own.zeros(1), risk.inherited.zeros(1)
+    plan = world().shard(risk.examples.batch_indices(indices))
+    trained, inherited = risk.trained.zeros(1), risk.inherited.zeros(1)
     with (progress or Silent()).task(f"gradient of {risk.where}", sum(map(len, plan)), "examples") as advance:
         for batch in risk.read(plan):
             gradient = batch_gradient(risk, batch)
-            own += gradient.own
+            trained += gradient.trained
             inherited += gradient.inherited
             advance(len(batch))
     scale = 1 / examples if reduction == "mean" else 1.0
-    return Gradient(world().sum(own) * scale, world().sum(inherited) * scale)
+    return Gradient(world().sum(trained) * scale, world().sum(inherited) * scale)
 
 
 def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
     """The gradient of every example's loss, one column per example; sharded over processes."""
     columns = len(risk.examples)
-    own, inherited = risk.own.zeros(columns), risk.inherited.zeros(columns)
-    plan = world().shard(risk.examples.plan(size=1))
+    trained, inherited = risk.trained.zeros(columns), risk.inherited.zeros(columns)
+    plan = world().shard(risk.examples.batch_indices(size=1))
     with (progress or Silent()).task(f"gradients of {risk.where}", len(plan), "examples") as advance:
         for batch in risk.read(plan):
             gradient = batch_gradient(risk, batch)
             column = batch.indices[0]
-            own[:, column], inherited[:, column] = gradient.own[:, 0], gradient.inherited[:, 0]
+            trained[:, column], inherited[:, column] = gradient.trained[:, 0], gradient.inherited[:, 0]
             advance(1)
-    return Gradient(world().sum(own), world().sum(inherited))
+    return Gradient(world().sum(trained), world().sum(inherited))

@@ -17,7 +17,7 @@ from torch import Tensor
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
-from stagetrace.stages.data import Batch, Examples, place
+from stagetrace.stages.data import Batch, Examples, to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
 from stagetrace.stages.space import ParameterSpace, Params
@@ -29,7 +29,7 @@ COUNTED = 16
 @final
 @dataclass(frozen=True, eq=False)
 class Risk:
-    """The losses of some examples at a stage's parameters: `own` ones it trained and `inherited` ones it kept.
+    """The losses of some examples at a stage's parameters, those it trained and those it inherited.
 
     where: how messages name it, e.g. `stage 'pretrain'` or `the query`.
     """
@@ -38,19 +38,19 @@ class Risk:
     evaluation: Evaluation
     objective: Objective
     examples: Examples
-    own: ParameterSpace
+    trained: ParameterSpace
     inherited: ParameterSpace
-    own_values: Params
+    trained_values: Params
     inherited_values: Params
 
-    def at(self, own: Params) -> "Risk":
-        """The same losses at other values of the own parameters."""
-        return replace(self, own_values=own)
+    def at(self, trained: Params) -> "Risk":
+        """The same losses at other values of the trained parameters."""
+        return replace(self, trained_values=trained)
 
-    def outputs(self, own: Params, inherited: Params, batch: Batch) -> Tensor:
+    def outputs(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
         """The objective's outputs `[batch, ...]`."""
         with self._naming(batch):
-            return self.evaluation({**inherited, **own}, self.objective.outputs, batch.content)
+            return self.evaluation({**inherited, **trained}, self.objective.outputs, batch.content)
 
     def reduce(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The losses `[batch]` of given outputs.
@@ -69,9 +69,9 @@ class Risk:
             )
         return losses
 
-    def losses(self, own: Params, inherited: Params, batch: Batch) -> Tensor:
+    def losses(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
         """One loss per example `[batch]`."""
-        return self.reduce(self.outputs(own, inherited, batch), batch)
+        return self.reduce(self.outputs(trained, inherited, batch), batch)
 
     def read(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The batches of a plan, on the model's device, floating-point tensors in its dtype.
@@ -81,15 +81,15 @@ class Risk:
         """
         for batch in self.examples.read(plan):
             self._check(batch, self._shape)
-            yield self._placed(batch)
+            yield self._on_device(batch)
 
     def read_inputs(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The same where no loss is asked for: labels may be another model's."""
         for batch in self.examples.read(plan):
-            yield self._placed(batch)
+            yield self._on_device(batch)
 
-    def _placed(self, batch: Batch) -> Batch:
-        return Batch(batch.indices, place(batch.content, self.own.dtype, self.own.device, self.where))
+    def _on_device(self, batch: Batch) -> Batch:
+        return Batch(batch.indices, to_device(batch.content, self.trained.dtype, self.trained.device, self.where))
 
     def _check(self, batch: Batch, shape: Sequence[int]) -> None:
         if isinstance(self.objective, Checks):
@@ -99,11 +99,11 @@ class Risk:
     @cached_property
     def _shape(self) -> tuple[int, ...]:
         """The shape of an example's outputs. A model or loss that does not take the data at all says so here."""
-        (batch,) = self.examples.read(self.examples.plan(size=2)[:1])
-        placed, outputs = self._placed(batch), None
+        (batch,) = self.examples.read(self.examples.batch_indices(size=2)[:1])
+        placed, outputs = self._on_device(batch), None
         try:
             with torch.no_grad():
-                outputs = self.outputs(self.own_values, self.inherited_values, placed)
+                outputs = self.outputs(self.trained_values, self.inherited_values, placed)
                 shape = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else ()
                 self._check(batch, shape)
                 with self._naming(batch):
@@ -125,7 +125,7 @@ class Risk:
         total, counts = len(self.examples), list[int]()
         for single in self.read([[position * total // COUNTED] for position in range(min(COUNTED, total))]):
             with torch.no_grad():
-                outputs = self.outputs(self.own_values, self.inherited_values, single)
+                outputs = self.outputs(self.trained_values, self.inherited_values, single)
             counts.append(math.prod(outputs.shape[1:-1]))
         return max(1, round(sum(counts) / len(counts)))
 
@@ -135,7 +135,7 @@ class Risk:
     def _first_out_of_range(self, batch: Batch) -> int | None:
         for position, index in enumerate(batch.indices):
             (single,) = self.examples.read([[index]])
-            content, values = self._placed(single).content, {**self.inherited_values, **self.own_values}
+            content, values = self._on_device(single).content, {**self.inherited_values, **self.trained_values}
             try:
                 with torch.no_grad():
                     outputs = self.evaluation(values, self.objective.outputs, content)

@@ -14,8 +14,8 @@ from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
+from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.links.link import Link
-from stagetrace.stages.plainly import with_plain_layers
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
 
@@ -97,7 +97,7 @@ class Stage:
     @cached_property
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
-        return with_plain_layers(private_copy(self.model, self.where), self.where)
+        return replace_layers(private_copy(self.model, self.where), self.where)
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())

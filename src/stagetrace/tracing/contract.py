@@ -47,7 +47,7 @@ FORWARDS_OF_GRADIENTS = 7.0
 def contract(
     way: Way, risk: Risk, batch: Batch, adjoints: Tensor, along: Sequence[Params] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Losses `[batch]` and contractions `[batch, k]` with each adjoint of `[own.size, k]`.
+    """Losses `[batch]` and contractions `[batch, k]` with each adjoint of `[trained.size, k]`.
 
     along: what `directions` made of the adjoints, so that many batches share it.
     """
@@ -81,21 +81,21 @@ def forward_mode(
 ) -> tuple[Tensor, Tensor]:
     """The directional derivative of the batch's loss vector along each adjoint; `along` as in `contract`."""
 
-    def losses_at(own: dict[str, Tensor]) -> Tensor:
-        return risk.losses(own, risk.inherited_values, batch)
+    def losses_at(trained: dict[str, Tensor]) -> Tensor:
+        return risk.losses(trained, risk.inherited_values, batch)
 
     def in_batch(direction: Params) -> tuple[Tensor, Tensor]:
-        losses, dots, *_ = jvp(losses_at, (risk.own_values,), (direction,))
+        losses, dots, *_ = jvp(losses_at, (risk.trained_values,), (direction,))
         return losses, dots
 
     with torch.no_grad():
-        along = along or directions(risk.own, adjoints)
+        along = along or directions(risk.trained, adjoints)
         if along is not None:
-            found = [directional(losses_at, risk.own_values, direction) for direction in along]
+            found = [directional(losses_at, risk.trained_values, direction) for direction in along]
             return found[0][0], torch.stack([dots for _, dots in found], dim=1)
         blocks = [
             vmap(in_batch, out_dims=(None, 1))(  # pyright: ignore[reportArgumentType]
-                risk.own.unflatten_columns(block)
+                risk.trained.unflatten_columns(block)
             )
             for block in adjoints.split(TANGENTS, dim=1)
         ]
@@ -104,15 +104,15 @@ def forward_mode(
 
 def per_example(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
     """All gradients of a slice of the batch at once, then one matrix product."""
-    rows = max(1, GRADIENT_BYTES // (risk.own.size * adjoints.element_size()))
+    rows = max(1, GRADIENT_BYTES // (risk.trained.size * adjoints.element_size()))
     losses, dots = [], []
     for start in range(0, len(batch), rows):
         part = tree_map(lambda leaf: leaf[start : start + rows], batch.content)  # noqa: B023
         gradients, values = vmap(grad_and_value(_single_loss(risk), argnums=0), in_dims=(None, 0))(
-            risk.own_values, part
+            risk.trained_values, part
         )
         losses.append(values)
-        dots.append(risk.own.flatten_columns(gradients).mT @ adjoints)
+        dots.append(risk.trained.flatten_columns(gradients).mT @ adjoints)
     return torch.cat(losses).detach(), torch.cat(dots).detach()
 
 
@@ -121,8 +121,8 @@ def one_by_one(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tens
     losses, dots = [], []
     for single in risk.read([[index] for index in batch.indices]):
         with torch.no_grad():
-            losses.append(risk.losses(risk.own_values, risk.inherited_values, single))
-        dots.append(batch_gradient(risk, single).own.mT @ adjoints)
+            losses.append(risk.losses(risk.trained_values, risk.inherited_values, single))
+        dots.append(batch_gradient(risk, single).trained.mT @ adjoints)
     return torch.cat(losses), torch.cat(dots)
 
 
@@ -141,20 +141,20 @@ def choose(risk: Risk, probe: Batch, columns: int) -> tuple[Way, str]:
 
 def _forward_is_cheaper(risk: Risk, probe: Batch, columns: int) -> bool:
     """Compare `1.75 k` forward passes with 7 and the product with the `[P, k]` adjoints, counted in operations."""
-    if columns == 1 or risk.own.size * 8 * 32 > GRADIENT_BYTES:  # fewer than 32 gradients would fit
+    if columns == 1 or risk.trained.size * 8 * 32 > GRADIENT_BYTES:  # fewer than 32 gradients would fit
         return True
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        risk.losses(risk.own_values, risk.inherited_values, probe)
+        risk.losses(risk.trained_values, risk.inherited_values, probe)
     forward_pass = max(1, counter.get_total_flops() / len(probe))
-    product = 2 * risk.own.size / forward_pass
+    product = 2 * risk.trained.size / forward_pass
     return FORWARDS_PER_TANGENT * columns <= FORWARDS_OF_GRADIENTS + product * columns
 
 
 def _single_loss(risk: Risk):  # noqa: ANN202
-    def loss(own: dict[str, Tensor], example: object) -> Tensor:
+    def loss(trained: dict[str, Tensor], example: object) -> Tensor:
         content = tree_map(lambda leaf: leaf.unsqueeze(0), example)
-        return risk.losses(own, risk.inherited_values, Batch([0], content)).squeeze(0)
+        return risk.losses(trained, risk.inherited_values, Batch([0], content)).squeeze(0)
 
     return loss
 
@@ -177,7 +177,7 @@ def _failure(way: Way, risk: Risk, probe: Batch, columns: int) -> str | None:
 
 def _directions(risk: Risk, columns: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(risk.own.size, columns, generator=generator).to(risk.own.device, risk.own.dtype)
+    return torch.randn(risk.trained.size, columns, generator=generator).to(risk.trained.device, risk.trained.dtype)
 
 
 def _agrees(dots: Tensor, risk: Risk, probe: Batch, directions: Tensor) -> bool:
@@ -187,7 +187,7 @@ def _agrees(dots: Tensor, risk: Risk, probe: Batch, directions: Tensor) -> bool:
     """
     allowed = max(DISAGREEMENT, torch.finfo(dots.dtype).eps ** 0.5)
     for row, single in zip(dots, risk.read([[index] for index in probe.indices]), strict=True):
-        gradient = batch_gradient(risk, single).own
+        gradient = batch_gradient(risk, single).trained
         if bool(((gradient.mT @ directions)[0] - row).abs().max() > allowed * torch.linalg.vector_norm(gradient)):
             return False
     return True

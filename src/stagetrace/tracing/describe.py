@@ -16,7 +16,7 @@ from stagetrace.stages.fingerprint import (
     fingerprint_collate,
     fingerprint_examples,
     fingerprint_objective,
-    fingerprint_problem,
+    fingerprint_stage,
 )
 from stagetrace.stages.identity import Identity
 from stagetrace.stages.identity.settings import settings_of
@@ -96,7 +96,7 @@ def describe(
     """
     risk, last, identity = query.risk(chain.last), chain.last.stage, Identity()
     collate = query.collate or last.collate
-    stages = {problem.name: fingerprint_problem(problem, progress, identity, read=read) for problem in chain}
+    stages = {bound.name: fingerprint_stage(bound, progress, identity, read=read) for bound in chain}
     asked = {
         "data": fingerprint_examples(risk.examples, progress, identity, read=read),
         "objective": fingerprint_objective(risk.objective, last.model, identity),

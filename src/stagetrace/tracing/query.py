@@ -7,9 +7,9 @@ from typing import Any, Literal, final
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.progress import Progress
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Examples
 from stagetrace.stages.gradient import Gradient, each_gradient, mean_gradient
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.stage import check_count
 
@@ -60,14 +60,14 @@ class Query:
         """Rows of scores: None for one score per training example, else the number of query examples."""
         return len(self.data) if self.reduction == "none" else None
 
-    def risk(self, last: Problem) -> Risk:
+    def risk(self, last: BoundStage) -> Risk:
         """The query's losses at the last stage's parameters."""
         objective = last.stage.loss if self.objective is None else as_objective(self.objective, WHERE)
         examples = Examples(self.data, self.batch_size, self.collate or last.stage.collate, self.workers, WHERE)
         return last.risk_of(WHERE, objective, examples)
 
-    def gradient(self, last: Problem, progress: Progress | None = None) -> Gradient:
-        """d(query loss) at the last stage, own and inherited part: one column, or one per query with "none".
+    def gradient(self, last: BoundStage, progress: Progress | None = None) -> Gradient:
+        """d(query loss) at the last stage, trained and inherited part: one column, or one per query with "none".
 
         Raises:
             DataError: a query loss is NaN or infinite, or not one per example.

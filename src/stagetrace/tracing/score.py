@@ -23,10 +23,10 @@ PROBED = 6
 @final
 @dataclass(frozen=True)
 class Scorer:
-    """Scores of one stage: `-(d loss_i / d own) . adjoint`; positive = harmful; unit: query loss.
+    """Scores of one stage: `-(d loss_i / d trained) . adjoint`; positive = harmful; unit: query loss.
 
-    adjoints: `[own.size, k]`; k is 1 or the number of queries, twice that when the paper's parts are kept apart (the
-        columns that reached the query through shared parameters first, then those through the head).
+    adjoints: `[trained.size, k]`; k is 1 or the number of queries, twice that when the paper's parts are kept apart
+        (the columns that reached the query through shared parameters first, then those through the head).
     rows: the number of queries, or None for one score per example.
     """
 
@@ -48,7 +48,7 @@ class Scorer:
     @cached_property
     def _directions(self) -> tuple[Params, ...] | None:
         """The adjoints as forward mode wants them: made once, used for every batch."""
-        return directions(self.risk.own, self.adjoints) if self.way == "forward mode" else None
+        return directions(self.risk.trained, self.adjoints) if self.way == "forward mode" else None
 
     @property
     def forward_passes(self) -> float:
@@ -78,7 +78,7 @@ class Scorer:
 
     def _part(self, indices: range, advance: Callable[..., None]) -> Part:
         """Score some consecutive examples, their batches shared out over processes."""
-        mine = world().shard(self.risk.examples.plan(indices))
+        mine = world().shard(self.risk.examples.batch_indices(indices))
         scored = [index for indices in mine for index in indices]
         # one block for all, so that small results do not come to lie between the batches' large intermediates
         losses = self.adjoints.new_empty(len(scored))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from stagetrace.checks import Finding, Level, verify_problem, verify_query
+from stagetrace.checks import Finding, Level, verify_query, verify_stage
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError, StagetraceWarning
@@ -18,19 +18,19 @@ from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.part import join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import notices_at
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.modes import in_ordinary_modes
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.arguments import check_arguments, check_options
+from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
 from stagetrace.tracing.responses.response import Response
-from stagetrace.tracing.tally import Tally
-from stagetrace.tracing.walk import concerns, walk_back
+from stagetrace.tracing.statistics import RunStatistics
 
 
 @in_ordinary_modes
@@ -105,53 +105,51 @@ def trace(
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
-    tally = Tally(chain, bars)
-    tally.checked(_checked(chain, query, tally))
+    statistics = RunStatistics(chain, bars)
+    statistics.record_checks(_checked(chain, query, statistics))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
-    walked = chain.problems[min(map(chain.names.index, scored)) :]
-    responses = {
-        problem.name: _response(problem, curvatures[problem.name], solvers[problem.name]) for problem in walked
-    }
-    tally.solving(responses)
+    walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
+    responses = {bound.name: _response(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
+    statistics.record_plan(responses)
     kept = out is not None
-    described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=tally, read=kept)
+    described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
     with RunFolder.open(out, described) as folder:
         if folder.complete:
-            return _said(Trace(*folder.contents()))
-        gradient = query.gradient(chain.last, tally)
+            return _with_warnings(Trace(*folder.contents()))
+        gradient = query.gradient(chain.last, statistics)
         _check_not_flat(gradient, query)
         gradient = _columns(gradient, chain, parts=parts)
-        for problem, back in walk_back(chain, responses, gradient, folder.solution, tally):
-            folder.keep_solution(problem.name, back.solution)
-            if problem.name in scored:
-                scorer = back.scorer(parts=parts, rows=query.rows)
-                done = scorer.run(partial(folder.part, problem.name), partial(folder.keep_part, problem.name), tally)
-                tally.scored(problem.name, scorer, _some_influence(join(problem.name, done), problem))
-            tally.solved(problem.name, back.solution)
-            if scored <= set(tally.scores):
+        for bound, step in backward_pass(chain, responses, gradient, folder.solution, statistics):
+            folder.keep_solution(bound.name, step.solution)
+            if bound.name in scored:
+                scorer = step.scorer(parts=parts, rows=query.rows)
+                done = scorer.run(partial(folder.part, bound.name), partial(folder.keep_part, bound.name), statistics)
+                statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))
+            statistics.record_solution(bound.name, step.solution)
+            if scored <= set(statistics.scores):
                 break
-        result = tally.trace(described)
+        result = statistics.trace(described)
         folder.finish(result.statistics)
-    return _said(result)
+    return _with_warnings(result)
 
 
-def _response(problem: Problem, curvature: Curvature, solver: Solver) -> Response:
+def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
-    recorded = problem.recording
-    return Implicit(problem, curvature, solver) if recorded is None else Replayed(problem, recorded)
+    recorded = bound.recording
+    return Implicit(bound, curvature, solver) if recorded is None else Replayed(bound, recorded)
 
 
 def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     """Refuse what cannot give right numbers; say what was handled, and what is not as a derivative should be."""
     found: list[Finding] = []
-    for problem in chain:
-        for notice in notices_at(problem):
+    for bound in chain:
+        for notice in notices_at(bound):
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
     for notice in getattr(query.data, "notices", ()):
         warnings.warn(notice, StagetraceWarning, stacklevel=4)
     with progress.task("checking losses and derivatives", len(chain) + 1, "data sets") as advance:
-        for place, problem in enumerate(chain):
-            found.extend(verify_problem(problem, chain.stages[:place]))
+        for place, bound in enumerate(chain):
+            found.extend(verify_stage(bound, chain.stages[:place]))
             advance(1)
         found.extend(verify_query(query.risk(chain.last), chain.last, chain.stages[:-1]))
         advance(1)
@@ -168,7 +166,7 @@ def _check_not_flat(gradient: Gradient, query: Query) -> None:
     Raises:
         DataError: the gradient is zero in every parameter.
     """
-    flat = ~(gradient.own.any(dim=0) | gradient.inherited.any(dim=0))
+    flat = ~(gradient.trained.any(dim=0) | gradient.inherited.any(dim=0))
     if bool(flat.all()):
         raise DataError(
             "the query: the gradient of its loss is zero in every parameter of the last stage, so every score would be "
@@ -185,7 +183,7 @@ def _check_not_flat(gradient: Gradient, query: Query) -> None:
         )
 
 
-def _some_influence(scores: Scores, problem: Problem) -> Scores:
+def _some_influence(scores: Scores, bound: BoundStage) -> Scores:
     """The scores, unless all of them are zero: that is no answer, but a sign that nothing flows.
 
     Raises:
@@ -194,18 +192,18 @@ def _some_influence(scores: Scores, problem: Problem) -> Scores:
     if bool(scores.values.any()):
         return scores
     raise DataError(
-        f"{problem.stage.where}: every score is zero: the query does not depend on what this stage trained, or every "
-        f"example is fitted without any loss. If that is what you expect of '{problem.name}', score the others by "
+        f"{bound.stage.where}: every score is zero: the query does not depend on what this stage trained, or every "
+        f"example is fitted without any loss. If that is what you expect of '{bound.name}', score the others by "
         "of=[...]; else look whether the later stages' models and the query's loss really use the parameters that they "
         "share with it"
     )
 
 
-def _said(result: Trace) -> Trace:
-    """The result, after warning of every solve that is not as it should be; also when it was read from a folder."""
+def _with_warnings(result: Trace) -> Trace:
+    """The result, after the warnings of its solves; also when it was read from a folder."""
     for stage, solution in result.solutions.items():
-        for concern in concerns(stage, solution):
-            warnings.warn(concern, stacklevel=4)
+        for warning in solution_warnings(stage, solution):
+            warnings.warn(warning, stacklevel=4)
     return result
 
 
@@ -213,8 +211,8 @@ def _columns(gradient: Gradient, chain: Chain, *, parts: bool) -> Gradient:
     """The query's gradient, or its two parts side by side: what went through shared parameters, and the rest."""
     if not parts:
         return gradient
-    shared = chain.last.own.mask(chain.last.moved).unsqueeze(1)
+    shared = chain.last.trained.mask(chain.last.anchored_to).unsqueeze(1)
     return Gradient(
-        torch.cat([gradient.own * shared, gradient.own * (1 - shared)], dim=1),
+        torch.cat([gradient.trained * shared, gradient.trained * (1 - shared)], dim=1),
         torch.cat([gradient.inherited, torch.zeros_like(gradient.inherited)], dim=1),
     )

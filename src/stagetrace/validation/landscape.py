@@ -2,7 +2,7 @@
 
     F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + sum_j a_j (x_j - W_j)^2 + proximity / 2 |x - start|^2
 
-over the stage's own parameters x `[own.size]`, with n the number of all examples, whatever their weights.
+over the stage's trained parameters x `[trained.size]`, with n the number of all examples, whatever their weights.
 """
 
 from typing import final
@@ -13,7 +13,7 @@ from torch import Tensor
 from stagetrace.curvature.operator import DiagonalOperator
 from stagetrace.curvature.weighted import WeightedLosses
 from stagetrace.errors import refuse
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 
 @final
@@ -21,7 +21,7 @@ class WeightedObjective:
     """The function `F` above.
 
     Args:
-        problem: the stage at its place in a chain; its values are the start, and what it inherited stays.
+        bound: the stage at its place in a chain; its values are the start, and what it inherited stays.
         weights: one per example, `[n]`, finite and not negative; None weighs each by 1.
         memory: bytes of kept graphs per process; what does not fit is computed anew for each product.
         proximity: of a pull towards the start; 0 for none.
@@ -30,13 +30,13 @@ class WeightedObjective:
         DescriptionError: weights of the wrong shape, negative or not finite.
     """
 
-    def __init__(self, problem: Problem, weights: Tensor | None, memory: int, proximity: float = 0.0) -> None:
-        self.problem, self.proximity = problem, proximity
-        examples = len(problem.risk.examples)
-        weights = checked_weights(weights, examples, problem.stage.where)
-        self.losses = WeightedLosses(problem.risk, weights.to(problem.own.dtype) / examples, memory)
-        self.start = problem.own.flatten(problem.own_values)
-        self._anchor = problem.anchor
+    def __init__(self, bound: BoundStage, weights: Tensor | None, memory: int, proximity: float = 0.0) -> None:
+        self.bound, self.proximity = bound, proximity
+        examples = len(bound.risk.examples)
+        weights = checked_weights(weights, examples, bound.stage.where)
+        self.losses = WeightedLosses(bound.risk, weights.to(bound.trained.dtype) / examples, memory)
+        self.start = bound.trained.flatten(bound.trained_values)
+        self._anchor = bound.anchor
 
     def at(self, point: Tensor) -> "Linearization":
         """The function at a point; the value is NaN or infinite where a loss is."""
@@ -44,7 +44,7 @@ class WeightedObjective:
 
     def penalty(self, point: Tensor) -> tuple[float, Tensor]:
         """The penalty and its gradient."""
-        decay, pull = self.problem.stage.weight_decay, self.problem.penalty - self.problem.stage.weight_decay
+        decay, pull = self.bound.stage.weight_decay, self.bound.penalty - self.bound.stage.weight_decay
         away = point - self._anchor
         value = decay / 2 * (point @ point) + (pull * away) @ away / 2  # pull is 2 a on W, 0 elsewhere
         moved = point - self.start
@@ -57,20 +57,20 @@ class WeightedObjective:
         Raises:
             DataError: with its index.
         """
-        self.losses.explain(self.problem.own.unflatten(point))
+        self.losses.explain(self.bound.trained.unflatten(point))
 
 
 @final
 class Linearization:
-    """The function at one point: `value`, `gradient` `[own.size]`, its `norm`, and the `curvature` there."""
+    """The function at one point: `value`, `gradient` `[trained.size]`, its `norm`, and the `curvature` there."""
 
     def __init__(self, objective: WeightedObjective, point: Tensor) -> None:
-        losses = objective.losses.at(objective.problem.own.unflatten(point))
+        losses = objective.losses.at(objective.bound.trained.unflatten(point))
         penalty, slope = objective.penalty(point)
         self.point, self.value = point, losses.value + penalty
         self.gradient = losses.gradient + slope
         self.norm = float(self.gradient.norm())
-        self.curvature = losses + DiagonalOperator(objective.problem.penalty + objective.proximity)
+        self.curvature = losses + DiagonalOperator(objective.bound.penalty + objective.proximity)
 
 
 def checked_weights(weights: Tensor | None, examples: int, where: str) -> Tensor:

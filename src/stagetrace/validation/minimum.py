@@ -12,7 +12,7 @@ from stagetrace.stages.space import Params
 class Minimum:
     """Where a minimisation ended, and how well.
 
-    values: the own parameters, by name.
+    values: the trained parameters, by name.
     objective: the weighted mean loss with its penalties.
     gradient_norm: Euclidean, of that objective, measured at `values`.
     steps: Newton steps; products: with the Hessian, over the whole examples each.

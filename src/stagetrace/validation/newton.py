@@ -9,7 +9,7 @@ from torch import Tensor
 from stagetrace.errors import DescriptionError, SolveError, refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.solvers.spectrum import Lowest, lowest_ritz_pair
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import check_count
 from stagetrace.validation.descent import newton_direction
 from stagetrace.validation.landscape import Linearization, WeightedObjective
@@ -23,7 +23,7 @@ PROBES = 40
 
 
 def minimise(
-    problem: Problem,
+    bound: BoundStage,
     weights: Tensor | None = None,
     *,
     tolerance: float = 1e-8,
@@ -35,7 +35,7 @@ def minimise(
     memory: int = 2 * GIB,
     progress: Progress | None = None,
 ) -> Minimum:
-    """Minimise `(1/n) sum_i w_i loss_i + penalty` over the stage's own parameters, from where they are.
+    """Minimise `(1/n) sum_i w_i loss_i + penalty` over the stage's trained parameters, from where they are.
 
     n is the number of examples whatever their weights, so weight 0 removes an example as the score means it:
     `epsilon = -1/n`. The penalty is weight decay and the pull of the stage's link. Full batch, in the
@@ -43,7 +43,7 @@ def minimise(
     choice 2: quadratic convergence at the end), with backtracking, and go round negative curvature.
 
     Args:
-        problem: the stage at its place in a chain: `chain["pretrain"]`.
+        bound: the stage at its place in a chain: `chain["pretrain"]`.
         weights: one per example, `[n]`; None weighs each by 1.
         tolerance: the gradient norm to reach; 1e-10 is within reach of float64 at losses near 1.
         max_steps: Newton steps; cg_steps: products in each.
@@ -77,9 +77,9 @@ def minimise(
         2.5
         1.0
     """
-    _check(problem, tolerance, max_steps, cg_steps, memory, proximity)
-    objective = WeightedObjective(problem, weights, memory, proximity)
-    with (progress or Silent()).task(f"minimising {problem.stage.where}", None, "steps") as advance:
+    _check(bound, tolerance, max_steps, cg_steps, memory, proximity)
+    objective = WeightedObjective(bound, weights, memory, proximity)
+    with (progress or Silent()).task(f"minimising {bound.stage.where}", None, "steps") as advance:
         descent = _Descent(objective, tolerance, cg_steps, preconditioner)
         while descent.goes_on(max_steps, strict=strict):
             advance(1, note=f"gradient {descent.place.norm:.1e}")
@@ -96,7 +96,7 @@ class _Descent:
         self.objective, self.tolerance, self.cg_steps = objective, tolerance, cg_steps
         self._preconditioner = preconditioner
         self.place = objective.at(objective.start)
-        self._before, where = self.place.norm, objective.problem.stage.where
+        self._before, where = self.place.norm, objective.bound.stage.where
         if not torch.isfinite(self.place.gradient.sum() + self.place.value):
             objective.explain(objective.start)
             raise SolveError(f"{where}: the losses are finite, but their mean or its gradient is not")
@@ -160,7 +160,7 @@ class _Descent:
     def _note(self, products: int, ritz: float, *, converged: bool = False, moved: bool = False) -> None:
         self.state = replace(
             self.state,
-            values=self.objective.problem.own.unflatten(self.place.point),
+            values=self.objective.bound.trained.unflatten(self.place.point),
             objective=self.place.value,
             gradient_norm=self.place.norm,
             steps=self.state.steps + moved,
@@ -177,15 +177,15 @@ def _descends(here: Linearization, there: Linearization, promised: float) -> boo
     return there.norm < here.norm
 
 
-def _check(problem: Problem, tolerance: float, max_steps: int, cg_steps: int, memory: int, proximity: float) -> None:
-    where = problem.stage.where
+def _check(bound: BoundStage, tolerance: float, max_steps: int, cg_steps: int, memory: int, proximity: float) -> None:
+    where = bound.stage.where
     if not (isinstance(proximity, (int, float)) and 0 <= proximity < float("inf")):
         refuse(f"minimise({where}): proximity must be a number of at least 0, got {proximity!r}")
     if not (isinstance(tolerance, float) and 0 < tolerance < float("inf")):
         refuse(f"minimise({where}): tolerance must be a gradient norm above 0, such as 1e-8, got {tolerance!r}")
     for name, value in (("max_steps", max_steps), ("cg_steps", cg_steps), ("memory", memory)):
         check_count(value, f"minimise({where}): {name}")
-    for name, dtype in zip(problem.own.names, problem.own.dtypes, strict=True):
+    for name, dtype in zip(bound.trained.names, bound.trained.dtypes, strict=True):
         if dtype != torch.float64:
             raise DescriptionError(
                 f"{where}: parameter '{name}' is {dtype}, in which a gradient norm of {tolerance:.0e} drowns in "

@@ -8,7 +8,7 @@ from torch import Tensor
 from stagetrace.curvature.choices import Hessian
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 
 NEAR = 1.5
 """Eigenvalues within this factor of the middle one are taken to be equal to it."""
@@ -34,16 +34,16 @@ class Preconditioner(LinearOperator):
         return vectors / self.middle + (self.vectors @ coordinates).to(vectors.dtype)
 
     @staticmethod
-    def of(problem: Problem, proximity: float = 0.0, max_size: int = 6000) -> "Preconditioner | None":
-        """From the exact Hessian at the stage's parameters: `own.size` products and one eigendecomposition.
+    def of(bound: BoundStage, proximity: float = 0.0, max_size: int = 6000) -> "Preconditioner | None":
+        """From the exact Hessian at the stage's parameters: `trained.size` products and one eigendecomposition.
 
         Returns:
             None for more than `max_size` parameters: the dense matrix would cost more than it saves.
         """
-        size = problem.own.size
+        size = bound.trained.size
         if size > max_size:
             return None
-        matrix = Hessian().operator(problem) + DiagonalOperator(torch.full_like(problem.penalty, proximity))
+        matrix = Hessian().operator(bound) + DiagonalOperator(torch.full_like(bound.penalty, proximity))
         eigen = Eigen.of(matrix.to_dense(), "the Hessian", matrix.rounding)
         values, vectors = eigen.values, eigen.vectors
         assert vectors is not None
@@ -51,5 +51,5 @@ class Preconditioner(LinearOperator):
         middle = float(values.median())
         apart = (values > NEAR * middle) | (values < middle / NEAR)
         return Preconditioner(
-            middle, vectors[:, apart].float(), (1 / values[apart] - 1 / middle).float(), problem.own.dtype
+            middle, vectors[:, apart].float(), (1 / values[apart] - 1 / middle).float(), bound.trained.dtype
         )

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from stagetrace.recording import Recording, Unrolled
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.stage import Stage
 from stagetrace.validation.fits.fit import one_copy
 from stagetrace.validation.fits.steps import Steps
-from stagetrace.validation.handing_on import with_values
+from stagetrace.validation.rebinding import with_values
 
 
 def record_steps(chain: Chain, fits: Mapping[str, Steps], folder: Path, seed: int) -> Chain:
@@ -29,22 +31,22 @@ def record_steps(chain: Chain, fits: Mapping[str, Steps], folder: Path, seed: in
             or its optimiser cannot be told of its weight decay.
     """
     stages = list[Stage]()
-    for problem in chain:
+    for bound in chain:
         before = None if not stages else dict(stages[-1].model.named_parameters())
-        stages.append(_trained(problem, fits[problem.name], before, folder / problem.name, seed))
+        stages.append(_trained(bound, fits[bound.name], before, folder / bound.name, seed))
     return Chain(*stages)
 
 
-def _trained(problem: Problem, fit: Steps, before: Mapping[str, object] | None, folder: Path, seed: int) -> Stage:
+def _trained(bound: BoundStage, fit: Steps, before: Mapping[str, Tensor] | None, folder: Path, seed: int) -> Stage:
     copies = None if before is None else {name: p.detach().unsqueeze(0) for name, p in before.items()}
-    values = one_copy(fit.start_of(problem, copies, 1, seed), 0)
-    stage = with_values(problem.stage, values)
+    values = one_copy(fit.start_of(bound, copies, 1, seed), 0)
+    stage = with_values(bound.stage, values)
     model = stage.model.eval()  # as the retraining: no dropout, running statistics as they are
-    parameters = [dict(model.named_parameters())[name] for name in problem.own.names]
-    optimizer = fit.rule.alone(parameters, problem.own, problem.stage.weight_decay)
+    parameters = [dict(model.named_parameters())[name] for name in bound.trained.names]
+    optimizer = fit.rule.alone(parameters, bound.trained, bound.stage.weight_decay)
     recording = Recording(folder, model, optimizer, inputs="again")
     with recording:
-        for step, batch in enumerate(fit.batches(problem, seed)):
+        for step, batch in enumerate(fit.batches(bound, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = fit.rate_at(step)
             with recording.batch(batch.indices, batch.content):
@@ -53,5 +55,5 @@ def _trained(problem: Problem, fit: Steps, before: Mapping[str, object] | None, 
                 stage.loss.losses(outputs, batch.content).mean().backward()
             optimizer.step()
     optimizer.zero_grad()
-    shared = {} if problem.previous is None else problem.kept | problem.moved
+    shared = {} if bound.previous is None else bound.inherited_from | bound.anchored_to
     return replace(stage, link=Unrolled(shared, folder), weight_decay=0.0)

@@ -12,9 +12,9 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.tracing.query import Query
-from stagetrace.validation.handing_on import with_previous, with_values
 from stagetrace.validation.minimum import Minimum
 from stagetrace.validation.newton import minimise
+from stagetrace.validation.rebinding import with_previous, with_values
 
 
 @final
@@ -57,19 +57,19 @@ def resolve(
     chain.check_names([stage], "resolve")
     first = chain.names.index(stage)
     stages, minima, before = list(chain.stages[:first]), dict[str, Minimum](), None
-    for position, problem in enumerate(chain.problems[first:], start=first):
-        problem = with_previous(problem, before)
+    for position, bound in enumerate(chain.bound_stages[first:], start=first):
+        bound = with_previous(bound, before)
         minimum = minimise(
-            problem,
+            bound,
             weights if position == first else None,
             tolerance=tolerance,
             max_steps=max_steps,
             strict=strict,
             progress=progress,
         )
-        stages.append(with_values(problem.stage, minimum.checked()))
+        stages.append(with_values(bound.stage, minimum.checked()))
         before = dict(stages[-1].model.named_parameters())
-        minima[problem.name] = minimum
+        minima[bound.name] = minimum
     return Resolved(Chain(*stages), minima)
 
 
@@ -92,7 +92,8 @@ def query_loss(chain: Chain, query: Query) -> Tensor:
     risk = query.risk(chain.last)
     with torch.no_grad():
         losses = [
-            risk.losses(risk.own_values, risk.inherited_values, batch) for batch in risk.read(risk.examples.plan())
+            risk.losses(risk.trained_values, risk.inherited_values, batch)
+            for batch in risk.read(risk.examples.batch_indices())
         ]
     values = torch.cat(losses).double().cpu()
     return {"mean": values.mean(), "sum": values.sum(), "none": values}[query.reduction]

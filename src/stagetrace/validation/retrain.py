@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.query import Query
 from stagetrace.validation.fits.call import Call
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy
@@ -34,33 +34,33 @@ class Retraining:
 
     def __post_init__(self) -> None:
         self.chain.check_names([self.stage], "validate")
-        for problem in self.later:
-            if problem.name not in self.fits:
+        for bound in self.later:
+            if bound.name not in self.fits:
                 refuse(
-                    f"validate: no fit for {problem.stage.where}, which is trained again after '{self.stage}'; give "
+                    f"validate: no fit for {bound.stage.where}, which is trained again after '{self.stage}'; give "
                     "one for each of " + ", ".join(f"'{p.name}'" for p in self.later)
                 )
-        for problem in self.later[1:]:
-            fit = self.fits[problem.name]
+        for bound in self.later[1:]:
+            fit = self.fits[bound.name]
             if isinstance(fit, Call):
-                fit.check_follows(problem)
+                fit.check_follows(bound)
 
     @property
-    def later(self) -> tuple[Problem, ...]:
+    def later(self) -> tuple[BoundStage, ...]:
         """The stages that are trained again, first to last."""
-        return self.chain.problems[self.chain.names.index(self.stage) :]
+        return self.chain.bound_stages[self.chain.names.index(self.stage) :]
 
     @property
     def draws(self) -> bool:
         """Whether a seed changes anything."""
-        return any(self.fits[problem.name].draws for problem in self.later)
+        return any(self.fits[bound.name].draws for bound in self.later)
 
     def prepare(self) -> None:
         """What is computed once, before processes share the work."""
-        for problem in self.later:
-            fit = self.fits[problem.name]
+        for bound in self.later:
+            fit = self.fits[bound.name]
             if isinstance(fit, Resolve):
-                fit.prepare(problem)
+                fit.prepare(bound)
 
     def losses(self, removals: Sequence[Removal], by: float, seed: int) -> Tensor:
         """The query loss after training again without each: float64 `[removals]`, or `[removals, queries]`.
@@ -70,10 +70,10 @@ class Retraining:
         examples = len(self.chain[self.stage].stage.examples)
         weights = torch.stack([leave_out(examples, removal, by) for removal in removals])
         copies: Copies | None = None
-        for problem in self.later:
-            if problem.name != self.stage:
-                weights = torch.ones(len(removals), len(problem.stage.examples), dtype=torch.float64)
-            copies = self.fits[problem.name](problem, weights, copies, seed)
+        for bound in self.later:
+            if bound.name != self.stage:
+                weights = torch.ones(len(removals), len(bound.stage.examples), dtype=torch.float64)
+            copies = self.fits[bound.name](bound, weights, copies, seed)
         assert copies is not None
         return torch.stack([self._measured(one_copy(copies, place)) for place in range(len(removals))])
 
@@ -81,10 +81,10 @@ class Retraining:
         """The query loss of one copy of the last stage, as the query reduces it."""
         last = self.chain.last
         risk = self.query.risk(last)
-        own = {name: values[name] for name in last.own.names}
+        trained = {name: values[name] for name in last.trained.names}
         inherited = {name: values[name] for name in last.inherited.names}
         with torch.no_grad():
             losses = torch.cat(
-                [risk.losses(own, inherited, batch) for batch in risk.read(risk.examples.plan())]
+                [risk.losses(trained, inherited, batch) for batch in risk.read(risk.examples.batch_indices())]
             ).double()
         return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[self.query.reduction].cpu()

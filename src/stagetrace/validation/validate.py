@@ -13,7 +13,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.jsonable import JSON
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_objective, fingerprint_problem
+from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_objective, fingerprint_stage
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.risk import check_finite
 from stagetrace.stages.stage import check_count
@@ -226,8 +226,8 @@ def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
     return {
         "fingerprints": SCHEME,
         "stage": retraining.stage,
-        "stages": [fingerprint_problem(problem, progress) for problem in retraining.chain.problems],
-        "fits": {problem.name: described(retraining.fits[problem.name]) for problem in retraining.later},
+        "stages": [fingerprint_stage(bound, progress) for bound in retraining.chain.bound_stages],
+        "fits": {bound.name: described(retraining.fits[bound.name]) for bound in retraining.later},
         "query": {
             "data": fingerprint_examples(risk.examples, progress),
             "objective": fingerprint_objective(risk.objective, last.stage.model),

@@ -1,6 +1,6 @@
 """Optimisers without a closed form here: PyTorch's own step, differentiated by autograd."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature, unwrap
 from typing import Any, final
@@ -18,15 +18,14 @@ from stagetrace.recording.optimizers.settings import IMPLEMENTATIONS, check_entr
 class Differentiated:
     """The class's own step with `differentiable=True`, pulled back by autograd, all queries in one batch.
 
+    For steps that take no root of what can be 0: autograd has 0 * infinity there.
+
     optimizer: the class.
-    slots: the slots that depend on gradients; all others (step counts, products of rates) are constants.
-    rooted: those of them whose root the step takes without an eps below it. Autograd has 0 * infinity where they are 0,
-        so they are raised to a number that is as good as 0 beside the eps; the result is the limit of `root_slope`.
+    slots: the slots that depend on gradients; all others, step counts say, are constants.
     """
 
-    optimizer: type[Optimizer]
+    optimizer: Callable[..., Optimizer]
     slots: tuple[str, ...]
-    rooted: tuple[str, ...] = ()
 
     def check(self, group: Mapping[str, Any], where: str) -> None:
         """Nothing to refuse: every option is the class's own."""
@@ -38,30 +37,25 @@ class Differentiated:
         options = signature(self.optimizer).parameters.keys() - IMPLEMENTATIONS
         settings = {name: group[name] for name in options if name in group}
         names = [name for name in self.slots if name in state.slots]
-        leaves = [state.value, gradient, *(self._started(name, state.slots[name]) for name in names)]
+        leaves = [state.value, gradient, *(state.slots[name] for name in names)]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         with torch.enable_grad():
-            value = leaves[0].clone()  # the step writes in place, which a leaf forbids
-            value.retain_grad()  # a tensor that is no leaf may have a .grad
+            # The step writes in place, which a leaf forbids; and a tensor that is no leaf has a .grad if it retains it.
+            value = leaves[0].clone()
+            value.retain_grad()
             value.grad = leaves[1]
             optimizer = self.optimizer([value], **settings, differentiable=True)
-            slots = {
-                name: kept.detach().clone() if isinstance(kept, Tensor) else kept for name, kept in state.slots.items()
-            }
+            slots = {name: kept.clone() if isinstance(kept, Tensor) else kept for name, kept in state.slots.items()}
             slots |= {name: leaf.clone() for name, leaf in zip(names, leaves[2:], strict=True)}
             optimizer.state[value].update(slots)
-            unwrap(self.optimizer.step)(optimizer)  # without hooks and profiling, which are for real steps
+            unwrap(type(optimizer).step)(optimizer)  # without hooks and profiling, which are for real steps
         stepped = optimizer.state[value]
-        outputs = {"": value} | {name: stepped[name] for name in after.slots if stepped[name].requires_grad}
+        seen = [name for name in after.slots if stepped[name].requires_grad]
         bars = torch.autograd.grad(
-            list(outputs.values()),
+            [value, *(stepped[name] for name in seen)],
             leaves,
-            [after.value if not name else after.slots[name] for name in outputs],
+            [after.value, *(after.slots[name] for name in seen)],
             is_grads_batched=True,
             materialize_grads=True,
         )
         return Adjoint(bars[0], dict(zip(names, bars[2:], strict=True))), bars[1]
-
-    def _started(self, name: str, slot: Tensor) -> Tensor:
-        limits = torch.finfo(slot.dtype)
-        return slot.clamp_min(limits.tiny / limits.eps) if name in self.rooted else slot

@@ -4,23 +4,25 @@ import torch
 
 from stagetrace.errors import refuse
 from stagetrace.recording.optimizers.adagrad import Adagrad
-from stagetrace.recording.optimizers.adam import Adam
+from stagetrace.recording.optimizers.adam import adam, nadam, radam
+from stagetrace.recording.optimizers.asgd import ASGD
 from stagetrace.recording.optimizers.differentiated import Differentiated
+from stagetrace.recording.optimizers.moments import Moments
 from stagetrace.recording.optimizers.rmsprop import RMSprop
 from stagetrace.recording.optimizers.rule import Rule
 from stagetrace.recording.optimizers.sgd import SGD
 
 RULES: dict[type[torch.optim.Optimizer], Rule] = {
-    torch.optim.Adam: Adam(),
-    torch.optim.AdamW: Adam(decoupled=True),
+    torch.optim.Adam: Moments(torch.optim.Adam, adam),
+    torch.optim.AdamW: Moments(torch.optim.AdamW, adam, decoupled=True),
     torch.optim.SGD: SGD(),
     torch.optim.RMSprop: RMSprop(),
     torch.optim.Adagrad: Adagrad(),
-    torch.optim.NAdam: Differentiated(torch.optim.NAdam, ("exp_avg", "exp_avg_sq"), rooted=("exp_avg_sq",)),
-    torch.optim.RAdam: Differentiated(torch.optim.RAdam, ("exp_avg", "exp_avg_sq"), rooted=("exp_avg_sq",)),
+    torch.optim.NAdam: Moments(torch.optim.NAdam, nadam),
+    torch.optim.RAdam: Moments(torch.optim.RAdam, radam),
+    torch.optim.ASGD: ASGD(),
     torch.optim.Adamax: Differentiated(torch.optim.Adamax, ("exp_avg", "exp_inf")),
     torch.optim.Adadelta: Differentiated(torch.optim.Adadelta, ("square_avg", "acc_delta")),
-    torch.optim.ASGD: Differentiated(torch.optim.ASGD, ("ax",)),
 }
 
 # By a word of the class's name in small letters, whatever package it comes from: the reason, and what to use instead.

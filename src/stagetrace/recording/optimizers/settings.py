@@ -1,6 +1,6 @@
 """Reading a parameter group and a parameter's slots as PyTorch's optimisers do."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from inspect import signature
 from typing import Any
 
@@ -58,7 +58,9 @@ def check_entry(state: State, gradient: Tensor) -> None:
     require_dense(gradient, "the gradient")
 
 
-def check_options(optimizer: type[Optimizer], known: Collection[str], group: Mapping[str, Any], where: str) -> None:
+def check_options(
+    optimizer: Callable[..., Optimizer], known: Collection[str], group: Mapping[str, Any], where: str
+) -> None:
     """Refuse an option of the class that its rule does not know, unless it is at its default.
 
     Keys that are no options of the class (what schedulers and users put into a group) have no effect on the step.

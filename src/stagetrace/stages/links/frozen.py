@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from stagetrace.stages.links.link import Link, Moved
+from stagetrace.stages.links.link import Anchored, Link
 
 
 @final
@@ -23,6 +23,6 @@ class Frozen(Link):
 
     keeps_shared: ClassVar[bool] = True
 
-    def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
-        """Nothing is moved, so nothing is pulled."""
-        return dict.fromkeys(moved.values, 0.0)
+    def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
+        """No shared parameter is trained, so none is pulled."""
+        return dict.fromkeys(anchored.values, 0.0)

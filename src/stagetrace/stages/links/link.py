@@ -16,8 +16,8 @@ from stagetrace.stages.space import Params
 
 @final
 @dataclass(frozen=True, eq=False)
-class Moved:
-    """The shared parameters W that a stage trained further, beside the values W' that the previous stage left.
+class Anchored:
+    """The shared parameters W that a stage trained further, and the values W' that they started from.
 
     where: how messages name the stage.
     values: W; start: W'. Both under this stage's names; copies, which are the link's own.
@@ -64,8 +64,8 @@ class Link(ABC):
         >>> @dataclass(frozen=True)
         ... class ByKind(Link):
         ...     alpha: float = 0.01
-        ...     def strength(self, moved):
-        ...         return {name: self.alpha / 2 if name.endswith("bias") else self.alpha for name in moved.values}
+        ...     def strength(self, anchored):
+        ...         return {name: self.alpha / 2 if name.endswith("bias") else self.alpha for name in anchored.values}
         >>> ByKind("encoder", alpha=0.1)
         ByKind(shared='encoder', alpha=0.1)
     """
@@ -99,15 +99,15 @@ class Link(ABC):
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "shared"}
 
     @abstractmethod
-    def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
+    def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
         """The strengths `a` of the pull, at least 0, in loss units per squared parameter unit.
 
         Returns:
-            By the name of each parameter in `moved.values` (others are ignored): a number, or a tensor of one per
+            By the name of each parameter in `anchored.values` (others are ignored): a number, or a tensor of one per
             entry (or of any shape that broadcasts to the parameter's).
         """
 
-    def resolved(self, moved: Moved) -> Self:
+    def resolved(self, anchored: Anchored) -> Self:
         """The link with every setting that is to be estimated from the stage as the number that it comes to.
 
         Called once for each stage; retraining keeps what was estimated.
@@ -115,29 +115,29 @@ class Link(ABC):
         Raises:
             DescriptionError: there is no estimate.
         """
-        del moved
+        del anchored
         return self
 
 
-def pull_of(link: Link, moved: Moved, dtype: torch.dtype) -> Params:
-    """The second derivative `2 a` of a link's penalty, `[*shape]` by the name of each moved parameter.
+def pull_of(link: Link, anchored: Anchored, dtype: torch.dtype) -> Params:
+    """The second derivative `2 a` of a link's penalty, `[*shape]` by the name of each anchored parameter.
 
     Raises:
         DescriptionError: a strength is missing, negative or not finite, or does not fit its parameter.
     """
-    given, kind = link.strength(moved), type(link).__name__
-    missing = [name for name in moved.values if not isinstance(given, Mapping) or name not in given]
+    given, kind = link.strength(anchored), type(link).__name__
+    missing = [name for name in anchored.values if not isinstance(given, Mapping) or name not in given]
     if missing:
         got = type(given).__name__
         if isinstance(given, Mapping):
             got = f"one with {some_names(map(str, given))}" if given else "an empty mapping"
         refuse(
-            f"{moved.where}: {kind}.strength must return a mapping with an entry for {some_names(missing)}, got {got}; "
-            "give 0.0 where nothing pulls"
+            f"{anchored.where}: {kind}.strength must return a mapping with an entry for {some_names(missing)}, got "
+            f"{got}; give 0.0 where nothing pulls"
         )
     pull = Params()
-    for name, value in moved.values.items():
-        doubled = _doubled(given[name], value.shape, dtype, f"{moved.where}: {kind}.strength of '{name}'")
+    for name, value in anchored.values.items():
+        doubled = _doubled(given[name], value.shape, dtype, f"{anchored.where}: {kind}.strength of '{name}'")
         pull[name] = doubled.to(value.device).expand_as(value)
     return pull
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, final
 from torch import Tensor
 
 from stagetrace.errors import DescriptionError, refuse
-from stagetrace.stages.links.link import Link, Moved
+from stagetrace.stages.links.link import Anchored, Link
 
 
 @final
@@ -41,28 +41,28 @@ class Proximal(Link):
         if self.alpha != "auto" and not (number and 0 < float(self.alpha) < float("inf")):
             refuse(f"Proximal(alpha=...) must be a positive number or 'auto', got {self.alpha!r}; the paper uses 0.01")
 
-    def strength(self, moved: Moved) -> Mapping[str, float | Tensor]:
+    def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
         """`alpha` for every entry."""
-        return dict.fromkeys(moved.values, float(self.resolved(moved).alpha))
+        return dict.fromkeys(anchored.values, float(self.resolved(anchored).alpha))
 
-    def resolved(self, moved: Moved) -> "Proximal":
+    def resolved(self, anchored: Anchored) -> "Proximal":
         """With alpha as a number; "auto" is estimated from the projection of the stationarity on the displacement.
 
         Raises:
             DescriptionError: the estimate is not positive, or the parameters did not move.
         """
-        return self if self.alpha != "auto" else replace(self, alpha=_estimated_alpha(moved))
+        return self if self.alpha != "auto" else replace(self, alpha=_estimated_alpha(anchored))
 
 
-def _estimated_alpha(moved: Moved) -> float:
+def _estimated_alpha(anchored: Anchored) -> float:
     """`alpha = -<dF/dW, W - W'> / (2 |W - W'|^2)`, which solves eq. 12's stationarity `dF/dW = -2 alpha (W - W')`."""
-    displacement, gradient = moved.displacement, moved.gradient()
+    displacement, gradient = anchored.displacement, anchored.gradient()
     squared = sum(float(away.double().square().sum()) for away in displacement.values())
     slope = sum(float((gradient[name].double() * away.double()).sum()) for name, away in displacement.items())
     alpha = -slope / (2 * squared) if squared else 0.0
     if alpha <= 0:
         raise DescriptionError(
-            f"{moved.where}: alpha='auto' estimates {alpha:.3g}, which is no pull: the shared parameters "
+            f"{anchored.where}: alpha='auto' estimates {alpha:.3g}, which is no pull: the shared parameters "
             f"{'did not move' if not squared else 'do not pull back towards the previous stage'} "
             "(the stage was trained to a minimum of its own loss); give a number, alpha=0.01 is the paper's"
         )

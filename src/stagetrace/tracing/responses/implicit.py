@@ -12,64 +12,67 @@ from stagetrace.errors import SolveError
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution, Solver, Status, solve
 from stagetrace.solvers.settings import most_steps
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.problem import Problem
+from stagetrace.tracing.backward import SolveProgress
 from stagetrace.tracing.pull_back import pull_back
-from stagetrace.tracing.responses.response import Back
+from stagetrace.tracing.responses.response import BackwardStep
 from stagetrace.tracing.score import Scorer
-from stagetrace.tracing.walk import Told
 
 
 @final
 class Implicit:
-    """A stage that ended at a minimum: `dF/d own = 0`, whatever the weights and whatever it started from.
+    """A stage that ended at a minimum, `dF/dTheta = 0`, whatever the weights and whatever it started from.
 
-    With H the curvature of its objective F in its own parameters, the stationarity gives (Chen et al. 2020, eq. 9-15)
+    Theta are its trained parameters, W those it inherited. With H the curvature of its objective F in Theta, the
+    stationarity gives (Chen et al. 2020, eq. 9-15)
 
-        d own / d epsilon_i = -H^-1 (gradient of loss_i),    d own / d previous = -H^-1 (d2F / d own d previous).
+        dTheta / d epsilon_i = -H^-1 (gradient of loss_i),    dTheta / dW = -H^-1 (d2F / dTheta dW).
 
     Both need the query's gradient g as the adjoint `lambda = H^-1 g` only: the score of example i is
     `-(gradient of loss_i) . lambda`, and `pull_back` makes of it the gradient at the stage before.
 
     Args:
-        problem: the stage at its place in a chain.
+        bound: the stage at its place in a chain.
         curvature: what stands for H; solver: how it is inverted.
 
     Raises:
         DescriptionError: the curvature does not fit the stage.
     """
 
-    def __init__(self, problem: Problem, curvature: Curvature, solver: Solver) -> None:
-        self.problem, self.curvature, self.solver = problem, curvature, solver
-        self._operator: LinearOperator | None = curvature.operator(problem)
+    def __init__(self, bound: BoundStage, curvature: Curvature, solver: Solver) -> None:
+        self.bound, self.curvature, self.solver = bound, curvature, solver
+        self._operator: LinearOperator | None = curvature.operator(bound)
 
     def cost(self) -> Cost | None:
         return None if self._operator is None else self._operator.cost()
 
-    def back(self, gradient: Gradient, known: Solution | None, progress: Progress) -> Back:
+    def backward(self, gradient: Gradient, known: Solution | None, progress: Progress) -> BackwardStep:
         """See `Response`; the operator is let go, with what it keeps in memory, once the stage is solved."""
-        solution, problem = known or self._solve(gradient, progress), self.problem
+        solution, bound = known or self._solve(gradient, progress), self.bound
         self._operator = None
-        adjoint = solution.value.to(problem.own.device)
-        indices = coupled(self.curvature, problem, adjoint.shape[1])
+        adjoint = solution.value.to(bound.trained.device)
+        indices = coupled(self.curvature, bound, adjoint.shape[1])
 
-        def to_previous(previous: Problem) -> Gradient:
-            return pull_back(problem, previous, adjoint, gradient, indices, progress)
+        def to_previous(previous: BoundStage) -> Gradient:
+            return pull_back(bound, previous, adjoint, gradient, indices, progress)
 
-        return Back(replace(solution, value=adjoint), partial(Scorer.of, problem.risk, adjoint), to_previous)
+        return BackwardStep(replace(solution, value=adjoint), partial(Scorer.of, bound.risk, adjoint), to_previous)
 
     def _solve(self, gradient: Gradient, progress: Progress) -> Solution:
-        problem, solver = self.problem, self.solver
-        unit = "products" if gradient.own.shape[1] == 1 else "steps"
+        bound, solver = self.bound, self.solver
+        unit = "products" if gradient.trained.shape[1] == 1 else "steps"
         try:
-            operator = self._operator or self.curvature.operator(problem)
-            with progress.task(f"solving stage '{problem.name}'", None, unit) as advance:
-                solution = _usable(solve(operator, gradient.own, solver, Told(advance, most_steps(solver))))
-            left_out = subset_in_words(self.curvature, problem)
+            operator = self._operator or self.curvature.operator(bound)
+            with progress.task(f"solving stage '{bound.name}'", None, unit) as advance:
+                solution = _usable(
+                    solve(operator, gradient.trained, solver, SolveProgress(advance, most_steps(solver)))
+                )
+            left_out = subset_in_words(self.curvature, bound)
             return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
         except SolveError as cause:
             raise SolveError(
-                f"while solving {problem.stage.where} ({problem.own.size:,} parameters, {solver}): {cause}"
+                f"while solving {bound.stage.where} ({bound.trained.size:,} parameters, {solver}): {cause}"
             ) from cause
 
 

@@ -13,10 +13,10 @@ from stagetrace.replay.backward import Reverse
 from stagetrace.replay.fitting import fitting
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import Steps
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.problem import Problem
 from stagetrace.tracing.pull_back import handed_back
-from stagetrace.tracing.responses.response import Back
+from stagetrace.tracing.responses.response import BackwardStep
 from stagetrace.tracing.score import WeightScorer
 
 
@@ -32,41 +32,41 @@ class Replayed:
         DescriptionError, ResultsError: the recording is not that of this stage; see `fitting`.
     """
 
-    def __init__(self, problem: Problem, recorded: Recorded) -> None:
-        self.problem = problem
-        self.recorded = fitting(problem, recorded)
+    def __init__(self, bound: BoundStage, recorded: Recorded) -> None:
+        self.bound = bound
+        self.recorded = fitting(bound, recorded)
 
     def cost(self) -> Cost | None:
         return None
 
-    def back(self, gradient: Gradient, known: Solution | None, progress: Progress) -> Back:
+    def backward(self, gradient: Gradient, known: Solution | None, progress: Progress) -> BackwardStep:
         """See `Response`."""
-        solution, problem = known or self._run(gradient, progress), self.problem
+        solution, bound = known or self._run(gradient, progress), self.bound
         own, inherited, weights = solution.value.split(
-            (problem.own.size, problem.inherited.size, len(problem.stage.examples))
+            (bound.trained.size, bound.inherited.size, len(bound.stage.examples))
         )
 
-        def to_previous(previous: Problem) -> Gradient:
+        def to_previous(previous: BoundStage) -> Gradient:
             def placed(value: Tensor) -> Tensor:
-                return value.to(problem.own.device, problem.own.dtype)
+                return value.to(bound.trained.device, bound.trained.dtype)
 
-            return handed_back(problem, previous, gradient.inherited + placed(inherited), placed(own))
+            return handed_back(bound, previous, gradient.inherited + placed(inherited), placed(own))
 
-        return Back(solution, partial(WeightScorer, problem.risk, weights * len(weights)), to_previous)
+        return BackwardStep(solution, partial(WeightScorer, bound.risk, weights * len(weights)), to_previous)
 
     def _run(self, gradient: Gradient, progress: Progress) -> Solution:
-        problem, recorded = self.problem, self.recorded
+        bound, recorded = self.bound, self.recorded
         with (
             torch.random.fork_rng(),
-            progress.task(f"replaying stage '{problem.name}'", recorded.steps, "steps") as advance,
+            progress.task(f"replaying stage '{bound.name}'", recorded.steps, "steps") as advance,
         ):
-            reverse = Reverse(problem, recorded, gradient.own)
+            reverse = Reverse(bound, recorded, gradient.trained)
             for block in reversed(recorded.blocks):
                 reverse.block(block)
                 advance(len(block))
-        found, columns = reverse.result(), gradient.own.shape[1]
+        found, columns = reverse.result(), gradient.trained.shape[1]
         return Solution(
-            value=torch.cat([found.own.cpu().double(), found.inherited.cpu().double(), found.weights]),
+            value=torch.cat([found.trained.cpu().double(), found.inherited.cpu().double(), found.weights]),
             system=Steps(recorded.steps),
             relative_residuals=(found.agreement.worst,) * columns,
             products=recorded.steps * columns,

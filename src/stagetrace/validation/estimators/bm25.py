@@ -109,7 +109,7 @@ class BM25:
         """The words of every example's text."""
         words: list[list[str]] = []
         with progress.task(f"reading the texts of {examples.where}", len(examples), "examples") as advance:
-            for batch in examples.read(examples.plan()):
+            for batch in examples.read(examples.batch_indices()):
                 words += [
                     self._words_of(*pair, examples.where) for pair in zip(batch.indices, batch.content, strict=True)
                 ]

@@ -75,11 +75,11 @@ class EmbeddingSimilarity:
         if isinstance(self.embed, str):
             check_submodule(last.stage.model, self.embed, f"{self.name}: the model of {last.stage.where}")
         asked = query.risk(last)
-        queries = torch.cat(list(self._embeddings(asked, asked.examples.plan(), bars)))
+        queries = torch.cat(list(self._embeddings(asked, asked.examples.batch_indices(), bars)))
         rows = reduced(queries, query.reduction)  # the mean of cosines is the product with the mean of unit vectors
         risk = last.risk_of(its.where, its.loss, its.examples)
         blocks: list[Tensor] = []
-        for embeddings in self._embeddings(risk, world().shard(risk.examples.plan()), bars):
+        for embeddings in self._embeddings(risk, world().shard(risk.examples.batch_indices()), bars):
             _check_width(embeddings, rows.shape[-1], f"{self.name}: {its.where}", "the query's")
             blocks.append(rows @ embeddings.mT)
         return torch.cat([block for rank in world().gather(blocks) for block in rank], dim=-1)

@@ -47,5 +47,5 @@ class GradientDot:
         """As `Estimator` says."""
         names, bars, last = lineage(chain, stage, self.name), progress or Silent(), chain.last
         gradient = query.gradient(last, bars)
-        at_last = [(last.own, gradient.own), (last.inherited, gradient.inherited)]
+        at_last = [(last.trained, gradient.trained), (last.inherited, gradient.inherited)]
         return dot_effects(chain[stage], carried(chain[stage], names, at_last), query, bars)

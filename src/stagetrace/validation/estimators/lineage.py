@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress
 from stagetrace.results.part import join
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import ParameterSpace
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
@@ -34,11 +34,11 @@ def lineage(chain: Chain, stage: str, where: str) -> dict[str, str]:
     """
     chain.check_names([stage], where)
     position = chain.names.index(stage)
-    names = {name: name for name in (*chain.last.own.names, *chain.last.inherited.names)}
-    for problem in reversed(chain.problems[position + 1 :]):
-        pairs = problem.kept | problem.moved
+    names = {name: name for name in (*chain.last.trained.names, *chain.last.inherited.names)}
+    for bound in reversed(chain.bound_stages[position + 1 :]):
+        pairs = bound.inherited_from | bound.anchored_to
         names = {name: pairs[other] for name, other in names.items() if other in pairs}
-    if not set(names.values()) & set(chain[stage].own.names):
+    if not set(names.values()) & set(chain[stage].trained.names):
         refuse(
             f"{where}: the last stage, '{chain.last.name}', has no parameter that stage '{stage}' trained (its links "
             f"lead to {sorted(set(names.values())) or 'none of them'}), so it says nothing of that stage's examples; "
@@ -47,15 +47,15 @@ def lineage(chain: Chain, stage: str, where: str) -> dict[str, str]:
     return names
 
 
-def carried(problem: Problem, names: Mapping[str, str], at_last: Sequence[tuple[ParameterSpace, Tensor]]) -> Tensor:
-    """A vector at the last stage's parameters as one at the stage's own: `[own.size, k]`, zero where nothing came from.
+def carried(bound: BoundStage, names: Mapping[str, str], at_last: Sequence[tuple[ParameterSpace, Tensor]]) -> Tensor:
+    """A vector at the last stage's parameters as one at those the stage trained: `[trained.size, k]`, else zero.
 
     By the chain rule, parts of several parameters that came from one add up.
 
     names: the `lineage`. at_last: spaces of the last stage, each with its part of the vector, `[size, k]`.
     """
-    vector = problem.own.zeros(at_last[0][1].shape[1])
-    targets = problem.own.slices()
+    vector = bound.trained.zeros(at_last[0][1].shape[1])
+    targets = bound.trained.slices()
     for space, source in at_last:
         places = space.slices()
         for name, other in names.items():
@@ -64,35 +64,35 @@ def carried(problem: Problem, names: Mapping[str, str], at_last: Sequence[tuple[
     return vector
 
 
-def dot_effects(problem: Problem, vector: Tensor, query: Query, progress: Progress) -> Tensor:
-    """`+ (d loss_i / d own) . vector / n_examples`: what `Scores.removal_effect` is to the adjoint `vector`.
+def dot_effects(bound: BoundStage, vector: Tensor, query: Query, progress: Progress) -> Tensor:
+    """`+ (d loss_i / d trained) . vector / n_examples`: what `Scores.removal_effect` is to the adjoint `vector`.
 
-    vector: `[own.size, k]`. Returns float64 `[n_examples]`, or `[n_queries, n_examples]`.
+    vector: `[trained.size, k]`. Returns float64 `[n_examples]`, or `[n_queries, n_examples]`.
     """
-    scorer = Scorer.of(problem.risk, vector, parts=False, rows=query.rows)
-    return join(problem.name, scorer.run(lambda _: None, lambda _, __: None, progress)).removal_effect
+    scorer = Scorer.of(bound.risk, vector, parts=False, rows=query.rows)
+    return join(bound.name, scorer.run(lambda _: None, lambda _, __: None, progress)).removal_effect
 
 
-def whole(problem: Problem) -> Problem:
+def whole(bound: BoundStage) -> BoundStage:
     """The stage as if it had been the only one: what it kept counts as trained, and nothing pulls on it."""
-    trained = {*problem.own.names, *problem.inherited.names}
-    model = _copied(problem.stage, {}, trained)
-    return Chain(replace(problem.stage, model=model, link=None)).last
+    trained = {*bound.trained.names, *bound.inherited.names}
+    model = _copied(bound.stage, {}, trained)
+    return Chain(replace(bound.stage, model=model, link=None)).last
 
 
-def with_last_values(chain: Chain, problem: Problem, names: Mapping[str, str]) -> Problem:
+def with_last_values(chain: Chain, bound: BoundStage, names: Mapping[str, str]) -> BoundStage:
     """The stage at the values that the last stage gave the parameters which came from it; its others as they were.
 
     names: the `lineage`. Where several of the last stage's parameters came from one, it takes their mean.
     """
     last = dict(chain.last.stage.model.named_parameters())
-    ours = dict(problem.stage.model.named_parameters())
+    ours = dict(bound.stage.model.named_parameters())
     values = {
         other: torch.stack([last[name].detach().to(ours[other]) for name in names if names[name] == other]).mean(dim=0)
         for other in set(names.values())
     }
     trained = {name for name, parameter in ours.items() if parameter.requires_grad}
-    return replace(problem, stage=replace(problem.stage, model=_copied(problem.stage, values, trained)))
+    return replace(bound, stage=replace(bound.stage, model=_copied(bound.stage, values, trained)))
 
 
 def _copied(stage: Stage, values: Mapping[str, Tensor], trained: Collection[str]) -> nn.Module:

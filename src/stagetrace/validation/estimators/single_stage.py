@@ -13,12 +13,12 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.results.sign import UNIT
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.problem import Problem
+from stagetrace.tracing.backward import solution_warnings
 from stagetrace.tracing.describe import by_stage
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
-from stagetrace.tracing.walk import concerns
 from stagetrace.validation.estimators.estimator import check_choice, check_name
 from stagetrace.validation.estimators.lineage import carried, dot_effects, lineage, whole, with_last_values
 
@@ -73,14 +73,14 @@ class SingleStage:
         names, bars = lineage(chain, stage, self.name), progress or Silent()
         last = whole(chain.last)
         adjoint = self._adjoint(chain, last, query, bars)
-        problem = with_last_values(chain, chain[stage], names)
-        return dot_effects(problem, carried(problem, names, [(last.own, adjoint)]), query, bars)
+        bound = with_last_values(chain, chain[stage], names)
+        return dot_effects(bound, carried(bound, names, [(last.trained, adjoint)]), query, bars)
 
-    def _adjoint(self, chain: Chain, last: Problem, query: Query, progress: Progress) -> Tensor:
+    def _adjoint(self, chain: Chain, last: BoundStage, query: Query, progress: Progress) -> Tensor:
         """`H^-1 dq/dtheta`, `[theta, k]`."""
         curvature = by_stage(chain, self.curvature, Auto(), "curvature")[last.name]
         solver = by_stage(chain, self.solver, Lanczos(), "solver")[last.name]
-        solution = Implicit(last, curvature, solver).back(query.gradient(last, progress), None, progress).solution
-        for concern in concerns(last.name, solution):
-            warnings.warn(concern, stacklevel=4)
+        solution = Implicit(last, curvature, solver).backward(query.gradient(last, progress), None, progress).solution
+        for warning in solution_warnings(last.name, solution):
+            warnings.warn(warning, stacklevel=4)
         return solution.value

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import DescriptionError, refuse
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.space import Params
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
-from stagetrace.validation.handing_on import with_values
+from stagetrace.validation.rebinding import with_values
 
 
 @final
@@ -33,13 +33,13 @@ class Call(Fit):
     def __post_init__(self) -> None:
         object.__setattr__(self, "draws", "seed" in self._names())
 
-    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         names = self._names()
         if before is not None:
-            self.check_follows(problem)
-        return stacked([self._one(problem, weights, before, seed, place, names) for place in range(len(weights))])
+            self.check_follows(bound)
+        return stacked([self._one(bound, weights, before, seed, place, names) for place in range(len(weights))])
 
-    def check_follows(self, problem: Problem) -> None:
+    def check_follows(self, bound: BoundStage) -> None:
         """Refuse a function that cannot take the stage before, trained again.
 
         Raises:
@@ -47,32 +47,32 @@ class Call(Fit):
         """
         if "previous" not in self._names():
             refuse(
-                f"{problem.stage.where}: its fit must take the stage before, trained again: "
+                f"{bound.stage.where}: its fit must take the stage before, trained again: "
                 "def fit(weights, previous): ..."
             )
 
     def _one(
-        self, problem: Problem, weights: Tensor, before: Copies | None, seed: int, place: int, names: set[str]
+        self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int, place: int, names: set[str]
     ) -> dict[str, Tensor]:
         given: dict[str, Any] = {}
         handed = {} if before is None else one_copy(before, place)
         if "previous" in names:  # a copy in any case: the function may train it further
-            given["previous"] = problem.previous and with_values(problem.previous, handed).model
+            given["previous"] = bound.previous and with_values(bound.previous, handed).model
         if "seed" in names:
             given["seed"] = seed
         model = self.function(weights[place].double().cpu().clone(), **given)
         if not isinstance(model, nn.Module):
-            refuse(f"{problem.stage.where}: fit must return the trained module, got {type(model).__name__}")
+            refuse(f"{bound.stage.where}: fit must return the trained module, got {type(model).__name__}")
         found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}  # it may come again
-        expected = dict(problem.stage.model.named_parameters())
+        expected = dict(bound.stage.model.named_parameters())
         for name, parameter in expected.items():
             if name not in found or found[name].shape != parameter.shape:
                 raise DescriptionError(
-                    f"{problem.stage.where}: the module that fit returned has no parameter '{name}' of shape "
+                    f"{bound.stage.where}: the module that fit returned has no parameter '{name}' of shape "
                     f"{list(parameter.shape)}; return a module of the stage's architecture"
                 )
         values = {name: found[name].to(parameter.detach()) for name, parameter in expected.items()}
-        _check_kept(problem, values, handed)
+        _check_kept(bound, values, handed)
         return values
 
     def _names(self) -> set[str]:
@@ -82,12 +82,12 @@ class Call(Fit):
             refuse(f"fit must be a function fit(weights) -> model, got {type(self.function).__name__} ({cause})")
 
 
-def _check_kept(problem: Problem, values: Params, handed: Params) -> None:
+def _check_kept(bound: BoundStage, values: Params, handed: Params) -> None:
     """What a link says was kept is what the stage before has now; else the effect would not pass through it."""
-    for name, other in problem.kept.items():
-        if not torch.equal(values[name], handed.get(other, problem.inherited_values[name]).to(values[name])):
+    for name, other in bound.inherited_from.items():
+        if not torch.equal(values[name], handed.get(other, bound.inherited_values[name]).to(values[name])):
             refuse(
-                f"{problem.stage.where}: the module that fit returned has another '{name}' than the stage before, "
+                f"{bound.stage.where}: the module that fit returned has another '{name}' than the stage before, "
                 f"trained again, has in '{other}', though its link keeps it; load it from previous, and do not train it"
             )
 

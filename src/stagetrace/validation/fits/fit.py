@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from stagetrace.results.jsonable import JSON
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.identity import Identity
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
-from stagetrace.validation.handing_on import taken_over
+from stagetrace.validation.rebinding import values_from_previous
 
 Copies = Params
 """The parameters of several copies of one model, by name: `[copies, *shape]` each."""
@@ -26,10 +26,10 @@ class Fit(ABC):
     draws: bool
 
     @abstractmethod
-    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         """Train copies of a stage, each with its own example weights; the stage itself stays as it is.
 
-        problem: the stage at its place in the chain, as trained.
+        bound: the stage at its place in the chain, as trained.
         weights: `[copies, n]`; weight 0 removes an example, with n kept.
         before: the copies of the stage before, `[copies, *shape]` by its parameters' names; None for the first.
         seed: of the order of the batches and, from a cold start, of the initial values.
@@ -39,9 +39,9 @@ class Fit(ABC):
         """
 
 
-def all_values(problem: Problem) -> Params:
+def all_values(bound: BoundStage) -> Params:
     """Every parameter of the stage as trained, detached."""
-    return {name: parameter.detach() for name, parameter in problem.stage.model.named_parameters()}
+    return {name: parameter.detach() for name, parameter in bound.stage.model.named_parameters()}
 
 
 def expanded(values: Params, copies: int) -> Copies:
@@ -49,10 +49,10 @@ def expanded(values: Params, copies: int) -> Copies:
     return {name: value.expand(copies, *value.shape) for name, value in values.items()}
 
 
-def handed_on(problem: Problem, copies: int, before: Copies | None) -> Copies:
-    """The stage as trained, for each copy with what it kept or moved of its own copy of the stage before."""
-    values = expanded(all_values(problem), copies)
-    return values if before is None else values | taken_over(problem, before, moved=True)
+def starting_values(bound: BoundStage, copies: int, before: Copies | None) -> Copies:
+    """The stage as trained, for each copy with its shared parameters as in its own copy of the stage before."""
+    values = expanded(all_values(bound), copies)
+    return values if before is None else values | values_from_previous(bound, before, anchored=True)
 
 
 def one_copy(copies: Copies, place: int) -> Params:

@@ -6,11 +6,11 @@ from typing import final
 from torch import Tensor
 
 from stagetrace.errors import refuse
-from stagetrace.stages.problem import Problem
+from stagetrace.stages.bound import BoundStage
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
-from stagetrace.validation.handing_on import with_previous
 from stagetrace.validation.newton import minimise
 from stagetrace.validation.preconditioner import Preconditioner
+from stagetrace.validation.rebinding import with_previous
 
 FEW = 0.05
 """With more of the weight than this taken out, the minimum's own curvature is no good preconditioner."""
@@ -36,7 +36,7 @@ class Resolve(Fit):
     max_steps: int = 400
     proximity: float = 0.0
     draws: bool = field(default=False, init=False, repr=False)
-    _known: dict[int, tuple[Problem, Preconditioner | None]] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[int, tuple[BoundStage, Preconditioner | None]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.proximity < float("inf"):
@@ -46,17 +46,17 @@ class Resolve(Fit):
         """Its settings: preconditioners that were made on the way do not make it another fit."""
         return {**vars(self), "_known": {}}
 
-    def prepare(self, problem: Problem) -> None:
+    def prepare(self, bound: BoundStage) -> None:
         """Make the preconditioner of a stage, once, before processes share the work."""
-        if id(problem) not in self._known:
-            self._known[id(problem)] = problem, Preconditioner.of(problem, self.proximity)
+        if id(bound) not in self._known:
+            self._known[id(bound)] = bound, Preconditioner.of(bound, self.proximity)
 
-    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
         del seed
-        self.prepare(problem)
-        known, found = self._known[id(problem)][1], []
+        self.prepare(bound)
+        known, found = self._known[id(bound)][1], []
         for place, weight in enumerate(weights):
-            again = with_previous(problem, None if before is None else one_copy(before, place))
+            again = with_previous(bound, None if before is None else one_copy(before, place))
             few = float((1 - weight).clamp_min(0).sum()) <= FEW * len(weight)
             minimum = minimise(
                 again,

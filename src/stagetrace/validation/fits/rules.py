@@ -126,7 +126,7 @@ class SGD(Rule):
 
 
 def _entries(name: str, state: Mapping[str, Any], space: ParameterSpace) -> list[Mapping[str, Any]]:
-    """The saved moments in the order of the own parameters."""
+    """The saved moments in the order of the trained parameters."""
     try:
         order = [number for group in state["param_groups"] for number in group["params"]]
         entries = [state["state"][number] for number in order if number in state["state"]]  # others were never moved

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from stagetrace.errors import DifferentiationError, SolveError, refuse
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
-from stagetrace.stages.problem import Problem
 from stagetrace.stages.space import Params
 from stagetrace.stages.stage import check_count
-from stagetrace.validation.fits.fit import Copies, Fit, expanded, handed_on
+from stagetrace.validation.fits.fit import Copies, Fit, expanded, starting_values
 from stagetrace.validation.fits.rules import Rule
-from stagetrace.validation.handing_on import taken_over, with_values
+from stagetrace.validation.rebinding import values_from_previous, with_values
 
 SCHEDULES: Mapping[str, Callable[[int], Callable[[int], float]]] = {
     "constant": lambda steps: lambda step: 1.0,
@@ -31,7 +31,7 @@ Slope = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
 @final
 @dataclass(frozen=True)
 class Steps(Fit):
-    """`steps` steps of an optimiser on `mean over the batch of weight * loss + weight_decay / 2 |own|^2`.
+    """`steps` steps of an optimiser on `mean over the batch of weight * loss + weight_decay / 2 |trained|^2`.
 
     The order of the batches is drawn by the seed alone, so that runs with and without an example see the same batches:
     its weight is 0 in one, and everything else is equal (a paired comparison). The batch's mean is over all of its
@@ -67,15 +67,16 @@ class Steps(Fit):
         if self.schedule not in SCHEDULES:
             refuse(f"Steps: schedule must be 'constant' or 'cosine', got {self.schedule!r}")
 
-    def __call__(self, problem: Problem, weights: Tensor, before: Copies | None, seed: int) -> Copies:
-        copies, own = len(weights), problem.own
-        values = self.start_of(problem, before, copies, seed)
-        inherited = {name: values[name] for name in problem.inherited.names}
-        point = own.flatten_columns({name: values[name] for name in own.names}).mT.contiguous()  # [copies, size]
-        optimizer = self.rule.begin(point, own)
+    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+        copies, trained = len(weights), bound.trained
+        values = self.start_of(bound, before, copies, seed)
+        inherited = {name: values[name] for name in bound.inherited.names}
+        own = {name: values[name] for name in trained.names}
+        point = trained.flatten_columns(own).mT.contiguous()  # [copies, size]
+        optimizer = self.rule.begin(point, trained)
         weights = weights.to(point)
-        slope, penalty = slopes(problem), _penalty_gradient(problem, before)
-        for step, batch in enumerate(self.batches(problem, seed)):
+        slope, penalty = slopes(bound), _penalty_gradient(bound, before)
+        for step, batch in enumerate(self.batches(bound, seed)):
             gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
             point.grad = gradient + penalty(point)
             for group in optimizer.param_groups:
@@ -84,26 +85,26 @@ class Steps(Fit):
         point.grad = None
         if not bool(torch.isfinite(point).all()):
             raise SolveError(
-                f"{problem.stage.where}: training diverged (a parameter is not finite after {self.steps} steps at a "
+                f"{bound.stage.where}: training diverged (a parameter is not finite after {self.steps} steps at a "
                 f"rate of {self.rule.rate:g}); lower the rate"
             )
-        return {**values, **own.unflatten_columns(point.mT)}
+        return {**values, **trained.unflatten_columns(point.mT)}
 
-    def start_of(self, problem: Problem, before: Copies | None, copies: int, seed: int) -> Copies:
+    def start_of(self, bound: BoundStage, before: Copies | None, copies: int, seed: int) -> Copies:
         """Every parameter of the copies before the first step."""
-        values = handed_on(problem, copies, before)
+        values = starting_values(bound, copies, before)
         if self.start == "cold":
-            values.update(expanded(_anew(problem, seed, handed=before is not None), copies))
+            values.update(expanded(_anew(bound, seed, handed=before is not None), copies))
         return values
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""
         return self.rule.rate * SCHEDULES[self.schedule](self.steps)(step)
 
-    def batches(self, problem: Problem, seed: int) -> Iterator[Batch]:
+    def batches(self, bound: BoundStage, seed: int) -> Iterator[Batch]:
         """The batches of the steps, in order."""
-        examples = problem.stage.examples
-        return problem.risk.read(orders(len(examples), self.batch_size, self.steps, seed))
+        examples = bound.stage.examples
+        return bound.risk.read(orders(len(examples), self.batch_size, self.steps, seed))
 
 
 def orders(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
@@ -119,13 +120,13 @@ def orders(examples: int, batch_size: int, steps: int, seed: int) -> list[list[i
     return plan[:steps]
 
 
-def slopes(problem: Problem) -> Slope:
+def slopes(bound: BoundStage) -> Slope:
     """The gradient of the weighted mean loss of a batch, for each copy."""
-    risk, own = problem.risk, problem.own
+    risk, trained = bound.risk, bound.trained
 
     def slope(points: Tensor, inherited: Copies, weights: Tensor, batch: Batch) -> Tensor:
         def loss(point: Tensor, kept: Copies, weight: Tensor) -> Tensor:
-            return weight @ risk.losses(own.unflatten(point), kept, batch) / len(batch)
+            return weight @ risk.losses(trained.unflatten(point), kept, batch) / len(batch)
 
         if len(points) == 1:
             alone = {name: value[0] for name, value in inherited.items()}
@@ -134,41 +135,41 @@ def slopes(problem: Problem) -> Slope:
             return vmap(grad(loss))(points, inherited, weights)
         except RuntimeError as cause:
             raise DifferentiationError(
-                f"{problem.stage.where}: several copies cannot be trained as one batched model "
+                f"{bound.stage.where}: several copies cannot be trained as one batched model "
                 f"({str(cause).splitlines()[0]}); type together=1"
             ) from cause
 
     return slope
 
 
-def _penalty_gradient(problem: Problem, before: Copies | None) -> Callable[[Tensor], Tensor]:
+def _penalty_gradient(bound: BoundStage, before: Copies | None) -> Callable[[Tensor], Tensor]:
     """The gradient of the penalties in the training loss, at the points of several copies `[copies, size]`."""
-    decay = problem.stage.weight_decay
-    if not problem.moved or not problem.stage.link or not problem.stage.link.in_training_loss:
+    decay = bound.stage.weight_decay
+    if not bound.anchored_to or not bound.stage.link or not bound.stage.link.in_training_loss:
         return lambda point: decay * point
-    pull, start = problem.pull, problem.anchor.unsqueeze(0)
+    pull, start = bound.pull, bound.anchor.unsqueeze(0)
     if before is not None:
-        started = expanded(problem.own_values, len(next(iter(before.values()))))
-        start = problem.own.flatten_columns(started | taken_over(problem, before, moved=True)).mT
+        started = expanded(bound.trained_values, len(next(iter(before.values()))))
+        start = bound.trained.flatten_columns(started | values_from_previous(bound, before, anchored=True)).mT
     return lambda point: decay * point + pull * (point - start)
 
 
-def _anew(problem: Problem, seed: int, *, handed: bool) -> Params:
+def _anew(bound: BoundStage, seed: int, *, handed: bool) -> Params:
     """Where a cold start begins: own values drawn anew; moved ones, unless handed on, as the stage before left them."""
-    fresh = reset(problem, seed)
-    values = {name: fresh[name] for name in problem.own.names if name not in problem.moved}
-    return values if handed else values | problem.moved_values.start
+    fresh = reset(bound, seed)
+    values = {name: fresh[name] for name in bound.trained.names if name not in bound.anchored_to}
+    return values if handed else values | bound.anchored.start
 
 
-def reset(problem: Problem, seed: int) -> Params:
+def reset(bound: BoundStage, seed: int) -> Params:
     """Newly drawn values of every parameter, by the modules' own `reset_parameters()`.
 
     Raises:
         DescriptionError: a module with parameters of its own has no such method.
     """
-    model = with_values(problem.stage, {}).model
-    owned = set(problem.own.names) - set(problem.moved)
-    device = problem.own.device
+    model = with_values(bound.stage, {}).model
+    owned = set(bound.trained.names) - set(bound.anchored_to)
+    device = bound.trained.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for where, module in model.named_modules():
@@ -178,7 +179,7 @@ def reset(problem: Problem, seed: int) -> Params:
             again = getattr(module, "reset_parameters", None)
             if not callable(again):
                 refuse(
-                    f"{problem.stage.where}: a cold start needs reset_parameters() on '{where}' "
+                    f"{bound.stage.where}: a cold start needs reset_parameters() on '{where}' "
                     f"({type(module).__name__}), which has parameters of its own; add it, or use start='warm'"
                 )
             again()

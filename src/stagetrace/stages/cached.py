@@ -14,7 +14,7 @@ BATCH_BYTES = 2**28
 
 
 @final
-class KeptBatches:
+class CachedBatches:
     """The batches of a plan as `risk.read` gives them, kept by the first pass if all take at most `budget` bytes."""
 
     def __init__(self, risk: Risk, plan: Sequence[Sequence[int]], budget: int = BATCH_BYTES) -> None:

@@ -13,13 +13,13 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
 from stagetrace.errors import DataError
-from stagetrace.stages.placing import place
+from stagetrace.stages.device import to_device
 
 CPU = torch.device("cpu")
 
 
 def placed(content: Any, dtype: torch.dtype = torch.float64) -> Any:
-    return place(content, dtype, CPU)
+    return to_device(content, dtype, CPU)
 
 
 class Point(NamedTuple):
@@ -165,5 +165,5 @@ class Sealed:
 def test_a_class_that_cannot_be_placed_is_named():
     says = r"^the query: a batch of class Sealed holds tensors of another dtype.*float64, cpu.*one of a kind.*collate="
     with pytest.raises(DataError, match=says):
-        place(Sealed(X), torch.float64, CPU, "the query")
+        to_device(Sealed(X), torch.float64, CPU, "the query")
     assert placed(Sealed(X.double())).x.dtype == torch.float64

@@ -7,23 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from stagetrace.stages.lookups import with_plain_lookups
+from stagetrace.stages.differentiable_lookups import replace_lookups
 from stagetrace.stages.undone import without_training_aids
 
 
-def with_plain_layers(model: nn.Module, where: str) -> nn.Module:
+def replace_layers(model: nn.Module, where: str) -> nn.Module:
     """The same function of the parameters; changes `model`, which must be the library's own.
 
     Raises:
-        DescriptionError: a layer has no plain form as it is; says what to type.
+        DescriptionError: a layer has no differentiable form as it is; says what to type.
     """
     without_training_aids(model, where)
     for module in model.modules():
         if type(module).__name__ == "OptimizedModule":  # by name: importing the compiler takes a second
             _uncompile(module)
         if type(module) is parametrizations._WeightNorm:  # pyright: ignore[reportPrivateUsage]
-            module.__class__ = PlainWeightNorm
-    return with_plain_lookups(model, where)
+            module.__class__ = DifferentiableWeightNorm
+    return replace_lookups(model, where)
 
 
 def _uncompile(module: nn.Module) -> None:
@@ -50,7 +50,7 @@ class Uncompiled(nn.Module):
 
 
 @final
-class PlainWeightNorm(parametrizations._WeightNorm):  # pyright: ignore[reportPrivateUsage]
+class DifferentiableWeightNorm(parametrizations._WeightNorm):  # pyright: ignore[reportPrivateUsage]
     """`g v / |v|`, written out: the fused kernel (PyTorch 2.13) has no forward mode, and its second derivative takes
     `|v|` for a constant, which silently makes the Hessian wrong.
     """

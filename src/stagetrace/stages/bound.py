@@ -1,4 +1,4 @@
-"""A stage at its place in a chain: which parameters it solved for, which it kept, and what pulled on them."""
+"""A stage bound to the one before it: which parameters it trained, which it inherited, and what pulled on them."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from stagetrace.stages.data import Examples
 from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import ready_forward_mode
-from stagetrace.stages.links.link import Link, Moved, pull_of
+from stagetrace.stages.links.link import Anchored, Link, pull_of
 from stagetrace.stages.links.names import shared_names
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
@@ -23,28 +23,29 @@ from stagetrace.stages.stage import Stage
 
 @final
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """`argmin over own of  mean loss(own, inherited) + penalty(own)`: what the stage solved, given the one before.
+class BoundStage:
+    """What a stage solved, given the one before: `argmin over trained of mean loss(trained, inherited) + penalty`.
 
     A parameter of the model is one of three:
-        own: trained here (it requires a gradient and the link did not keep it);
-        inherited: kept at the value the previous stage gave it (by its link, or shared with `requires_grad=False`);
-        constant: neither trained nor shared; no stage's examples move it.
+        trained: by this stage (it requires a gradient, and the link did not freeze it);
+        inherited: frozen at the previous stage's value (by the link, or shared with `requires_grad=False`);
+        constant: neither trained nor shared; no stage's examples change it.
 
-    kept: `{inherited parameter: previous stage's}`; moved: `{own parameter: previous stage's that it started from}`.
+    inherited_from: `{inherited parameter: the previous stage's}`.
+    anchored_to: `{trained parameter: the previous stage's that it started from}`; new ones are not in it.
     """
 
     stage: Stage
     previous: Stage | None
-    kept: dict[str, str]
-    moved: dict[str, str]
+    inherited_from: dict[str, str]
+    anchored_to: dict[str, str]
 
     @staticmethod
-    def of(stage: Stage, previous: Stage | None) -> "Problem":
+    def of(stage: Stage, previous: Stage | None) -> "BoundStage":
         """Bind a stage to the one before it.
 
         Raises:
-            DescriptionError: the link is missing or misplaced, names or shapes do not map, kept values differ.
+            DescriptionError: the link is missing or misplaced, names or shapes do not map, inherited values differ.
         """
         ready_forward_mode()
         where = stage.where
@@ -54,7 +55,7 @@ class Problem:
                     f"{where} is the first of the chain, so nothing came before it; remove its link= (of a "
                     "recorded training: link=Unrolled(recording=...))"
                 )
-            return _checked(Problem(stage, None, {}, {}))
+            return _checked(BoundStage(stage, None, {}, {}))
         if stage.link is None:
             refuse(
                 f"{where} comes after '{previous.name}' but does not say how it started from it; give link=Frozen(...) "
@@ -69,14 +70,14 @@ class Problem:
                     f"{where}: parameter '{name}' has shape {list(ours[name].shape)}, but '{other}' of stage "
                     f"'{previous.name}' has {list(theirs[other].shape)}; share only what the stages have in common"
                 )
-        moves = not stage.link.keeps_shared
-        moved = {name: other for name, other in pairs.items() if moves and ours[name].requires_grad}
-        kept = {name: other for name, other in pairs.items() if name not in moved}
-        for name, other in moved.items():
-            _check_moved(name, ours[name], other, theirs[other], stage, previous)
-        for name, other in kept.items():
-            _check_kept(name, ours[name], other, theirs[other], stage, previous)
-        return _checked(Problem(stage, previous, kept, moved))
+        trains = not stage.link.keeps_shared
+        anchored = {name: other for name, other in pairs.items() if trains and ours[name].requires_grad}
+        inherited = {name: other for name, other in pairs.items() if name not in anchored}
+        for name, other in anchored.items():
+            _check_anchored(name, ours[name], other, theirs[other], stage, previous)
+        for name, other in inherited.items():
+            _check_inherited(name, ours[name], other, theirs[other], stage, previous)
+        return _checked(BoundStage(stage, previous, inherited, anchored))
 
     @property
     def name(self) -> str:
@@ -95,24 +96,26 @@ class Problem:
     def constant_names(self) -> tuple[str, ...]:
         """Parameters that are neither trained here nor shared."""
         trainable = {name for name, p in self.stage.model.named_parameters() if p.requires_grad}
-        return tuple(name for name in self._parameters if name not in trainable and name not in self.kept)
+        return tuple(name for name in self._parameters if name not in trainable and name not in self.inherited_from)
 
     @cached_property
-    def own_values(self) -> Params:
+    def trained_values(self) -> Params:
         constant = set(self.constant_names)
-        return {name: p for name, p in self._parameters.items() if name not in self.kept and name not in constant}
+        return {
+            name: p for name, p in self._parameters.items() if name not in self.inherited_from and name not in constant
+        }
 
     @cached_property
     def inherited_values(self) -> Params:
-        return {name: p for name, p in self._parameters.items() if name in self.kept}
+        return {name: p for name, p in self._parameters.items() if name in self.inherited_from}
 
     @cached_property
-    def own(self) -> ParameterSpace:
-        return ParameterSpace.of(self.own_values)
+    def trained(self) -> ParameterSpace:
+        return ParameterSpace.of(self.trained_values)
 
     @cached_property
     def inherited(self) -> ParameterSpace:
-        return ParameterSpace.of(self.inherited_values, like=next(iter(self.own_values.values())))
+        return ParameterSpace.of(self.inherited_values, like=next(iter(self.trained_values.values())))
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -129,9 +132,9 @@ class Problem:
             self.evaluation,
             objective,
             examples,
-            self.own,
+            self.trained,
             self.inherited,
-            self.own_values,
+            self.trained_values,
             self.inherited_values,
         )
 
@@ -141,17 +144,17 @@ class Problem:
         return self.risk_of(self.stage.where, self.stage.loss, self.stage.examples)
 
     @property
-    def moved_values(self) -> Moved:
-        """What was trained further, beside what it started from: all that the link is asked about."""
+    def anchored(self) -> Anchored:
+        """The parameters that were trained further, and where they started: what the link is asked about."""
         theirs = {} if self.previous is None else dict(self.previous.model.named_parameters())
-        values = {name: value.clone() for name, value in self.own_values.items() if name in self.moved}
-        start = {name: theirs[self.moved[name]].detach().to(value, copy=True) for name, value in values.items()}
+        values = {name: value.clone() for name, value in self.trained_values.items() if name in self.anchored_to}
+        start = {name: theirs[self.anchored_to[name]].detach().to(value, copy=True) for name, value in values.items()}
 
         def gradient() -> Params:
-            whole = self.own.unflatten(self.stationarity)
+            whole = self.trained.unflatten(self.stationarity)
             return {name: whole[name] for name in values}
 
-        return Moved(self.stage.where, values, start, gradient)
+        return Anchored(self.stage.where, values, start, gradient)
 
     @cached_property
     def link(self) -> Link | None:
@@ -161,7 +164,7 @@ class Problem:
             DescriptionError: there is no estimate.
         """
         link = self.stage.link
-        return link.resolved(self.moved_values) if link is not None and self.moved else link
+        return link.resolved(self.anchored) if link is not None and self.anchored_to else link
 
     @property
     def link_settings(self) -> dict[str, float | str]:
@@ -171,43 +174,43 @@ class Problem:
 
     @cached_property
     def pull(self) -> Tensor:
-        """The second derivative of the link's penalty, a diagonal: `2 a` on moved parameters, 0 elsewhere."""
-        nothing = torch.zeros((), dtype=self.own.dtype, device=self.own.device)
-        if self.link is None or not self.moved:
-            return nothing.expand(self.own.size)
-        pull = {name: nothing.expand_as(value) for name, value in self.own_values.items()}
-        return self.own.flatten(pull | pull_of(self.link, self.moved_values, self.own.dtype))
+        """The second derivative of the link's penalty, a diagonal: `2 a` on anchored parameters, 0 elsewhere."""
+        nothing = torch.zeros((), dtype=self.trained.dtype, device=self.trained.device)
+        if self.link is None or not self.anchored_to:
+            return nothing.expand(self.trained.size)
+        pull = {name: nothing.expand_as(value) for name, value in self.trained_values.items()}
+        return self.trained.flatten(pull | pull_of(self.link, self.anchored, self.trained.dtype))
 
     @cached_property
     def anchor(self) -> Tensor:
-        """What the pull is towards: the previous stage's values of moved parameters, the stage's own elsewhere."""
-        return self.own.flatten(self.own_values | self.moved_values.start)
+        """Where the pull leads: the previous stage's values of anchored parameters, the stage's own elsewhere."""
+        return self.trained.flatten(self.trained_values | self.anchored.start)
 
     @cached_property
     def stationarity(self) -> Tensor:
-        """The gradient of mean loss + weight decay in the own parameters, without the link's pull: `[own.size]`."""
-        values = self.own.flatten(self.own_values)
-        return mean_gradient(self.risk).own.squeeze(1) + self.stage.weight_decay * values
+        """The gradient of mean loss + weight decay in the trained parameters, without the pull: `[trained.size]`."""
+        values = self.trained.flatten(self.trained_values)
+        return mean_gradient(self.risk).trained.squeeze(1) + self.stage.weight_decay * values
 
     @cached_property
     def penalty(self) -> Tensor:
-        """The penalty's second derivative, a diagonal: weight decay on all own parameters, and the link's pull."""
+        """The penalty's second derivative, a diagonal: weight decay on all trained parameters, and the link's pull."""
         return self.stage.weight_decay + self.pull
 
 
-def _checked(problem: Problem) -> Problem:
-    if not problem.own_values:
-        frozen = sum(1 for p in problem.stage.model.parameters() if not p.requires_grad)
+def _checked(bound: BoundStage) -> BoundStage:
+    if not bound.trained_values:
+        frozen = sum(1 for p in bound.stage.model.parameters() if not p.requires_grad)
         refuse(
-            f"{problem.stage.where} trained nothing: {len(problem.kept)} of its parameters are kept from the previous "
-            f"stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
+            f"{bound.stage.where} trained nothing: {len(bound.inherited_from)} of its parameters are kept from the "
+            f"previous stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
-    _check_memory(problem.stage)
+    _check_memory(bound.stage)
     try:  # dtype and device are checked on construction
-        ParameterSpace.of(problem.own_values | problem.inherited_values)
+        ParameterSpace.of(bound.trained_values | bound.inherited_values)
     except DescriptionError as cause:
-        refuse(f"{problem.stage.where}: {cause}")
-    return problem
+        refuse(f"{bound.stage.where}: {cause}")
+    return bound
 
 
 def _check_memory(stage: Stage) -> None:
@@ -238,8 +241,8 @@ def _extent(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.untyped_storage().data_ptr(), start, start + tensor.numel()
 
 
-def _check_moved(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
-    """Parameters that were trained further lie elsewhere than those they started from."""
+def _check_anchored(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
+    """Parameters that were trained further are not in the memory of those they started from."""
     if value is before or (value.layout is torch.strided and value.data_ptr() == before.data_ptr() and value.numel()):
         refuse(
             f"{stage.where}: parameter '{name}' was trained further, but it is the very tensor '{other}' of stage "
@@ -248,8 +251,8 @@ def _check_moved(name: str, value: Tensor, other: str, before: Tensor, stage: St
         )
 
 
-def _check_kept(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
-    """Kept parameters must still be what the previous stage left."""
+def _check_inherited(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
+    """Inherited parameters still have the values that the previous stage left."""
     after, start = value.detach(), before.detach().to(value)
     if torch.equal(after, start):
         return

@@ -1,4 +1,4 @@
-"""What a run has done so far, how long each task took, and what it all makes in the end."""
+"""What a run did: scores, solutions, the cost of solving and scoring, and the seconds of each task."""
 
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -21,8 +21,8 @@ from stagetrace.tracing.score import Scorer, WeightScorer
 
 
 @final
-class Tally:
-    """Collects scores, solutions and seconds; passes tasks on to the progress it wraps, timing them."""
+class RunStatistics:
+    """Collects scores, solutions and seconds; a `Progress` that times the tasks of the one it wraps."""
 
     def __init__(self, chain: Chain, progress: Progress) -> None:
         self.scores: dict[str, Scores] = {}
@@ -42,17 +42,17 @@ class Tally:
             yield advance
         self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - started
 
-    def checked(self, findings: Sequence[Finding]) -> None:
+    def record_checks(self, findings: Sequence[Finding]) -> None:
         self._checks = list(findings)
 
-    def scored(self, stage: str, scorer: Scorer | WeightScorer, scores: Scores) -> None:
+    def record_scores(self, stage: str, scorer: Scorer | WeightScorer, scores: Scores) -> None:
         self.scores[stage] = scores
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 
-    def solving(self, responses: Mapping[str, Response]) -> None:
+    def record_plan(self, responses: Mapping[str, Response]) -> None:
         self._solving = {stage: response.cost() for stage, response in responses.items()}
 
-    def solved(self, stage: str, solution: Solution) -> None:
+    def record_solution(self, stage: str, solution: Solution) -> None:
         self._solutions[stage] = solution
 
     def statistics(self) -> dict[str, JSON]:
@@ -61,13 +61,13 @@ class Tally:
             "seconds": {"in all": time.perf_counter() - self._started, **self._seconds},
             "processes": world().size,
             "threads": torch.get_num_threads(),
-            "device": str(self._chain.last.own.device),
-            "coverage": {problem.name: to_json(Coverage.of(problem)) for problem in self._chain},
+            "device": str(self._chain.last.trained.device),
+            "coverage": {bound.name: to_json(Coverage.of(bound)) for bound in self._chain},
             "solving": {stage: self._work(stage, cost) for stage, cost in self._solving.items()},
             "scoring": self._scoring,
-            "links": {problem.name: dict(problem.link_settings) for problem in self._chain if problem.moved},
+            "links": {bound.name: dict(bound.link_settings) for bound in self._chain if bound.anchored_to},
             "checks": to_json(self._checks),
-            "notices": [notice for problem in self._chain for notice in notices_at(problem)],
+            "notices": [notice for bound in self._chain for notice in notices_at(bound)],
         }
 
     def _work(self, stage: str, cost: Cost | None) -> dict[str, JSON]:

@@ -19,7 +19,7 @@ CLIPPED = 1e-4
 """How far over `max_norm` a row's norm may be, relatively: what rounding leaves after clipping."""
 
 
-def with_plain_lookups(model: nn.Module, where: str) -> nn.Module:
+def replace_lookups(model: nn.Module, where: str) -> nn.Module:
     """The same function of the parameters, with lookups that can be differentiated in every way; changes `model`.
 
     Raises:
@@ -33,7 +33,7 @@ def with_plain_lookups(model: nn.Module, where: str) -> nn.Module:
                 _check_clipped(name, module.weight, module.max_norm, module.norm_type, where)
                 module.max_norm = None
         if type(module) is nn.EmbeddingBag:
-            module.__class__ = PlainBag
+            module.__class__ = DifferentiableEmbeddingBag
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.register_forward_hook(_constant_padding, with_kwargs=True)
     return model
@@ -57,7 +57,7 @@ def _check_clipped(name: str, table: Tensor, max_norm: float, norm_type: float, 
 
 
 @final
-class PlainBag(nn.EmbeddingBag):
+class DifferentiableEmbeddingBag(nn.EmbeddingBag):
     """`nn.EmbeddingBag` by a lookup and a sum, a mean or a maximum over each bag."""
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:

@@ -43,7 +43,7 @@ _AS_IT_IS = (
 _DEEPEST = 30
 
 
-def place(content: Any, dtype: torch.dtype, device: torch.device, where: str = "the data") -> Any:
+def to_device(content: Any, dtype: torch.dtype, device: torch.device, where: str = "the data") -> Any:
     """The batch on the model's device, its floating-point tensors in the model's dtype.
 
     Looked into are mappings, sequences, dataclasses and objects of any class by their attributes; an object is copied

@@ -1,4 +1,4 @@
-"""The walk back: a query's gradient, and what each stage's response makes of it, the last stage first."""
+"""The backward pass: a query's gradient, and what each stage's response makes of it, the last stage first."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,18 +9,18 @@ from stagetrace.errors import ConvergenceWarning, CurvatureWarning, StagetraceWa
 from stagetrace.progress import Advance, Progress
 from stagetrace.progress.task import clock
 from stagetrace.solvers.base import Solution
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.problem import Problem
-from stagetrace.tracing.responses.response import Back, Response
+from stagetrace.tracing.responses.response import BackwardStep, Response
 
-Kept = Callable[[str], Solution | None]
+Saved = Callable[[str], Solution | None]
 """A stage's solution from an earlier, interrupted run, if there is one."""
 
 
-def walk_back(
-    chain: Chain, responses: Mapping[str, Response], gradient: Gradient, kept: Kept, progress: Progress
-) -> Iterator[tuple[Problem, Back]]:
+def backward_pass(
+    chain: Chain, responses: Mapping[str, Response], gradient: Gradient, saved: Saved, progress: Progress
+) -> Iterator[tuple[BoundStage, BackwardStep]]:
     """Yield each stage with what its response makes of the query's gradient, last stage first.
 
     Algorithm 1 of Chen et al. (2020), for any number of stages. The gradient at the previous stage is computed only
@@ -30,23 +30,23 @@ def walk_back(
         responses: by the stages' names, as far back as is walked.
         gradient: the query's, at the last stage.
     """
-    for problem in reversed(chain):
-        back = responses[problem.name].back(gradient, kept(problem.name), progress)
-        yield problem, back
-        if problem.previous is not None:
-            gradient = back.to_previous(chain[problem.previous.name])
+    for bound in reversed(chain):
+        step = responses[bound.name].backward(gradient, saved(bound.name), progress)
+        yield bound, step
+        if bound.previous is not None:
+            gradient = step.to_previous(chain[bound.previous.name])
 
 
 @final
-class Told:
-    """The report of a solve, handed on to its task: products done, the residual, and how long it can still take."""
+class SolveProgress:
+    """Reports a solve to its task: products done, the residual, and the time that is left at most."""
 
     def __init__(self, advance: Advance, most: int | None) -> None:
         self._advance, self._most, self._started = advance, most, time.perf_counter()
         self._done = self._before = 0
 
     def __call__(self, step: int, residual: float, /) -> None:
-        note = "looking at the spectrum" if isnan(residual) else f"residual {residual:.1e}"
+        note = "estimating the spectrum" if isnan(residual) else f"residual {residual:.1e}"
         if isnan(residual):
             self._before = step
         elif self._most is not None and step - self._before < self._most:
@@ -56,8 +56,8 @@ class Told:
         self._done = step
 
 
-def concerns(stage: str, solution: Solution) -> list[StagetraceWarning]:
-    """What is not as it should be about a solution: to be said loudly each time it is used."""
+def solution_warnings(stage: str, solution: Solution) -> list[StagetraceWarning]:
+    """The warnings that go with a solution each time it is used: not converged, or negative curvature."""
     found: list[StagetraceWarning] = []
     notes = f" ({'; '.join(solution.notes)})" if solution.notes else ""
     if not solution.converged:
