@@ -64,10 +64,10 @@ def task_of(model: Any, objective: object, where: str) -> Task:
     if found is not Task.CLASSIFICATION:
         return found or Task.OTHER
     if base.config.problem_type is not None:
-        problem = base.config.problem_type
-        if problem not in PROBLEMS:
-            refuse(f"{where}: config.problem_type is {problem!r}; it must be one of {', '.join(map(repr, PROBLEMS))}")
-        return PROBLEMS[problem]
+        bound = base.config.problem_type
+        if bound not in PROBLEMS:
+            refuse(f"{where}: config.problem_type is {bound!r}; it must be one of {', '.join(map(repr, PROBLEMS))}")
+        return PROBLEMS[bound]
     return Task.REGRESSION if base.config.num_labels == 1 else Task.CLASSIFICATION
 
 
@@ -88,7 +88,7 @@ def task_of_labels(task: Task, model: Any, objective: object, label: Any) -> Tas
 
 
 def task_named(cls: type) -> Task | None:
-    """The task by the name of a class, or of one it inherits from; any problem of classification is one."""
+    """The task by the name of a class, or of one it inherits from; any bound of classification is one."""
     names = [each.__name__ for each in cls.__mro__]
     return next((task for name in names for end, task in HEADS.items() if name.endswith(end)), None)
 

@@ -31,6 +31,7 @@ from stagetrace.hf.trained import (
 from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.tokens import IGNORED
+from stagetrace.recording import Unrolled
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.stage import Stage
 
@@ -64,6 +65,8 @@ def from_trainer(
     A loss of tokens is weighed as the Trainer weighed it: it divides the summed loss of a step by its tokens, so each
     token weighs the same, and an example's loss is the sum over its tokens divided by the data set's mean number.
     With one example in a step, or batches of like lengths, that is each example's own mean. A notice says which.
+    Of a recorded training (`link=Unrolled(...)`) the batches are those that were trained on, masks included, and an
+    example's loss is the sum over its tokens: what a step divided it by is in the recording.
 
     The loss is compared with the Trainer's own on a few examples; another one (class weights, the balance of
     experts) is refused until it is given.
@@ -93,7 +96,10 @@ def from_trainer(
     model = unwrapped(trainer.accelerator.unwrap_model(trainer.model), where)
     admit(model, where)
     task = task_of(model, objective, where)
+    recorded = isinstance(link, Unrolled)
     data, collate = _data(trainer, model, task, seed, where)
+    if recorded:
+        data = Sentences(data.rows, data.reader)  # what is said of masks is said of those that are drawn here
     trained, found = (model, link) if after is None else link_to(model, after, link, alpha, where)
     stage = partial(
         Stage,
@@ -110,10 +116,11 @@ def from_trainer(
     loss = loss_of(trainer, task, model, where)
     first = stage(objective=loss("mean"), data=data)
     check_own_loss(first, task, loss("mean"), own_loss_of(trainer), "the Trainer")
-    if reduction == "auto" and task.of_tokens:
+    if reduction == "auto" and task.of_tokens and not recorded:
         weighed, notice = _as_weighed(trainer, first, task, loss)
         return stage(objective=weighed, data=Sentences(data.rows, data.reader, (*data.notices, notice)))
-    return stage(objective=loss("sum" if reduction == "sum" else "mean"), data=data)
+    summed = reduction == "sum" or (reduction == "auto" and recorded)
+    return stage(objective=loss("sum" if summed else "mean"), data=data)
 
 
 def _as_weighed(

@@ -36,7 +36,8 @@ _COLUMNS = pa.schema(
         ("loss", pa.float64()),
         ("content", pa.string()),  # the structure of its tensors in inputs/, or the digest alone
         ("generators", pa.map_(pa.string(), pa.binary())),
-        ("modules", pa.string()),  # in eval mode meanwhile; null: as in the row before
+        ("modules", pa.string()),  # in eval mode meanwhile
+        ("autocast", pa.list_(pa.string())),  # mixed precision: the kind of device and the dtype; null: none
         ("settings", pa.string()),  # groups, clips, norm, resting, as JSON; null but in a step's first row
     ]
 )
@@ -89,6 +90,7 @@ def _row(number: int, step: Step | None, micro: Micro, structure: str) -> dict[s
         "content": structure,
         "generators": [(device, state.numpy().tobytes()) for device, state in micro.generators.items()],
         "modules": json.dumps(micro.still),
+        "autocast": micro.autocast,
         "settings": settings,
     }
 
@@ -105,7 +107,8 @@ def read_steps(folder: Path, part: int, *, inputs: bool) -> dict[int, Step]:
             held = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             content = row["content"], held
         states = {device: torch.frombuffer(bytearray(state), dtype=torch.uint8) for device, state in row["generators"]}
-        micros.append(Micro(tuple(row["ids"]), content, row["loss"], states, tuple(json.loads(row["modules"]))))
+        still, autocast = tuple(json.loads(row["modules"])), row["autocast"]
+        micros.append(Micro(tuple(row["ids"]), content, row["loss"], states, still, autocast and tuple(autocast)))
     return {number: _step(said, micros) for number, (said, micros) in found.items()}
 
 

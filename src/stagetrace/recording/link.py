@@ -1,6 +1,6 @@
 """A stage that is differentiated through its recorded training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stagetrace.errors import refuse
 from stagetrace.recording.recorded import Recorded
+from stagetrace.recording.sessions import joined
 from stagetrace.stages.links.link import Anchored, Link
 from stagetrace.stages.links.names import checked_pairs
 
@@ -26,18 +27,19 @@ class Unrolled(Link):
 
     Args:
         shared: which parameters the stage took over, as for `Frozen` and `Proximal`; nothing at a chain's first stage.
-        recording: the folder of a `Recording`, or what `Recorded.load` made of it. The stage's model must be the one
-            in which the recording ended, or a state that was kept on the way (the best checkpoint).
+        recording: the folder of a `Recording`, or what `Recorded.load` made of it; of a training that was interrupted
+            and resumed a list of them, one for each session. The stage's model must be the one in which the recording
+            ended, or a state that was kept on the way (the best checkpoint).
 
     Raises:
-        DescriptionError: no recording is given.
+        DescriptionError: no recording is given, or sessions that do not follow one another.
         ResultsError: the folder holds none, or it cannot be read.
 
     Source: Maclaurin, Duvenaud & Adams (2015) for one stage; through several stages by the chain rule.
     """
 
     shared: Any = ()
-    recording: "Recorded | str | Path | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    recording: "Recorded | str | Path | Sequence[Recorded | str | Path] | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     in_training_loss: ClassVar[bool] = False
 
@@ -47,7 +49,7 @@ class Unrolled(Link):
                 "Unrolled: which recording? Unrolled(shared, 'runs/finetune/recording'); at the first stage of a chain "
                 "Unrolled(recording='runs/pretrain/recording')"
             )
-        object.__setattr__(self, "recording", Recorded.load(self.recording))
+        object.__setattr__(self, "recording", _loaded(self.recording))
         super().__post_init__()
 
     @property
@@ -68,3 +70,9 @@ class Unrolled(Link):
     def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
         """Nothing pulls: where the parameters went is in the steps."""
         return dict.fromkeys(anchored.values, 0.0)
+
+
+def _loaded(given: Recorded | str | Path | Sequence[Recorded | str | Path]) -> Recorded:
+    if isinstance(given, Recorded | str | Path):
+        return Recorded.load(given)
+    return joined([Recorded.load(each) for each in given])

@@ -44,15 +44,22 @@ class Labelled:
         return tuple(index for index, _ in rows), self.collate([row for _, row in rows])
 
 
-def numbered(loader: Any) -> Any:
+def numbered(loader: Any, labelled: Callable[[Callable[[list[Any]], Any]], Any] = Labelled) -> Any:
     """A copy of a PyTorch loader (accelerate's included) that gives `(ids, batch)`; the loader itself is unchanged.
 
     Sampler, generator and workers are the same, so it draws what the loader would have drawn.
+
+    labelled: how a collation of numbered rows is made of that of the rows.
 
     Raises:
         DescriptionError: it is no `DataLoader`, streams its data, or is not batched.
     """
     inner = getattr(loader, "base_dataloader", loader)
+    if type(loader).__name__ == "DataLoaderDispatcher":
+        refuse(
+            "recording.loader: accelerate reads the data in one process and hands out parts (dispatch_batches=True); "
+            "prepare the loader with dispatch_batches=False, in one process"
+        )
     if not isinstance(inner, DataLoader):
         refuse(
             f"recording.loader: got a {type(loader).__name__}; give a torch.utils.data.DataLoader, or say for each "
@@ -64,10 +71,11 @@ def numbered(loader: Any) -> Any:
         refuse("recording.loader: the loader is not batched (batch_size=None); give it a batch size")
     if inner.num_workers and inner.persistent_workers and getattr(inner, "_iterator", None) is not None:
         raise DescriptionError("recording.loader: the loader's workers run already; wrap it before its first pass")
-    made = _with_numbers(inner)
+    made = _with_numbers(inner, labelled)
     if inner is loader:
         return made
-    outer = copy.copy(loader)
+    outer = object.__new__(type(loader))  # copy.copy would make a loader over nothing first
+    outer.__dict__.update(loader.__dict__)
     outer.__dict__["base_dataloader"] = made
     for name in ("dataset", "collate_fn"):
         if name in outer.__dict__:
@@ -75,11 +83,11 @@ def numbered(loader: Any) -> Any:
     return outer
 
 
-def _with_numbers(loader: DataLoader[Any]) -> DataLoader[Any]:
+def _with_numbers(loader: DataLoader[Any], labelled: Callable[..., Any]) -> DataLoader[Any]:
     made = copy.copy(loader)
     # torch forbids other values once a loader is made: it cannot know that what draws the indices stays
     made.__dict__["dataset"] = Numbered(loader.dataset)
-    made.__dict__["collate_fn"] = Labelled(loader.collate_fn or default_collate)
+    made.__dict__["collate_fn"] = labelled(loader.collate_fn or default_collate)
     made.__dict__["_iterator"] = None
     return made
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +21,7 @@ class Recorded:
     folder: where it lies. steps: how many optimiser steps. states: before which steps a state was kept, ascending; the
     last is the number of steps. groups: the parameters' names in each of the optimiser's groups. trained: those that
     required a gradient. optimizer: the class, such as `torch.optim.adam.Adam`. examples: how many the data set had.
+    before: the session that this one continues; the first steps are those of it.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Recorded:
     digest: str = field(repr=False)
     _parts: tuple[int, ...] = field(repr=False)
     _files: dict[str, str] = field(repr=False, compare=False)
+    before: "Recorded | None" = field(default=None, repr=False)
 
     @staticmethod
     def load(path: "str | Path | Recorded") -> "Recorded":
@@ -85,8 +87,10 @@ class Recorded:
         Raises:
             ResultsError: the file is missing or damaged.
         """
-        self._check(state_name(step))
-        return read_state(self.folder, step)
+        if self.before is not None and step <= self._begins:
+            return self.before.state(step)
+        self._check(state_name(step - self._begins))
+        return read_state(self.folder, step - self._begins)
 
     def read(self, block: range) -> Sequence[Step]:
         """The steps of a block, in order.
@@ -94,7 +98,10 @@ class Recorded:
         Raises:
             ResultsError: a file is missing or damaged.
         """
-        ends = [*self._parts[1:], self.steps]
+        if self.before is not None and block.stop <= self._begins:
+            return self.before.read(block)
+        block = range(block.start - self._begins, block.stop - self._begins)
+        ends = [*self._parts[1:], self.steps - self._begins]
         found: dict[int, Step] = {}
         for number, (start, stop) in enumerate(zip(self._parts, ends, strict=True)):
             if start < block.stop and block.start < stop:
@@ -104,12 +111,17 @@ class Recorded:
                 found |= read_steps(self.folder, number, inputs=self.inputs)
         return [found[step] for step in block]
 
+    @property
+    def _begins(self) -> int:
+        """The number of its first step."""
+        return 0 if self.before is None else self.before.steps
+
     def cut(self, last: int) -> "Recorded":
         """The recording up to a kept state: what came later is left out."""
         if last not in self.states:
             refuse(f"{self.folder}: no state was kept before step {last}; kept are {', '.join(map(str, self.states))}")
-        from dataclasses import replace
-
+        if self.before is not None and last <= self._begins:
+            return self.before if last == self._begins else self.before.cut(last)
         return replace(self, steps=last, states=tuple(step for step in self.states if step <= last))
 
     def _check(self, name: str) -> None:

@@ -17,8 +17,12 @@ def state_of(model: nn.Module, trained: Mapping[str, Tensor], optimizer: torch.o
     """
     values = {name: p.detach().clone() for name, p in trained.items()}
     buffers = {plain_name(name): buffer.detach().clone() for name, buffer in model.named_buffers()}
-    slots = {name: _copied(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
-    return State(values, buffers, slots)
+    return State(values, buffers, slots_of(trained, optimizer))
+
+
+def slots_of(trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """A copy of what the optimiser keeps of each parameter, by the parameter's name."""
+    return {name: _copied(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
 
 
 def _copied(slots: Mapping[str, Any]) -> dict[str, Any]:

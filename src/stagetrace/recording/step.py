@@ -23,6 +23,7 @@ class Micro:
     loss: the number that went backward, as the loop had divided it.
     generators: the state of each random generator just before the forward pass, by its device.
     still: the modules that were in eval mode meanwhile.
+    autocast: kind of device and dtype of the mixed precision in which it was computed; None where there was none.
     """
 
     ids: tuple[int, ...]
@@ -30,6 +31,7 @@ class Micro:
     loss: float
     generators: Mapping[str, Tensor]
     still: tuple[str, ...] = ()
+    autocast: tuple[str, str] | None = None
 
 
 @final

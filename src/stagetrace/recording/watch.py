@@ -2,23 +2,29 @@
 
 loader             which examples, and the batch                              `begin`
 model              the random generators' states, and which modules rest      a hook before its forward pass
+its parts          whether mixed precision is on in there                     a hook before the first that is called
 autograd.backward  the number that goes backward, as the loop divided it      replaced while recording
 clip_grad_norm_    the limit, and the norm before                             replaced while recording
 optimiser          settings as used and the gradient's norm; a step is done   hooks before and after `step`
+
+Where the batch goes forward and backward inside the step (a closure), the settings are read when the closure returns.
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stagetrace.errors import DescriptionError
 from stagetrace.recording.content import Written, digest, written
 from stagetrace.recording.names import plain_name
-from stagetrace.recording.state_of import state_of
+from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
+from stagetrace.recording.state_of import slots_of, state_of
 from stagetrace.recording.step import Clip, Micro, State, Step
 
 
@@ -29,7 +35,9 @@ class Sink(Protocol):
         """Whether the state before this step is kept."""
         ...
 
-    def state(self, step: int, state: State) -> None: ...
+    def state(self, step: int, state: State, *, asked: bool = False) -> None:
+        """The state before a step. asked: it is that of a checkpoint, and stays."""
+        ...
 
     def step(self, step: Step) -> None: ...
 
@@ -42,15 +50,16 @@ class _Pending:
         self.ids, self.content = tuple(map(int, ids)), content
         self.loss: Tensor | None = None
         self.generators = generators()
-        self.still: tuple[str, ...] = ()
-        self.forward = False
+        self.still: tuple[str, ...] | None = None
+        self.autocast = autocast(torch.device("cpu"))
+        self.forward = self.inside = False
 
 
 @final
 class Watch:
     """Sees the steps of one optimiser on one model, and hands them to a sink.
 
-    keeps_inputs: whether batches are handed on whole; else their digests alone.
+    keeps_inputs: whether batches are handed on whole; else their digests alone. seconds: spent on watching so far.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, sink: Sink, *, keeps_inputs: bool) -> None:
@@ -65,6 +74,8 @@ class Watch:
         self._resting: tuple[str, ...] = ()
         self._last: State | None = None
         self._hooks = ExitStack()
+        self._device = next(iter(self.trained.values())).device
+        self.seconds = 0.0
 
     def _ids(self) -> set[int]:
         return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -76,43 +87,76 @@ class Watch:
 
     def start(self) -> None:
         """Put the hooks on."""
-        before = self.optimizer.register_step_pre_hook(self._before_step)
-        after = self.optimizer.register_step_post_hook(self._after_step)
-        forward = self.model.register_forward_pre_hook(self._before_forward)
-        for handle in (before, after, forward):
+        handles = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+            register_optimizer_step_pre_hook(self._before_any_step),
+        ]
+        if not is_compiled(self.model, inside=True):
+            handles.append(self.model.register_forward_pre_hook(self._before_forward))
+        if not is_compiled(self.model):
+            handles += [part.register_forward_pre_hook(self._before_part) for part in _parts(self.model)]
+        for handle in handles:
             self._hooks.callback(handle.remove)
         self._replace(torch.autograd, "backward", self._backward)
+        self._replace(torch.amp.GradScaler, "scale", refuse_scaler)
         for module in (torch.nn.utils, torch.nn.utils.clip_grad):
             self._replace(module, "clip_grad_norm_", self._clip)
 
     def stop(self) -> State | None:
         """Take the hooks off. Returns the state after the last step, as the optimiser left it; None without a step."""
         self._hooks.close()
-        return self._last
+        if self._last is None:
+            return None
+        return State(self._last.values, self._last.buffers, slots_of(self.trained, self.optimizer))
+
+    def keep(self) -> None:
+        """Keep the state as it is now, between two steps: it may be that of a checkpoint."""
+        if not self._pending:
+            self._sink.state(self.steps, state_of(self.model, self.trained, self.optimizer), asked=True)
 
     def begin(self, ids: Sequence[int], content: Any) -> None:
         """A batch of these examples is about to go forward."""
+        started = time.perf_counter()
         if self._pending and self._pending[-1].loss is None:
             self._pending.pop()  # it was skipped
         if not self._pending and self._sink.wants(self.steps):
             self._sink.state(self.steps, state_of(self.model, self.trained, self.optimizer))
         # copied now: a loop may change its batch on the way
         self._pending.append(_Pending(ids, written(content) if self._keeps else digest(content)))
+        self.seconds += time.perf_counter() - started
+
+    def before_forward(self) -> None:
+        """The forward pass of the batch is about to begin; called where that is known better than by the model's call."""
+        if not self._pending or self._pending[-1].forward:
+            return
+        current = self._pending[-1]
+        current.forward, current.generators, current.autocast = True, generators(), autocast(self._device)
 
     def _before_forward(self, module: nn.Module, arguments: Any) -> None:
         del arguments
-        if not (self._pending and torch.is_grad_enabled() and module.training) or self._pending[-1].forward:
-            return
-        current = self._pending[-1]
-        current.forward, current.generators = True, generators()
-        current.still = tuple(plain_name(name) for name, each in module.named_modules() if not each.training)
+        if torch.is_grad_enabled() and module.training:
+            started = time.perf_counter()
+            self.before_forward()
+            self.seconds += time.perf_counter() - started
+
+    def _before_part(self, module: nn.Module, arguments: Any) -> None:
+        """Mixed precision may begin within the model's own call: accelerate wraps its `forward`."""
+        del module, arguments
+        if self._pending and torch.is_grad_enabled() and not self._pending[-1].inside:
+            self._pending[-1].inside, self._pending[-1].autocast = True, autocast(self._device)
 
     def _backward(self, original: Callable[..., Any], tensors: Any, *arguments: Any, **named: Any) -> Any:
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         if self._pending and all(root.numel() == 1 for root in roots):
+            started = time.perf_counter()
             total = torch.stack([root.detach().reshape(()) for root in roots]).sum()
             current = self._pending[-1]
             current.loss = total if current.loss is None else current.loss + total
+            if current.still is None:
+                modules = self.model.named_modules()
+                current.still = tuple(plain_name(name) for name, each in modules if not each.training)
+            self.seconds += time.perf_counter() - started
         return original(tensors, *arguments, **named)
 
     def _clip(self, original: Callable[..., Any], parameters: Any, max_norm: float, *rest: Any, **named: Any) -> Any:
@@ -123,15 +167,37 @@ class Watch:
         self._clips.append(Clip(names, float(max_norm), kind, float(norm)))
         return norm
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
+    def _before_any_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
         del arguments, named
+        if optimizer is not self.optimizer:
+            refuse_other_optimizer(optimizer, self.names)
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = arguments[1] if len(arguments) > 1 else named.get("closure")
+        if closure is None:
+            self._read(optimizer)
+            return None
+
+        def watched() -> Any:
+            loss = closure()
+            self._read(optimizer)
+            return loss
+
+        return (arguments[0], watched), {name: value for name, value in named.items() if name != "closure"}
+
+    def _read(self, optimizer: torch.optim.Optimizer) -> None:
+        started = time.perf_counter()
         self._settings = [settings_of(group) for group in optimizer.param_groups]
         self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
         del optimizer, arguments, named
+        started = time.perf_counter()
         done = [pending for pending in self._pending if pending.loss is not None]
         if not done:
             raise DescriptionError(
@@ -143,6 +209,7 @@ class Watch:
         self._sink.step(Step(micros, self._settings, tuple(self._clips), float(self._norm), self._resting))
         self._pending, self._clips, self.steps = [], [], self.steps + 1
         self._keep_last()
+        self.seconds += time.perf_counter() - started
 
     def _keep_last(self) -> None:
         """Copy the values where the optimiser left them: what comes after may load others (the best checkpoint)."""
@@ -158,7 +225,12 @@ class Watch:
 
     def _replace(self, module: Any, name: str, mine: Callable[..., Any]) -> None:
         original = getattr(module, name)
-        setattr(module, name, functools.wraps(original)(functools.partial(mine, original)))
+
+        @functools.wraps(original)
+        def replaced(*arguments: Any, **named: Any) -> Any:
+            return mine(original, *arguments, **named)
+
+        setattr(module, name, replaced)
         self._hooks.callback(setattr, module, name, original)
 
 
@@ -167,6 +239,21 @@ def generators() -> Mapping[str, Tensor]:
     found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found |= {f"cuda:{number}": torch.cuda.get_rng_state(number) for number in range(torch.cuda.device_count())}
+    return found
+
+
+def autocast(device: torch.device) -> tuple[str, str] | None:
+    """Mixed precision as it is now: the kind of device, and the dtype; None where it is off."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return device.type, str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """The modules that a model calls first: its own, those in lists and dicts of modules among them."""
+    found = list[nn.Module]()
+    for part in model.children():
+        found += _parts(part) if isinstance(part, nn.ModuleList | nn.ModuleDict) else [part]
     return found
 
 
@@ -189,4 +276,5 @@ def _plain(values: Iterable[Any]) -> Iterable[Any]:
 
 def _micro(pending: _Pending) -> Micro:
     assert pending.loss is not None
-    return Micro(pending.ids, pending.content, float(pending.loss), pending.generators, pending.still)
+    still = pending.still or ()
+    return Micro(pending.ids, pending.content, float(pending.loss), pending.generators, still, pending.autocast)

@@ -1,42 +1,22 @@
 """Steps and states on their way to disk: a part of the steps is written each time a state is kept."""
 
 import json
+import logging
 import math
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from stagetrace.errors import ResultsError, refuse
-from stagetrace.recording.files import FORMAT, RECORD, write_state, write_steps
-from stagetrace.recording.step import State, Step
+from stagetrace.errors import ResultsError
+from stagetrace.recording.files import FORMAT, RECORD, state_name, write_state, write_steps
+from stagetrace.recording.spacing import Spacing, in_bytes
+from stagetrace.recording.step import Micro, State, Step
 from stagetrace.results.files import atomic, sha256_of
 from stagetrace.version import __version__
 
-
-@final
-@dataclass
-class Spacing:
-    """Which states are kept: every `every` steps, or before the steps 0, 1, 4, 9, 16, ... where that is "auto".
-
-    With squares neither the number of states nor the longest way between two of them outgrows the square root of the
-    steps (by more than twice), without the number of steps being known beforehand.
-    """
-
-    every: int | str
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every > 0
-        if not (number or self.every == "auto"):
-            refuse(f"Recording: every must be a number of steps, at least 1, or 'auto', got {self.every!r}")
-
-    def __call__(self, step: int) -> bool:
-        if isinstance(self.every, int):
-            return step % self.every == 0
-        return math.isqrt(step) ** 2 == step
+LOG = logging.getLogger("stagetrace")
 
 
 @final
@@ -44,16 +24,19 @@ class Spacing:
 class Writer:
     """The sink of a watch: keeps a folder such that what was recorded before a kill can be read.
 
-    described: what goes into `recording.json` beside the files.
+    described: what goes into `recording.json` beside the files. batches: how many a pass over the loader has, where that
+    is known. steps: how many there will be, where that is known.
     """
 
     folder: Path
     spacing: Spacing
-    described: Mapping[str, Any]
-    seconds: float = 0.0
+    described: dict[str, Any]
+    batches: int | None = None
+    steps: int | None = None
     _waiting: list[Step] = field(default_factory=list)
     _files: dict[str, str] = field(default_factory=dict)
-    _states: list[int] = field(default_factory=list)
+    _sizes: dict[int, int] = field(default_factory=dict)
+    _asked: set[int] = field(default_factory=set)
     _parts: list[int] = field(default_factory=list)
     _done: int = 0
 
@@ -65,27 +48,52 @@ class Writer:
             )
 
     def wants(self, step: int) -> bool:
-        return self.spacing(step) and step not in self._states
+        return self.spacing(step) and step not in self._sizes
 
-    def state(self, step: int, state: State) -> None:
-        """Write the state before a step, and the steps before it."""
-        started = time.perf_counter()
+    def state(self, step: int, state: State, *, asked: bool = False) -> None:
+        """Write the state before a step, and the steps before it. asked: it stays, whatever the budget."""
+        if asked:
+            self._asked.add(step)
+        if step in self._sizes:
+            return
         self._write_waiting()
-        self._sealed(write_state(self.folder, step, state))
-        self._states.append(step)
+        self._write_state(step, state)
+        spaced = {each: size for each, size in self._sizes.items() if each not in self._asked}
+        dropped = [state_name(each) for each in self.spacing.dropped(spaced)]
+        self._files = {name: digest for name, digest in self._files.items() if name not in dropped}
+        self._sizes = {each: size for each, size in self._sizes.items() if state_name(each) in self._files}
         self._record(complete=False)
-        self.seconds += time.perf_counter() - started
+        for name in dropped:
+            (self.folder / name).unlink()
 
     def step(self, step: Step) -> None:
         self._waiting.append(step)
+        if self._done + len(self._waiting) == 1:
+            self._say(step)
+
+    def _say(self, step: Step) -> None:
+        """How much will be written, told once the first step is done."""
+        one, state = sum(_size(micro) for micro in step.micros), max(self._sizes.values(), default=0)
+        said = f"recording into {self.folder}: {in_bytes(one)} a step, {in_bytes(state)} a kept state"
+        if self.steps is not None:
+            states = sum(self.spacing(each) for each in range(self.steps)) + 1
+            kept = min(state * states, self.spacing.budget or math.inf)
+            said += f"; {self.steps:,} steps with their states: {in_bytes(one * self.steps + kept)}"
+        elif self.batches is not None:
+            said += f"; a pass of {self.batches:,} batches: {in_bytes(one * self.batches / len(step.micros))} and its states"
+        LOG.info(said)
 
     def finish(self, last: State | None, *, complete: bool) -> None:
         """Write what is left, and the state after the last step."""
         self._write_waiting()
-        if last is not None and self._done not in self._states:
-            self._sealed(write_state(self.folder, self._done, last))
-            self._states.append(self._done)
+        if last is not None and self._done not in self._sizes:
+            self._write_state(self._done, last)
         self._record(complete=complete)
+
+    def _write_state(self, step: int, state: State) -> None:
+        name = write_state(self.folder, step, state)
+        self._sealed(name)
+        self._sizes[step] = (self.folder / name).stat().st_size
 
     def _write_waiting(self) -> None:
         if not self._waiting:
@@ -106,10 +114,17 @@ class Writer:
             "torch": torch.__version__,
             "complete": complete,
             "steps": self._done,
-            "states": sorted(self._states),
+            "states": sorted(self._sizes),
             "parts": self._parts,
             **self.described,
             "files": self._files,
         }
         with atomic(self.folder / RECORD) as temporary:
             temporary.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def _size(micro: Micro) -> int:
+    """About how many bytes a batch takes: its tensors, the random generators' states, the examples' numbers."""
+    content = micro.content if isinstance(micro.content, tuple) else (micro.content, {})
+    tensors = [*content[1].values(), *micro.generators.values()]
+    return sum(t.numel() * t.element_size() for t in tensors) + len(content[0]) + 8 * len(micro.ids)

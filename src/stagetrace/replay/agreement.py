@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
+from torch import Tensor
 
 from stagetrace.errors import DataError
 from stagetrace.recording.recorded import Recorded
@@ -16,6 +17,18 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, tor
 
 Sums come out in another order (losses are kept apart here); what is wrong in kind is wrong by far more."""
 
+_ODD = (
+    "The losses of a batch add up to no whole multiple of the number that went backward. Where a batch's loss is the mean "
+    "over its tokens, it is the sum over all of them divided by their number, so that an example's loss must be the sum "
+    "over its own tokens: give the stage MaskedToken(reduction='sum') or NextToken(reduction='sum'). "
+)
+
+_SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
+"""What optimisers call the squared gradients by whose root they divide."""
+
+_NOISE = 100.0
+"""Gradients below so many times the rounding of the largest one are taken for rounding."""
+
 _MOVED = 10.0
 """The end of a block may be off by this many times the tolerance, relative to how far the block moved."""
 
@@ -27,6 +40,7 @@ class Agreement:
 
     loss: of a batch. norm: of a gradient, before or after it was clipped. end: of the parameters and running statistics
     at the end of a block, relative to how far they had moved in it (rounding of the parameters apart). steps: replayed.
+    noisy: entries of parameters that rounding alone moved, which are not compared.
     """
 
     recorded: Recorded
@@ -37,6 +51,7 @@ class Agreement:
     end: float = 0.0
     steps: int = 0
     odd_scales: set[int] = field(default_factory=set)
+    noisy: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -45,10 +60,14 @@ class Agreement:
             f"replay agrees with the recording: losses to {self.loss:.1e}, gradient norms to {self.norm:.1e}, ends of "
             f"blocks to {self.end:.1e}"
         )
-        if not self.odd_scales:
-            return (agreed,)
-        odd = f"in {len(self.odd_scales):,} steps the losses were scaled by no whole divisor (see the gradients' norms)"
-        return agreed, odd
+        said = [agreed]
+        if self.odd_scales:
+            said.append(
+                f"in {len(self.odd_scales):,} steps the losses were scaled by no whole divisor (see the gradients' norms)"
+            )
+        if self.noisy:
+            said.append(f"{self.noisy:,} entries of parameters have no gradient but rounding, and are not compared")
+        return tuple(said)
 
     @property
     def worst(self) -> float:
@@ -65,7 +84,8 @@ class Agreement:
             self.loss = max(self.loss, scale.error)
             if not scale.whole:
                 self.odd_scales.add(number)
-            del micro
+            if micro.autocast is not None:  # from here on: the end of the block holds what this step did
+                self.tolerance = max(self.tolerance, TOLERANCES[getattr(torch, micro.autocast[1])])
         for clip, norm in zip(step.clips, found.norms, strict=True):
             if clip.kind != 2:
                 raise DataError(
@@ -82,11 +102,32 @@ class Agreement:
             raise DataError(
                 f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out "
                 f"as {found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). "
-                "Likely causes: the stage's objective is not the loss that was trained (its reduction over tokens, "
-                "label smoothing, class weights, a further term); random numbers were drawn between the batch and the "
-                "forward pass; the gradient was changed in a way that is not recorded (noise, clipping by value, a "
-                "clip_grad_norm_ imported by name before the recording began); gradients were not zeroed after a step"
+                f"{_ODD if number in self.odd_scales else ''}Likely causes: the stage's objective is not the loss that was "
+                "trained (its reduction over tokens, label smoothing, class weights, a further term); random numbers were "
+                "drawn between the batch and the forward pass (fused attention kernels of a GPU draw dropout in their own "
+                "way: train with attn_implementation='eager', or attention dropout 0); the gradient was changed in a way "
+                "that is not recorded (noise, clipping by value, a clip_grad_norm_ imported by name before the recording "
+                "began); gradients were not zeroed after a step"
             )
+
+    def _driven(self, end: State) -> dict[str, Tensor]:
+        """1 where a gradient moved the parameter, 0 where rounding did; what has no second moment is moved by gradients.
+
+        A gradient that is zero but for rounding (of the keys' biases in attention, of a bias before a norm) makes steps
+        as large as any other once it is divided by its own size: they are noise, and so is where they lead.
+        """
+        roots = {
+            name: slots[kind].abs().sqrt()
+            for name, slots in end.slots.items()
+            for kind in _SECOND_MOMENTS
+            if isinstance(slots.get(kind), Tensor)
+        }
+        largest = max((float(root.max()) for root in roots.values() if root.numel()), default=0.0)
+        driven = {name: root > _NOISE * torch.finfo(root.dtype).eps * largest for name, root in roots.items()}
+        self.noisy = max(
+            self.noisy, sum(int((root > 0).sum()) - int(driven[name].sum()) for name, root in roots.items())
+        )
+        return driven
 
     def check_end(self, block: range, start: State, end: State, found: Point) -> None:
         """Hold the end of a block against the state that was kept.
@@ -99,8 +140,9 @@ class Agreement:
             ("buffers", end.buffers, found.buffers, start.buffers),
         ):
             names = [name for name, value in then.items() if value.is_floating_point() and name in now]
-            off = norm_of([now[name].cpu().double() - then[name].double() for name in names])
-            moved = norm_of([then[name].double() - before[name].double() for name in names])
+            driven = self._driven(end) if what == "parameters" else {}
+            off = norm_of([driven.get(name, 1) * (now[name].cpu().double() - then[name].double()) for name in names])
+            moved = norm_of([driven.get(name, 1) * (then[name].double() - before[name].double()) for name in names])
             size = norm_of([then[name] for name in names])
             rounding = torch.finfo(then[names[0]].dtype).eps * size * len(block) ** 0.5 if names else 0.0
             share = max(0.0, off - rounding) / moved if moved else float(off > rounding)

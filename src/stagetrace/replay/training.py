@@ -1,6 +1,7 @@
 """A stage's model as its training called it: in training mode, with its own running statistics and random numbers."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, final
 
@@ -11,6 +12,7 @@ from stagetrace.errors import ResultsError
 from stagetrace.recording.content import digest, read
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.step import Micro
+from stagetrace.replay.recomputing import recomputing_off, without_recomputing
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Batch
@@ -30,7 +32,7 @@ class Training:
     def __init__(self, bound: BoundStage) -> None:
         stage = bound.stage
         self._bound = bound
-        self.model = replace_layers(private_copy(stage.model, stage.where), stage.where)
+        self.model = without_recomputing(replace_layers(private_copy(stage.model, stage.where), stage.where))
         self._risk = replace(bound.risk, evaluation=Evaluation(self.model))
         self._buffers = {plain_name(name): buffer for name, buffer in self.model.named_buffers()}
 
@@ -51,8 +53,10 @@ class Training:
 
         Sets the random generators as recorded, and leaves them where the forward pass did.
         """
+        content = self._content(micro)
         self._as_recorded(micro)
-        return self._risk.losses(own, inherited, Batch(micro.ids, self._content(micro)))
+        with recomputing_off(), _autocast(micro):
+            return self._risk.losses(own, inherited, Batch(micro.ids, content))
 
     def _as_recorded(self, micro: Micro) -> None:
         still = set(micro.still)
@@ -76,6 +80,14 @@ class Training:
                 "record with inputs='kept'"
             )
         return to_device(batch.content, own.dtype, own.device, self._bound.stage.where)
+
+
+def _autocast(micro: Micro) -> AbstractContextManager[Any]:
+    """Mixed precision as the batch was computed in; the parameters themselves are the ones that were trained."""
+    if micro.autocast is None:
+        return nullcontext()
+    device, dtype = micro.autocast
+    return torch.autocast(device, getattr(torch, dtype))
 
 
 def _few(ids: Sequence[int]) -> str:
