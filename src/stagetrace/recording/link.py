@@ -3,15 +3,29 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
 from stagetrace.errors import refuse
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.sessions import joined
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.links.link import Anchored, Link
 from stagetrace.stages.links.names import checked_pairs
+from stagetrace.stages.stage import Stage
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """What trains a stage and records it, such as `stagetrace.validation.Steps`."""
+
+    def record(self, bound: BoundStage, previous: Stage | None, folder: Path, seed: int) -> Stage:
+        """The stage as it is after training, linked to its recording in `folder`.
+
+        previous: the stage before, trained so as well; None where it is what the chain says.
+        """
+        ...
 
 
 @final
@@ -25,11 +39,18 @@ class Unrolled(Link):
     that it was in. What is shared may have been kept, trained further, or both; new parameters and the optimiser's
     state at the start are constants.
 
+    A stage that was not recorded can be trained again for the purpose: `Unrolled(shared, Steps(...), seeds=(0, 1))`
+    has the library train it by these steps, from the stage's own values with what is shared taken from the stage before,
+    once for each order of the batches. Scores are then the mean over the orders, each at the model in which it ended;
+    every later stage must be trained so as well.
+
     Args:
         shared: which parameters the stage took over, as for `Frozen` and `Proximal`; nothing at a chain's first stage.
         recording: the folder of a `Recording`, or what `Recorded.load` made of it; of a training that was interrupted
             and resumed a list of them, one for each session. The stage's model must be the one in which the recording
             ended, or a state that was kept on the way (the best checkpoint).
+
+        seeds: of the orders of the batches, where the library trains.
 
     Raises:
         DescriptionError: no recording is given, or sessions that do not follow one another.
@@ -39,7 +60,8 @@ class Unrolled(Link):
     """
 
     shared: Any = ()
-    recording: "Recorded | str | Path | Sequence[Recorded | str | Path] | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    recording: "Recorded | Trains | str | Path | Sequence[Recorded | str | Path] | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    seeds: Sequence[int] = (0,)
 
     in_training_loss: ClassVar[bool] = False
 
@@ -49,7 +71,12 @@ class Unrolled(Link):
                 "Unrolled: which recording? Unrolled(shared, 'runs/finetune/recording'); at the first stage of a chain "
                 "Unrolled(recording='runs/pretrain/recording')"
             )
-        object.__setattr__(self, "recording", _loaded(self.recording))
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        if isinstance(self.recording, Trains):
+            if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+                refuse(f"Unrolled: seeds must be one or more different whole numbers, got {list(self.seeds)}")
+        else:
+            object.__setattr__(self, "recording", _loaded(self.recording))
         super().__post_init__()
 
     @property
@@ -64,6 +91,8 @@ class Unrolled(Link):
     @property
     def settings(self) -> dict[str, Any]:
         """The recording by the digest of its record, which holds those of all its files."""
+        if isinstance(self.recording, Trains):
+            return {"steps": self.recording, "seeds": self.seeds}
         assert isinstance(self.recording, Recorded)
         return {"recording": self.recording.digest[:16], "steps": self.recording.steps}
 

@@ -1,9 +1,10 @@
 """`trace`: from a chain and a query to the scores of every stage's examples."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError, StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
-from stagetrace.results import RunFolder, Scores, Trace
+from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.part import join
 from stagetrace.solvers.base import Solver
@@ -26,6 +27,7 @@ from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
+from stagetrace.tracing.ensemble import mean_over, trained_seeds
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
@@ -106,6 +108,21 @@ def trace(
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
     statistics = RunStatistics(chain, bars)
+    seeds = trained_seeds(chain)
+    if seeds:
+        described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics)
+        return _of_trained(
+            chain,
+            query,
+            seeds,
+            described,
+            out,
+            curvature=curvature,
+            solver=solver,
+            of=scored,
+            parts=parts,
+            progress=bars,
+        )
     statistics.record_checks(_checked(chain, query, statistics))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
@@ -131,6 +148,20 @@ def trace(
         result = statistics.trace(described)
         folder.finish(result.statistics)
     return _with_warnings(result)
+
+
+def _of_trained(
+    chain: Chain, query: Query, seeds: Sequence[int], described: dict[str, JSON], out: str | Path | None, **options: Any
+) -> Trace:
+    """The mean over orders of the batches, for a chain whose stages the library trains; kept whole, or not at all."""
+    if out is not None:
+        with RunFolder.open(out, described) as folder:
+            if folder.complete:
+                return _with_warnings(Trace(*folder.contents()))
+    result = mean_over(chain, seeds, lambda made: trace(made, query, **options), described)
+    if out is not None:
+        result.save(out)
+    return result
 
 
 def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:

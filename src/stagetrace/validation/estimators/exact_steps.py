@@ -1,23 +1,23 @@
 """The derivative through the very steps of a retraining, as an estimator."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import final
 
-import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress
+from stagetrace.recording import Unrolled
 from stagetrace.results.sign import UNIT
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.trace import trace
 from stagetrace.validation.estimators.estimator import check_name
 from stagetrace.validation.fits.steps import Steps
-from stagetrace.validation.recorded import record_steps
+from stagetrace.validation.rebinding import with_values
 
 
 @final
@@ -55,10 +55,14 @@ class ExactSteps:
 
     def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
         """As `Estimator` says; and what `trace` raises and warns of."""
-        found = list[Tensor]()
-        for seed in self.seeds:
-            with tempfile.TemporaryDirectory() as folder:
-                recorded = record_steps(chain, self.fits, Path(folder), seed)
-                result = trace(recorded, query, of=[stage], progress=progress or False)
-            found.append(result[stage].removal_effect)
-        return torch.stack(found).mean(dim=0)
+        stages = [_by_steps(bound, self.fits[bound.name], self.seeds) for bound in chain]
+        return trace(Chain(*stages), query, of=[stage], progress=progress or False)[stage].removal_effect
+
+
+def _by_steps(bound: BoundStage, fit: Steps, seeds: Sequence[int]) -> Stage:
+    """The stage, to be differentiated through the steps of its fit; what its link kept requires no gradient."""
+    stage = with_values(bound.stage, {})
+    named = dict(stage.model.named_parameters())
+    for name in bound.inherited.names:
+        named[name].requires_grad_(False)
+    return replace(stage, link=Unrolled(bound.inherited_from | bound.anchored_to, fit, seeds))

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, final
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from stagetrace.errors import DifferentiationError, SolveError, refuse
+from stagetrace.recording import Recording, Unrolled
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.space import Params
-from stagetrace.stages.stage import check_count
-from stagetrace.validation.fits.fit import Copies, Fit, expanded, starting_values
+from stagetrace.stages.stage import Stage, check_count
+from stagetrace.validation.fits.fit import Copies, Fit, expanded, one_copy, starting_values
 from stagetrace.validation.fits.rules import Rule
 from stagetrace.validation.rebinding import values_from_previous, with_values
 
@@ -89,6 +91,41 @@ class Steps(Fit):
                 f"rate of {self.rule.rate:g}); lower the rate"
             )
         return {**values, **trained.unflatten_columns(point.mT)}
+
+    def record(self, bound: BoundStage, previous: Stage | None, folder: Path, seed: int) -> Stage:
+        """The stage after these steps, without any removal, linked to their recording in `folder`.
+
+        previous: the stage before as it was trained by such steps; None where it is what the chain says.
+
+        Raises:
+            DescriptionError: the pull of the stage's link would be in the training loss, which no recorded step has; or
+                the optimiser cannot be told of the stage's weight decay.
+        """
+        if bound.stage.link is not None and bound.anchored_to and bound.stage.link.in_training_loss:
+            refuse(
+                f"{bound.stage.where}: the pull of {type(bound.stage.link).__name__} is part of the loss that these "
+                "steps minimise, and of no example's; record the training itself, or use the link as it is"
+            )
+        before = None if previous is None else dict(previous.model.named_parameters())
+        copies = None if before is None else {name: p.detach().unsqueeze(0) for name, p in before.items()}
+        stage = with_values(bound.stage, one_copy(self.start_of(bound, copies, 1, seed), 0))
+        model = stage.model.eval()  # as in a retraining: no dropout, running statistics as they are
+        named = dict(model.named_parameters())
+        for name in bound.inherited.names:
+            named[name].requires_grad_(False)  # kept, whatever the user's model says
+        parameters = [named[name] for name in bound.trained.names]
+        optimizer = self.rule.alone(parameters, bound.trained, bound.stage.weight_decay)
+        with Recording(folder, model, optimizer, inputs="again") as recording:
+            for step, batch in enumerate(self.batches(bound, seed)):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.rate_at(step)
+                with recording.batch(batch.indices, batch.content):
+                    optimizer.zero_grad()
+                    stage.loss.losses(stage.loss.outputs(model, batch.content), batch.content).mean().backward()
+                optimizer.step()
+        optimizer.zero_grad()
+        shared = bound.inherited_from | bound.anchored_to
+        return replace(stage, link=Unrolled(shared, folder), weight_decay=0.0)
 
     def start_of(self, bound: BoundStage, before: Copies | None, copies: int, seed: int) -> Copies:
         """Every parameter of the copies before the first step."""

@@ -1,0 +1,98 @@
+"""Stages that the library trains itself: each order of the batches is a chain of its own, and scores are their mean."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.recording.link import Trains
+from stagetrace.results import JSON, Scores, Trace
+from stagetrace.solvers.base import Solution
+from stagetrace.stages.chain import Chain
+from stagetrace.stages.stage import Stage
+
+
+def trained_seeds(chain: Chain) -> Sequence[int]:
+    """The seeds for which stages of the chain are to be trained; empty where all is recorded or idealised.
+
+    Raises:
+        DescriptionError: seeds differ between stages, or a stage after one that is trained is not.
+    """
+    trains = [isinstance(bound.recording, Trains) for bound in chain]
+    if not any(trains):
+        return ()
+    first = trains.index(True)
+    for bound in chain.bound_stages[first + 1 :]:
+        if not isinstance(bound.recording, Trains):
+            refuse(
+                f"{bound.stage.where} comes after '{chain.names[first]}', which is trained again for its scores, so it "
+                "must be trained again too: link=Unrolled(shared, Steps(...))"
+            )
+    seeds = {tuple(bound.stage.link.seeds) for bound in chain.bound_stages[first:] if bound.stage.link is not None}  # pyright: ignore[reportAttributeAccessIssue]
+    if len(seeds) > 1:
+        refuse(f"Unrolled: the stages' seeds differ ({' and '.join(map(str, sorted(seeds)))}); give all the same")
+    return seeds.pop()
+
+
+def trained(chain: Chain, folder: Path, seed: int) -> Chain:
+    """The chain with each stage that is to be trained as one order of its batches leaves it, recorded."""
+    stages = list[Stage]()
+    for bound in chain:
+        if isinstance(bound.recording, Trains):
+            moved = stages[-1] if stages and stages[-1] is not chain.stages[len(stages) - 1] else None
+            stages.append(bound.recording.record(bound, moved, folder / bound.name, seed))
+        else:
+            stages.append(bound.stage)
+    return Chain(*stages)
+
+
+def mean_over(
+    chain: Chain, seeds: Sequence[int], traced: Callable[[Chain], Trace], description: Mapping[str, JSON]
+) -> Trace:
+    """The mean of the scores over chains that are trained for each seed; solutions say how far the orders agree."""
+    results = list[Trace]()
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(traced(trained(chain, Path(folder), seed)))
+    first = results[0]
+    scores = {name: _mean([each[name] for each in results]) for name in first}
+    solutions = {
+        name: _said(solution, [each.solutions[name] for each in results], seeds, _agreement(results, name))
+        for name, solution in first.solutions.items()
+    }
+    return Trace(scores, solutions, description, first.statistics)
+
+
+def _mean(each: Sequence[Scores]) -> Scores:
+    def over(name: str) -> Tensor | None:
+        found = [getattr(scores, name) for scores in each]
+        return None if found[0] is None else torch.stack(found).mean(dim=0)
+
+    values = over("values")
+    assert values is not None
+    return Scores(each[0].stage, values, over("via_shared"), over("via_head"))
+
+
+def _agreement(results: Sequence[Trace], name: str) -> float | None:
+    """The mean correlation between the scores of two orders; None where there is one order, or no score."""
+    if len(results) < 2 or name not in results[0]:
+        return None
+    pairs = combinations([each[name].values.flatten() for each in results], 2)
+    return fmean(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs)
+
+
+def _said(solution: Solution, each: Sequence[Solution], seeds: Sequence[int], agreement: float | None) -> Solution:
+    orders = (
+        f"trained by the library, mean over {len(seeds)} orders of the batches"
+        if len(seeds) > 1
+        else ("trained by the library, one order of the batches")
+    )
+    agree = "" if agreement is None else f", whose scores correlate at r {agreement:.2f}"
+    worst = tuple(max(found) for found in zip(*(one.relative_residuals for one in each), strict=True))
+    return replace(solution, relative_residuals=worst, notes=(f"{orders}{agree}", *solution.notes))

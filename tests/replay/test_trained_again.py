@@ -1,0 +1,81 @@
+"""Stages that the library trains itself: scores are exact for the steps that a retraining takes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stagetrace import Chain, Frozen, Proximal, Trace, Unrolled, trace
+from stagetrace.errors import DescriptionError
+from stagetrace.validation import SGD, Adam, Steps
+from stagetrace.validation.estimators.exact_steps import ExactSteps
+from stagetrace.validation.retrain import Retraining
+from tests.replay.runs import Stages
+from tests.replay.test_scores import CASES
+
+STAGES = CASES["sgd"]
+BY = 1e-4
+
+
+@pytest.fixture(scope="module", params=["kept", "moved"])
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """Two stages as training left them, described in the idealised way."""
+    stages = CASES["nesterov-then-kept"] if request.param == "kept" else STAGES
+    first, second = stages.chain(tmp_path_factory.mktemp("runs")).stages
+    link = Frozen("body") if request.param == "kept" else Proximal("body")
+    return Chain(replace(first, link=None, weight_decay=0.05), replace(second, link=link, weight_decay=0.02))
+
+
+def fits(chain: Chain) -> dict[str, Steps]:
+    return {chain.names[0]: Steps(Adam(1e-2), 12, 4, schedule="cosine"), chain.names[1]: Steps(SGD(0.1, 0.5), 9, 4)}
+
+
+def test_scores_are_the_slopes_of_the_retraining(chain: Chain):
+    """To first order: both the derivative and a removal of a ten-thousandth are of the same copies, batch by batch."""
+    query = STAGES.query()
+    effects = ExactSteps(fits(chain), seeds=(3,)).removal_effects(chain, query, "stage0")
+    again = Retraining(chain, query, "stage0", fits(chain))
+    examples = [(0,), (5,), (11,)]
+    control, *found = again.losses([(), *examples], BY, 3)
+    half, *halves = again.losses([(), *examples], BY / 2, 3)
+    for (index,), whole, part in zip(examples, found, halves, strict=True):
+        slope = (4 * (part - half) - (whole - control)) / BY  # one-sided, extrapolated
+        assert torch.allclose(effects[:, index], slope, rtol=0, atol=1e-6 * float(effects.abs().max()))
+
+
+def test_orders_of_the_batches_are_averaged(chain: Chain, tmp_path: Path):
+    query = STAGES.query("mean")
+    one, other, both = (
+        ExactSteps(fits(chain), seeds).removal_effects(chain, query, "stage1") for seeds in ((0,), (1,), (0, 1))
+    )
+    assert not torch.allclose(one, other)
+    torch.testing.assert_close(both, (one + other) / 2)
+
+
+def trained(stages: Stages, folder: Path, seeds: tuple[int, ...] = (0, 1), second: bool = True) -> Chain:
+    made = stages.chain(folder / "runs").stages
+    steps = Steps(Adam(1e-2), 5, 4)
+    links = Unrolled((), steps, seeds), Unrolled("body", steps, seeds) if second else Proximal("body")
+    return Chain(*(replace(stage, link=link) for stage, link in zip(made, links, strict=True)))
+
+
+def test_a_run_is_kept_and_found_again(tmp_path: Path):
+    chain = trained(STAGES, tmp_path)
+    result = trace(chain, STAGES.query("mean"), out=tmp_path / "run")
+    assert "mean over 2 orders of the batches, whose scores correlate at r" in result.solutions["stage0"].notes[0]
+    assert torch.equal(Trace.load(tmp_path / "run")["stage0"].values, result["stage0"].values)
+    assert torch.equal(
+        trace(chain, STAGES.query("mean"), out=tmp_path / "run")["stage1"].values, result["stage1"].values
+    )
+
+
+def test_what_comes_after_must_be_trained_too(tmp_path: Path):
+    with pytest.raises(DescriptionError, match=r"'stage1' comes after 'stage0', which is trained again"):
+        trace(trained(STAGES, tmp_path, second=False), STAGES.query())
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_are_one_or_more_different_numbers(seeds: tuple[int, ...]):
+    with pytest.raises(DescriptionError, match="seeds must be one or more different"):
+        Unrolled("body", Steps(Adam(), 1, 1), seeds)
