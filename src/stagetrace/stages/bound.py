@@ -10,7 +10,9 @@ from torch import Tensor
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.objectives.objective import Objective
+from stagetrace.stages.buffers import shared_buffers
 from stagetrace.stages.data import Examples
+from stagetrace.stages.differentiable_norms import running_statistics
 from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import ready_forward_mode
@@ -116,6 +118,24 @@ class BoundStage:
     @cached_property
     def inherited(self) -> ParameterSpace:
         return ParameterSpace.of(self.inherited_values, like=next(iter(self.trained_values.values())))
+
+    @cached_property
+    def statistics_values(self) -> Params:
+        """The running statistics that are followed: a batch norm's, where the training was recorded; else none."""
+        return {} if self.recording is None else running_statistics(self.stage.model)
+
+    @cached_property
+    def statistics(self) -> ParameterSpace:
+        return ParameterSpace.of(self.statistics_values, like=next(iter(self.trained_values.values())))
+
+    @cached_property
+    def shared_statistics(self) -> dict[str, str]:
+        """`{followed running statistic: previous stage's}` beside shared parameters."""
+        if self.previous is None or self.stage.link is None:
+            return {}
+        pairs = {**self.inherited_from, **self.anchored_to}
+        shared = shared_buffers(self.stage.link, pairs, self.stage.model, self.previous.model)
+        return {name: other for name, other in shared.items() if name in self.statistics_values}
 
     @cached_property
     def evaluation(self) -> Evaluation:

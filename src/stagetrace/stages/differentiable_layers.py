@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from stagetrace.stages.differentiable_lookups import replace_lookups
+from stagetrace.stages.differentiable_norms import replace_norms
 from stagetrace.stages.undone import without_training_aids
 
 
@@ -23,7 +24,7 @@ def replace_layers(model: nn.Module, where: str) -> nn.Module:
             _uncompile(module)
         if type(module) is parametrizations._WeightNorm:  # pyright: ignore[reportPrivateUsage]
             module.__class__ = DifferentiableWeightNorm
-    return replace_lookups(model, where)
+    return replace_lookups(replace_norms(model), where)
 
 
 def _uncompile(module: nn.Module) -> None:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
 
 
 class _Place(NamedTuple):
-    """Where a module holds a parameter, and the one name by which that parameter is known."""
+    """Where a module holds a tensor, and the one name by which that tensor is known."""
 
     holder: dict[str, Any]
     key: str
@@ -20,7 +21,8 @@ class _Place(NamedTuple):
 
 @final
 class Evaluation:
-    """A model as a function of named parameters; the ones not given keep their values, as constants.
+    """A model as a function of named parameters, and of running statistics; the ones not given keep their values, as
+    constants.
 
     A parameter is swapped by identity, in each place that holds it: tied weights, and a module that is reachable under
     two names, stay one. (`torch.func.functional_call` swaps by name, and leaves a swapped tensor behind where a module
@@ -38,6 +40,10 @@ class Evaluation:
             for key, parameter in module._parameters.items()  # pyright: ignore[reportPrivateUsage]
             if parameter is not None
         ]
+        self._statistics = [
+            _Place(module._buffers, key, name)  # pyright: ignore[reportPrivateUsage]
+            for name, module, key in statistics_places(model)
+        ]
 
     def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """`function(model, *arguments)` at these values of the parameters."""
@@ -46,13 +52,14 @@ class Evaluation:
 
     @contextmanager
     def _at(self, values: Mapping[str, Tensor]) -> Generator[None]:
-        own = [holder[key] for holder, key, _ in self._places]
-        for holder, key, name in self._places:
+        places = [*self._places, *(place for place in self._statistics if place.name in values)]
+        own = [holder[key] for holder, key, _ in places]
+        for holder, key, name in places:
             holder[key] = values[name]
         try:
             yield
         finally:
-            for (holder, key, _), parameter in zip(self._places, own, strict=True):
+            for (holder, key, _), parameter in zip(places, own, strict=True):
                 holder[key] = parameter
 
 

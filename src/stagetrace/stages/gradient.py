@@ -1,7 +1,7 @@
 """Mean gradients over a data set, and the block that couples a stage to the one before it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -18,16 +18,20 @@ from stagetrace.stages.space import Params
 @final
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient at one stage: in the parameters it trained and in those it inherited, one column per right-hand side.
+    """A gradient at one stage: in the parameters it trained, in those it inherited, and in the running statistics that are
+    followed through its training; one column per right-hand side.
 
-    trained: `[trained.size, k]`; inherited: `[inherited.size, k]`.
+    trained: `[trained.size, k]`; inherited: `[inherited.size, k]`; statistics: `[statistics.size, k]`, none by default.
     """
 
     trained: Tensor
     inherited: Tensor
+    statistics: Tensor = field(default_factory=lambda: torch.zeros(0, 1))
 
     def __add__(self, other: "Gradient") -> "Gradient":
-        return Gradient(self.trained + other.trained, self.inherited + other.inherited)
+        return Gradient(
+            self.trained + other.trained, self.inherited + other.inherited, self.statistics + other.statistics
+        )
 
 
 def batch_gradient(risk: Risk, batch: Batch) -> Gradient:

@@ -47,6 +47,12 @@ class Risk:
         """The same losses at other values of the trained parameters."""
         return replace(self, trained_values=trained)
 
+    def beside(self, values: Params) -> "Risk":
+        """The same losses as a function of further values: running statistics, after the inherited parameters."""
+        given = {**self.inherited_values, **values}
+        space = ParameterSpace.of(given, like=next(iter(self.trained_values.values())))
+        return replace(self, inherited=space, inherited_values=given)
+
     def outputs(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
         """The objective's outputs `[batch, ...]`."""
         with self._naming(batch):

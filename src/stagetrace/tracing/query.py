@@ -67,12 +67,14 @@ class Query:
         return last.risk_of(WHERE, objective, examples)
 
     def gradient(self, last: BoundStage, progress: Progress | None = None) -> Gradient:
-        """d(query loss) at the last stage, trained and inherited part: one column, or one per query with "none".
+        """d(query loss) at the last stage, in all that a `Gradient` has: one column, or one per query with "none".
 
         Raises:
             DataError: a query loss is NaN or infinite, or not one per example.
         """
-        risk = self.risk(last)
+        risk = self.risk(last).beside(last.statistics_values)
         if self.reduction == "none":
-            return each_gradient(risk, progress)
-        return mean_gradient(risk, reduction=self.reduction, progress=progress)
+            found = each_gradient(risk, progress)
+        else:
+            found = mean_gradient(risk, reduction=self.reduction, progress=progress)
+        return Gradient(found.trained, *found.inherited.split((last.inherited.size, last.statistics.size)))
