@@ -19,11 +19,12 @@ FEATURES, WIDTH, QUERIES = 4, 5, 6
 
 
 class Net(nn.Module):
-    """A body that stages share, and a head for so many classes."""
+    """A body that stages share, by default a layer with dropout, and a head for so many classes."""
 
-    def __init__(self, classes: int, dropout: float) -> None:
+    def __init__(self, classes: int, dropout: float, body: Callable[[], nn.Module] | None = None) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.Tanh(), nn.Dropout(dropout))
+        plain = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.Tanh(), nn.Dropout(dropout))
+        self.body = plain if body is None else body()
         self.head = nn.Linear(WIDTH, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +33,11 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Run:
-    """One stage's training. freezes: whether the body is kept; split: a parameter group each for body and head."""
+    """One stage's training. freezes: whether the body is kept; split: a parameter group each for body and head.
+
+    body: makes another one. first: is done to the model before it is trained. rests: the module that is in eval mode
+    meanwhile, all of the model if "".
+    """
 
     optimizer: Optimizer
     epochs: int = 3
@@ -43,6 +48,9 @@ class Run:
     dropout: float = 0.0
     freezes: bool = False
     split: bool = False
+    body: Callable[[], nn.Module] | None = None
+    first: Callable[[nn.Module], None] = lambda _: None
+    rests: str | None = None
 
     def groups(self, model: Net) -> list[Any]:
         """What the optimiser is given."""
@@ -105,10 +113,13 @@ class Stages:
         models = list[Net]()
         for stage, run in enumerate(self.runs):
             torch.manual_seed(stage)
-            model = Net(2 + stage, run.dropout).double()
+            model = Net(2 + stage, run.dropout, run.body).double()
             if models:
                 model.body.load_state_dict(models[-1].body.state_dict())
             model.body.requires_grad_(not run.freezes)
+            run.first(model)
+            if run.rests is not None:
+                model.get_submodule(run.rests).eval()
             data = self.data(stage)
             given = weights.get(stage, torch.ones(len(data), dtype=torch.float64))
             train(run, model, data, given, 20 + stage, None if folder is None else folder / str(stage))

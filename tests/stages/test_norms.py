@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagetrace.stages.differentiable_norms import running_statistics, replace_norms
+from stagetrace.stages.differentiable_norms import replace_norms, running_statistics
 
 LAYERS = {
     "1d": (nn.BatchNorm1d(3), (5, 3)),

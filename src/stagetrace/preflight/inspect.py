@@ -13,7 +13,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.coverage import Coverage, moved_statistics, notices
+from stagetrace.stages.coverage import Coverage, moved_statistics, notices, unfollowed_statistics
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.tracing.query import Query
 
@@ -39,7 +39,8 @@ def inspect(
         if bound.previous is not None:
             yield Finding(bound.name, "mapping", Level.OK, _mapping(bound))
             yield from displacement(bound)
-            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in moved_statistics(bound))
+            said = *moved_statistics(bound), *unfollowed_statistics(bound)
+            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in said)
         if bound.recording is not None:
             yield replays(bound, progress)
             continue

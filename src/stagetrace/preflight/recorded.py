@@ -10,6 +10,7 @@ from stagetrace.progress.task import clock
 from stagetrace.replay.backward import Reverse
 from stagetrace.replay.fitting import fitting
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.gradient import Gradient
 
 
 def replays(bound: BoundStage, progress: Progress) -> Finding:
@@ -22,9 +23,10 @@ def replays(bound: BoundStage, progress: Progress) -> Finding:
     started = time.perf_counter()
     recorded = fitting(bound, bound.recording)
     block = recorded.blocks[-1]
+    nothing = Gradient(bound.trained.zeros(1), bound.inherited.zeros(1), bound.statistics.zeros(1))
     with progress.task(f"replaying the end of {bound.stage.where}", len(block), "steps") as advance:
         with torch.random.fork_rng():
-            reverse = Reverse(bound, recorded, bound.trained.zeros(1))
+            reverse = Reverse(bound, recorded, nothing)
             reverse.block(block)
         advance(len(block))
     seconds = time.perf_counter() - started

@@ -1,17 +1,19 @@
 """Backwards: the adjoint of a recorded training, from its end to its start, one double backward a step.
 
-With theta the parameters, s the optimiser's slots, w the examples' weights and u kept parameters, a step is
+With theta the parameters, s the optimiser's slots, w the examples' weights, u kept parameters and b the running
+statistics of batch norms, a step is
 
-    g = gradient in theta of  sum over batches  factor sum_i w_i loss_i(theta, u),      c = clip(g)
-    theta', s' = update(theta, s, c)
+    g = gradient in theta of  sum over batches  factor sum_i w_i loss_i(theta, u, b),      c = clip(g)
+    theta', s' = update(theta, s, c),      b' = moved(b, theta, u)
 
 and with a bar for dq/d(...), q the query loss, the step runs backwards as
 
     theta_bar, s_bar, c_bar = the update's adjoint of theta'_bar, s'_bar
     g_bar = the clip's adjoint of c_bar
-    theta_bar += (dg / d theta)' g_bar,    w_bar += (dg / dw)' g_bar,    u_bar += (dg / du)' g_bar.
+    x_bar += (dg / dx)' g_bar + (db' / dx)' b'_bar,    x = theta, w, u,    and the same sum is b_bar.
 
-One backward pass through the gradient gives all three. It is the chain rule and nothing else: no minimum is assumed.
+One backward pass through the gradient and the new statistics gives all four. Of several batches in a step, each hands b
+on to the next, so the last is run first. It is the chain rule and nothing else: no minimum is assumed.
 (Maclaurin, Duvenaud & Adams 2015 for one stage of SGD with momentum.)
 """
 
@@ -27,9 +29,11 @@ from stagetrace.recording.step import Step
 from stagetrace.replay.agreement import TOLERANCES, Agreement
 from stagetrace.replay.forward import Point, stepped
 from stagetrace.replay.graph import StepGraphs
+from stagetrace.replay.statistics import notes, taken_over
 from stagetrace.replay.step import slopes, through_clips
 from stagetrace.replay.training import Training
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.space import Params
 
 
@@ -39,13 +43,17 @@ class Unrolled:
     """What a recorded training answers.
 
     trained: `[trained.size, k]`, dq/d(the parameters that it started from). inherited: `[inherited.size, k]`, what the
-    steps add to dq/d(inherited parameters). weights: float64 `[n, k]`, dq/d(the weight of each example's loss).
+    steps add to dq/d(inherited parameters). statistics: `[statistics.size, k]`, dq/d(the running statistics that the
+    stage before left), 0 where it started from others. weights: float64 `[n, k]`, dq/d(the weight of each example's
+    loss).
     """
 
     trained: Tensor
     inherited: Tensor
+    statistics: Tensor
     weights: Tensor
     agreement: Agreement
+    notes: tuple[str, ...]
 
 
 @final
@@ -55,19 +63,21 @@ class Reverse:
     bound: the stage as it was left, its parameters those at the end of the recording.
     """
 
-    def __init__(self, bound: BoundStage, recorded: Recorded, adjoint: Tensor) -> None:
+    def __init__(self, bound: BoundStage, recorded: Recorded, gradient: Gradient) -> None:
         self._bound, self._recorded = bound, recorded
         self._training = Training(bound)
         self._rule: Rule = rule_of(recorded.optimizer, bound.stage.where)
         self._group = {name: number for number, names in enumerate(recorded.groups) for name in names}
         self.agreement = Agreement(recorded, bound.stage.where, TOLERANCES[bound.trained.dtype])
-        columns = adjoint.shape[1]
-        values = bound.trained.unflatten_columns(adjoint)
+        columns = gradient.trained.shape[1]
+        values = bound.trained.unflatten_columns(gradient.trained)
         self._adjoints = {name: Adjoint(value, {}) for name, value in values.items()}
+        self._statistics = bound.statistics.unflatten_columns(gradient.statistics)
         self._inherited = {
             name: torch.zeros(columns, *value.shape, dtype=value.dtype, device=value.device)
             for name, value in bound.inherited_values.items()
         }
+        self._began: Params = {}
         self._weights = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
 
     def block(self, block: range) -> None:
@@ -78,7 +88,7 @@ class Reverse:
             DifferentiationError: the gradient of a step has no derivative.
         """
         start, end = self._recorded.state(block.start), self._recorded.state(block.stop)
-        steps = self._recorded.read(block)
+        self._began, steps = start.buffers, self._recorded.read(block)
         path = [Point.of(start, self._bound.trained_values)]
         for number, step in zip(block[:-1], steps[:-1], strict=True):
             path.append(self._forwards(number, step, path[-1]))
@@ -90,10 +100,15 @@ class Reverse:
 
     def result(self) -> Unrolled:
         """What has come out, once every block was run."""
-        trained = self._bound.trained.flatten_columns({name: each.value for name, each in self._adjoints.items()})
-        inherited = self._bound.inherited
-        kept = inherited.flatten_columns(self._inherited) if inherited.names else inherited.zeros(trained.shape[1])
-        return Unrolled(trained, kept, self._weights, self.agreement)
+        bound = self._bound
+        trained = bound.trained.flatten_columns({name: each.value for name, each in self._adjoints.items()})
+        inherited, statistics = (
+            space.flatten_columns(found) if space.names else space.zeros(trained.shape[1])
+            for space, found in ((bound.inherited, self._inherited), (bound.statistics, self._statistics))
+        )
+        statistics = statistics * bound.statistics.mask(taken_over(bound, self._began)).unsqueeze(1)
+        said = *self.agreement.notes, *notes(bound, self._began, self._training.mixed)
+        return Unrolled(trained, inherited, statistics, self._weights, self.agreement, said)
 
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)
@@ -117,11 +132,12 @@ class Reverse:
             )
             self._adjoints[name] = before
         cotangents = through_clips(cotangents, found.raw, step.clips)
-        for products in graphs.products(cotangents):
+        for products in graphs.products(cotangents, self._statistics):
             for name, product in products.trained.items():
                 adjoint = self._adjoints[name]
                 self._adjoints[name] = Adjoint(adjoint.value + product, adjoint.slots)
             for name, product in products.inherited.items():
                 self._inherited[name] += product
+            self._statistics = products.statistics
             self._weights.index_add_(0, products.ids, products.weights)
         return after

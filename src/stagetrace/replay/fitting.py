@@ -8,6 +8,7 @@ from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.recording import constants_digest
 from stagetrace.recording.step import State
+from stagetrace.replay.statistics import check_buffers
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.space import Params
 
@@ -17,7 +18,7 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
 
     Raises:
         DescriptionError: it trained other parameters than the stage says, went over another data set, did not start
-            from the stage before, or never was in the state of the stage's model.
+            from the stage before, never was in the state of the stage's model, or moved buffers that are not followed.
         ResultsError: a file of it is missing or damaged.
     """
     where, examples = bound.stage.where, len(bound.stage.examples)
@@ -45,7 +46,9 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
             f"{where}: parameters that the recorded training did not train have other values in the stage's model than "
             "they had then; give the model as the training left it"
         )
-    return _cut(bound, recorded)
+    cut = _cut(bound, recorded)
+    check_buffers(bound, start, cut.state(cut.steps))
+    return cut
 
 
 def _check_trained(bound: BoundStage, recorded: Recorded) -> None:

@@ -18,36 +18,43 @@ from stagetrace.stages.space import Params
 @final
 @dataclass(frozen=True, eq=False)
 class Products:
-    """What a batch's gradient gives along cotangents `v` `[k, *shape]`, by its own backward pass.
+    """What a batch's gradient gives along cotangents `v`, and the running statistics after it along `u`: one backward
+    pass. Cotangents are `[k, *shape]`.
 
     ids: the batch's examples. weights: float64 `[batch, k]`, `v . d gradient / d w`.
-    trained, inherited: `[k, *shape]`, `v . d gradient / d (parameter)`.
+    trained, inherited, statistics: `[k, *shape]`, `v . d gradient / dx + u . d (statistics after) / dx` for x a
+        parameter, or a running statistic before the batch.
     """
 
     ids: Tensor
     weights: Tensor
     trained: Params
     inherited: Params
+    statistics: Params
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The gradient of one batch's loss, differentiable in what it was computed from."""
+    """The gradient of one batch's loss and the running statistics after it, differentiable in what they came from."""
 
     ids: Tensor
     weights: Tensor
     trained: Params
     inherited: Params
+    statistics: Params
     gradient: Params
+    after: Params
     scale: Scale
 
     @staticmethod
     def of(training: Training, point: Point, inherited: Params, step: Step, place: int) -> "Graph":
-        """That of the step's batch at `place`, with a weight of 1 on each example."""
+        """That of the step's batch at `place`, with a weight of 1 on each example, from the buffers as they are."""
         micro = step.micros[place]
         trained = {name: v.detach().requires_grad_() for name, v in point.values.items() if name not in step.resting}
         kept = {name: value.detach().requires_grad_() for name, value in inherited.items()}
+        statistics = {name: value.detach().requires_grad_() for name, value in training.statistics.items()}
+        training.put(statistics)
         like = next(iter(point.values.values()))
         # losses come out in float32 where parameters are narrower
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -56,25 +63,29 @@ class Graph:
             loss, scale = weighted_loss(training, {**point.values, **trained}, kept, micro, weights)
             found = torch.autograd.grad(loss, list(trained.values()), create_graph=True, materialize_grads=True)
         gradient = dict(zip(trained, found, strict=True))
-        return Graph(torch.tensor(micro.ids), weights, trained, kept, gradient, scale)
+        ids = torch.tensor(micro.ids)
+        return Graph(ids, weights, trained, kept, statistics, gradient, training.statistics, scale)
 
-    def products(self, cotangents: Params) -> Products:
+    def products(self, cotangents: Params, after: Params) -> Products:
         """See `Products`.
 
         Raises:
             DifferentiationError: the gradient has no derivative.
         """
-        through = [name for name, gradient in self.gradient.items() if gradient.requires_grad]
-        inputs = [self.weights, *self.trained.values(), *self.inherited.values()]
+        outputs = [(self.gradient[name], cotangents[name]) for name in self.gradient]
+        outputs += [(self.after[name], after[name]) for name in self.after]
+        outputs = [(output, cotangent) for output, cotangent in outputs if output.requires_grad]
+        groups = self.trained, self.inherited, self.statistics
+        inputs = [self.weights, *(value for group in groups for value in group.values())]
         columns = len(next(iter(cotangents.values())))
         found = list[Sequence[Tensor]]()
         for column in range(columns):
             try:
                 found.append(
                     torch.autograd.grad(
-                        [self.gradient[name] for name in through],
+                        [output for output, _ in outputs],
                         inputs,
-                        [cotangents[name][column] for name in through],
+                        [cotangent[column] for _, cotangent in outputs],
                         retain_graph=column < columns - 1,
                         materialize_grads=True,
                     )
@@ -84,10 +95,10 @@ class Graph:
                     f"the gradient of a recorded step has no derivative ({first_line(cause)}); replace the operation "
                     "that is named"
                 ) from cause
-        weights, *rest = (torch.stack([each[place] for each in found]) for place in range(len(inputs)))
-        trained = dict(zip(self.trained, rest[: len(self.trained)], strict=True))
-        inherited = dict(zip(self.inherited, rest[len(self.trained) :], strict=True))
-        return Products(self.ids, weights.double().cpu().mT, trained, inherited)
+        stacked = (torch.stack([each[place] for each in found]) for place in range(len(inputs)))
+        weights = next(stacked).double().cpu().mT
+        trained, inherited, statistics = ({name: next(stacked) for name in group} for group in groups)
+        return Products(self.ids, weights, trained, inherited, statistics)
 
 
 @final
@@ -97,22 +108,28 @@ class StepGraphs:
     def __init__(self, training: Training, point: Point, inherited: Params, step: Step) -> None:
         self._training, self._point, self._inherited, self._step = training, point, inherited, step
         self._only: Graph | None = None
+        self._buffers: tuple[Params, ...] = ()
 
     def gradient(self) -> Slopes:
         """The step's gradient; moves the running statistics as the step did."""
         training, point, step = self._training, self._point, self._step
         training.put(point.buffers)
         if len(step.micros) > 1:
-            return slopes(training, point.values, self._inherited, step)
+            found = slopes(training, point.values, self._inherited, step)
+            self._buffers = found.buffers
+            return found
         self._only = Graph.of(training, point, self._inherited, step, 0)
         raw = {name: gradient.detach() for name, gradient in self._only.gradient.items()}
         return clipped(raw, step.clips, (self._only.scale,))
 
-    def products(self, cotangents: Params) -> Iterator[Products]:
-        """Those of each batch."""
+    def products(self, cotangents: Params, after: Params) -> Iterator[Products]:
+        """Those of each batch, the last first: what one leaves of the statistics is where the next begins."""
         if self._only is not None:
-            yield self._only.products(cotangents)
+            yield self._only.products(cotangents, after)
             return
-        self._training.put(self._point.buffers)
-        for place in range(len(self._step.micros)):
-            yield Graph.of(self._training, self._point, self._inherited, self._step, place).products(cotangents)
+        for place in reversed(range(len(self._step.micros))):
+            self._training.put(self._buffers[place])
+            graph = Graph.of(self._training, self._point, self._inherited, self._step, place)
+            found = graph.products(cotangents, after)
+            after = found.statistics
+            yield found

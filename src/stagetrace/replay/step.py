@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -44,12 +44,16 @@ class Scale:
 @final
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """The gradient of a step's loss before and after it was clipped, by parameter; one that rests has none."""
+    """The gradient of a step's loss before and after it was clipped, by parameter; one that rests has none.
+
+    buffers: as they were before each batch, where that was looked at.
+    """
 
     raw: Params
     clipped: Params
     scales: tuple[Scale, ...]
     norms: tuple[float, ...]
+    buffers: tuple[Params, ...] = ()
 
     @property
     def norm(self) -> float:
@@ -70,15 +74,17 @@ def slopes(training: Training, own: Params, inherited: Params, step: Step) -> Sl
     """The gradient of a step at these parameters; moves the running statistics as the step did."""
     leaves = {name: value.detach().requires_grad_() for name, value in own.items() if name not in step.resting}
     raw = {name: torch.zeros_like(value) for name, value in leaves.items()}
-    scales = list[Scale]()
+    scales, buffers = list[Scale](), list[Params]()
     for micro in step.micros:
+        buffers.append(training.buffers)
+        training.put(buffers[-1])  # without what the batch before left of its graph
         with torch.enable_grad():
             loss, scale = weighted_loss(training, {**own, **leaves}, inherited, micro)
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         scales.append(scale)
         for name, gradient in zip(leaves, found, strict=True):
             raw[name] += gradient
-    return clipped(raw, step.clips, tuple(scales))
+    return replace(clipped(raw, step.clips, tuple(scales)), buffers=tuple(buffers))
 
 
 def clipped(raw: Params, clips: Sequence[Clip], scales: tuple[Scale, ...] = ()) -> Slopes:

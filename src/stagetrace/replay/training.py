@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagetrace.errors import ResultsError
 from stagetrace.recording.content import digest, read
@@ -18,6 +18,7 @@ from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Batch
 from stagetrace.stages.device import to_device
 from stagetrace.stages.differentiable_layers import replace_layers
+from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.space import Params
 
@@ -27,6 +28,8 @@ class Training:
     """The losses of recorded batches at any parameters: random masks, modes and running statistics as recorded.
 
     The model is a copy, and its buffers are its own: a forward pass moves running statistics.
+
+    mixed: the layers that normalised by their batch so far, which makes examples no longer independent.
     """
 
     def __init__(self, bound: BoundStage) -> None:
@@ -34,17 +37,28 @@ class Training:
         self._bound = bound
         self.model = without_recomputing(replace_layers(private_copy(stage.model, stage.where), stage.where))
         self._risk = replace(bound.risk, evaluation=Evaluation(self.model))
-        self._buffers = {plain_name(name): buffer for name, buffer in self.model.named_buffers()}
+        self.mixed: set[str] = set()
+        self._norms = {plain_name(name): (module, at) for name, module, at in statistics_places(self.model)}
+        buffers = {plain_name(name): buffer for name, buffer in self.model.named_buffers()}
+        self._others = {name: buffer for name, buffer in buffers.items() if name not in self._norms}
+
+    @property
+    def statistics(self) -> Params:
+        """The running statistics as the last forward pass left them, with a history of how it made them."""
+        return {name: getattr(module, attribute) for name, (module, attribute) in self._norms.items()}
 
     @property
     def buffers(self) -> Params:
-        """A copy of the buffers as they are."""
-        return {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+        """A copy of the buffers as they are, running statistics among them."""
+        return {name: buffer.detach().clone() for name, buffer in {**self._others, **self.statistics}.items()}
 
     def put(self, buffers: Params) -> None:
-        """Put the buffers at other values."""
+        """Put the buffers at other values; a forward pass uses running statistics with the history that these have."""
+        for name, (module, attribute) in self._norms.items():
+            if name in buffers:
+                setattr(module, attribute, buffers[name])
         with torch.no_grad():
-            for name, buffer in self._buffers.items():
+            for name, buffer in self._others.items():
                 if name in buffers:
                     buffer.copy_(buffers[name])
 
@@ -62,6 +76,8 @@ class Training:
         still = set(micro.still)
         for name, module in self.model.named_modules():
             module.training = plain_name(name) not in still
+            if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+                self.mixed.add(plain_name(name))
         for device, state in micro.generators.items():
             if device == "cpu":
                 torch.set_rng_state(state)

@@ -1,5 +1,6 @@
 """What should be known of a stage before anything is read off it: what was handled, what its scores account for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from stagetrace.errors import some_names
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
+from stagetrace.stages.differentiable_norms import running_statistics
 from stagetrace.stages.stage import Stage
 
 MODE_DEPENDENT = (
@@ -32,8 +34,9 @@ def notices(stage: Stage) -> list[str]:
 
 
 def notices_at(bound: BoundStage) -> list[str]:
-    """The stage's own notices, and that of its place: running statistics that moved beside kept weights."""
-    return [*notices(bound.stage), *moved_statistics(bound), *_hooked(bound), *_forgotten(bound)]
+    """The stage's own notices, and those of its place: what it shares, and what is left out of it."""
+    statistics = *moved_statistics(bound), *unfollowed_statistics(bound)
+    return [*notices(bound.stage), *statistics, *_hooked(bound), *_forgotten(bound)]
 
 
 def _hooked(bound: BoundStage) -> list[str]:
@@ -75,15 +78,34 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def moved_statistics(bound: BoundStage) -> list[str]:
     """One notice where running statistics moved although the weights beside them were kept; nothing otherwise."""
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in _buffers(bound)[1]))
+    layers = _layers(_buffers(bound)[1])
     if not layers:
         return []
-    some = ", ".join(f"'{name}'" for name in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
     return [
-        f"{bound.stage.where}: the running statistics (buffers) of {some} moved although the weights there were "
-        "kept; scores treat them as constants. To keep them, call eval() on the kept layers while fine-tuning, after "
-        "model.train()"
+        f"{bound.stage.where}: the running statistics (buffers) of {some_names(layers, 3)} moved although the weights "
+        "there were kept; scores treat them as constants. To keep them, call eval() on the kept layers while "
+        "fine-tuning, after model.train()"
     ]
+
+
+def unfollowed_statistics(bound: BoundStage) -> list[str]:
+    """One notice where running statistics are shared and only one of both trainings was recorded."""
+    before = bound.previous
+    if before is None or (bound.recording is None) == (before.link is None or before.link.recording is None):
+        return []
+    known = running_statistics(bound.stage.model)
+    layers = _layers(name for name in _buffers(bound)[0] if name in known)
+    if not layers:
+        return []
+    return [
+        f"{bound.stage.where}: running statistics are followed from stage to stage where both trainings were "
+        f"recorded, and that of '{bound.name if bound.recording is None else before.name}' was not, so what "
+        f"examples of '{before.name}' did to those of {some_names(layers, 3)} is left out"
+    ]
+
+
+def _layers(buffers: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in buffers))
 
 
 def _buffers(bound: BoundStage) -> tuple[dict[str, str], list[str]]:
@@ -100,9 +122,9 @@ def _buffers(bound: BoundStage) -> tuple[dict[str, str], list[str]]:
 class Coverage:
     """How many of a stage's parameters its scores account for, and the names of those they do not.
 
-    buffers: floating-point buffers, which no score accounts for; shared_buffers: those of them beside shared
-        parameters; moved_buffers: those of these that differ from the previous stage's although the parameters were
-        kept.
+    buffers: floating-point buffers, which no score accounts for; a recorded training's running statistics are none.
+    shared_buffers: those beside shared parameters. moved_buffers: those of them that differ from the previous stage's
+        although the parameters were kept.
     """
 
     trained: int
@@ -116,7 +138,8 @@ class Coverage:
     @staticmethod
     def of(bound: BoundStage) -> "Coverage":
         sizes = {name: p.numel() for name, p in bound.stage.model.named_parameters()}
-        buffers = tuple(name for name, b in bound.stage.model.named_buffers() if b.is_floating_point())
+        floating = (name for name, b in bound.stage.model.named_buffers() if b.is_floating_point())
+        buffers = tuple(name for name in floating if name not in bound.statistics_values)
         constant = sum(sizes[name] for name in bound.constant_names)
         shared, moved = _buffers(bound)
         sizes_of = bound.trained.size, bound.inherited.size

@@ -18,8 +18,8 @@ from stagetrace.stages.space import Params
 @final
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient at one stage: in the parameters it trained, in those it inherited, and in the running statistics that are
-    followed through its training; one column per right-hand side.
+    """A gradient at one stage: in the parameters it trained, in those it inherited, and in the running statistics that
+    are followed through its training; one column per right-hand side.
 
     trained: `[trained.size, k]`; inherited: `[inherited.size, k]`; statistics: `[statistics.size, k]`, none by default.
     """

@@ -40,27 +40,31 @@ def pull_back(
     """
     inherited_part = gradient.inherited - mixed_product(bound.risk, indices, adjoint, progress)  # (11)
     anchored_part = bound.pull.unsqueeze(1) * adjoint  # (15)
-    return handed_back(bound, previous, inherited_part, anchored_part)
+    return handed_back(bound, previous, Gradient(anchored_part, inherited_part, gradient.statistics))
 
 
-def handed_back(bound: BoundStage, previous: BoundStage, inherited_part: Tensor, anchored_part: Tensor) -> Gradient:
-    """The gradient at `previous`, given that in the parameters kept from it and in the start of those moved.
+def handed_back(bound: BoundStage, previous: BoundStage, start: Gradient) -> Gradient:
+    """The gradient at `previous`, given that at the start of `bound`.
 
-    inherited_part: `[inherited.size, k]`; anchored_part: `[trained.size, k]`, where only what is shared counts.
+    start: in what was trained from the values of `previous` on, in what was kept, and in the running statistics; only
+        what is shared counts.
     """
-    columns = anchored_part.shape[1]
+    columns = start.trained.shape[1]
     trained, inherited = previous.trained.zeros(columns), previous.inherited.zeros(columns)
+    statistics = previous.statistics.zeros(columns)
     targets = {
         **{name: (trained, where) for name, where in previous.trained.slices().items()},
         **{name: (inherited, where) for name, where in previous.inherited.slices().items()},
+        **{name: (statistics, where) for name, where in previous.statistics.slices().items()},
     }
     for source, spaces, pairs in (
-        (inherited_part, bound.inherited, bound.inherited_from),
-        (anchored_part, bound.trained, bound.anchored_to),
+        (start.inherited, bound.inherited, bound.inherited_from),
+        (start.trained, bound.trained, bound.anchored_to),
+        (start.statistics, bound.statistics, bound.shared_statistics),
     ):
         places = spaces.slices()
         for name, other in pairs.items():
             if other in targets:
                 vector, where = targets[other]
                 vector[where] += source[places[name]].to(vector)
-    return Gradient(trained, inherited)
+    return Gradient(trained, inherited, statistics)

@@ -242,8 +242,11 @@ def _columns(gradient: Gradient, chain: Chain, *, parts: bool) -> Gradient:
     """The query's gradient, or its two parts side by side: what went through shared parameters, and the rest."""
     if not parts:
         return gradient
-    shared = chain.last.trained.mask(chain.last.anchored_to).unsqueeze(1)
+    last = chain.last
+    shared = last.trained.mask(last.anchored_to).unsqueeze(1)
+    beside = last.statistics.mask(last.shared_statistics).unsqueeze(1)
     return Gradient(
         torch.cat([gradient.trained * shared, gradient.trained * (1 - shared)], dim=1),
         torch.cat([gradient.inherited, torch.zeros_like(gradient.inherited)], dim=1),
+        torch.cat([gradient.statistics * beside, gradient.statistics * (1 - beside)], dim=1),
     )

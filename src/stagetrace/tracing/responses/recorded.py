@@ -4,7 +4,6 @@ from functools import partial
 from typing import final
 
 import torch
-from torch import Tensor
 
 from stagetrace.curvature.cost import Cost
 from stagetrace.progress import Progress
@@ -42,15 +41,12 @@ class Replayed:
     def backward(self, gradient: Gradient, known: Solution | None, progress: Progress) -> BackwardStep:
         """See `Response`."""
         solution, bound = known or self._run(gradient, progress), self.bound
-        own, inherited, weights = solution.value.split(
-            (bound.trained.size, bound.inherited.size, len(bound.stage.examples))
-        )
+        sizes = bound.trained.size, bound.inherited.size, bound.statistics.size, len(bound.stage.examples)
+        *start, weights = solution.value.split(sizes)
 
         def to_previous(previous: BoundStage) -> Gradient:
-            def placed(value: Tensor) -> Tensor:
-                return value.to(bound.trained.device, bound.trained.dtype)
-
-            return handed_back(bound, previous, gradient.inherited + placed(inherited), placed(own))
+            trained, inherited, statistics = (part.to(bound.trained.device, bound.trained.dtype) for part in start)
+            return handed_back(bound, previous, Gradient(trained, gradient.inherited + inherited, statistics))
 
         return BackwardStep(solution, partial(WeightScorer, bound.risk, weights * len(weights)), to_previous)
 
@@ -60,13 +56,14 @@ class Replayed:
             torch.random.fork_rng(),
             progress.task(f"replaying stage '{bound.name}'", recorded.steps, "steps") as advance,
         ):
-            reverse = Reverse(bound, recorded, gradient.trained)
+            reverse = Reverse(bound, recorded, gradient)
             for block in reversed(recorded.blocks):
                 reverse.block(block)
                 advance(len(block))
         found, columns = reverse.result(), gradient.trained.shape[1]
+        parts = found.trained, found.inherited, found.statistics, found.weights
         return Solution(
-            value=torch.cat([found.trained.cpu().double(), found.inherited.cpu().double(), found.weights]),
+            value=torch.cat([part.cpu().double() for part in parts]),
             system=Steps(recorded.steps),
             relative_residuals=(found.agreement.worst,) * columns,
             products=recorded.steps * columns,
@@ -74,5 +71,5 @@ class Replayed:
             steps=recorded.steps,
             statuses=(Status.CONVERGED,) * columns,
             tolerance=found.agreement.tolerance,
-            notes=found.agreement.notes,
+            notes=found.notes,
         )
