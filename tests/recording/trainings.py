@@ -1,5 +1,6 @@
 """Trainers over tiny models, to record and to run again with examples of another weight."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ def trainer(folder: Path, model: Any, rows: Any, *, cls: Any = transformers.Trai
         "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
     }  # fmt: skip
     own = {name: settings.pop(name) for name in ("compute_loss_func", "eval_dataset") if name in settings}
+    if settings.pop("checkpointed", False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the name
+            model.gradient_checkpointing_enable()
     tokenizer = tiny.tokenizer()
     masks = MASKED.get(type(model).__name__)
     collator = (
@@ -49,10 +54,12 @@ def trainer(folder: Path, model: Any, rows: Any, *, cls: Any = transformers.Trai
 
 
 class Weighted(transformers.Trainer):
-    """Gives each row's loss a weight of its own, which the row carries; what a batch is divided by stays."""
+    """Gives the loss of each row, which carries its number, a weight; what a batch is divided by stays."""
+
+    weights: Tensor
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **rest: Any) -> Tensor:
         del return_outputs, rest
-        weights = inputs.pop("weight")
+        weights = self.weights[inputs.pop("row")]
         losses = nn.functional.cross_entropy(model(**inputs).logits, inputs["labels"], reduction="none")
         return (losses * weights).sum() / len(losses)

@@ -1,5 +1,6 @@
 """Trainings that cannot be recorded such that they replay: refused by name, with what to do instead."""
 
+import sys
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -69,9 +70,8 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 def _draws_as_plain() -> bool:
-    import torch._inductor.config as settings
-
-    return bool(settings.fallback_random)
+    settings = sys.modules.get("torch._inductor.config")  # unless it was imported nothing was set; that takes seconds
+    return bool(getattr(settings, "fallback_random", False))
 
 
 def drops_out(model: nn.Module) -> bool:
