@@ -1,0 +1,1 @@
+"""Training that was recorded as it ran, replayed and differentiated."""
