@@ -84,7 +84,7 @@ def test_a_step_pulls_back_as_the_update_written_once_more(case: Case) -> None:
     def step(value: Tensor, slots: dict[str, Tensor], gradient: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return UPDATES[case.optimizer](value, slots, gradient, group, 6)
 
-    (value, stepped), pull = torch.func.vjp(step, here.state.value, slots, here.gradient)
+    (value, stepped), pull, *_ = torch.func.vjp(step, here.state.value, slots, here.gradient)
     real = here.stepped(here.gradient)
     close(value, real.value)  # the update is PyTorch's
     for name, slot in stepped.items():
@@ -144,7 +144,7 @@ def test_slots_that_no_query_sees_may_be_left_out(case: Case) -> None:
 def test_an_entry_never_seen_has_the_slope_that_a_small_gradient_finds(case: Case, before: int) -> None:
     """All gradients so far are 0, and the slots with them; then one of a millionth of eps, up or down."""
     zeros = torch.zeros(4, 3, dtype=torch.float64)
-    settings = {"eps": 1e-2, "weight_decay": 0.0} if "eps" in case.make([zeros]).defaults else {}
+    settings: dict[str, Any] = {"eps": 1e-2, "weight_decay": 0.0} if "eps" in case.make([zeros]).defaults else {}
     here = at(case, [zeros] * (before + 1), zeros, **settings)
     adjoint, gradient_bar = here.pulled
 
@@ -190,3 +190,24 @@ def test_nothing_given_is_written_to(case: Case) -> None:
         torch.equal(tensor, copy)
         for tensor, copy in zip((t for t in given if isinstance(t, Tensor)), kept, strict=True)
     )
+
+
+def test_a_parameter_may_be_a_single_number() -> None:
+    for case in CASES:
+        here = at(case, [random(seed=50 + step) for step in range(3)], random())
+        spread = at(case, [random(seed=50 + step).expand(1) for step in range(3)], random().expand(1))
+        rule = rule_for(here.optimizer)
+        after = Adjoint(spread.after.value[:, 0], {name: bar[:, 0] for name, bar in spread.after.slots.items()})
+        adjoint, gradient_bar = rule.pull_back(here.state, here.gradient, here.group, after)
+        close(adjoint.value, spread.pulled[0].value[:, 0])
+        close(gradient_bar, spread.pulled[1][:, 0])
+
+
+def test_adamw_decays_apart_from_the_gradient_where_the_group_does_not_say() -> None:
+    """As groups of PyTorch before 2.7 do not."""
+    case = Case(optim.AdamW, {"weight_decay": 0.1})
+    here = usual(case)
+    silent = {name: setting for name, setting in here.group.items() if name != "decoupled_weight_decay"}
+    adjoint, gradient_bar = rule_for(here.optimizer).pull_back(here.state, here.gradient, silent, here.after)
+    close(adjoint.value, here.pulled[0].value)
+    close(gradient_bar, here.pulled[1])
