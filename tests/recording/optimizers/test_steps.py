@@ -211,3 +211,12 @@ def test_adamw_decays_apart_from_the_gradient_where_the_group_does_not_say() -> 
     adjoint, gradient_bar = rule_for(here.optimizer).pull_back(here.state, here.gradient, silent, here.after)
     close(adjoint.value, here.pulled[0].value)
     close(gradient_bar, here.pulled[1])
+
+
+def test_adagrad_starts_a_parameter_that_came_late_from_its_first_value() -> None:
+    """As `add_param_group` brings one, without slots."""
+    case = Case(optim.Adagrad, {"initial_accumulator_value": 0.1})
+    here = at(case, [random(4, 3, seed=50)], random(4, 3))
+    late = rule_for(here.optimizer).pull_back(State(here.state.value), here.gradient, here.group, here.after)
+    close(late[0].value, here.pulled[0].value)
+    close(late[1], here.pulled[1])
