@@ -220,3 +220,11 @@ def test_adagrad_starts_a_parameter_that_came_late_from_its_first_value() -> Non
     late = rule_for(here.optimizer).pull_back(State(here.state.value), here.gradient, here.group, here.after)
     close(late[0].value, here.pulled[0].value)
     close(late[1], here.pulled[1])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.optimizer is optim.SGD], ids=str)
+def test_sgd_hands_nothing_on_to_a_buffer_that_was_not_there(case: Case) -> None:
+    here = at(case, [random(4, 3, seed=50)], random(4, 3))
+    after = Adjoint(here.after.value, {"momentum_buffer": here.after.value} if case.settings.get("momentum") else {})
+    before, _ = rule_for(here.optimizer).pull_back(here.state, here.gradient, here.group, after)
+    assert before.slots == {}
