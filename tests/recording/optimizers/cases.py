@@ -50,7 +50,7 @@ CASES = [
     Case(optim.RAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True, "betas": (0.8, 0.9)}),
     Case(optim.Adamax, {"weight_decay": 0.1, "betas": (0.8, 0.7)}),
     Case(optim.Adadelta, {"weight_decay": 0.1, "maximize": True, "eps": 1e-3}),
-    Case(optim.ASGD, {"weight_decay": 0.1, "t0": 2.0, "lambd": 0.1}),
+    Case(optim.ASGD, {"weight_decay": 0.1, "t0": 2.0, "lambd": 0.1, "maximize": True}),
 ]
 
 # The last row of the embedding is never seen, the one before in every second batch only.
