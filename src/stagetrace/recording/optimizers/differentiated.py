@@ -40,9 +40,7 @@ class Differentiated:
         leaves = [state.value, gradient, *(state.slots[name] for name in names)]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         with torch.enable_grad():
-            # The step writes in place, which a leaf forbids; and a tensor that is no leaf has a .grad if it retains it.
-            value = leaves[0].clone()
-            value.retain_grad()
+            value = leaves[0].clone()  # the step writes in place, which a leaf forbids
             value.grad = leaves[1]
             optimizer = self.optimizer([value], **settings, differentiable=True)
             slots = {name: kept.clone() if isinstance(kept, Tensor) else kept for name, kept in state.slots.items()}
