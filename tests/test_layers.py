@@ -15,6 +15,7 @@ PACKAGE = "stagetrace"
 LAYERS = [
     {"errors", "parallel", "plaintext", "progress", "terminal", "version"},
     {"objectives"},
+    {"recording"},
     {"stages"},
     {"curvature"},
     {"solvers"},

@@ -1,6 +1,8 @@
 """What cannot be run backwards is refused by name, with what to use instead."""
 
 import re
+from collections.abc import Mapping
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from stagetrace.errors import DescriptionError
 from stagetrace.recording.optimizers import Adjoint, State, class_of, rule_for, rule_of
 from stagetrace.recording.optimizers.named import RULES, name_of
 from stagetrace.recording.optimizers.settings import check_options
+from stagetrace.recording.optimizers.sgd import SGD
 
 
 def parameter(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,6 +85,23 @@ def test_a_subclass_that_steps_as_its_parent_is_its_parent() -> None:
         optim.lr_scheduler.ConstantLR(optimizer)
         assert class_of(optimizer) == "torch.optim.adamw.AdamW"
         assert rule_for(optimizer) is RULES[optim.AdamW]
+
+
+def test_a_step_that_pytorch_wrapped_for_the_subclass_alone_is_its_parents() -> None:
+    """As it does where the subclass is the first of its family in use."""
+    profiled = optim.Optimizer.profile_hook_step(unwrap(optim.AdamW.step))
+    first = type("First", (optim.AdamW,), {"step": profiled})
+    assert class_of(first([parameter()])) == "torch.optim.adamw.AdamW"
+
+
+def test_every_group_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(rule: SGD, group: Mapping[str, Any], where: str) -> None:
+        places[where] = group["lr"]
+
+    places: dict[str, float] = {}
+    monkeypatch.setattr(SGD, "check", check)
+    rule_for(optim.SGD([{"params": [parameter()]}, {"params": [parameter()], "lr": 0.2}], lr=0.1))
+    assert places == {"optimizer, parameter group 0": 0.1, "optimizer, parameter group 1": 0.2}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
