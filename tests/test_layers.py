@@ -15,7 +15,6 @@ PACKAGE = "stagetrace"
 LAYERS = [
     {"errors", "parallel", "plaintext", "progress", "terminal", "version"},
     {"objectives"},
-    {"recording"},
     {"stages"},
     {"curvature"},
     {"solvers"},

@@ -70,3 +70,15 @@ def test_the_parts_of_a_score_add_up(tmp_path: Path):
         assert found.via_head is not None
         assert bool(found.via_head.any())
         torch.testing.assert_close(found.via_shared + found.via_head, whole[name].values, rtol=1e-10, atol=1e-12)
+
+
+def test_scores_do_not_depend_on_the_memory_for_states(tmp_path: Path):
+    """Blocks of up to 5 steps, with room for all of their states and for two of them."""
+    chain = CASES["adam-clipped-accumulated"].chain(tmp_path)
+    query = CASES["adam-clipped-accumulated"].query("mean")
+    roomy = trace(chain, query)
+    for link in (stage.link for stage in chain.stages):
+        object.__setattr__(link, "memory", 1)
+    tight = trace(chain, query)
+    for name in chain.names:
+        assert torch.equal(roomy[name].values, tight[name].values)

@@ -51,6 +51,8 @@ class Unrolled(Link):
             ended, or a state that was kept on the way (the best checkpoint).
 
         seeds: of the orders of the batches, where the library trains.
+        memory: bytes for the states between two that were kept, while the steps run backwards; where they do not fit,
+            some steps are replayed once more. The scores do not depend on it.
 
     Raises:
         DescriptionError: no recording is given, or sessions that do not follow one another.
@@ -62,6 +64,7 @@ class Unrolled(Link):
     shared: Any = ()
     recording: "Recorded | Trains | str | Path | Sequence[Recorded | str | Path] | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
     seeds: Sequence[int] = (0,)
+    memory: int = 2 * 2**30
 
     in_training_loss: ClassVar[bool] = False
 
@@ -77,6 +80,8 @@ class Unrolled(Link):
                 refuse(f"Unrolled: seeds must be one or more different whole numbers, got {list(self.seeds)}")
         else:
             object.__setattr__(self, "recording", _loaded(self.recording))
+        if not isinstance(self.memory, int) or isinstance(self.memory, bool) or self.memory < 1:
+            refuse(f"Unrolled: memory must be a number of bytes, such as {2 * 2**30:,} for 2 GiB, got {self.memory!r}")
         super().__post_init__()
 
     @property

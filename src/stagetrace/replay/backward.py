@@ -17,7 +17,9 @@ on to the next, so the last is run first. It is the chain rule and nothing else:
 (Maclaurin, Duvenaud & Adams 2015 for one stage of SGD with momentum.)
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil, isqrt
 from typing import final
 
 import torch
@@ -35,6 +37,9 @@ from stagetrace.replay.training import Training
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.space import Params
+
+MEMORY = 2 * 2**30
+"""Bytes for the states of a block, where nothing else is asked for."""
 
 
 @final
@@ -61,10 +66,12 @@ class Reverse:
     """A recorded training run backwards, block by block; each block is replayed first, and must come out as recorded.
 
     bound: the stage as it was left, its parameters those at the end of the recording.
+    memory: bytes for the states of a block. Where they do not fit, some are held and the steps between are replayed
+        once more.
     """
 
-    def __init__(self, bound: BoundStage, recorded: Recorded, gradient: Gradient) -> None:
-        self._bound, self._recorded = bound, recorded
+    def __init__(self, bound: BoundStage, recorded: Recorded, gradient: Gradient, memory: int = MEMORY) -> None:
+        self._bound, self._recorded, self._memory = bound, recorded, memory
         self._training = Training(bound)
         self._rule: Rule = rule_of(recorded.optimizer, bound.stage.where)
         self._group = {name: number for number, names in enumerate(recorded.groups) for name in names}
@@ -88,15 +95,36 @@ class Reverse:
             DifferentiationError: the gradient of a step has no derivative.
         """
         start, end = self._recorded.state(block.start), self._recorded.state(block.stop)
-        self._began, steps = start.buffers, self._recorded.read(block)
-        path = [Point.of(start, self._bound.trained_values)]
-        for number, step in zip(block[:-1], steps[:-1], strict=True):
-            path.append(self._forwards(number, step, path[-1]))
-        for place in reversed(range(len(steps))):
-            point = path.pop()
-            found = self._backwards(steps[place], point, block[place], last=place == len(steps) - 1)
-            if found is not None:
-                self.agreement.check_end(block, start, end, found)
+        self._began = start.buffers
+        steps = dict(zip(block, self._recorded.read(block), strict=True))
+        point = Point.of(start, self._bound.trained_values)
+
+        def ended(found: Point) -> None:
+            self.agreement.check_end(block, start, end, found)
+
+        self._stretch(steps, point, max(2, self._memory // point.size), ended)
+
+    def _stretch(self, steps: Mapping[int, Step], point: Point, room: int, ended: Callable[[Point], None]) -> None:
+        """Run consecutive steps backwards, given the point before the first; holds up to `room` points at a time.
+
+        ended: is told the point after the last step, where that was not computed before.
+        """
+        numbers = list(steps)
+        several = max(2, min(room // 2, isqrt(len(numbers)) + 1))
+        size = 1 if len(numbers) <= max(room, 1) else ceil(len(numbers) / several)
+        starts = {0: point}
+        for place, number in enumerate(numbers[: (len(numbers) - 1) // size * size], 1):
+            point = self._forwards(number, steps[number], point)
+            if place % size == 0:
+                starts[place] = point
+        for place in reversed(list(starts)):
+            start, part = starts.pop(place), numbers[place : place + size]
+            if size > 1:
+                self._stretch({n: steps[n] for n in part}, start, room - len(starts), ended)
+                ended = _known
+            else:
+                self._backwards(part[0], steps[part[0]], start, ended)
+                ended = _known
 
     def result(self) -> Unrolled:
         """What has come out, once every block was run."""
@@ -116,15 +144,14 @@ class Reverse:
         self.agreement.check_step(number, step, found)
         return stepped(self._recorded, point, step, found.clipped, self._training.buffers)
 
-    def _backwards(self, step: Step, point: Point, number: int, *, last: bool) -> Point | None:
-        """One step backwards. Returns the point after it if it is a block's last, which was not replayed before."""
+    def _backwards(self, number: int, step: Step, point: Point, ended: Callable[[Point], None]) -> None:
+        """One step backwards. ended: is told the point after it, unless that is known."""
         live = [name for name in point.values if name not in step.resting]
         graphs = StepGraphs(self._training, point, self._bound.inherited_values, step)
         found = graphs.gradient()
-        after: Point | None = None
-        if last:
+        if ended is not _known:
             self.agreement.check_step(number, step, found)
-            after = stepped(self._recorded, point, step, found.clipped, self._training.buffers)
+            ended(stepped(self._recorded, point, step, found.clipped, self._training.buffers))
         cotangents: Params = {}
         for name in live:
             before, cotangents[name] = self._rule.pull_back(
@@ -140,4 +167,8 @@ class Reverse:
                 self._inherited[name] += product
             self._statistics = products.statistics
             self._weights.index_add_(0, products.ids, products.weights)
-        return after
+
+
+def _known(point: Point) -> None:
+    """The point after a step that was replayed before."""
+    del point

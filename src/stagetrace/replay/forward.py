@@ -37,6 +37,13 @@ class Point:
             {name: {slot: moved(v) for slot, v in slots.items()} for name, slots in state.slots.items()},
         )
 
+    @property
+    def size(self) -> int:
+        """Bytes of the point and of those after it: moments that are still to come are counted."""
+        slots = sum(_bytes(v) for held in self.slots.values() for v in held.values())
+        values = sum(map(_bytes, self.values.values()))
+        return max(1, values + max(slots, 2 * values) + sum(map(_bytes, self.buffers.values())))
+
     def parameter(self, name: str) -> ParameterState:
         """One parameter before the step."""
         return ParameterState(self.values[name], self.slots.get(name, {}))
@@ -68,6 +75,10 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class of that qualified name."""
     module, _, kind = name.rpartition(".")
     return getattr(import_module(module), kind)
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
 def _rate(settings: Mapping[str, Any]) -> float:

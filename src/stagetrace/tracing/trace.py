@@ -14,6 +14,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError, StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
+from stagetrace.replay.backward import MEMORY
 from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.part import join
@@ -167,7 +168,9 @@ def _of_trained(
 def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
     recorded = bound.recording
-    return Implicit(bound, curvature, solver) if recorded is None else Replayed(bound, recorded)
+    if recorded is None:
+        return Implicit(bound, curvature, solver)
+    return Replayed(bound, recorded, getattr(bound.stage.link, "memory", MEMORY))
 
 
 def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:

@@ -8,7 +8,7 @@ import torch
 from stagetrace.curvature.cost import Cost
 from stagetrace.progress import Progress
 from stagetrace.recording.recorded import Recorded
-from stagetrace.replay.backward import Reverse
+from stagetrace.replay.backward import MEMORY, Reverse
 from stagetrace.replay.fitting import fitting
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import Steps
@@ -31,8 +31,8 @@ class Replayed:
         DescriptionError, ResultsError: the recording is not that of this stage; see `fitting`.
     """
 
-    def __init__(self, bound: BoundStage, recorded: Recorded) -> None:
-        self.bound = bound
+    def __init__(self, bound: BoundStage, recorded: Recorded, memory: int = MEMORY) -> None:
+        self.bound, self._memory = bound, memory
         self.recorded = fitting(bound, recorded)
 
     def cost(self) -> Cost | None:
@@ -56,7 +56,7 @@ class Replayed:
             torch.random.fork_rng(),
             progress.task(f"replaying stage '{bound.name}'", recorded.steps, "steps") as advance,
         ):
-            reverse = Reverse(bound, recorded, gradient)
+            reverse = Reverse(bound, recorded, gradient, self._memory)
             for block in reversed(recorded.blocks):
                 reverse.block(block)
                 advance(len(block))
