@@ -10,9 +10,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from stagetrace import Chain, Query, Recorded, Recording, Stage, Trace, Unrolled, trace
+from stagetrace import Chain, Query, Recording, Stage, Trace, Unrolled, trace
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
+from stagetrace.recording import Recorded
 from tests.replay.runs import Net, data_of
 
 DATA = [(x.float(), y) for x, y in data_of(11, 3, seed=1)]

@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 
-from stagetrace import Chain, Recorded, Recording, Trace, Unrolled, hf, trace
+from stagetrace import Chain, Recording, Trace, Unrolled, hf, trace
 from stagetrace.errors import DataError, DescriptionError
 from stagetrace.objectives import Classification, MaskedToken
+from stagetrace.recording import Recorded
 from tests.recording import trainings as of
 
 pytestmark = pytest.mark.filterwarnings(

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
-from stagetrace import Chain, Query, Recorded, Recording, Stage, Unrolled, trace
+from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
+from stagetrace.recording import Recorded
 from stagetrace.recording.refused import check_model
 from stagetrace.recording.spacing import Spacing
 from tests.replay.runs import Net, data_of
