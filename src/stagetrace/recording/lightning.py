@@ -68,7 +68,7 @@ def check_fit(trainer: Any, module: Any) -> None:
             f"{who}: {type(module).__name__} steps by itself (automatic_optimization=False), where callbacks are not told "
             "what is a step; put `with Recording(folder, module, optimizer) as recording:` around a loop of your own"
         )
-    if len(trainer.optimizers) != 1:
+    if len(trainer.optimizers) != 1:  # Lightning itself refuses several, unless the module steps by hand
         refuse(f"{who}: {len(trainer.optimizers)} optimisers; train with one, with a parameter group for each rate")
     if trainer.world_size > 1:
         refuse(

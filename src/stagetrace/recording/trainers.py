@@ -169,5 +169,17 @@ def check_trainer(trainer: Any) -> None:
             f"{who}: train_dataset is a stream, whose examples have no numbers; give a map-style data set (of a stream, "
             "the examples of one pass: datasets.Dataset.from_list(list(stream)))"
         )
+    collator = trainer.data_collator
+    if getattr(collator, "padding_free", False) or type(collator).__name__ == "DataCollatorWithFlattening":
+        refuse(
+            f"{who}: {type(collator).__name__} makes one row of all examples of a batch, so that no example has a loss of "
+            "its own; set padding_free=False (with packing=True also packing_strategy='wrapped': an example is then a "
+            "packed row)"
+        )
+    if hasattr(trainer, "_generate_and_score_completions") or "Online" in type(trainer).__name__:
+        refuse(
+            f"{who}: {type(trainer).__name__} generates within each step what it learns from, which is a choice of "
+            "tokens and has no derivative; record a training on completions that are there beforehand (SFT, DPO)"
+        )
     if getattr(args, "torch_compile", False) and trainer.model is not None:
         refuse_compiled(trainer.model)

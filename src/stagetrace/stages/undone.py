@@ -19,6 +19,7 @@ def without_training_aids(model: nn.Module, where: str) -> nn.Module:
     """The model as its class computes it; changes `model`, which must be the library's own.
 
     - accelerate's `forward` in mixed precision (`bf16=True`, `fp16=True`), which rounds to sixteen bits;
+    - TRL's `forward`, which may compute the loss with the output layer, and else calls the user's own model;
     - hooks that mark the output of embeddings as requiring a gradient (gradient checkpointing), or add noise to it
       (NEFTune);
     - fused kernels for mixtures of experts, which have neither a second derivative nor forward mode;
@@ -31,6 +32,7 @@ def without_training_aids(model: nn.Module, where: str) -> nn.Module:
     """
     for name, module in model.named_modules():
         _without_mixed_precision(module)
+        _without_fused_output(module)
         _without_hooks(module)
         config: Any = getattr(module, "config", None)
         if getattr(config, EXPERTS, None) not in (None, "eager"):
@@ -49,6 +51,13 @@ def _without_mixed_precision(module: nn.Module) -> None:
     function = getattr(original, "__func__", None)
     if function is not None and function is not type(module).forward:  # another one was there before
         module.forward = MethodType(function, module)
+
+
+def _without_fused_output(module: nn.Module) -> None:
+    function = getattr(vars(module).get("forward"), "__func__", None)
+    home = getattr(function, "__globals__", {}).get("__name__", "")
+    if home.partition(".")[0] == "trl" and getattr(function, "__wrapped__", None) is type(module).forward:
+        del module.forward
 
 
 def _without_hooks(module: nn.Module) -> None:
