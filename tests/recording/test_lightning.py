@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from stagetrace import Chain, Query, Recorded, Recording, Stage, Unrolled, trace
+from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
+from stagetrace.recording import Recorded
 from tests.replay.runs import Net, data_of
 
 lightning = pytest.importorskip("lightning")

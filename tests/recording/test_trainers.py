@@ -59,7 +59,9 @@ def test_a_trainer_trains_as_without_and_is_replayed(name: str, settings: dict[s
     steps = [step for block in recorded.blocks for step in recorded.read(block)]
     assert [len(step.micros) for step in steps] == [2, 1, 2, 1, 2, 1]
     assert sorted(i for step in steps[:2] for micro in step.micros for i in micro.ids) == list(range(len(rows)))
-    assert {micro.autocast for step in steps for micro in step.micros} == {("cpu", "bfloat16") if "bf16" in settings else None}
+    assert {micro.autocast for step in steps for micro in step.micros} == {
+        ("cpu", "bfloat16") if "bf16" in settings else None
+    }
     assert recorded.states == (0, 3, 6)  # the root of six steps, rounded up
     off, found = agreement(trained, recorded)
     assert off < 1e-5
@@ -72,7 +74,9 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
         settings: dict[str, Any] = {"cls": of.Weighted, "remove_unused_columns": False}
         if folder is None:
             rows = rows.add_column("row", range(len(rows)))
-        trainer = of.trainer(tmp_path / "out", of.model(CLASSIFIER, torch.float64), rows, **({} if folder else settings))
+        trainer = of.trainer(
+            tmp_path / "out", of.model(CLASSIFIER, torch.float64), rows, **({} if folder else settings)
+        )
         trainer.weights = torch.tensor(weights, dtype=torch.float64)
         if folder is not None:
             Recording.of(trainer, folder, every=2)
@@ -91,7 +95,9 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
     assert off < 1e-12
     stage = hf.from_trainer(trained, "only", link=Unrolled(recording=tmp_path / "recording"))
     scores = trace(Chain(stage), hf.query(trained.train_dataset.select([0, 5]), stage=stage))["only"].values
-    clips = [clip for block in stage.link.recording.blocks for s in stage.link.recording.read(block) for clip in s.clips]
+    clips = [
+        clip for block in stage.link.recording.blocks for s in stage.link.recording.read(block) for clip in s.clips
+    ]
     assert sum(clip.norm > clip.limit for clip in clips) >= 4  # clipping is at work
     for index in (2, 8):
         difference = []
@@ -196,7 +202,7 @@ def test_a_stream_is_refused(tmp_path: Path):
 
 
 def test_anything_else_is_refused(tmp_path: Path):
-    with pytest.raises(DescriptionError, match="got a str; give a transformers.Trainer"):
+    with pytest.raises(DescriptionError, match=r"got a str; give a transformers\.Trainer"):
         Recording.of("trainer", tmp_path / "recording")
 
 

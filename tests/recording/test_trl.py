@@ -48,9 +48,7 @@ def test_tuned_as_without_and_replayed(settings: dict[str, Any], allowed: float,
     assert all(torch.equal(a, b) for a, b in pairs)
     rows, collate = trained.train_dataset, trained.data_collator
     link = Unrolled(recording=tmp_path / "recording")
-    stage = Stage(
-        "only", model=trained.model.eval(), objective=NextToken("sum"), data=rows, collate=collate, link=link
-    )
+    stage = Stage("only", model=trained.model.eval(), objective=NextToken("sum"), data=rows, collate=collate, link=link)
     found = trace(Chain(stage), Query([rows[0]], collate=collate))
     assert found.solutions["only"].relative_residuals[0] < allowed
     assert bool((found["only"].values != 0).all())

@@ -1,4 +1,4 @@
-"""What loops do beside the plain case: closures, recomputed activations, compiled models, budgets; and what is refused."""
+"""Beside the plain loop: closures, recomputed activations, compiled models, budgets; and what is refused."""
 
 import json
 import logging
@@ -41,7 +41,9 @@ class Reentrant(Recomputed):
     reentrant = True
 
 
-def trained(folder: Path | None, kind: type[Net] = Net, *, closure: bool = False, epochs: int = 2, **settings: Any) -> Net:
+def trained(
+    folder: Path | None, kind: type[Net] = Net, *, closure: bool = False, epochs: int = 2, **settings: Any
+) -> Net:
     torch.manual_seed(0)
     model = kind(3, 0.2).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
@@ -127,31 +129,27 @@ def test_size_and_time_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert 0 < seconds["recording"] < seconds["training"]
 
 
+def half_trained(folder: Path, optimizer: Any, model: Net, step: Any) -> None:
+    with Recording(folder, model, optimizer) as recording:
+        for x, y in recording.loader(DataLoader(DATA, 4)):
+            step(F.cross_entropy(model(x), y))
+
+
 def test_a_scaler_is_refused(tmp_path: Path):
-    model = Net(3, 0.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu")
+    model = Net(3, 0.0).double()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
     before = torch.amp.GradScaler.scale
-    with (
-        pytest.raises(DescriptionError, match=r"GradScaler multiplies losses .* Train in bfloat16"),
-        Recording(tmp_path, model, optimizer) as recording,
-    ):
-        for x, y in recording.loader(DataLoader([(x.float(), y) for x, y in DATA], 4)):
-            scaler.scale(F.cross_entropy(model(x), y)).backward()
+    with pytest.raises(DescriptionError, match=r"GradScaler multiplies losses .* Train in bfloat16"):
+        half_trained(tmp_path, optimizer, model, lambda loss: scaler.scale(loss))
     assert torch.amp.GradScaler.scale is before
 
 
 def test_a_second_optimizer_is_refused(tmp_path: Path):
-    model = Net(3, 0.0)
+    model = Net(3, 0.0).double()
     body = torch.optim.SGD(model.body.parameters(), lr=0.1)
     head = torch.optim.Adam(model.head.parameters(), lr=0.1)
-    with (
-        pytest.raises(DescriptionError, match=r"Adam stepped on the model too.*a parameter group for each rate"),
-        Recording(tmp_path, model, body) as recording,
-    ):
-        for x, y in recording.loader(DataLoader([(x.float(), y) for x, y in DATA], 4)):
-            F.cross_entropy(model(x), y).backward()
-            head.step()
+    with pytest.raises(DescriptionError, match=r"Adam stepped on the model too.*a parameter group for each rate"):
+        half_trained(tmp_path, body, model, lambda loss: (loss.backward(), head.step()))
 
 
 def test_a_compiled_model_is_refused_with_dropout_alone(monkeypatch: pytest.MonkeyPatch):
@@ -170,7 +168,7 @@ def test_models_in_pieces_and_averages_are_refused():
     class DistributedDataParallel(nn.Module):
         """By its name, which is what is looked at: there is one process here."""
 
-    with pytest.raises(DescriptionError, match="data parallelism over several processes.*in one process"):
+    with pytest.raises(DescriptionError, match=r"data parallelism over several processes.*in one process"):
         check_model(DistributedDataParallel())
     with pytest.raises(DescriptionError, match=r"averaged weights \(AveragedModel\)"):
         check_model(torch.optim.swa_utils.AveragedModel(Net(3, 0.0)))

@@ -65,10 +65,10 @@ def check_fit(trainer: Any, module: Any) -> None:
     who = "Recording.callback"
     if not module.automatic_optimization:
         refuse(
-            f"{who}: {type(module).__name__} steps by itself (automatic_optimization=False), where callbacks are not told "
-            "what is a step; put `with Recording(folder, module, optimizer) as recording:` around a loop of your own"
+            f"{who}: {type(module).__name__} steps by itself (automatic_optimization=False), where callbacks are not "
+            "told what is a step; put `with Recording(folder, module, optimizer):` around a loop of your own"
         )
-    if len(trainer.optimizers) != 1:  # Lightning itself refuses several, unless the module steps by hand
+    if len(trainer.optimizers) != 1:  # none; Lightning refuses several
         refuse(f"{who}: {len(trainer.optimizers)} optimisers; train with one, with a parameter group for each rate")
     if trainer.world_size > 1:
         refuse(
@@ -83,6 +83,6 @@ def check_fit(trainer: Any, module: Any) -> None:
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     if any("WeightAveraging" in kind for kind in kinds):
         refuse(
-            f"{who}: weights are averaged (SWA, EMA) and put into the module, where no optimiser's step leads; leave the "
-            "callback out, or average a copy after the training"
+            f"{who}: weights are averaged (SWA, EMA) and put into the module, where no optimiser's step leads; leave "
+            "the callback out, or average a copy after the training"
         )

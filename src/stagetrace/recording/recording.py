@@ -87,7 +87,7 @@ class Recording:
         settings: `every` and `inputs`, as for `Recording`.
 
         Raises:
-            DescriptionError: it is no Trainer, or it trains in a way that cannot be replayed; says which, and what to do.
+            DescriptionError: it is no Trainer, or trains in a way that cannot be replayed; says what to do.
         """
         from stagetrace.recording.trainers import attach
 
@@ -150,7 +150,8 @@ class Recording:
 
     def stop(self, *, complete: bool) -> None:
         """End: what is left is written, and nothing is watched any more. complete: the training ended as meant."""
-        assert self._watch is not None and self._writer is not None
+        assert self._watch is not None
+        assert self._writer is not None
         ended = time.perf_counter()
         last = self._watch.stop()
         # how long recording took, as a part of the training's time
@@ -193,8 +194,8 @@ class Recording:
         examples = len(inner.dataset)
         if self._examples not in (None, examples):
             refuse(
-                f"recording.loader: loaders over {self._examples:,} and {examples:,} examples in one recording; examples "
-                "are known by their numbers in one data set, so give each its own recording"
+                f"recording.loader: loaders over {self._examples:,} and {examples:,} examples in one recording; "
+                "examples are known by their numbers in one data set, so give each its own recording"
             )
         self._examples = examples
         try:
@@ -240,6 +241,6 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
     if foreign:
         refuse(
-            f"Recording: {foreign} of the optimiser's parameters are not the model's; give the module that was handed to "
-            "the optimiser (before it was moved or wrapped, if that made copies)"
+            f"Recording: {foreign} of the optimiser's parameters are not the model's; give the module that was handed "
+            "to the optimiser (before it was moved or wrapped, if that made copies)"
         )

@@ -42,8 +42,8 @@ def check_model(model: nn.Module) -> None:
         )
     if isinstance(model, torch.optim.swa_utils.AveragedModel):
         refuse(
-            "Recording: the model holds averaged weights (AveragedModel), which no optimiser steps; give the module that "
-            "is trained, and end the stage there"
+            "Recording: the model holds averaged weights (AveragedModel), which no optimiser steps; give the module "
+            "that is trained, and end the stage there"
         )
     if any(is_compiled(module) for module in model.modules()):
         refuse_compiled(model)
@@ -64,8 +64,8 @@ def refuse_compiled(model: nn.Module) -> None:
     if not drops_out(model) or _draws_as_plain():
         return
     refuse(
-        "Recording: the model is compiled and has dropout, whose masks the compiler draws in its own way; train without "
-        "torch.compile, or set torch._inductor.config.fallback_random = True before the training"
+        "Recording: the model is compiled and has dropout, whose masks the compiler draws in its own way; train "
+        "without torch.compile, or set torch._inductor.config.fallback_random = True before the training"
     )
 
 
@@ -95,9 +95,9 @@ def refuse_scaler(original: Callable[..., Any], scaler: Any, *arguments: Any, **
     """
     if scaler.is_enabled():
         refuse(
-            "recording: torch.amp.GradScaler multiplies losses so that gradients fit into float16, and leaves out steps "
-            "where they do not; what underflows has no derivative. Train in bfloat16, which needs no scaler (bf16=True, "
-            "mixed_precision='bf16', precision='bf16-mixed'), or in float32"
+            "recording: torch.amp.GradScaler multiplies losses so that gradients fit into float16, and leaves out "
+            "steps where they do not; what underflows has no derivative. Train in bfloat16, which needs no scaler "
+            "(bf16=True, mixed_precision='bf16', precision='bf16-mixed'), or in float32"
         )
     return original(scaler, *arguments, **named)
 

@@ -1,4 +1,4 @@
-"""A training that was interrupted and resumed: its sessions, each recorded into a folder of its own, as one recording."""
+"""A training that was interrupted and resumed: its sessions, each recorded into a folder of its own, put together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -55,13 +55,13 @@ def _followed(first: Recorded, second: Recorded) -> Recorded:
         near = step
     if near is not None:
         refuse(
-            f"{where}: its parameters are those of step {near:,}, but the optimiser's state is not: it was resumed with "
-            "another optimiser state (a new optimiser, moments that were not saved); give it as a stage of its own"
+            f"{where}: its parameters are those of step {near:,}, but the optimiser's state is not: it was resumed "
+            "with another optimiser state (a new optimiser, moments that were not saved); give it as a stage of its own"
         )
     refuse(
         f"{where}: its first state is none of those that were kept (before the steps {_few(first.states)}); give the "
-        "sessions in the order in which they ran, and keep a state where checkpoints are saved (Recording.of does; in a "
-        "loop of your own every=... hits their steps)"
+        "sessions in the order in which they ran, and keep a state where checkpoints are saved (Recording.of does; in "
+        "a loop of your own every=... hits their steps)"
     )
 
 

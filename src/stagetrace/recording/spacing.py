@@ -1,4 +1,4 @@
-"""Which states of a training are kept: at a distance, by the square root of the steps, or as a budget of bytes allows."""
+"""Which states of a training are kept: at a distance, by the square root of the steps, or as many as fit."""
 
 import math
 import re
@@ -16,8 +16,8 @@ UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB
 class Spacing:
     """Before which steps the state is kept.
 
-    every: a number of steps; "auto": before the steps 0, 1, 4, 9, 16, ..., or every root of the steps where their number
-        is known; "200 MB": the same, but every other state is dropped whenever they do not fit.
+    every: a number of steps; "auto": before the steps 0, 1, 4, 9, 16, ..., or every root of the steps where their
+        number is known; "200 MB": the same, but every other state is dropped whenever they do not fit.
 
     With squares neither the number of states nor the longest way between two of them outgrows the square root of the
     steps (by more than twice), without the number of steps being known beforehand.

@@ -39,12 +39,12 @@ def attach(recording: Records, trainer: Any) -> None:
         from transformers import Trainer
     except ImportError:
         refuse(
-            "Recording.of: transformers is not installed; for a loop of your own write Recording(folder, model, optimizer)"
+            "Recording.of: transformers is not installed; for a loop of your own: Recording(folder, model, optimizer)"
         )
     if not isinstance(trainer, Trainer):
         refuse(
-            f"Recording.of: got a {type(trainer).__name__}; give a transformers.Trainer (or one of TRL), for Lightning see "
-            "Recording.callback, for a loop of your own Recording(folder, model, optimizer)"
+            f"Recording.of: got a {type(trainer).__name__}; give a transformers.Trainer (or one of TRL), for Lightning "
+            "see Recording.callback, for a loop of your own Recording(folder, model, optimizer)"
         )
     check_trainer(trainer)
     train: Callable[..., Any] = trainer.train
@@ -90,8 +90,8 @@ class _Attached:
         """The model and the optimiser are there, the first batch is not."""
         if self._running:
             raise DescriptionError(
-                "Recording.of: the Trainer began anew within one train() (auto_find_batch_size=True does that); set the "
-                "batch size that fits, and record that"
+                "Recording.of: the Trainer began anew within one train() (auto_find_batch_size=True does that); set "
+                "the batch size that fits, and record that"
             )
         check_trainer(self._trainer)  # a DeepSpeed or FSDP plugin of accelerate may have come since
         self.watch = self._recording.start(self._trainer.model, optimizer, steps=steps)
@@ -149,8 +149,8 @@ def check_trainer(trainer: Any) -> None:
             refuse(f"{who}: the Trainer uses {name}, which keeps the parameters in pieces; train without it to record")
     if args.world_size > 1 or args.n_gpu > 1:
         refuse(
-            f"{who}: the Trainer runs on {max(args.world_size, args.n_gpu)} devices, each of which sees a part of a batch; "
-            "train on one (CUDA_VISIBLE_DEVICES=0), with gradient_accumulation_steps times as many"
+            f"{who}: the Trainer runs on {max(args.world_size, args.n_gpu)} devices, each of which sees a part of a "
+            "batch; train on one (CUDA_VISIBLE_DEVICES=0), with gradient_accumulation_steps times as many"
         )
     if getattr(trainer, "neftune_noise_alpha", None) is not None:
         refuse(
@@ -159,22 +159,22 @@ def check_trainer(trainer: Any) -> None:
         )
     if getattr(args, "fp16", False):
         refuse(
-            f"{who}: fp16=True scales losses so that gradients fit into float16, and leaves out steps where they do not; "
-            "what underflows has no derivative. Set bf16=True, or train in float32"
+            f"{who}: fp16=True scales losses so that gradients fit into float16, and leaves out steps where they do "
+            "not; what underflows has no derivative. Set bf16=True, or train in float32"
         )
     if trainer.train_dataset is None:
         refuse(f"{who}: the Trainer has no train_dataset; give it the data set to train on")
     if not (hasattr(trainer.train_dataset, "__len__") and hasattr(trainer.train_dataset, "__getitem__")):
         refuse(
-            f"{who}: train_dataset is a stream, whose examples have no numbers; give a map-style data set (of a stream, "
-            "the examples of one pass: datasets.Dataset.from_list(list(stream)))"
+            f"{who}: train_dataset is a stream, whose examples have no numbers; give a map-style data set (of a "
+            "stream, the examples of one pass: datasets.Dataset.from_list(list(stream)))"
         )
     collator = trainer.data_collator
     if getattr(collator, "padding_free", False) or type(collator).__name__ == "DataCollatorWithFlattening":
         refuse(
-            f"{who}: {type(collator).__name__} makes one row of all examples of a batch, so that no example has a loss of "
-            "its own; set padding_free=False (with packing=True also packing_strategy='wrapped': an example is then a "
-            "packed row)"
+            f"{who}: {type(collator).__name__} makes one row of all examples of a batch, so that no example has a loss "
+            "of its own; set padding_free=False (with packing=True also packing_strategy='wrapped': an example is then "
+            "a packed row)"
         )
     if hasattr(trainer, "_generate_and_score_completions") or "Online" in type(trainer).__name__:
         refuse(

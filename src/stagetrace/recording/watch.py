@@ -127,7 +127,7 @@ class Watch:
         self.seconds += time.perf_counter() - started
 
     def before_forward(self) -> None:
-        """The forward pass of the batch is about to begin; called where that is known better than by the model's call."""
+        """The forward pass is about to begin; called where that is known better than by the model's call."""
         if not self._pending or self._pending[-1].forward:
             return
         current = self._pending[-1]
@@ -173,7 +173,7 @@ class Watch:
             refuse_other_optimizer(optimizer, self.names)
 
     def _before_step(
-        self, optimizer: torch.optim.Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]
+        self, optimizer: torch.optim.Optimizer, arguments: Any, named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         closure = arguments[1] if len(arguments) > 1 else named.get("closure")
         if closure is None:

@@ -24,8 +24,8 @@ LOG = logging.getLogger("stagetrace")
 class Writer:
     """The sink of a watch: keeps a folder such that what was recorded before a kill can be read.
 
-    described: what goes into `recording.json` beside the files. batches: how many a pass over the loader has, where that
-    is known. steps: how many there will be, where that is known.
+    described: what goes into `recording.json` beside the files. batches: how many a pass over the loader has, where
+    that is known. steps: how many there will be, where that is known.
     """
 
     folder: Path
@@ -80,7 +80,8 @@ class Writer:
             kept = min(state * states, self.spacing.budget or math.inf)
             said += f"; {self.steps:,} steps with their states: {in_bytes(one * self.steps + kept)}"
         elif self.batches is not None:
-            said += f"; a pass of {self.batches:,} batches: {in_bytes(one * self.batches / len(step.micros))} and its states"
+            size = in_bytes(one * self.batches / len(step.micros))
+            said += f"; a pass of {self.batches:,} batches: {size} and its states"
         LOG.info(said)
 
     def finish(self, last: State | None, *, complete: bool) -> None:

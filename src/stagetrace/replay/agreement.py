@@ -18,9 +18,9 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, tor
 Sums come out in another order (losses are kept apart here); what is wrong in kind is wrong by far more."""
 
 _ODD = (
-    "The losses of a batch add up to no whole multiple of the number that went backward. Where a batch's loss is the mean "
-    "over its tokens, it is the sum over all of them divided by their number, so that an example's loss must be the sum "
-    "over its own tokens: give the stage MaskedToken(reduction='sum') or NextToken(reduction='sum'). "
+    "The losses of a batch add up to no whole multiple of the number that went backward. Where a batch's loss is the "
+    "mean over its tokens, it is the sum over all of them divided by their number, so that an example's loss must be "
+    "the sum over its own tokens: give the stage MaskedToken(reduction='sum') or NextToken(reduction='sum'). "
 )
 
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
@@ -63,7 +63,7 @@ class Agreement:
         said = [agreed]
         if self.odd_scales:
             said.append(
-                f"in {len(self.odd_scales):,} steps the losses were scaled by no whole divisor (see the gradients' norms)"
+                f"in {len(self.odd_scales):,} steps losses were scaled by no whole divisor (see the gradients' norms)"
             )
         if self.noisy:
             said.append(f"{self.noisy:,} entries of parameters have no gradient but rounding, and are not compared")
@@ -102,16 +102,16 @@ class Agreement:
             raise DataError(
                 f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out "
                 f"as {found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). "
-                f"{_ODD if number in self.odd_scales else ''}Likely causes: the stage's objective is not the loss that was "
-                "trained (its reduction over tokens, label smoothing, class weights, a further term); random numbers were "
-                "drawn between the batch and the forward pass (fused attention kernels of a GPU draw dropout in their own "
-                "way: train with attn_implementation='eager', or attention dropout 0); the gradient was changed in a way "
-                "that is not recorded (noise, clipping by value, a clip_grad_norm_ imported by name before the recording "
-                "began); gradients were not zeroed after a step"
+                f"{_ODD if number in self.odd_scales else ''}Likely causes: the stage's objective is not the loss that "
+                "was trained (its reduction over tokens, label smoothing, class weights, a further term); random "
+                "numbers were drawn between the batch and the forward pass (fused attention kernels of a GPU draw "
+                "dropout in their own way: train with attn_implementation='eager', or attention dropout 0); the "
+                "gradient was changed in a way that is not recorded (noise, clipping by value, a clip_grad_norm_ "
+                "imported by name before the recording began); gradients were not zeroed after a step"
             )
 
     def _driven(self, end: State) -> dict[str, Tensor]:
-        """1 where a gradient moved the parameter, 0 where rounding did; what has no second moment is moved by gradients.
+        """1 where a gradient moved the parameter, 0 where rounding did: nowhere without a second moment.
 
         A gradient that is zero but for rounding (of the keys' biases in attention, of a bias before a norm) makes steps
         as large as any other once it is divided by its own size: they are noise, and so is where they lead.

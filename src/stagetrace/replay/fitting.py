@@ -75,8 +75,9 @@ def _cut(bound: BoundStage, recorded: Recorded) -> Recorded:
     refuse(
         f"{bound.stage.where}: its model is in none of the states that the recording kept (after the last of "
         f"{recorded.steps:,} steps parameters differ by up to {gap:.3g}); give the model as that training left it. Of "
-        "a checkpoint on the way a state is kept if Recording(every=...) hits its step, and where a Trainer or Lightning "
-        "saves one; averaged weights (EMA, SWA) are no state that the optimiser's steps lead to: trace the module itself"
+        "a checkpoint on the way a state is kept if Recording(every=...) hits its step, and where a Trainer or "
+        "Lightning saves one; averaged weights (EMA, SWA) are no state that the optimiser's steps lead to: trace the "
+        "module itself"
     )
 
 

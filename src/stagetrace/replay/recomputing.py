@@ -17,7 +17,7 @@ def without_recomputing(model: nn.Module) -> nn.Module:
     """The same function of the parameters; changes `model`, which must be the library's own."""
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False) is True:  # how models of transformers remember it
-            module.gradient_checkpointing = False
+            setattr(module, "gradient_checkpointing", False)  # noqa: B010  (its type says tensor or module)
     return model
 
 
