@@ -157,3 +157,15 @@ def test_coverage_counts_followed_statistics_among_no_constants(tmp_path: Path):
     chain = CASES["kept"].chain(tmp_path)
     assert Coverage.of(chain.last).buffers == ()
     assert Coverage.of(Chain(replace(chain.stages[0], link=None)).last).buffers != ()
+
+
+def test_the_parts_of_a_score_add_up(tmp_path: Path):
+    stages = CASES["moved"]
+    chain = stages.chain(tmp_path)
+    whole, parts = trace(chain, stages.query("mean")), trace(chain, stages.query("mean"), parts=True)
+    for name in chain.names:
+        assert parts[name].via_shared is not None
+        assert parts[name].via_head is not None
+        torch.testing.assert_close(
+            parts[name].via_shared + parts[name].via_head, whole[name].values, rtol=1e-9, atol=1e-12
+        )
