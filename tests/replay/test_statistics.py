@@ -90,7 +90,9 @@ def test_statistics_that_began_anew_are_constants(tmp_path: Path):
     """Only parameters were taken over: the statistics are again those of a new layer."""
 
     def reset(model: nn.Module) -> None:
-        model.get_submodule("body.1").reset_running_stats()
+        norm = model.get_submodule("body.1")
+        assert isinstance(norm, nn.BatchNorm1d)
+        norm.reset_running_stats()
 
     stages = CASES["moved"]
     fresh = Stages(tuple(replace(run, first=reset) for run in stages.runs), stages.examples)
@@ -164,8 +166,7 @@ def test_the_parts_of_a_score_add_up(tmp_path: Path):
     chain = stages.chain(tmp_path)
     whole, parts = trace(chain, stages.query("mean")), trace(chain, stages.query("mean"), parts=True)
     for name in chain.names:
-        assert parts[name].via_shared is not None
-        assert parts[name].via_head is not None
-        torch.testing.assert_close(
-            parts[name].via_shared + parts[name].via_head, whole[name].values, rtol=1e-9, atol=1e-12
-        )
+        found = parts[name]
+        assert found.via_shared is not None
+        assert found.via_head is not None
+        torch.testing.assert_close(found.via_shared + found.via_head, whole[name].values, rtol=1e-9, atol=1e-12)
