@@ -8,6 +8,7 @@ from stagetrace.cli.target import Target, load
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
 from stagetrace.results.jsonable import JSON
+from stagetrace.results.lock import refuse_in_use
 from stagetrace.stages.identity.settings import settings_of
 from stagetrace.terminal import terminal
 from stagetrace.validation import Drawn, Fit, Groups, Largest, Resolve
@@ -43,6 +44,7 @@ def validate(
     del debug
     _alone()
     typed = settings.SolveOptions(solve)
+    refuse_in_use(out)  # before the target's models are loaded
     job = load(target)
     chain, query = job.chain, job.query
     stage = stage or chain.names[0]
