@@ -21,6 +21,7 @@ from stagetrace.errors import DescriptionError, StagetraceWarning
 from stagetrace.validation import (
     SGD,
     Adam,
+    AdamW,
     Drawn,
     EmbeddingSimilarity,
     GradientDot,
@@ -253,6 +254,8 @@ def test_words_per_stage():
     found = settled("finetune=adam", "sgd:steps=7,batch_size=4", "pretrain=lr=0.5")
     assert found == {"pretrain": Steps(SGD(0.5), 7, 4), "finetune": Steps(Adam(1e-4), 7, 4)}
     assert list(settled(stage="finetune")) == ["finetune"]
+    assert settled("adamw:decay=0.1,steps=3,batch_size=4")["pretrain"] == Steps(AdamW(1e-4, decay=0.1), 3, 4)
+    assert settled("sgd:momentum=0.9,steps=3,batch_size=4")["pretrain"] == Steps(SGD(momentum=0.9), 3, 4)
 
 
 def test_five_epochs_are_the_default():
@@ -277,16 +280,21 @@ def test_the_targets_fits_are_changed_by_what_is_typed():
 
 
 BAD_FITS = [
-    ("magic", "--retrain must be one of resolve, adam, sgd, got 'magic'"),
+    ("magic", "--retrain must be one of resolve, adam, adamw, sgd, got 'magic'"),
     ("nope=sgd", "--retrain: 'nope' is neither a stage .pretrain, finetune. nor a setting .batch_size, steps, lr,"),
-    ("steps=3", "--retrain: steps does not apply to Resolve"),
-    ("sgd:tolerance=1e-6", "--retrain: tolerance does not apply to Steps"),
+    ("steps=3", "^--retrain: steps does not apply to Resolve, which takes tolerance, proximity$"),
+    ("resolve:lr=1", "^--retrain: lr does not apply to Resolve, which takes tolerance, proximity$"),
+    ("adam:decay=1", "decay does not apply to Adam, which takes batch_size, steps, lr, start, schedule$"),
+    ("sgd:tolerance=1e-6", "--retrain: tolerance does not apply to SGD, which takes batch_size, steps, lr, momentum,"),
     ("sgd:steps=many", "--retrain: steps needs a whole number, got 'many'"),
-    ("sgd:steps=0", "must be a whole number of at least 1, got 0"),
-    ("sgd:batch_size=0", "must be a whole number of at least 1, got 0"),
-    ("sgd:lr=-1", "rate must be a number above 0"),
-    ("sgd:start=lukewarm", "start must be 'warm' or 'cold', got 'lukewarm'"),
-    ("sgd:schedule=linear", "schedule must be 'constant' or 'cosine', got 'linear'"),
+    ("sgd:steps=0", "--retrain: steps needs a whole number of at least 1, got '0'"),
+    ("sgd:batch_size=0", "--retrain: batch_size needs a whole number of at least 1, got '0'"),
+    ("adam:lr=-1", "--retrain: lr needs a number above 0, got '-1'"),
+    ("adam:lr=nan", "--retrain: lr needs a number above 0, got 'nan'"),
+    ("adamw:decay=-1", "AdamW: decay must be a number of at least 0"),
+    ("sgd:momentum=1", "SGD: momentum must be from 0 to below 1"),
+    ("sgd:start=lukewarm", "--retrain: start must be one of warm, cold, got 'lukewarm'"),
+    ("sgd:schedule=linear", "--retrain: schedule must be one of constant, cosine, got 'linear'"),
     ("proximity=-1", "proximity must be a number of at least 0"),
 ]
 
@@ -457,7 +465,7 @@ BAD_WORDS = [
     (("--by", "0"), "by must be above 0"),
     (("--by", "1.5"), "at most 1"),
     (("--groups", "1"), "share must be above 0 and below 1"),
-    (("--retrain", "magic"), "--retrain must be one of resolve, adam, sgd, got 'magic'"),
+    (("--retrain", "magic"), "--retrain must be one of resolve, adam, adamw, sgd, got 'magic'"),
     (("--solve", "nope=cg"), "--solve: 'nope' is neither a stage (pretrain, finetune) nor a setting"),
 ]
 

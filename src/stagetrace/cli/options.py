@@ -11,7 +11,7 @@ import typer
 
 SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
 CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
-FITS = ("resolve", "adam", "sgd")
+FITS = ("resolve", "adam", "adamw", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000
 
@@ -64,8 +64,9 @@ Retrain = Annotated[
         "--retrain",
         metavar="[STAGE=]NAME[:KEY=VALUE,...]",
         help=f"{', '.join(FITS)}, or settings alone; repeatable. Default: resolve if every stage from --stage on is "
-        f"float64, else adam. Keys of adam and sgd: lr ({ADAM_RATE:g}, {SGD_RATE:g}), steps ({EPOCHS} epochs), "
-        f"batch_size ({BATCH}), start (warm or cold), schedule (constant or cosine); of resolve: tolerance of the "
+        f"float64, else adam. Keys: lr ({ADAM_RATE:g}, of sgd {SGD_RATE:g}), steps ({EPOCHS} epochs), batch_size "
+        f"({BATCH}), start (warm or cold), schedule (constant or cosine), momentum of sgd, decay of adamw; of resolve: "
+        "tolerance of the "
         "gradient norm (1e-8), proximity (a pull towards the trained values, for flat minima; predict with --solve "
         "cg:damping=X). E.g. pretrain=adam:lr=1e-4,steps=300,start=cold",
     ),
