@@ -18,8 +18,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.descriptions import differences, format_differences
 from stagetrace.results.files import atomic
+from stagetrace.results.jsonable import differences, format_differences
 
 Record = dict[str, Any]
 

@@ -223,7 +223,7 @@ def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_pa
     assert validate(TARGET, "--out", tmp_path, *QUICK, *FEW).code == 0
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--retrain", "lr=0.06")
     assert ended.code == 1
-    assert "holds retrainings of something else" in ended.err
+    assert "holds another set of retrainings" in ended.err
     assert "rate: 0.05 -> 0.06" in ended.err
 
 

@@ -17,8 +17,8 @@ from stagetrace.report import picture
 from stagetrace.report.extras import Extras
 from stagetrace.report.item import Reader
 from stagetrace.report.model import Report
+from stagetrace.report.previews import NAME, Preview, Previews, read_previews, write_previews
 from stagetrace.report.render import render
-from stagetrace.results.previews import NAME, Preview, Previews, read_previews, write_previews
 
 
 @dataclass

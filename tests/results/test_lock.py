@@ -17,7 +17,7 @@ from stagetrace import trace
 from stagetrace.errors import ResultsError
 from stagetrace.results import RunFolder, Trace
 from stagetrace.results.lock import DEAD_AFTER, Lock, _beat, refuse_in_use  # pyright: ignore[reportPrivateUsage]
-from stagetrace.results.part import split
+from stagetrace.results.parts import split
 from tests import jobs
 from tests.commands import Command, in_process
 

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from stagetrace.errors import DataError, DescriptionError, ResultsError
 from stagetrace.results import JSON, SIGN, Part, RunFolder, Scores, Trace
-from stagetrace.results.formats import solution_record
-from stagetrace.results.part import join, split
+from stagetrace.results.parts import join, split
+from stagetrace.results.solutions import solution_record
 from tests.sealed import rewrite
 
 MakeTrace = Callable[..., Trace]
@@ -348,7 +348,7 @@ def test_a_flipped_bit_in_a_run_to_be_resumed_changes_no_number(trace: MakeTrace
             (tmp_path / name).write_bytes(changed)
             found, said = what_is_kept(run)
             if found is None:
-                assert re.search(f"{Path(name).name} is not a .*; delete this file", said), place
+                assert re.search(f"{Path(name).name} cannot be read as a .*; delete this file", said), place
                 refused += 1
             else:
                 assert same(found, made), place
@@ -387,7 +387,7 @@ def test_a_damaged_file_is_named_and_neither_used_nor_recomputed(
     path.write_bytes(content)
     with (
         RunFolder.open(tmp_path, made.description) as again,
-        pytest.raises(ResultsError, match=f"{path.name} is not a .*; delete this file") as caught,
+        pytest.raises(ResultsError, match=f"{path.name} cannot be read as a .*; delete this file") as caught,
     ):
         keep(again, made, "pretrain")
     assert "\n" not in str(caught.value)
@@ -425,7 +425,7 @@ def test_a_rewritten_part_is_refused(
     monkeypatch.setattr(pq.ParquetFile, "read", counting(pq.ParquetFile.read, reads))
     with (
         RunFolder.open(tmp_path, made.description) as run,
-        pytest.raises(ResultsError, match=rf"part-00000\.parquet is not a part .*({message})"),
+        pytest.raises(ResultsError, match=rf"part-00000\.parquet cannot be read as a part .*({message})"),
     ):
         run.part("pretrain", 0)
     assert bool(reads) == ("what was written" in message)
@@ -458,7 +458,7 @@ def test_a_rewritten_solution_is_refused(
     save_file(tensors, path, metadata)
     with (
         RunFolder.open(tmp_path, trace().description) as run,
-        pytest.raises(ResultsError, match=rf"pretrain\.safetensors is not a solution .*{message}"),
+        pytest.raises(ResultsError, match=rf"pretrain\.safetensors cannot be read as a solution .*{message}"),
     ):
         run.solution("pretrain")
 

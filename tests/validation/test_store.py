@@ -90,11 +90,11 @@ def test_another_identity_is_refused_with_what_differs(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: replace(folder, '"loss": ', '"lost": '), r"retrainings.jsonl, line 1 .*'loss'.* delete that"),
-        (lambda folder: replace(folder, "[3]", "3"), "line 1 cannot be read"),
-        (lambda folder: replace(folder, "{", "\x00"), "line 1 cannot be read"),
-        (lambda folder: replace(folder, '"control": 0.14', '"control": [null, 0.14'), "line 1 cannot be read"),
-        (lambda folder: (folder / "retrainings.jsonl").write_bytes(b"\xff\xfe\n"), "line 1 cannot be read"),
+        (lambda folder: replace(folder, '"loss": ', '"lost": '), r"retrainings.jsonl, line 1, .*'loss'.* delete that"),
+        (lambda folder: replace(folder, "[3]", "3"), "line 1, cannot be read"),
+        (lambda folder: replace(folder, "{", "\x00"), "line 1, cannot be read"),
+        (lambda folder: replace(folder, '"control": 0.14', '"control": [null, 0.14'), "line 1, cannot be read"),
+        (lambda folder: (folder / "retrainings.jsonl").write_bytes(b"\xff\xfe\n"), "line 1, cannot be read"),
         (lambda folder: (folder / "retraining.json").write_text("{"), "retraining.json cannot be read"),
         (lambda folder: (folder / "retraining.json").unlink(), "no retraining.json that says of what; delete"),
     ],
@@ -129,7 +129,7 @@ def test_one_process_at_a_time_has_the_folder(tmp_path: Path):
             Store(tmp_path / "out", IDENTITY)
         store.add(KEYS[:1], LOSSES[:1], CONTROL, 1.0)
     for _ in range(2):
-        with pytest.raises(ResultsError, match="retrainings of something else"):
+        with pytest.raises(ResultsError, match="another set of retrainings"):
             Store(tmp_path / "out", {"stage": "finetune"})
     assert KEYS[0] in Store(tmp_path / "out", IDENTITY)
 

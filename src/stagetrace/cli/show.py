@@ -12,8 +12,8 @@ from stagetrace.cli.fits import in_words
 from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
+from stagetrace.report.previews import Preview, Previews, read_previews
 from stagetrace.results import Scores, Trace
-from stagetrace.results.previews import Preview, Previews, read_previews
 from stagetrace.results.table import Row, Top
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Fit, Validation, report

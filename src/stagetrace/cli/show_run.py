@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from stagetrace.cli import options, show
+from stagetrace.report.previews import read_previews
 from stagetrace.results import Trace
-from stagetrace.results.previews import read_previews
 from stagetrace.terminal import terminal
 
 

@@ -13,8 +13,7 @@ from stagetrace.curate.labels import by_label
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.results import JSON, UNIT
-from stagetrace.results.descriptions import differences, format_differences, leaves_named
-from stagetrace.results.jsonable import to_json
+from stagetrace.results.jsonable import differences, format_differences, leaves_named, to_json
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count

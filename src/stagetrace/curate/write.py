@@ -23,9 +23,8 @@ from stagetrace.curate.curation import Curation
 from stagetrace.curate.note import Note
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.results import JSON, SIGN, UNIT
-from stagetrace.results.descriptions import differences, format_differences
 from stagetrace.results.files import atomic, cannot_write, move
-from stagetrace.results.jsonable import json_text, read_json
+from stagetrace.results.jsonable import differences, format_differences, json_text, read_json
 
 RECORD = "curation.json"
 NOTE = "curation.md"

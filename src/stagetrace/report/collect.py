@@ -12,8 +12,8 @@ from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.objectives import Classification
 from stagetrace.report import picture
 from stagetrace.report.item import Reader, fields_of, in_words, label_column
+from stagetrace.report.previews import Previews
 from stagetrace.results import Scores, Trace
-from stagetrace.results.previews import Previews
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.risk import check_finite
 from stagetrace.tracing.query import Query

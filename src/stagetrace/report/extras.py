@@ -8,12 +8,12 @@ from typing import Any, TypeVar, final
 from stagetrace.checks.finding import Finding
 from stagetrace.errors import ResultsError
 from stagetrace.report.picture import is_png
+from stagetrace.report.previews import whole_characters
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.files import RECORD as MANIFEST
 from stagetrace.results.files import atomic
 from stagetrace.results.jsonable import from_json, json_text, read_json
-from stagetrace.results.previews import whole_characters
 from stagetrace.results.table import Sheet
 from stagetrace.validation.report import RECORD, between, figure
 

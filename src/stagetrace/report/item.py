@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagetrace.objectives.batches import LABELS
 from stagetrace.report import picture
-from stagetrace.results.previews import Preview, whole_characters
+from stagetrace.report.previews import Preview, whole_characters
 
 LONGEST = 2_000
 """Characters of a text that are kept."""

@@ -10,9 +10,9 @@ from stagetrace.report.collect import EACH_QUERY, EACH_SIDE
 from stagetrace.report.extras import Extras
 from stagetrace.report.facts import Facts, at, settings, stage_facts
 from stagetrace.report.numbers import number, percent, signed
+from stagetrace.report.previews import Preview, Previews
 from stagetrace.report.transfer import Transfer, concentration, percentiles
 from stagetrace.results import Scores, Trace
-from stagetrace.results.previews import Preview, Previews
 from stagetrace.solvers.base import Solution
 
 

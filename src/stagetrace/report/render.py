@@ -17,7 +17,7 @@ from stagetrace.report import charts
 from stagetrace.report.model import Report, Row
 from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.picture import LARGEST, is_png
-from stagetrace.results.previews import Preview
+from stagetrace.report.previews import Preview
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.version import __version__
 

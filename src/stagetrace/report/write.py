@@ -7,10 +7,10 @@ from stagetrace.errors import refuse
 from stagetrace.report.collect import collect
 from stagetrace.report.extras import Extras
 from stagetrace.report.model import Report
+from stagetrace.report.previews import read_previews, write_previews
 from stagetrace.report.render import render
 from stagetrace.results import Trace
 from stagetrace.results.files import atomic
-from stagetrace.results.previews import read_previews, write_previews
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 

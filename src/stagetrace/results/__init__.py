@@ -2,7 +2,7 @@
 
 from stagetrace.results.folder import RunFolder
 from stagetrace.results.jsonable import JSON
-from stagetrace.results.part import PART_EXAMPLES, Part, part_size
+from stagetrace.results.parts import PART_EXAMPLES, Part, part_size
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import Row, Top

@@ -9,6 +9,9 @@ DIR/.saving/                                a run that is being saved over this 
 A file is written beside its place, forced to disk, then renamed into it.
 """
 
+# pyarrow has no type information.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import hashlib
 import os
 import re
@@ -18,13 +21,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from stagetrace.errors import ResultsError, refuse
+import pyarrow as pa
+from safetensors import SafetensorError
+
+from stagetrace.errors import ResultsError, StagetraceError, refuse
 
 RECORD = "run.json"
 LOCK = ".lock"
 STAGING = ".saving"
 _SCORES = "scores"
 _ADJOINTS = "adjoints"
+
+REMEDY = "delete this file and run the same command again"
+"""What to do about a file of a run that cannot be used."""
 
 _LONGEST = 200
 """Characters of a file name: file systems take 255 bytes, and temporary files get longer names."""
@@ -132,6 +141,52 @@ def move(source: Path, target: Path) -> None:
     source.replace(target)
     if os.name == "posix":
         _force_to_disk(target.parent)
+
+
+@contextmanager
+def filled(out: Path, last: str) -> Generator[Path, None, None]:
+    """Give a new folder beside `out`; once the block has filled it, it takes the place of a new or empty `out`.
+
+    Of an `out` that holds something the entries are replaced one by one, `last` last, and what else lies there stays.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    staging = out.resolve().with_name(f".{out.resolve().name}.saving")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
+        staging.mkdir(parents=True)
+        yield staging
+        if not out.exists() or not any(out.iterdir()):
+            if out.exists():
+                out.rmdir()
+            move(staging, out)
+            return
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+            target = out / path.name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            move(path, target)
+    except OSError as cause:
+        raise cannot_write(out, cause) from cause
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def read_as(place: object, what: str, remedy: str) -> Generator[None, None, None]:
+    """Whatever goes wrong while a file is read means that it is not what it should be.
+
+    Raises:
+        ResultsError: "PLACE cannot be read as WHAT (cause); REMEDY", in one line.
+    """
+    try:
+        yield
+    except (
+        *(pa.ArrowException, SafetensorError, StagetraceError),
+        *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    ) as cause:
+        raise ResultsError(f"{place} cannot be read as {what} ({' '.join(str(cause).split())}); {remedy}") from cause
 
 
 def cannot_write(path: Path, cause: OSError) -> ResultsError:

@@ -12,14 +12,32 @@ from typing import Self, TypeVar, final
 
 from stagetrace.errors import ResultsError, StagetraceError
 from stagetrace.parallel import world
-from stagetrace.results.files import RECORD, STAGING, adjoint_name, part_name, part_numbers, run_files, sha256_of
-from stagetrace.results.formats import read_part, read_solution, solution_record, write_part, write_solution
+from stagetrace.results.files import (
+    RECORD,
+    STAGING,
+    adjoint_name,
+    cannot_write,
+    move,
+    part_name,
+    part_numbers,
+    run_files,
+    sha256_of,
+    sweep,
+)
 from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.lock import Lock
-from stagetrace.results.manifest import Manifest, Shape, merged, versions
-from stagetrace.results.opening import let_go, opened, promote
-from stagetrace.results.part import Part
-from stagetrace.results.reading import Contents, files_of, read_run, read_scores
+from stagetrace.results.manifest import Manifest, Shape, merged, read_manifest, versions
+from stagetrace.results.parts import Part, read_part, write_part
+from stagetrace.results.reading import (
+    Contents,
+    check_digests,
+    files_of,
+    missing_files,
+    read_run,
+    read_scores,
+    record_of,
+)
+from stagetrace.results.solutions import read_solution, solution_record, write_solution
 from stagetrace.solvers.base import Solution
 
 T = TypeVar("T")
@@ -66,7 +84,7 @@ class RunFolder:
         wanted = to_json(description, "description")
         folder = None if path is None else Path(path)
         if folder is not None and world().is_first:
-            run = RunFolder(folder, *opened(folder, wanted, replacing=replacing), staged=replacing)
+            run = RunFolder(folder, *_opened(folder, wanted, replacing=replacing), staged=replacing)
         else:
             run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
         if not replacing:  # whoever saves a trace may be the only process to do so
@@ -155,7 +173,7 @@ class RunFolder:
         manifest.write(place)
         self._manifest = manifest
         if self._staged:
-            promote(path)
+            _promote(path)
         self.close()
 
     def close(self) -> None:
@@ -164,7 +182,7 @@ class RunFolder:
             return
         if self._staged and not self.complete:
             shutil.rmtree(self._path / STAGING, ignore_errors=True)
-        let_go(self._path, self._lock)
+        self._lock.release()
         self._lock = None
 
     def __enter__(self) -> Self:
@@ -199,3 +217,62 @@ class RunFolder:
     def _walk(self, stage: str) -> None:
         if stage not in self._walked:
             self._walked.append(stage)
+
+
+# The beginning and the end of writing
+
+
+def _opened(folder: Path, wanted: Mapping[str, JSON], *, replacing: bool) -> tuple[Manifest, Lock | None]:
+    """The record to go on with, and the lock of the folder; a complete run that is not to be replaced needs none.
+
+    wanted: the description of the run. replacing: see `RunFolder.open`.
+
+    Raises:
+        ResultsError: another process writes to the folder, it holds something else, or the file system refused.
+    """
+    found = record_of(folder, wanted)
+    if found is not None and found.is_complete and not replacing and not missing_files(folder, found):
+        return found, None
+    lock = Lock(folder)
+    try:
+        found = record_of(folder, wanted)  # again: another process may have been here since
+        sweep(folder)
+        if (folder / STAGING).exists():
+            _promote(folder)
+        return Manifest.of(wanted) if replacing else _continued(folder, found or Manifest.of(wanted)), lock
+    except BaseException as cause:
+        lock.release()
+        if isinstance(cause, OSError):
+            raise cannot_write(folder, cause) from cause
+        raise
+
+
+def _continued(folder: Path, manifest: Manifest) -> Manifest:
+    """The record to go on with, written: of a complete run that lacks files, that of an unfinished one."""
+    if manifest.is_complete:
+        check_digests(folder, manifest)  # from here on the record no longer has them
+    running = replace(manifest, status="running", files={})
+    running.write(folder)
+    return running
+
+
+def _promote(folder: Path) -> None:
+    """Move a run that has been saved over the one in the folder into its place, its record last.
+
+    A reader finds the new run whole from the moment that its record lies in the staging folder; whoever is killed on
+    the way leaves the rest to the next process.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    staging = folder / STAGING
+    manifest = read_manifest(staging)
+    try:
+        for name in run_files(staging):
+            move(staging / name, folder / name)
+        for name in set(run_files(folder)) - set(manifest.files):
+            (folder / name).unlink()
+        move(staging / RECORD, folder / RECORD)
+    except OSError as cause:
+        raise cannot_write(folder, cause) from cause
+    shutil.rmtree(staging, ignore_errors=True)

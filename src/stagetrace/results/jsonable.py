@@ -18,6 +18,9 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 
 T = TypeVar("T")
 
+_SHOWN = 8
+_LONGEST = 60
+
 _DEEPEST = 50
 _DEEP = f"its values are nested more than {_DEEPEST} deep"
 
@@ -107,6 +110,43 @@ def json_text(value: object, where: str = "it") -> str:
     return json.dumps(to_json(value, where), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def differences(old: JSON, new: JSON) -> tuple[str, ...]:
+    """Each leaf in which two JSON values differ, as `path.to.field: OLD -> NEW`; empty if they are equal.
+
+    Example:
+        >>> differences({"query": {"reduction": "mean", "n": 3}}, {"query": {"reduction": "sum", "n": 3}})
+        ('query.reduction: "mean" -> "sum"',)
+    """
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    return tuple(
+        f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
+        for path in {**before, **after}
+        if before.get(path) != after.get(path)
+    )
+
+
+def format_differences(lines: Sequence[str]) -> str:
+    """The lines, indented, at most eight of them and then a count; long ones are cut in the middle of a value."""
+    rest = len(lines) - _SHOWN
+    shown = [f"  {_cut(line)}" for line in lines[:_SHOWN]]
+    return "\n".join([*shown, f"  ... and {rest} more"] if rest > 0 else shown)
+
+
+def leaves_named(value: JSON, key: str, path: str = "") -> list[tuple[str, JSON]]:
+    """Every value under a key of that name, at any depth, with the path to where it stands.
+
+    Example:
+        >>> leaves_named({"stages": {"fit": {"unidentified": ["x"]}}}, "unidentified")
+        [('stages.fit', ['x'])]
+    """
+    if not isinstance(value, Mapping):
+        return []
+    found = [(path, value[key])] if key in value else []
+    for name, entry in value.items():
+        found += leaves_named(entry, key, f"{path}.{name}" if path else name)
+    return found
+
+
 def _value(kind: Any, value: Any, name: str) -> Any:
     """One value of a dataclass's field, as its annotation says."""
     origin: Any = get_origin(kind)
@@ -150,3 +190,19 @@ def _kind(value: object) -> str:
 
 def _inside(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _cut(line: str) -> str:
+    path, _, change = line.partition(": ")
+    sides = (side if len(side) <= _LONGEST else side[: _LONGEST - 3] + "..." for side in change.split(" -> ", 1))
+    return f"{path}: {' -> '.join(sides)}"
+
+
+def _leaves(value: JSON, path: str) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        items = list(value.items())
+    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
+        items = [(str(place), item) for place, item in enumerate(value)]
+    else:
+        return [(path, json.dumps(value, ensure_ascii=False))]
+    return [leaf for key, item in items for leaf in _leaves(item, f"{path}.{key}" if path else key)]

@@ -32,21 +32,22 @@ _HELD: Final = weakref.WeakSet["Lock"]()
 class Lock:
     """The right to write to a folder, held from construction until `release` or the end of the process.
 
-    made_folder: whether there was none before.
+    A folder that was made for nothing goes with the lock.
 
     Raises:
         ResultsError: another process writes there, or the file system refused.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path, self.made_folder = folder, folder / LOCK, not folder.exists()
+        self._folder, self._path = folder, folder / LOCK
+        is_new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = _taken(folder)
         except OSError as cause:
             raise cannot_write(folder, cause) from cause
         self._stop = threading.Event()
-        self.release = weakref.finalize(self, _let_go, self._path, self._descriptor, self._stop, os.getpid())
+        self.release = weakref.finalize(self, _let_go, self._path, self._descriptor, self._stop, os.getpid(), is_new)
         _HELD.add(self)
         threading.Thread(target=_beat, args=(self._path, self._stop), daemon=True).start()
 
@@ -165,7 +166,7 @@ def _beat(path: Path, stop: threading.Event) -> None:
             os.utime(path)
 
 
-def _let_go(path: Path, descriptor: int, stop: threading.Event, process: int) -> None:
+def _let_go(path: Path, descriptor: int, stop: threading.Event, process: int, is_new: bool) -> None:
     if os.getpid() != process:
         return
     stop.set()
@@ -174,6 +175,9 @@ def _let_go(path: Path, descriptor: int, stop: threading.Event, process: int) ->
             path.unlink()
     with suppress(OSError):
         os.close(descriptor)
+    if is_new:
+        with suppress(OSError):  # something is in it
+            path.parent.rmdir()
 
 
 def _after_fork() -> None:

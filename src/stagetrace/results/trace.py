@@ -13,7 +13,7 @@ from stagetrace.plaintext import printable
 from stagetrace.results.folder import RunFolder
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.manifest import versions
-from stagetrace.results.part import split
+from stagetrace.results.parts import split
 from stagetrace.results.plot import plot_stages
 from stagetrace.results.reading import read_run
 from stagetrace.results.scores import Scores

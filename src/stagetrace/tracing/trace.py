@@ -15,7 +15,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results import RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
-from stagetrace.results.part import join
+from stagetrace.results.parts import join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.bound import BoundStage

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.descriptions import differences, format_differences, refuse_uncertain
-from stagetrace.results.files import atomic, cannot_write
-from stagetrace.results.jsonable import JSON
+from stagetrace.results.files import atomic, cannot_write, read_as
+from stagetrace.results.jsonable import JSON, json_text, read_json, to_json
 from stagetrace.results.lock import Lock
+from stagetrace.results.manifest import refuse_different, refuse_uncertain
 from stagetrace.validation.removals import Removal
 
 Key = tuple[int, float, Removal]
@@ -51,13 +51,16 @@ class Store:
         """Read what the folder holds; a new one gets the settings."""
         settings, found = folder / "retraining.json", folder / "retrainings.jsonl"
         if settings.exists():
-            self._check(settings, identity)
+            with read_as(settings, "what retrainings are of", "choose another folder (--out), or delete this one"):
+                before = read_json(settings)
+            refuse_uncertain(folder, before, identity)
+            refuse_different(folder, "set of retrainings", before, to_json(identity))
             self._read(found)
         elif found.exists():
             raise ResultsError(f"{folder} holds retrainings, but no {settings.name} that says of what; delete {found}")
         else:
             with atomic(settings) as temporary:
-                temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+                temporary.write_text(json_text(identity), encoding="utf-8")
 
     def close(self) -> None:
         """Let the folder go; what was kept stays."""
@@ -113,19 +116,6 @@ class Store:
             except OSError as cause:
                 raise cannot_write(path, cause) from cause
 
-    def _check(self, settings: Path, identity: Mapping[str, JSON]) -> None:
-        try:
-            before = json.loads(settings.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
-            raise ResultsError(f"{settings} cannot be read ({cause}); give another --out, or delete it") from cause
-        refuse_uncertain(settings.parent, before, identity)
-        changed = differences(before, json.loads(json.dumps(identity)))
-        if changed:
-            raise ResultsError(
-                f"{settings.parent} holds retrainings of something else; give another folder, or delete this one:\n"
-                f"{format_differences(changed)}"
-            )
-
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
@@ -135,12 +125,8 @@ class Store:
             with atomic(path) as temporary:
                 temporary.write_bytes(whole)
         for number, text in enumerate(whole.decode("utf-8", errors="replace").splitlines(), start=1):
-            try:
+            with read_as(f"{path}, line {number},", "a retraining", "delete that line, and it is trained again"):
                 line = json.loads(text)
                 key = (int(line["seed"]), float(line["by"]), tuple(line["removed"]))
                 self._found[key] = tuple(torch.tensor(line[k], dtype=torch.float64) for k in ("loss", "control"))  # pyright: ignore[reportArgumentType]
                 self._seconds[key] = float(line["seconds"])
-            except (ValueError, LookupError, TypeError, RuntimeError) as cause:  # RuntimeError: no tensor of it
-                raise ResultsError(
-                    f"{path}, line {number} cannot be read ({cause}); delete that line, and it is trained again"
-                ) from cause
