@@ -61,7 +61,7 @@ def fits(chain: Chain, stage: str, retrain: Sequence[str], given: Any) -> dict[s
     return {name: chosen[name] for name in later}
 
 
-def in_words(fit: Fit) -> str:
+def describe(fit: Fit) -> str:
     """What a fit does, in a line."""
     if isinstance(fit, Resolve):
         pull = f", a pull of {fit.proximity:g} towards the trained values" if fit.proximity else ""

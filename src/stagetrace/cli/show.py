@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stagetrace.cli.fits import in_words
+from stagetrace.cli.fits import describe
 from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
@@ -44,7 +44,7 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
 
 def summary(trace: Trace, console: Console) -> None:
     """A line a stage."""
-    console.print(_legible(trace.sheet().rich(), console.width))
+    console.print(_legible(trace.table().rich(), console.width))
 
 
 def question(previews: Previews, query: int, console: Console) -> None:
@@ -66,17 +66,17 @@ def ranking(
     room = max(16, min(LINE, console.width - NUMBERS))
     for harmful in (True, False):
         found, alike = _grouped(scores, top, known, harmful=harmful, query=query)
-        sheet = replace(found.sheet(), caption="\n".join(alike))
+        table = replace(found.table(), caption="\n".join(alike))
         items = [known.get((scores.stage, index)) for index in found.indices]
         for heading, cells in (
             ("class", [item.label if item else "" for item in items]),
             ("example", [in_a_line(item, room) if item else "" for item in items]),
         ):
             if any(cells):
-                rows = tuple((*row, cell) for row, cell in zip(sheet.rows, cells, strict=True))
-                words = sheet.words | {heading}
-                sheet = replace(sheet, headings=(*sheet.headings, heading), rows=rows, words=words)
-        console.print(_legible(sheet.rich(), console.width))
+                rows = tuple((*row, cell) for row, cell in zip(table.rows, cells, strict=True))
+                words = table.words | {heading}
+                table = replace(table, headings=(*table.headings, heading), rows=rows, words=words)
+        console.print(_legible(table.rich(), console.width))
 
 
 def _grouped(
@@ -135,12 +135,12 @@ def validation(
     found: Validation, fitted: Mapping[str, Fit], left_out: Mapping[str, str], console: Console, files: list[Path]
 ) -> None:
     """The agreement of every estimator for each choice of removals, what was done, and where it all is."""
-    for sheet in report.sheets(found):
-        console.print(_legible(sheet.rich(), console.width))
+    for table in report.tables(found):
+        console.print(_legible(table.rich(), console.width))
     for name, reason in left_out.items():
         console.print(f"{name} does not apply: {reason}", highlight=False)
     for name, fit in fitted.items():
-        console.print(f"stage '{name}' was trained again by {in_words(fit)}", highlight=False)
+        console.print(f"stage '{name}' was trained again by {describe(fit)}", highlight=False)
     for words in (report.SIGN, report.FIGURES, report.work(found)):
         console.print(words, highlight=False)
     console.print(f"saved to {', '.join(map(str, files))}", soft_wrap=True)

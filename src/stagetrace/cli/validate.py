@@ -60,7 +60,7 @@ def validate(
         progress.console.print(line, highlight=False, soft_wrap=True)
 
     for name, how in fitted.items():
-        say(f"stage '{name}' is trained again by {fits.in_words(how)}")
+        say(f"stage '{name}' is trained again by {fits.describe(how)}")
     known, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
     validation = compare(
         chain,
@@ -119,7 +119,7 @@ def _settings(
         "fit": {name: described(fit) for name, fit in fitted.items()},
         "choices": [described(choice) for choice in chosen],
     }
-    if not controls.are_usual(typed, job.options):
+    if not controls.use_default_estimators(typed, job.options):
         return said
     curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
     solver = settings.solvers(job.chain, typed, job.options.get("solver"))

@@ -2,9 +2,8 @@
 
 import json
 import shlex
-import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from stagetrace.demo.digits import Settings, Splits, load, query_of, train
 from stagetrace.demo.result import MADE_BY, Check, DemoResult, check, drawn
 from stagetrace.errors import ResultsError
 from stagetrace.progress import Progress, Silent
-from stagetrace.results.files import cannot_write, is_litter, move
-from stagetrace.results.jsonable import JSON
+from stagetrace.results.files import filled, is_litter
+from stagetrace.results.jsonable import JSON, json_text
 from stagetrace.validation import query_loss
 
 RECORD = "demo.json"
@@ -26,7 +25,7 @@ _UNMARKED = frozenset({"sign", "slope", "test_loss", "stages", "checks", "second
 """What the record of a demo holds that was written before records said who made them."""
 
 _LAST = "run.json"
-"""Moved last: a folder without it is no run, so what was interrupted half-way is never read as one."""
+"""Goes first and comes last: a folder without it is no run, so what was interrupted half-way is never read as one."""
 
 
 def check_place(out: Path) -> None:
@@ -62,34 +61,13 @@ def keep(found: Trace, record: JSON, out: Path, chain: Chain, query: Query, comm
     Raises:
         ResultsError: `out` holds something else by now, or the file system refused.
     """
-    staging = out.resolve().with_name(f".{out.resolve().name}.saving")
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed demo left
-    try:
+    with filled(out, last=_LAST) as staging:
         found.save(staging)
-        (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (staging / RECORD).write_text(json_text(record), encoding="utf-8")
         report.write(staging, chain, query, command=command)
         check_place(out)
-        out.mkdir(parents=True, exist_ok=True)
-        _replace(sorted(staging.iterdir(), key=_order), out)
-    except OSError as cause:
-        raise cannot_write(out, cause) from cause
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (out / _LAST).unlink(missing_ok=True)
     return report.write(out)  # once more, with what else lies in the folder, such as a validation
-
-
-def _order(path: Path) -> int:
-    """The record first: it says whose folder this is."""
-    return (RECORD, _LAST).index(path.name) * 2 if path.name in (RECORD, _LAST) else 1
-
-
-def _replace(paths: Sequence[Path], out: Path) -> None:
-    (out / _LAST).unlink(missing_ok=True)
-    for path in paths:
-        target = out / path.name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        move(path, target)
 
 
 def run(

@@ -11,7 +11,7 @@ from torch import Tensor
 from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.objectives import Classification
 from stagetrace.report import picture
-from stagetrace.report.item import Reader, fields_of, in_words, label_column
+from stagetrace.report.item import Reader, describe_value, fields_of, label_column
 from stagetrace.report.previews import Previews
 from stagetrace.results import Scores, Trace
 from stagetrace.stages.chain import Chain
@@ -44,7 +44,7 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
     names = reader.classes or _names_of_labels(reader)
     classes = isinstance(objective, Classification)
     pair: Sequence[str] = getattr(objective, "names", ())  # of one logit: of class 0 and of class 1
-    words = {index: _in_words(predictions.get(index), names, pair, classes=classes) for index in shown}
+    words = {index: _describe_prediction(predictions.get(index), names, pair, classes=classes) for index in shown}
     items = [
         replace(reader.preview(None, index), loss=float(losses[index]), prediction=words[index]) for index in shown
     ]
@@ -104,7 +104,7 @@ def _losses(chain: Chain, query: Query) -> tuple[Tensor, dict[int, Any]]:
     return torch.cat(found), predicted
 
 
-def _in_words(outputs: Tensor | None, names: Sequence[str], named: Sequence[str], *, classes: bool) -> str:
+def _describe_prediction(outputs: Tensor | None, names: Sequence[str], named: Sequence[str], *, classes: bool) -> str:
     """Of a classifier the likeliest class and its probability; else the outputs."""
     if outputs is None:
         return ""
@@ -112,7 +112,7 @@ def _in_words(outputs: Tensor | None, names: Sequence[str], named: Sequence[str]
         second = float(outputs.sigmoid()[0])
         return f"{named[second > 0.5]} ({max(second, 1 - second):.0%})"
     if not classes or len(outputs) == 1:
-        return in_words(outputs)
+        return describe_value(outputs)
     place = int(outputs.argmax())
     name = names[place] if place < len(names) else str(place)
     return f"{name} ({float(outputs.softmax(0)[place]):.0%})"

@@ -10,7 +10,7 @@ from stagetrace.report.model import Report
 from stagetrace.report.previews import read_previews, write_previews
 from stagetrace.report.render import render
 from stagetrace.results import Trace
-from stagetrace.results.files import atomic
+from stagetrace.results.files import write_text
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 
@@ -57,6 +57,5 @@ def write(
         write_previews(place, replace(made, facts={**made.facts, "command": typed}))
     report = Report.of(trace, read_previews(place), Extras.read(place, trace.statistics.get("checks")))
     path = Path(out) if out is not None else place / NAME
-    with atomic(path) as temporary:
-        temporary.write_text(render(report), encoding="utf-8", newline="\n")
+    write_text(path, render(report))
     return path

@@ -135,6 +135,16 @@ def atomic(path: Path) -> Generator[Path, None, None]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        ResultsError: the file system refused, or the text cannot be written in UTF-8.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 def move(source: Path, target: Path) -> None:
     """Move `source` over `target` in one step, and record the move on disk."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ A number that is not finite has no form in JSON: NaN (not known) is null, an inf
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -105,9 +106,15 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def json_text(value: object, where: str = "it") -> str:
-    """The content of a JSON file: `to_json(value)`, indented, with a line's end after it."""
-    return json.dumps(to_json(value, where), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def json_text(value: object, where: str = "it", *, lists_in_a_line: bool = False) -> str:
+    """The content of a JSON file: `to_json(value)`, indented, with a line's end after it.
+
+    lists_in_a_line: each list of numbers on one line, so that hundreds of them stay readable.
+    """
+    text = json.dumps(to_json(value, where), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if lists_in_a_line:
+        text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+    return text
 
 
 def differences(old: JSON, new: JSON) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """run.json: what a run is, whether it is complete, and the digest of every file of it, its own included.
 
-Every other file of the run says whose it is, too, and the digest of what it holds, so that it cannot be taken for one of
-another run, and a damaged one cannot be used.
+Every other file of the run says whose it is, too, and the digest of what it holds, so that it cannot be taken for
+one of another run, and a damaged one cannot be used.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.files import RECORD, atomic, read_as
+from stagetrace.results.files import RECORD, read_as, write_text
 from stagetrace.results.jsonable import (
     JSON,
     differences,
@@ -95,9 +95,7 @@ class Manifest:
             ResultsError: the file system refused.
         """
         content = {"format": FORMAT, **to_json(self, "run.json")}
-        text = json_text({**content, SEAL: seal_of(content).hexdigest()})
-        with atomic(folder / RECORD) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / RECORD, json_text({**content, SEAL: seal_of(content).hexdigest()}))
 
 
 def read_manifest(folder: Path) -> Manifest:

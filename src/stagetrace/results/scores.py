@@ -159,7 +159,7 @@ class Scores:
         )
 
     def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        return self.top().sheet().html() + self.top(harmful=False).sheet().html()
+        return self.top().table().html() + self.top(harmful=False).table().html()
 
     def _ranked(self, query: int | None) -> tuple[Tensor, str]:
         """The vector to rank by, and what it is, in words."""

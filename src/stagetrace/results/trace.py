@@ -6,8 +6,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
-from rich.table import Table
-
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.plaintext import printable
 from stagetrace.results.folder import RunFolder
@@ -18,7 +16,7 @@ from stagetrace.results.plot import plot_stages
 from stagetrace.results.reading import read_run
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.results.table import Sheet, frame
+from stagetrace.results.table import ShownAsTable, Table, frame
 from stagetrace.solvers.base import Solution
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class UnknownStageError(DescriptionError, KeyError):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class Trace(ShownAsTable):
     """The result of `stagetrace.trace`, and what a run folder holds: `trace["pretrain"]` gives that stage's `Scores`.
 
     Sign: a positive score is harmful; a negative removal effect means that removing the example helps.
@@ -125,9 +123,9 @@ class Trace:
 
     def summary(self) -> str:
         """A table in plain text: a line a stage, with how it was solved and the range of its scores."""
-        return self.sheet().text()
+        return str(self)
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """What the summary says, ready to be drawn."""
         stages = self._stages()
         failed = {place for place, stage in enumerate(stages) if not self._converged(stage)}
@@ -137,7 +135,7 @@ class Trace:
             f"{stage}: {solution.system}, {solution.products:,} products" for stage, solution in self.solutions.items()
         ]
         caption = f"{warning}solved {'; '.join(solved)}\n{SIGN}" if solved else f"{warning}{SIGN}"
-        return Sheet(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
+        return Table(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
 
     def to_pandas(self) -> "DataFrame":
         """A frame with a row a stage: examples, smallest and largest score, share harmful, residual, status.
@@ -171,15 +169,6 @@ class Trace:
         failed = [stage for stage in self.solutions if not self._converged(stage)]
         warning = f"; NOT CONVERGED: {printable(', '.join(failed))}" if failed else ""
         return f"Trace({', '.join(map(repr, self.scores.values()))}{warning})"
-
-    def __str__(self) -> str:
-        return self.summary()
-
-    def __rich__(self) -> Table:
-        return self.sheet().rich()
-
-    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        return self.sheet().html()
 
     def _converged(self, stage: str) -> bool:
         solution = self.solutions.get(stage)

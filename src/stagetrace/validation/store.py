@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.files import atomic, cannot_write, read_as
+from stagetrace.results.files import atomic, cannot_write, read_as, write_text
 from stagetrace.results.jsonable import JSON, json_text, read_json, to_json
 from stagetrace.results.lock import Lock
 from stagetrace.results.manifest import refuse_different, refuse_uncertain
@@ -59,8 +59,7 @@ class Store:
         elif found.exists():
             raise ResultsError(f"{folder} holds retrainings, but no {settings.name} that says of what; delete {found}")
         else:
-            with atomic(settings) as temporary:
-                temporary.write_text(json_text(identity), encoding="utf-8")
+            write_text(settings, json_text(identity))
 
     def close(self) -> None:
         """Let the folder go; what was kept stays."""
