@@ -8,7 +8,7 @@ import torch
 from stagetrace import Scores, Trace
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.report import write
-from stagetrace.report.extras import write_findings
+from stagetrace.report.attachments import write_findings
 from stagetrace.report.item import Reader
 from stagetrace.report.picture import png
 from stagetrace.report.previews import Preview, Previews, write_previews

@@ -90,16 +90,16 @@ def predicted(
     Raises:
         StagetraceError: the first, which is under test, or one that the user asked for, does not apply.
     """
-    known, left_out = list[Estimator](), dict[str, str]()
+    made, left_out = list[Estimator](), dict[str, str]()
     for estimator in found:
         say(f"predicting by {estimator.name}")
         try:
             effects = finite(f"{estimator.name}: predictions", estimator.removal_effects(*bound, progress))
         except StagetraceError as cause:
-            if not known or estimator.name in asked:
+            if not made or estimator.name in asked:
                 raise
             left_out[estimator.name] = " ".join(str(cause).split()).removeprefix(f"{estimator.name}: ")
             say(f"{estimator.name} does not apply: {left_out[estimator.name]}")
         else:
-            known.append(Precomputed(estimator.name, estimator.unit, effects))
-    return known, left_out
+            made.append(Precomputed(estimator.name, estimator.unit, effects))
+    return made, left_out

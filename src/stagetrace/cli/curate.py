@@ -31,7 +31,7 @@ def curate_run(
         ),
     ],
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples (default: the first's).")
+        str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples (default: the first stage).")
     ] = None,
     drop: Annotated[
         str | None, typer.Option("--drop", metavar="N|P%", help="Drop the most harmful: 25 examples, or 10% of them.")
@@ -45,7 +45,7 @@ def curate_run(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="PATH", help="The stage's rows: Parquet file or data set folder.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Of a folder with several.")] = None,
+    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Which split of the folder.")] = None,
     balance: Annotated[
         str | None, typer.Option("--balance", metavar="COLUMN", help="Drop the same share of each class.")
     ] = None,
@@ -55,7 +55,8 @@ def curate_run(
     kind: Annotated[
         OutputFormat | None,
         typer.Option(
-            "--format", help="Of the kept rows: none, one Parquet file, a datasets folder (default: parquet)."
+            "--format",
+            help="How to write the rows that are kept (default: parquet).",
         ),
     ] = None,
     target: Annotated[
@@ -68,7 +69,7 @@ def curate_run(
     seeds: options.Seeds = 3,
     processes: options.Processes = None,
     together: options.Together = 8,
-    seed: Annotated[int, typer.Option("--seed", help="--verify: of the draw of the random sets.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="--verify: seed of the random sets.")] = 0,
     debug: options.Debug = False,
 ) -> None:
     """Choose the examples to train on next by their scores; write them, and what that is predicted to change."""

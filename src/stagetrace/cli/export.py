@@ -19,7 +19,7 @@ def export_run(
         Path, typer.Option("--out", metavar="PATH", help="A file for csv and numpy, a new folder for the tools.")
     ],
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="STAGE", help="Whose scores (default: the first's).")
+        str | None, typer.Option("--stage", metavar="STAGE", help="Whose scores (default: the first stage).")
     ] = None,
     debug: options.Debug = False,
 ) -> None:

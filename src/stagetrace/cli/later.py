@@ -22,7 +22,7 @@ LATER: dict[str, tuple[str, str, str]] = {
     "show": (
         "stagetrace.cli.show_run",
         "show_run",
-        "Show a kept run: its summary, and the most harmful and most helpful examples.",
+        "Show a saved run: its summary, and the most harmful and most helpful examples.",
     ),
     "curate": (
         "stagetrace.cli.curate",

@@ -75,8 +75,8 @@ def curvatures(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Cur
 
 def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
     """A line for each stage whose curvature is that of some of its examples."""
-    said = [(bound, subset_in_words(curvature[bound.name], bound)) for bound in chain]
-    return [f"{bound.stage.where}: {text}" for bound, text in said if text]
+    notes = [(bound, subset_in_words(curvature[bound.name], bound)) for bound in chain]
+    return [f"{bound.stage.where}: {text}" for bound, text in notes if text]
 
 
 def _preset_solver(solver: Solver, preset: Preset, dtype: torch.dtype) -> Solver:

@@ -54,20 +54,20 @@ def question(previews: Previews, query: int, console: Console) -> None:
         return
     loss = "" if item.loss is None else f"loss {number(item.loss)}"
     prediction = item.prediction and f"predicted {item.prediction}"
-    said = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
-    console.print(printable(f"query {query}: {said}"), highlight=False, soft_wrap=True)
+    text = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
+    console.print(printable(f"query {query}: {text}"), highlight=False, soft_wrap=True)
 
 
 def ranking(
     scores: Scores, top: int, console: Console, previews: Previews | None = None, query: int | None = None
 ) -> None:
     """The most harmful and the most helpful examples of a stage, with what they look like where that was kept."""
-    known = {} if previews is None else previews.by_place()
+    shown = {} if previews is None else previews.by_place()
     room = max(16, min(LINE, console.width - NUMBERS))
     for harmful in (True, False):
-        found, alike = _grouped(scores, top, known, harmful=harmful, query=query)
+        found, alike = _grouped(scores, top, shown, harmful=harmful, query=query)
         table = replace(found.table(), caption="\n".join(alike))
-        items = [known.get((scores.stage, index)) for index in found.indices]
+        items = [shown.get((scores.stage, index)) for index in found.indices]
         for heading, cells in (
             ("class", [item.label if item else "" for item in items]),
             ("example", [in_a_line(item, room) if item else "" for item in items]),
@@ -80,25 +80,25 @@ def ranking(
 
 
 def _grouped(
-    scores: Scores, top: int, known: Mapping[tuple[str | None, int], Preview], *, harmful: bool, query: int | None
+    scores: Scores, top: int, shown: Mapping[tuple[str | None, int], Preview], *, harmful: bool, query: int | None
 ) -> tuple[Top, list[str]]:
     """The end of a ranking with a row for all examples that look the same, and in words which those are."""
     found = scores.top(top, harmful=harmful, query=query)
     rows, alike = list[Row](), dict[object, list[int]]()
-    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if known else found:
-        item = known.get((scores.stage, row.index))
+    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if shown else found:
+        item = shown.get((scores.stage, row.index))
         look: object = row.index if item is None or item.look is None else item.look
         if look not in alike and len(rows) == top:
             continue
         if look not in alike:
             rows.append(row)
         alike.setdefault(look, []).append(row.index)
-    said = [
+    notes = [
         f"#{indices[0]} stands for {len(indices)} examples that look the same: {', '.join(map(str, indices))}"
         for indices in alike.values()
         if len(indices) > 1
     ]
-    return replace(found, rows=tuple(rows)), said
+    return replace(found, rows=tuple(rows)), notes
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:

@@ -1,4 +1,4 @@
-"""`stagetrace show`: a kept run in the terminal."""
+"""`stagetrace show`: a saved run in the terminal."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ def show_run(
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Rows of the most harmful and helpful.")] = 10,
     debug: options.Debug = False,
 ) -> None:
-    """Show a kept run: its summary, and the most harmful and most helpful examples."""
+    """Show a saved run: its summary, and the most harmful and most helpful examples."""
     del debug
     trace = Trace.load(folder)
     shown = list(trace.scores.values()) if stage is None else [trace[stage]]

@@ -90,7 +90,7 @@ def _parsed(chain: Chain, word: str, grammar: Grammar) -> tuple[str | None, str 
     if name and name not in grammar.names:
         refuse(f"{grammar.option} must be one of {', '.join(grammar.names)}, got '{name}'; e.g. {grammar.example}")
     if not name and not settings:
-        refuse(f"{grammar.option} got '{word}', which says nothing; e.g. {grammar.example}")
+        refuse(f"{grammar.option} got '{word}', which has neither a method nor a setting; e.g. {grammar.example}")
     return stage, name or None, dict(_settings(settings, grammar) if settings or has_settings else ())
 
 

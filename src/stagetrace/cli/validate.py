@@ -61,22 +61,22 @@ def validate(
 
     for name, how in fitted.items():
         say(f"stage '{name}' is trained again by {fits.describe(how)}")
-    known, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
+    predicted, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
     validation = compare(
         chain,
         query,
         fit=fitted,
         stage=stage,
         choices=chosen,
-        estimators=known,
+        estimators=predicted,
         seeds=runs,
         processes=processes,
         together=together,
         out=out,
         progress=progress,
     )
-    said = {"target": target, "seeds": list(runs), "together": together, **_settings(job, typed, fitted, chosen)}
-    files = save(validation, out, settings=said, left_out=left_out)
+    recorded = {"target": target, "seeds": list(runs), "together": together, **_settings(job, typed, fitted, chosen)}
+    files = save(validation, out, settings=recorded, left_out=left_out)
     show.validation(validation, fitted, left_out, terminal(), files)
 
 
@@ -99,7 +99,7 @@ def _choices(
         chosen += [Drawn(random, part, seed) for part in parts]
     chosen += [Groups(share, count, seed, part) for share in dict.fromkeys(shares) for part in (by and parts) or [1.0]]
     if not chosen:
-        refuse("nothing to take out: type --largest, --random or --groups with something above 0")
+        refuse("nothing to remove: type --largest, --random or --groups with something above 0")
     return chosen
 
 
@@ -115,17 +115,17 @@ def _settings(
     job: Target, typed: settings.SolveOptions, fitted: Mapping[str, Fit], chosen: Sequence[Choice]
 ) -> dict[str, JSON]:
     """What was chosen, by the command line and by the target."""
-    said: dict[str, JSON] = {
+    recorded: dict[str, JSON] = {
         "fit": {name: described(fit) for name, fit in fitted.items()},
         "choices": [described(choice) for choice in chosen],
     }
     if not controls.use_default_estimators(typed, job.options):
-        return said
+        return recorded
     curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
     solver = settings.solvers(job.chain, typed, job.options.get("solver"))
-    said["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
-    said["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
-    return said
+    recorded["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
+    recorded["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
+    return recorded
 
 
 def _alone() -> None:

@@ -153,7 +153,7 @@ def _dropped(scores: Scores, rule: Rule, classes: Labels) -> list[int]:
         return rule.choose(values, rule.count(values))
     if not rule.shares_classes:
         refuse(
-            f"{rule.words} says itself how many of each class go, so the classes cannot be balanced; "
+            f"{rule.words} already fixes how many of each class are dropped, so the classes cannot be balanced; "
             "type --drop or --keep-top with --balance"
         )
     return balanced(values, rule, classes)

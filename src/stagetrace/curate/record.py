@@ -27,7 +27,7 @@ CAVEATS = (
     "less of many.",
     "It holds for the query that was traced. What hurts this query may help another.",
     "The examples were chosen by the same scores that predict, so errors of the scores make the prediction look better "
-    "than it is. Training again tells.",
+    "than it is. Retraining tells.",
 )
 
 INTERVAL = (
@@ -42,7 +42,7 @@ class Record:
     """A curation and how it was made: what was dropped and why, what that should change, how to check.
 
     data: the rows that the examples were made of. command: that made the curation.
-    verified: what training again said, None before; fits: how each stage was trained, in words.
+    verified: what retraining showed, None before it; fits: how each stage was trained, in words.
     """
 
     curation: Curation
@@ -111,7 +111,7 @@ class Record:
         blocks += ["## Files", self._files(), "## How to verify", self._how_to_verify()]
         if self.verified is not None:
             table = verified_table(curation, self.verified, self.fits)
-            blocks += ["## What training again said", table.markdown(), printable(table.caption)]
+            blocks += ["## What retraining showed", table.markdown(), printable(table.caption)]
         return "\n\n".join(blocks) + "\n"
 
     def _made_from(self) -> str:
@@ -163,13 +163,13 @@ def _items(lines: tuple[str, ...] | list[str]) -> str:
 
 def _described(described: Any) -> str:
     """What a run says of a stage or of the query; a run that somebody else wrote may say less."""
-    said = list[str]()
+    parts = list[str]()
     for what in ("model", "data"):
         part = described.get(what) if isinstance(described, Mapping) else None
         digest, examples = (part.get("sha256"), part.get("examples")) if isinstance(part, Mapping) else (None, None)
-        said += [f"{examples:,} examples"] if isinstance(examples, int) else []
-        said += [f"{what} sha256 {digest[:16]}"] if isinstance(digest, str) else []
-    return ", ".join(sorted(said, key=lambda part: "sha256" in part)) or "not described"
+        parts += [f"{examples:,} examples"] if isinstance(examples, int) else []
+        parts += [f"{what} sha256 {digest[:16]}"] if isinstance(digest, str) else []
+    return ", ".join(sorted(parts, key=lambda part: "sha256" in part)) or "not described"
 
 
 # Tables, for the terminal and for curation.md

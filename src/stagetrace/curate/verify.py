@@ -30,7 +30,7 @@ RANDOM = 10
 @final
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """What training again said of a curation.
+    """What retraining showed of a curation.
 
     predicted: the change of the query loss that the scores predict for what was dropped; random_predicted: `[sets]`,
         for each random set of as many examples.
@@ -158,7 +158,7 @@ def random_sets(curation: Curation, count: int, seed: int) -> tuple[Removal, ...
     """
     check_count(count, "curate.verify(random=...)")
     if count < 2:
-        refuse("curate.verify: one random set says nothing of chance; type random=10 (--random 10), at least 2")
+        refuse("curate.verify: one random set says nothing about chance; type random=10 (--random 10), at least 2")
     generator = torch.Generator().manual_seed(seed)
     labels = curation.labels or [None] * curation.scores.n_examples
     quotas = {label: len(indices) for label, indices in by_label([labels[i] for i in curation.drop]).items()}

@@ -33,7 +33,7 @@ NOTE = "curation.md"
 def write(record: Record, out: Path) -> list[Path]:
     """Write everything to a folder beside `out` first, then move it into place: nothing is ever half there.
 
-    A folder that holds this same curation is written anew, and what else lies in it (retrainings) stays.
+    A folder that holds this same curation is written again, and what else lies in it (retrainings) stays.
 
     Returns:
         What was written, the note first.
@@ -69,8 +69,10 @@ def check_rows(record: Record) -> None:
     data, curation = record.data, record.curation
     if data is None:
         if record.as_ != "indices":
-            said = "needs the data; type --data FOLDER_OR_PARQUET, or read_rows(...) in Python"
-            refuse(f"a filtered copy ({record.as_}) {said}")
+            refuse(
+                f"a filtered copy ({record.as_}) needs the data; type --data FOLDER_OR_PARQUET, or pass "
+                "data=read_rows(...) in Python"
+            )
         return
     if len(data) != curation.scores.n_examples:
         refuse(

@@ -31,9 +31,9 @@ INKED = 0.4
 @final
 @dataclass(frozen=True)
 class Checked:
-    """One pretraining digit: predicted and true change of the test loss; negative = taking it out helps.
+    """One pretraining digit: predicted and true change of the test loss; negative = removing it helps.
 
-    tenth: where a tenth of it was taken out. digit: what it shows.
+    tenth: where a tenth of it was removed. digit: what it shows.
     """
 
     index: int
@@ -178,7 +178,7 @@ class DemoResult:
         )
         solves = 4 * len(rows)
         caption = (
-            f"minus: taking it out helps\nremoved: {check.whole}\na tenth removed: {check.tenth}\n"
+            f"minus: removing it helps\nremoved: {check.whole}\na tenth removed: {check.tenth}\n"
             f"{solves} stages solved again in {check.seconds:.1f} s"
         )
         title = f"{check.choice}: change of the test loss without it"

@@ -46,10 +46,10 @@ def check_place(out: Path) -> None:
 def is_own(out: Path) -> bool:
     """Whether a folder holds what a demo wrote."""
     try:
-        said = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(said, dict) and (said.get("made_by") == MADE_BY or said.keys() >= _UNMARKED)
+    return isinstance(record, dict) and (record.get("made_by") == MADE_BY or record.keys() >= _UNMARKED)
 
 
 def keep(found: Trace, record: JSON, out: Path, chain: Chain, query: Query, command: str) -> Path:
@@ -83,7 +83,7 @@ def run(
     What is left between prediction and truth is that removing a whole digit is no small change; hence the tenths.
 
     Args:
-        out: a folder for the run, with `report.html` and `demo.json` in it; that of an earlier demo is written anew,
+        out: a folder for the run, with `report.html` and `demo.json` in it; that of an earlier demo is replaced,
             and what else lies in it stays. None keeps nothing.
         progress: what to draw on the way.
         console: where to print the result; None prints nothing (it can be printed later, `rich.print(result)`).

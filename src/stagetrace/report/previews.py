@@ -148,9 +148,9 @@ def _storable(value: Any) -> Any:
     return whole_characters(value) if isinstance(value, str) else value
 
 
-def _facts(said: Any) -> dict[str, Any]:
+def _facts(record: Any) -> dict[str, Any]:
     """The facts, each of its kind; a number that says nothing is left out."""
-    facts = dict(said)
+    facts = dict(record)
     count, loss = facts.get("query_examples"), facts.get("query_loss")
     if not isinstance(count, int | None) or not isinstance(loss, int | float | None):
         raise ValueError(f"its query is of {count!r} examples with the loss {loss!r}")

@@ -1,4 +1,4 @@
-"""A run on disk, as the process that makes it has it: kept piece by piece, resumed if it was killed.
+"""A run on disk, as the process that makes it has it: saved piece by piece, resumed if it was killed.
 
 `trace(..., out=DIR)` writes into the folder as it goes; `Trace.save` writes a whole run to a folder inside, which takes
 the place of what is there in one step: the moment that its record is complete.
@@ -165,7 +165,7 @@ class RunFolder:
             self._manifest,
             status="complete",
             scores={each.stage: Shape(each.n_examples, each.n_queries) for each in scores},
-            solutions={stage: solution_record(read_solution(kept, run, stage)) for stage, kept in solved.items()},
+            solutions={stage: solution_record(read_solution(path, run, stage)) for stage, path in solved.items()},
             statistics=to_json(statistics, "statistics"),
             versions=merged(self._manifest.versions, versions()) if made_by is None else dict(made_by),
         )
@@ -203,8 +203,8 @@ class RunFolder:
         if self._path is None or not world().is_first:
             return None
         if self._lock is None:
-            said = "complete and stays as it is; read it with Trace.load" if self.complete else "closed; open it again"
-            raise ResultsError(f"{self._path}: the run is {said}")
+            state = "complete and stays as it is; read it with Trace.load" if self.complete else "closed; open it again"
+            raise ResultsError(f"{self._path}: the run is {state}")
         self._lock.check()
         return self._path / STAGING if self._staged else self._path
 

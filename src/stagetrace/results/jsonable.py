@@ -1,6 +1,6 @@
 """Values and dataclasses as JSON holds them, and back: the one convention for every JSON file that stagetrace writes.
 
-A number that is not finite has no form in JSON: NaN (not known) is null, an infinity is the string "inf" or "-inf".
+A number that is not finite has no form in JSON: NaN (unknown) is null, an infinity is the string "inf" or "-inf".
 """
 
 import json
@@ -83,7 +83,7 @@ def from_json(kind: type[T], content: object, **given: object) -> T:
             raise ValueError(f"it has no {name!r}")
     for name in found:
         if name not in wanted:
-            raise ValueError(f"it has a {name!r}, which is not known")
+            raise ValueError(f"it has a {name!r}, which is unknown")
     return kind(**{name: _value(types[name], value, name) for name, value in found.items()}, **given)
 
 
@@ -191,8 +191,8 @@ def _number(value: object, name: str) -> float:
 def _kind(value: object) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    said = json.dumps(value)
-    return said if len(said) <= 60 else f"{said[:57]}..."
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _inside(value: Any) -> list[Any]:

@@ -88,7 +88,7 @@ def writer_of(folder: Path) -> str | None:
     except OSError:
         return None
     try:
-        return _said(descriptor) if _is_held(descriptor) else None
+        return _writer(descriptor) if _is_held(descriptor) else None
     finally:
         os.close(descriptor)
 
@@ -103,9 +103,9 @@ def _taken(folder: Path) -> int:
             os.close(descriptor)
             continue
         if held:
-            said = _said(descriptor)
+            writer = _writer(descriptor)
             os.close(descriptor)
-            raise _in_use(folder, said)
+            raise _in_use(folder, writer)
         me = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -141,13 +141,13 @@ def _holder(descriptor: int) -> Mapping[str, Any]:
     """What the lock file says; empty if its writer was killed before it said anything."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        said = json.loads(os.read(descriptor, 4096))
+        content = json.loads(os.read(descriptor, 4096))
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _said(descriptor: int) -> str:
+def _writer(descriptor: int) -> str:
     holder = _holder(descriptor)
     if not holder:
         return "another process"

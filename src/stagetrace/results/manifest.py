@@ -130,11 +130,11 @@ def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
         >>> merged({"torch": "2.12"}, {"torch": "2.13", "python": "3.12"})
         {'torch': '2.12, 2.13', 'python': '3.12'}
     """
-    both = dict(before)
+    merged_versions = dict(before)
     for name, value in now.items():
-        known = before.get(name, "").split(", ") if name in before else []
-        both[name] = ", ".join(known if value in known else [*known, value])
-    return both
+        used = before[name].split(", ") if name in before else []
+        merged_versions[name] = ", ".join(dict.fromkeys([*used, value]))
+    return merged_versions
 
 
 def _check(content: Any) -> None:
@@ -172,9 +172,9 @@ def check_identity(found: Mapping[str, object], run: str, stage: str) -> None:
         raise ValueError(f"it belongs to another run, {str(found.get('run'))[:12]}, and this folder to {run[:12]}")
 
 
-def seal_of(said: Mapping[str, object]) -> Any:
+def seal_of(metadata: Mapping[str, object]) -> Any:
     """The digest, by `hashlib`, of what a file says of itself but for its seal; what it holds is to be added."""
-    return _hash_of({key: value for key, value in said.items() if key != SEAL})
+    return _hash_of({key: value for key, value in metadata.items() if key != SEAL})
 
 
 def check_seal(found: Mapping[str, object], seal: Any) -> None:

@@ -180,8 +180,8 @@ def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
     schema, each = file.schema_arrow, n_queries or 1
     with_parts = "via_shared" in schema.names
     if not schema.remove_metadata().equals(_schema(matrix=n_queries is not None, with_parts=with_parts)):
-        said = ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-        raise ValueError(f"its columns are {said[:200]}: not those of scores")
+        columns = ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
+        raise ValueError(f"its columns are {columns[:200]}: not those of scores")
     if file.metadata.num_rows != rows:
         raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
@@ -209,9 +209,9 @@ def _table(run: str, stage: str, part: Part) -> Any:
         check_finite(f"stage {stage!r}, {name}", tensor.float() if matrix else tensor, part.start)
         arrays.append(_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
     shape = {"n_examples": str(part.n_examples), "n_queries": str(part.n_queries or 0)}
-    said = identity(run, stage) | shape
+    metadata = identity(run, stage) | shape
     table = pa.Table.from_arrays(arrays, schema=schema)
-    return table.replace_schema_metadata({**said, SEAL: _seal_of(table, said).hexdigest()})
+    return table.replace_schema_metadata({**metadata, SEAL: _seal_of(table, metadata).hexdigest()})
 
 
 def _lists(matrix: Tensor) -> Any:
@@ -245,8 +245,8 @@ def _tensor(name: str, table: Any) -> Tensor:
     return torch.from_numpy(flat).view(table.num_rows, lengths.pop()).T.contiguous()
 
 
-def _seal_of(table: Any, said: Mapping[str, object]) -> Any:
-    seal = seal_of(said)
+def _seal_of(table: Any, metadata: Mapping[str, object]) -> Any:
+    seal = seal_of(metadata)
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = column.combine_chunks()
         if pa.types.is_list(values.type):

@@ -53,7 +53,7 @@ def read_run(path: str | Path) -> Contents:
     _check_listed(folder, manifest)
     missing = missing_files(folder, manifest)
     if missing:
-        raise ResultsError(f"{folder}: {missing[0]} is missing; run the same command again to compute it anew")
+        raise ResultsError(f"{folder}: {missing[0]} is missing; run the same command again to compute it")
     check_digests(folder, manifest)
 
     def where(name: str) -> Path:

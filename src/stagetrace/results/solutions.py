@@ -32,13 +32,12 @@ def write_solution(path: Path, run: str, stage: str, solution: Solution) -> None
         ResultsError: the file system refused.
     """
     value = solution.value.detach().cpu().contiguous()
-    said: dict[str, Any] = {**identity(run, stage), _RECORD: solution_record(solution)}
-    said[SEAL] = _seal_of(value, said).hexdigest()
-    # one entry only: safetensors writes the entries of the metadata in no fixed order
-    metadata = {_RECORD: json.dumps(said)}
+    metadata: dict[str, Any] = {**identity(run, stage), _RECORD: solution_record(solution)}
+    metadata[SEAL] = _seal_of(value, metadata).hexdigest()
     with atomic(path) as temporary:
         try:
-            save_file({_TENSOR: value}, temporary, metadata)
+            # one entry only: safetensors writes the entries of the metadata in no fixed order
+            save_file({_TENSOR: value}, temporary, {_RECORD: json.dumps(metadata)})
         except SafetensorError as cause:
             raise OSError(str(cause)) from cause
 
@@ -51,8 +50,8 @@ def read_solution(path: Path, run: str, stage: str) -> Solution:
     """
     with read_as(path, "a solution", REMEDY):
         with safe_open(path, framework="pt") as file:
-            said = _said(file)
-            check_identity(said, run, stage)
+            metadata = _metadata(file)
+            check_identity(metadata, run, stage)
             if list(file.keys()) != [_TENSOR]:
                 raise ValueError(f"its tensors are {', '.join(file.keys())}, not {_TENSOR}")
             stored = file.get_slice(_TENSOR)  # its type and size, before it is read
@@ -61,8 +60,8 @@ def read_solution(path: Path, run: str, stage: str) -> Solution:
                     f"its tensor is {stored.get_dtype()} {stored.get_shape()}, not numbers [dim] or [dim, k]"
                 )
             value = cast("Tensor", file.get_tensor(_TENSOR)).clone()
-        check_seal(said, _seal_of(value, said))
-        record = dict(said[_RECORD])
+        check_seal(metadata, _seal_of(value, metadata))
+        record = dict(metadata[_RECORD])
         del record["system"]
         equation = Equation.of(cast("Mapping[str, object]", record.pop("equation")))
         return from_json(Solution, record, value=value, system=equation)
@@ -71,7 +70,7 @@ def read_solution(path: Path, run: str, stage: str) -> Solution:
 def run_of_solution(path: Path) -> str | None:
     """The digest that the file carries of its run's description."""
     with safe_open(path, framework="pt") as file:
-        return _said(file)["run"]
+        return _metadata(file)["run"]
 
 
 def solution_record(solution: Solution) -> Mapping[str, JSON]:
@@ -80,11 +79,11 @@ def solution_record(solution: Solution) -> Mapping[str, JSON]:
     return {**system, **to_json(solution, "solution", omit={"value", "system"})}
 
 
-def _said(file: Any) -> dict[str, Any]:
+def _metadata(file: Any) -> dict[str, Any]:
     return dict(json.loads((file.metadata() or {})[_RECORD]))
 
 
-def _seal_of(value: Tensor, said: Mapping[str, object]) -> Any:
-    seal = seal_of({**said, "dtype": str(value.dtype), "shape": list(value.shape)})
+def _seal_of(value: Tensor, metadata: Mapping[str, object]) -> Any:
+    seal = seal_of({**metadata, "dtype": str(value.dtype), "shape": list(value.shape)})
     seal.update(value.contiguous().view(torch.uint8).numpy())
     return seal

@@ -79,8 +79,8 @@ class Trace(ShownAsTable):
             DescriptionError: no such stage (also a KeyError).
         """
         if stage not in self.scores:
-            known = ", ".join(repr(name) for name in self.scores) or "none"
-            raise UnknownStageError(f"trace[{stage!r}]: no stage of that name has scores; type one of: {known}")
+            names = ", ".join(repr(name) for name in self.scores) or "none"
+            raise UnknownStageError(f"trace[{stage!r}]: no stage of that name has scores; type one of: {names}")
         return self.scores[stage]
 
     def __iter__(self) -> Iterator[str]:

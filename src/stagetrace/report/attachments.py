@@ -27,7 +27,7 @@ LARGEST_PLOT = 10_000
 
 @final
 @dataclass(frozen=True)
-class Extras:
+class Attachments:
     """Each empty where the folder has none.
 
     findings: of `stagetrace check`, and those of the run's own checks that are not among them; preflight: whether
@@ -42,7 +42,7 @@ class Extras:
     plots: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
     @staticmethod
-    def read(folder: Path, checks: object = ()) -> "Extras":
+    def read(folder: Path, checks: object = ()) -> "Attachments":
         """Read what is there.
 
         checks: what the run itself found before it began, as its `run.json` has it.
@@ -54,7 +54,7 @@ class Extras:
         with read_as(folder / MANIFEST, "part of a report", _REMEDY):
             own = _findings(checks or ())
         looked_at = {(found.where, found.what) for found in typed}
-        return Extras(
+        return Attachments(
             findings=(*typed, *(found for found in own if (found.where, found.what) not in looked_at)),
             preflight=bool(typed),
             stability=_read(folder / SWEEP, read_sweep),
