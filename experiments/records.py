@@ -50,11 +50,11 @@ def ratio_over_seeds(above: Sequence[float], below: Sequence[float]) -> Record:
     return {"n": logs["n"], **ends, "each": each}
 
 
-def interval_in_words(found: Record, form: str = "+.2f") -> str:
+def format_interval(found: Record, form: str = "+.2f") -> str:
     """`mean (95 %: low to high)`.
 
     Example:
-        >>> interval_in_words(over_seeds([1.0, 1.0]))
+        >>> format_interval(over_seeds([1.0, 1.0]))
         '+1.00 (95 %: +1.00 to +1.00)'
     """
     if found["low"] is None:
