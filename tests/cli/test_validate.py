@@ -18,6 +18,7 @@ from stagetrace import Identity, Lanczos
 from stagetrace.cli import fits
 from stagetrace.cli.main import app, main
 from stagetrace.errors import DescriptionError, StagetraceWarning
+from stagetrace.results.lock import Lock
 from stagetrace.validation import (
     SGD,
     Adam,
@@ -225,6 +226,14 @@ def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_pa
     assert ended.code == 1
     assert "holds another set of retrainings" in ended.err
     assert "rate: 0.05 -> 0.06" in ended.err
+
+
+def test_a_folder_in_use_is_refused_before_the_target_is_loaded(validate: Command, tmp_path: Path):
+    lock = Lock(tmp_path)
+    ended = validate("no such target", "--out", tmp_path)
+    lock.release()
+    assert ended.code == 1
+    assert "is in use" in ended.err
 
 
 # How stages are trained again

@@ -269,6 +269,12 @@ def test_the_summary_is_loud_about_a_solve_that_failed(trace: MakeTrace, solutio
     assert made.table().rows[1][5:] == ("3.0e-01", "NOT CONVERGED: stopped at the step limit, asked for 1.0e-06")
     assert made.table().rows[0][6] == "converged"
     assert made.table().highlighted == {1}
+    head, rule, *rows = made.table().markdown().splitlines()
+    assert head == "| stage | examples | smallest | largest | harmful | residual | status |"
+    assert rule == "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert [row.split(" | ")[1:2] for row in rows] == [["7"], ["3"]]
+    with pytest.raises(AttributeError, match=r"Trace\.sheet\(\) is now table\(\)"):
+        made.sheet()
     assert made.table().caption.startswith("NOT CONVERGED")
     assert "NOT CONVERGED: finetune" in repr(made)
     assert str(made) == made.summary()

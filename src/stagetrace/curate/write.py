@@ -44,7 +44,7 @@ def write(record: Record, out: Path) -> list[Path]:
     """
     check_rows(record)
     check_out(record, out)
-    with filled(out, last=RECORD) as staging:
+    with filled(out, first=RECORD) as staging:
         _fill(staging, record)
         names = sorted(path.name for path in staging.iterdir())
     return [out / NOTE, *(out / name for name in names if name != NOTE)]

@@ -24,9 +24,6 @@ RECORD = "demo.json"
 _UNMARKED = frozenset({"sign", "slope", "test_loss", "stages", "checks", "seconds"})
 """What the record of a demo holds that was written before records said who made them."""
 
-_LAST = "run.json"
-"""Goes first and comes last: a folder without it is no run, so what was interrupted half-way is never read as one."""
-
 
 def check_place(out: Path) -> None:
     """Refuse a place that holds anything but a demo, before the work; nothing is written.
@@ -61,12 +58,12 @@ def keep(found: Trace, record: JSON, out: Path, chain: Chain, query: Query, comm
     Raises:
         ResultsError: `out` holds something else by now, or the file system refused.
     """
-    with filled(out, last=_LAST) as staging:
+    with filled(out, first=RECORD) as staging:
         found.save(staging)
         (staging / RECORD).write_text(json_text(record), encoding="utf-8")
         report.write(staging, chain, query, command=command)
         check_place(out)
-        (out / _LAST).unlink(missing_ok=True)
+        (out / "run.json").unlink(missing_ok=True)  # a folder without it is no run: what is interrupted is never read
     return report.write(out)  # once more, with what else lies in the folder, such as a validation
 
 

@@ -154,10 +154,11 @@ def move(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def filled(out: Path, last: str) -> Generator[Path, None, None]:
+def filled(out: Path, first: str) -> Generator[Path, None, None]:
     """Give a new folder beside `out`; once the block has filled it, it takes the place of a new or empty `out`.
 
-    Of an `out` that holds something the entries are replaced one by one, `last` last, and what else lies there stays.
+    Of an `out` that holds something the entries are replaced one by one, and what else lies there stays. `first` goes
+    first: the file that says whose folder it is, so that a process that was killed on the way can be run again.
 
     Raises:
         ResultsError: the file system refused.
@@ -167,12 +168,12 @@ def filled(out: Path, last: str) -> Generator[Path, None, None]:
         shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
         staging.mkdir(parents=True)
         yield staging
-        if not out.exists() or not any(out.iterdir()):
-            if out.exists():
-                out.rmdir()
+        if out.exists() and not any(out.iterdir()) and not out.samefile(Path.cwd()):
+            out.rmdir()
+        if not out.exists():
             move(staging, out)
             return
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+        for path in sorted(staging.iterdir(), key=lambda path: path.name != first):
             target = out / path.name
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
