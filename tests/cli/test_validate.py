@@ -168,7 +168,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
     assert "negative = taking them out helps" in words
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
-    assert "stage 'finetune' was trained again by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
+    assert "stage 'finetune' was retrained by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
     assert re.search(rf"training again  {record['retrainings']}/{record['retrainings']} retrainings", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
     assert ended.out.endswith(f"saved to {', '.join(map(str, files))}\n")
@@ -236,7 +236,7 @@ def test_a_folder_in_use_is_refused_before_the_target_is_loaded(validate: Comman
     assert "is in use" in ended.err
 
 
-# How stages are trained again
+# How stages are retrained
 
 
 def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Command, tmp_path: Path):
@@ -250,7 +250,7 @@ def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Com
     assert {choice["reliability"] for choice in record["choices"]} == {None}
     ended = validate(f"{jobs.FILE}:single_precision", "--out", tmp_path / "single", *words)
     assert ended.code == 0, ended.err
-    said_of_it = "is trained again by Adam: 5 steps, rate 0.0001, batches of 37, warm start"
+    said_of_it = "is retrained by Adam: 5 steps, rate 0.0001, batches of 37, warm start"
     assert f"stage 'pretrain' {said_of_it}" in ended.words
     assert said(tmp_path / "single")["settings"]["seeds"] == [0, 1, 2]
 
@@ -315,7 +315,9 @@ def test_words_that_make_no_fit(typed: str, message: str):
 
 
 def test_a_word_for_a_stage_that_is_not_trained_again_is_refused():
-    with pytest.raises(DescriptionError, match="stage 'pretrain' is not trained again; those are 'finetune'"):
+    with pytest.raises(
+        DescriptionError, match="stage 'pretrain' is not retrained; the retrained stages are 'finetune'"
+    ):
         settled("pretrain=sgd", stage="finetune")
 
 
@@ -350,7 +352,7 @@ def test_the_targets_fit_and_estimators(validate: Command, tmp_path: Path):
     assert list(record["estimators"]) == ["gradient dot product", "mine"]
     assert record["settings"]["fit"]["pretrain"]["function"].startswith("fit (")
     assert "solver" not in record["settings"]
-    assert "stage 'finetune' was trained again by tune(): the target's own training" in ended.words
+    assert "stage 'finetune' was retrained by tune(): the target's own training" in ended.words
     assert len(record["choices"][0]["removals"][0]["true"]) == 1, "no seed, one run"
 
 

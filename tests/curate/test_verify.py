@@ -1,4 +1,4 @@
-"""The check by training again: against stages really solved again by the oracle, and against what must be refused."""
+"""The check by retraining: against stages really solved again by the oracle, and against what must be refused."""
 
 import json
 import warnings

@@ -60,7 +60,7 @@ def curate_run(
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--verify", metavar="TARGET", help="Train again without what was dropped.")
+        str | None, typer.Option("--verify", metavar="TARGET", help="Retrain without what was dropped.")
     ] = None,
     random: Annotated[
         int, typer.Option("--random", metavar="N", min=2, help="--verify: random sets of as many examples.")
@@ -72,7 +72,7 @@ def curate_run(
     seed: Annotated[int, typer.Option("--seed", help="--verify: seed of the random sets.")] = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Choose the examples to train on next by their scores; write them, and what that is predicted to change."""
+    """Choose the examples to train on next by their scores; write them, and the change that is predicted."""
     del debug
     if target is None and (retrain or random != RANDOM):
         refuse("curate: --retrain and --random are for --verify TARGET; add that, or leave them out")

@@ -23,7 +23,7 @@ def export_run(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Write a stage's scores for another tool, in its format and with its sign; says which sign that is."""
+    """Write a stage's scores for another tool, in its format and with its sign, and state that sign."""
     del debug
     trace = Trace.load(folder)
     if not len(trace):

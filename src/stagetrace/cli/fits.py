@@ -1,4 +1,4 @@
-"""From `--retrain` to how each stage is trained again."""
+"""From `--retrain` to how each stage is retrained."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,9 @@ def fits(chain: Chain, stage: str, retrain: Sequence[str], given: Any) -> dict[s
     for word in retrain:
         head = word.partition("=")[0]
         if head in chain.names and head not in later:
-            refuse(f"--retrain: stage '{head}' is not trained again; those are {', '.join(map(repr, later))}")
+            refuse(
+                f"--retrain: stage '{head}' is not retrained; the retrained stages are {', '.join(map(repr, later))}"
+            )
     specs = {name: spec for name, spec in by_stage(chain, retrain, RETRAIN).items() if name in later}
     chosen = _given(chain, given, later)
     is_double = all(dtype == torch.float64 for bound in later.values() for dtype in bound.trained.dtypes)

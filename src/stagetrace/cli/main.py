@@ -5,7 +5,7 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
     stagetrace show runs/a                               the run in the terminal
     stagetrace report runs/a                             the run as one HTML file (score writes it, too)
-    stagetrace validate examples/mnist.py:job --out runs/b  trains again, and compares with what was predicted
+    stagetrace validate examples/mnist.py:job --out runs/b  retrains, and compares with what was predicted
     stagetrace curate runs/a --drop 10% --out runs/kept  what to train on next, and what that should change
     stagetrace export runs/a --format csv --out a.csv    the scores for other tools, the sign turned as they expect
 
@@ -68,7 +68,7 @@ def score(
     quick: options.Quick = False,
     exact: options.Exact = False,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
-    parts: Annotated[bool, typer.Option("--parts", help="Keep the paper's two parts of each score apart.")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Also save the paper's two parts of each score.")] = False,
     moved: Annotated[
         bool, typer.Option("--sweep", help="Also score at a tenth and ten times the damping: how stable is the order?")
     ] = False,
@@ -157,7 +157,7 @@ def demo(
     ] = Path("runs/demo"),
     debug: options.Debug = False,
 ) -> None:
-    """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""
+    """Pretrain, fine-tune and trace on bundled real digits, and check scores by really retraining."""
     del debug
     from stagetrace.demo import run  # scikit-learn is needed here only
     from stagetrace.progress import Bars

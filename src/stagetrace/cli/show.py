@@ -140,7 +140,7 @@ def validation(
     for name, reason in left_out.items():
         console.print(f"{name} does not apply: {reason}", highlight=False)
     for name, fit in fitted.items():
-        console.print(f"stage '{name}' was trained again by {describe(fit)}", highlight=False)
+        console.print(f"stage '{name}' was retrained by {describe(fit)}", highlight=False)
     for words in (report.SIGN, report.FIGURES, report.work(found)):
         console.print(words, highlight=False)
     console.print(f"saved to {', '.join(map(str, files))}", soft_wrap=True)

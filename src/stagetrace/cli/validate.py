@@ -1,4 +1,4 @@
-"""`stagetrace validate`: do the scores predict what training again does?"""
+"""`stagetrace validate`: do the scores predict what retraining does?"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def validate(
     seed: options.Seed = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Train again without chosen examples, and compare with what the scores and simpler controls predicted."""
+    """Retrain without chosen examples, and compare with what the scores and simpler controls predicted."""
     del debug
     _alone()
     typed = settings.SolveOptions(solve)
@@ -60,7 +60,7 @@ def validate(
         progress.console.print(line, highlight=False, soft_wrap=True)
 
     for name, how in fitted.items():
-        say(f"stage '{name}' is trained again by {fits.describe(how)}")
+        say(f"stage '{name}' is retrained by {fits.describe(how)}")
     predicted, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
     validation = compare(
         chain,

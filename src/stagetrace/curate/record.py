@@ -144,7 +144,7 @@ class Record:
         elif "--verify" not in command:
             command += " --verify TARGET"
         return f"""\
-Train again without these examples, and without as many at random; TARGET is the one that was scored:
+Retrain without these examples, and without as many at random; TARGET is the one that was scored:
 
 ```sh
 {printable(command)}
@@ -225,14 +225,14 @@ def group_table(curation: Curation) -> Table:
 def verified_table(curation: Curation, found: Verified, fits: Mapping[str, str]) -> Table:
     """What was dropped beside each random set of as many examples.
 
-    fits: how each stage was trained again, in words.
+    fits: how each stage was retrained, in words.
     """
     runs, sets = len(found.effects), found.random_effects.shape[1]
     names = ["dropped by the rule", *(f"random set {number}" for number in range(1, sets + 1))]
     predicted = [found.predicted, *found.random_predicted.tolist()]
     effects = [found.effects.tolist(), *found.random_effects.mT.tolist()]
     averaged = f", mean of {runs} runs (lowest to highest)" if runs > 1 else ""
-    trained = "; ".join(f"stage '{name}' was trained again by {how}" for name, how in fits.items())
+    trained = "; ".join(f"stage '{name}' was retrained by {how}" for name, how in fits.items())
     caption = (
         f"The rule: {found.true:+.3e} true, {found.predicted:+.3e} predicted; random sets of as many examples: "
         f"{found.random_true.mean().item():+.3e} true on average; {found.random_better} of {sets} random sets did as "
@@ -240,7 +240,7 @@ def verified_table(curation: Curation, found: Verified, fits: Mapping[str, str])
         f"{found.retrainings} retrainings{f'; {trained}' if trained else ''}."
     )
     return Table(
-        f"trained again without {len(curation.drop):,} examples{averaged}",
+        f"retrained without {len(curation.drop):,} examples{averaged}",
         ("left out", f"predicted change ({UNIT}; - helps)", f"true change ({UNIT}; - helps)"),
         tuple((name, f"{p:+.3e}", _runs(each)) for name, p, each in zip(names, predicted, effects, strict=True)),
         caption,

@@ -1,4 +1,4 @@
-"""The check: trained again without what was dropped, and without as many examples drawn at random."""
+"""The check: retraining without what was dropped, and without as many examples drawn at random."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
