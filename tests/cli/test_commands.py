@@ -452,7 +452,7 @@ def test_an_interrupted_run_says_how_to_go_on(stage_trace: Command, tmp_path: Pa
     monkeypatch.setattr("stagetrace.results.RunFolder.keep_part", interrupted)
     ended = stage_trace("score", TARGET, "--out", tmp_path / "run")
     assert ended.code == 130
-    assert "finished work is saved: run the same command again to resume" in ended.err
+    assert "Finished work is saved; rerun the same command to resume" in ended.err
     assert (tmp_path / "run" / "adjoints" / "finetune.safetensors").exists()
 
 

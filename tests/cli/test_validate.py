@@ -209,7 +209,7 @@ def test_an_interrupted_command_goes_on_with_what_is_left(
     monkeypatch.setattr(Store, "add", interrupted)
     ended = validate(TARGET, "--out", tmp_path / "cut", *words)
     assert ended.code == 130
-    assert "run the same command again to resume" in ended.err
+    assert "rerun the same command to resume" in ended.err
     kept = trained(tmp_path / "cut")
     assert len(kept) == 6
     assert not (tmp_path / "cut" / "validate.json").exists()
@@ -470,7 +470,7 @@ def test_wrong_usage_exits_2(words: tuple[str, ...], message: str, tmp_path: Pat
 
 BAD_WORDS = [
     (("--stage", "nope"), "--stage: no stage is called 'nope'; the chain's stages are 'pretrain', 'finetune'"),
-    (("--largest", "0", "--random", "0"), "nothing to take out: type --largest, --random or --groups"),
+    (("--largest", "0", "--random", "0"), "nothing to remove: type --largest, --random or --groups"),
     (("--largest", "2"), "--largest: a correlation needs at least 3 removals, got 2"),
     (("--random", "1"), "--random: a correlation needs at least 3 removals, got 1"),
     (("--by", "0"), "by must be above 0"),
