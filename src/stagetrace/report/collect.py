@@ -66,13 +66,16 @@ def shown_queries(losses: Tensor) -> list[int]:
     return sorted(losses.sort(descending=True, stable=True).indices[:QUERIES].tolist())
 
 
+def rankings(scores: Scores, queries: Sequence[int]) -> list[tuple[int | None, int]]:
+    """Which rankings are shown, None for that by the whole query, and how many examples of each of their ends."""
+    single = queries if scores.n_queries is not None else ()
+    return [(None, EACH_SIDE), *((query, EACH_QUERY) for query in single)]
+
+
 def shown_examples(scores: Scores, queries: Sequence[int]) -> list[int]:
     """The examples of a stage that are shown, ascending: the ends of each ranking."""
-    rankings: list[tuple[int | None, int]] = [(None, EACH_SIDE)]
-    if scores.n_queries is not None:
-        rankings += [(query, EACH_QUERY) for query in queries]
     chosen = set[int]()
-    for query, count in rankings:
+    for query, count in rankings(scores, queries):
         for harmful in (True, False):
             chosen |= set(scores.top(count, harmful=harmful, query=query).indices)
     return sorted(chosen)

@@ -7,7 +7,7 @@ from typing import final
 import torch
 
 from stagetrace.report.attachments import Attachments
-from stagetrace.report.collect import EACH_QUERY, EACH_SIDE
+from stagetrace.report.collect import rankings
 from stagetrace.report.metadata import Metadata, at, settings, stage_metadata
 from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.previews import Preview, Previews
@@ -168,10 +168,7 @@ def rows_of(scores: Scores, queries: Sequence[int]) -> list[Row]:
 
     The harmful end holds harmful examples only (score above 0), the helpful end helpful ones.
     """
-    rankings: list[tuple[int | None, int]] = [(None, EACH_SIDE)]
-    if scores.n_queries is not None:
-        rankings += [(query, EACH_QUERY) for query in queries]
-    return [row for query, count in rankings for row in _ranking(scores, query, count)]
+    return [row for query, count in rankings(scores, queries) for row in _ranking(scores, query, count)]
 
 
 def _ranking(scores: Scores, query: int | None, count: int) -> list[Row]:
