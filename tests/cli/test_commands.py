@@ -449,7 +449,7 @@ def test_an_interrupted_run_says_how_to_go_on(stage_trace: Command, tmp_path: Pa
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stagetrace.results.RunFolder.keep_part", interrupted)
+    monkeypatch.setattr("stagetrace.results.RunFolder.write_part", interrupted)
     ended = stage_trace("score", TARGET, "--out", tmp_path / "run")
     assert ended.code == 130
     assert "Finished work is saved; rerun the same command to resume" in ended.err

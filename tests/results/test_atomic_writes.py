@@ -198,10 +198,10 @@ def written(folder: Path, trace: Trace) -> None:
             return
         for stage in reversed(list(trace)):
             if run.solution(stage) is None:
-                run.keep_solution(stage, trace.solutions[stage])
+                run.write_solution(stage, trace.solutions[stage])
             for number, part in enumerate(split(trace[stage])):
                 if run.part(stage, number) is None:
-                    run.keep_part(stage, number, part)
+                    run.write_part(stage, number, part)
         run.finish(trace.statistics)
 
 

@@ -38,10 +38,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def keep(run: RunFolder, trace: Trace, stage: str, parts: range = range(9)) -> None:
     """What a trace does for one stage."""
     if run.solution(stage) is None:
-        run.keep_solution(stage, trace.solutions[stage])
+        run.write_solution(stage, trace.solutions[stage])
     for number, part in enumerate(split(trace[stage])):
         if number in parts and run.part(stage, number) is None:
-            run.keep_part(stage, number, part)
+            run.write_part(stage, number, part)
 
 
 def kept(run: RunFolder, stage: str) -> list[int]:
@@ -476,9 +476,9 @@ def test_a_part_that_holds_other_examples_is_not_kept(tmp_path: Path, scores: Ma
     values = torch.zeros(2, dtype=torch.float64)
     for start, message in ((0, "must hold the examples 0 to 2, got 0 to 1"), (3, "got 3 to 4")):
         with pytest.raises(ResultsError, match=message):
-            run.keep_part("s", 0, Part(start, values, n_examples=5))
+            run.write_part("s", 0, Part(start, values, n_examples=5))
     with pytest.raises(DataError, match="example 4 has the score nan"):
-        run.keep_part("s", 1, Part(3, torch.tensor([0.0, float("nan")]).double(), n_examples=5))
+        run.write_part("s", 1, Part(3, torch.tensor([0.0, float("nan")]).double(), n_examples=5))
     with pytest.raises(DescriptionError, match="examples 4 to 5 do not exist in a stage of 5"):
         Part(4, values, n_examples=5)
     run.close()
@@ -491,8 +491,8 @@ def test_a_complete_run_stays_as_it_is(trace: MakeTrace, tmp_path: Path) -> None
     before = contents(tmp_path)
     for act in (
         lambda: run.finish({}),
-        lambda: run.keep_solution("pretrain", made.solutions["pretrain"]),
-        lambda: run.keep_part("pretrain", 0, next(split(made["pretrain"]))),
+        lambda: run.write_solution("pretrain", made.solutions["pretrain"]),
+        lambda: run.write_part("pretrain", 0, next(split(made["pretrain"]))),
     ):
         with pytest.raises(ResultsError, match="complete and stays as it is"):
             act()

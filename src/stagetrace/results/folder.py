@@ -58,7 +58,7 @@ class RunFolder:
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as path:
         ...     with RunFolder.open(path, {"query": "f00d"}) as run:
-        ...         run.keep_part("pretrain", 0, Part(0, torch.tensor([0.5, -1.0]).double(), n_examples=2))
+        ...         run.write_part("pretrain", 0, Part(0, torch.tensor([0.5, -1.0]).double(), n_examples=2))
         ...         run.finish({"seconds": 1.5})
         ...     read_run(path).scores["pretrain"].removal_effect
         tensor([-0.2500,  0.5000], dtype=torch.float64)
@@ -66,7 +66,7 @@ class RunFolder:
 
     def __init__(self, path: Path | None, manifest: Manifest, lock: Lock | None = None, *, staged: bool) -> None:
         self._path, self._manifest, self._lock, self._staged = path, manifest, lock, staged
-        self._walked: list[str] = []
+        self._stages: list[str] = []
 
     @staticmethod
     def open(path: str | Path | None, description: Mapping[str, JSON], *, replacing: bool = False) -> "RunFolder":
@@ -98,40 +98,40 @@ class RunFolder:
 
     def contents(self) -> Contents:
         """The complete run; see `read_run`."""
-        return self._told(read_run)  # pyright: ignore[reportReturnType]  # without a folder no run is complete
+        return self._shared(read_run)  # pyright: ignore[reportReturnType]  # without a folder no run is complete
 
     def solution(self, stage: str) -> Solution | None:
-        """The stage's solution if it has been kept, or None.
+        """The stage's solution if it has been written, or None.
 
         Raises:
             ResultsError: its file is damaged, or of another run.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         name, run = adjoint_name(stage), self._manifest.run
-        return self._told(lambda at: read_solution(at / name, run, stage) if (at / name).exists() else None)
+        return self._shared(lambda at: read_solution(at / name, run, stage) if (at / name).exists() else None)
 
-    def keep_solution(self, stage: str, solution: Solution) -> None:
+    def write_solution(self, stage: str, solution: Solution) -> None:
         """Write a stage's solution.
 
         Raises:
             ResultsError: the run is complete, the folder is no longer this run's, or the file system refused.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         place = self._place()
         if place is not None:
             write_solution(place / adjoint_name(stage), self._manifest.run, stage, solution)
 
     def part(self, stage: str, number: int) -> Part | None:
-        """Part `number` of the stage's scores if it has been kept, or None.
+        """Part `number` of the stage's scores if it has been written, or None.
 
         Raises:
             ResultsError: its file is damaged, or of another run.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         name, run = part_name(stage, number), self._manifest.run
-        return self._told(lambda at: read_part(at / name, run, stage, number) if (at / name).exists() else None)
+        return self._shared(lambda at: read_part(at / name, run, stage, number) if (at / name).exists() else None)
 
-    def keep_part(self, stage: str, number: int, part: Part) -> None:
+    def write_part(self, stage: str, number: int, part: Part) -> None:
         """Write part `number` of the stage's scores: the examples from `number * part_size(n_queries)` on.
 
         Raises:
@@ -139,7 +139,7 @@ class RunFolder:
                 file system refused.
             DataError: a score that is not finite.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         place = self._place()
         if place is not None:
             write_part(place / part_name(stage, number), self._manifest.run, stage, number, part)
@@ -157,7 +157,7 @@ class RunFolder:
         place, path, run = self._place(), self._path, self._manifest.run
         if place is None or path is None:
             return
-        stages = list(reversed(self._walked))
+        stages = list(reversed(self._stages))
         numbers = {stage: part_numbers(place, stage) for stage in stages}
         scores = [read_scores(place.joinpath, run, stage, found) for stage, found in numbers.items() if found]
         solved = {stage: place / adjoint_name(stage) for stage in stages if (place / adjoint_name(stage)).exists()}
@@ -208,15 +208,15 @@ class RunFolder:
         self._lock.check()
         return self._path / STAGING if self._staged else self._path
 
-    def _told(self, ask: Callable[[Path], T | None]) -> T | None:
+    def _shared(self, ask: Callable[[Path], T | None]) -> T | None:
         """What the first process reads, on every process."""
         if self._path is None:
             return None
         return world().share(ask(self._path) if world().is_first else None)
 
-    def _walk(self, stage: str) -> None:
-        if stage not in self._walked:
-            self._walked.append(stage)
+    def _record_stage(self, stage: str) -> None:
+        if stage not in self._stages:
+            self._stages.append(stage)
 
 
 # The beginning and the end of writing

@@ -107,9 +107,9 @@ class Trace(ShownAsTable):
         with RunFolder.open(path, self.description, replacing=True) as folder:
             for stage in reversed(self._stages()):
                 for number, part in enumerate(split(self.scores[stage]) if stage in self.scores else ()):
-                    folder.keep_part(stage, number, part)
+                    folder.write_part(stage, number, part)
                 if stage in self.solutions:
-                    folder.keep_solution(stage, self.solutions[stage])
+                    folder.write_solution(stage, self.solutions[stage])
             folder.finish(self.statistics, self.versions)
 
     @staticmethod

@@ -118,10 +118,10 @@ def trace(
         _check_not_flat(gradient, query)
         gradient = _columns(gradient, chain, parts=parts)
         for bound, step in backward_pass(chain, responses, gradient, folder.solution, statistics):
-            folder.keep_solution(bound.name, step.solution)
+            folder.write_solution(bound.name, step.solution)
             if bound.name in scored:
                 scorer = step.scorer(parts=parts, rows=query.rows)
-                done = scorer.run(partial(folder.part, bound.name), partial(folder.keep_part, bound.name), statistics)
+                done = scorer.run(partial(folder.part, bound.name), partial(folder.write_part, bound.name), statistics)
                 statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))
             statistics.record_solution(bound.name, step.solution)
             if scored <= set(statistics.scores):
