@@ -36,7 +36,7 @@ def scores_chart(stage: StageView) -> str:
     if float(stage.scores.per_example.abs().max()) > LARGEST:
         return '<p class="small">Scores of this size cannot be drawn.</p>'
     figure, ax = _axes(HEIGHT)
-    draw_scores(ax, stage.scores, PALETTE)
+    draw_scores(ax, stage.scores.per_example, PALETTE)
     n = stage.scores.n_examples
     label = f"Histogram of the scores of stage {stage.name}: {stage.harmful} of {n} examples are harmful."
     return _svg(figure, label, f"scores of {stage.name}")

@@ -14,7 +14,7 @@ from stagetrace.results.manifest import versions
 from stagetrace.results.parts import split
 from stagetrace.results.plot import plot_stages
 from stagetrace.results.reading import read_run
-from stagetrace.results.scores import Scores
+from stagetrace.results.scores import Scores, title_of
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import ShownAsTable, Table, frame
 from stagetrace.solvers.base import Solution
@@ -163,7 +163,7 @@ class Trace(ShownAsTable):
         """
         if not self.scores:
             refuse("Trace.plot: no stage has scores, so there is nothing to draw")
-        return plot_stages(list(self.scores.values()))
+        return plot_stages({title_of(scores): scores.per_example for scores in self.scores.values()})
 
     def __repr__(self) -> str:
         failed = [stage for stage in self.solutions if not self._converged(stage)]
