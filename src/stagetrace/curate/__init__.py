@@ -3,12 +3,12 @@
 from stagetrace.curate.curation import Curation as Curation
 from stagetrace.curate.curation import curate as curate
 from stagetrace.curate.groups import GroupTotal as GroupTotal
+from stagetrace.curate.rows import Rows as Rows
+from stagetrace.curate.rows import read_rows as read_rows
 from stagetrace.curate.rules import Drop as Drop
 from stagetrace.curate.rules import DropAbove as DropAbove
 from stagetrace.curate.rules import KeepTop as KeepTop
 from stagetrace.curate.rules import Rule as Rule
-from stagetrace.curate.source import Rows as Rows
-from stagetrace.curate.source import read_rows as read_rows
 from stagetrace.curate.verify import Verified as Verified
 from stagetrace.curate.verify import verify as verify
 
