@@ -80,8 +80,8 @@ class Smoothness:
             f"repeated without {len(self.measured)} random groups of {self.size:,} of {self.examples:,} examples "
             f"({share:.0%}), the training changed the query loss by "
             f"{', '.join(f'{found:+.2e}' for found in self.measured)}, predicted were "
-            f"{', '.join(f'{said:+.2e}' for said in self.predicted)}: expect r about {here:.2f} for groups of that size, "
-            f"and 0.95 or more for up to {self.holds_for:,} examples"
+            f"{', '.join(f'{said:+.2e}' for said in self.predicted)}: expect r about {here:.2f} for groups of that "
+            f"size, and 0.95 or more for up to {self.holds_for:,} examples"
         )
         if self.holds_for == 0:
             text += " (not even one; parts of an example at most)"
