@@ -25,6 +25,7 @@ NAMES = [
     # solve
     "CG",
     "Direct",
+    "EarlyStopping",
     "Lanczos",
     "LiSSA",
     "Normal",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     # solve
     from stagetrace.solvers import CG as CG
     from stagetrace.solvers import Direct as Direct
+    from stagetrace.solvers import EarlyStopping as EarlyStopping
     from stagetrace.solvers import Lanczos as Lanczos
     from stagetrace.solvers import LiSSA as LiSSA
     from stagetrace.solvers import Normal as Normal
@@ -51,7 +52,18 @@ _HOMES = {
     "objectives": ("Objective",),
     "recording": ("Recording", "Unrolled"),
     "results": ("Scores", "Trace"),
-    "solvers": ("CG", "Direct", "Lanczos", "LiSSA", "Normal", "Shift", "Solution", "System", "Tikhonov"),
+    "solvers": (
+        "CG",
+        "Direct",
+        "EarlyStopping",
+        "Lanczos",
+        "LiSSA",
+        "Normal",
+        "Shift",
+        "Solution",
+        "System",
+        "Tikhonov",
+    ),
     "stages": ("Chain", "Frozen", "Link", "Proximal", "Stage"),
     "tracing": ("Query", "trace"),
 }
@@ -64,6 +76,7 @@ __all__ = [
     "Auto",
     "Chain",
     "Direct",
+    "EarlyStopping",
     "Frozen",
     "GaussNewton",
     "Hessian",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import DenseOperator, LinearOperator
-from stagetrace.solvers import CG, Direct, Inverse, Lanczos, LiSSA, Normal, Shift, Solution, Solver
+from stagetrace.solvers import CG, Direct, EarlyStopping, Inverse, Lanczos, LiSSA, Normal, Shift, Solution, Solver
 
 DAMPING = 0.05
 SHORT = 12_000  # bytes: too few for the basis of one column, enough for a short recurrence of two
@@ -45,6 +45,17 @@ SOLVERS = [
     Case("lissa", lambda rtol: LiSSA(DAMPING, rtol), squared=False, definite=True, mild=True),
     Case("lissa-scaled", lambda rtol: LiSSA(DAMPING, rtol, scale=15.0), squared=False, definite=True, mild=True),
 ]
+
+STOPPED = [
+    Case("early-stopping", lambda rtol: EarlyStopping(2.0, rtol=rtol), squared=False),
+    Case("early-stopping-short", lambda rtol: EarlyStopping(2.0, rtol=rtol, memory=SHORT), squared=False),
+    Case(
+        "early-stopping-scaled",
+        lambda rtol: EarlyStopping(2.0, torch.linspace(1, 2, 60, dtype=torch.float64), 0.1, rtol),
+        squared=False,
+    ),
+]
+"""Solvers of no linear system: the laws are theirs too, the oracles below are not."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from stagetrace.solvers import Status, solve
 from tests.solvers.cases import (
     SOLVERS,
     SPECTRA,
+    STOPPED,
     Case,
     Counting,
     Spectrum,
@@ -28,7 +29,7 @@ from tests.solvers.cases import (
 
 PAIRS = [(case, spectrum) for case, spectrum in product(SOLVERS, SPECTRA) if case.suits(spectrum)]
 every_pair = pytest.mark.parametrize(("case", "spectrum"), PAIRS, ids=[f"{c}-{s}" for c, s in PAIRS])
-every_solver = pytest.mark.parametrize("case", SOLVERS, ids=str)
+every_solver = pytest.mark.parametrize("case", SOLVERS + STOPPED, ids=str)
 SPD = SPECTRA[0]
 
 

@@ -11,6 +11,7 @@ system                            solver
                                   LiSSA(damping=...)                           stochastic, over drawn examples
                                   Direct(damping=..., filter=Shift)            dense, exact
 H x = b                           Direct(), CG(), Lanczos(damping=0.0)         the plain inverse
+x = phi_t(H) b                    EarlyStopping(time=...)                      what training that stopped did instead
 
 With damping="auto" each of them takes the damping from the operator's spectrum, see `damping.py`.
 """
@@ -31,9 +32,11 @@ from stagetrace.solvers.cg import CG as CG
 from stagetrace.solvers.damping import Fixed as Fixed
 from stagetrace.solvers.damping import FromSpectrum as FromSpectrum
 from stagetrace.solvers.direct import Direct as Direct
+from stagetrace.solvers.early_stopping import EarlyStopping as EarlyStopping
 from stagetrace.solvers.filters import Filter as Filter
 from stagetrace.solvers.filters import Shift as Shift
 from stagetrace.solvers.filters import Tikhonov as Tikhonov
+from stagetrace.solvers.flow import Flow as Flow
 from stagetrace.solvers.lanczos import Lanczos as Lanczos
 from stagetrace.solvers.lissa import LiSSA as LiSSA
 from stagetrace.solvers.normal import Normal as Normal

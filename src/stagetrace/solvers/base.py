@@ -212,7 +212,7 @@ def require_shift(who: str, system: System) -> None:
     Raises:
         DescriptionError: the filter is another.
     """
-    if system.filter.shift.imag:
+    if system.linear.shift.imag:
         refuse(f"{who} solves (H + damping I) x = b, got {system}; use Lanczos, or Normal({who}(), damping=...)")
 
 

@@ -69,7 +69,7 @@ class CG:
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
         require_shift("CG", system)
-        terms = Terms(self.rtol, self.max_steps, system.filter.damping, preconditioner)
+        terms = Terms(self.rtol, self.max_steps, system.linear.damping, preconditioner)
         return Prepared(system, partial(self._solve, system.operator, terms))
 
     def _solve(self, operator: LinearOperator, terms: Terms, columns: Tensor, report: Report) -> Found:

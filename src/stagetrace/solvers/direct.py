@@ -83,9 +83,9 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Fou
     """`V f(values) V' b`, and its residual by true products."""
     usable = _usable(system, eigen)
     tolerance = max(torch.finfo(columns.dtype).eps, system.operator.rounding) ** 0.5
-    gains = torch.where(usable, system.filter(eigen.values), 0.0)
+    gains = torch.where(usable, system.linear(eigen.values), 0.0)
     value = eigen.out(gains.unsqueeze(1) * eigen.into(columns)).to(columns.dtype)
-    measured = system.filter.measure(system.operator, columns, value)
+    measured = system.linear.measure(system.operator, columns, value)
     report(1, max(measured.residuals, default=0.0))
     return Found(
         value=value,
@@ -106,7 +106,7 @@ def _usable(system: System, eigen: Eigen) -> Tensor:
     level = operator.size * exact
     if operator.rounding > exact:  # eigenvalues are off by the norm of what is rounded: about this much
         level = max(level, operator.size**0.5 * eigen.asymmetry)
-    return gains_are_finite(system.filter, eigen.values, level)
+    return gains_are_finite(system.linear, eigen.values, level)
 
 
 def _status(residual: float, tolerance: float, regular: bool) -> Status:

@@ -86,7 +86,8 @@ class Lanczos:
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
         refuse_preconditioner("Lanczos", preconditioner)
-        return Prepared(system, lambda columns, report: self._run(system.operator, columns, [system.filter], report)[0])
+        filters = [system.linear]
+        return Prepared(system, lambda columns, report: self._run(system.operator, columns, filters, report)[0])
 
     def sweep(
         self, operator: LinearOperator, rhs: Tensor, dampings: Sequence[float], report: Report = silent

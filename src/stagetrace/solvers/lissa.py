@@ -97,7 +97,7 @@ class LiSSA:
         if spectrum is None or system.matrix == "G":  # then the spectrum is that of H
             spectrum, products = extreme_ritz_values(system.operator, SCALE_STEPS, seed=self.seed)
         margin = MARGIN if self.examples is None else SAMPLED_MARGIN
-        scale = margin * max(map(abs, spectrum.ritz)) + system.filter.damping
+        scale = margin * max(map(abs, spectrum.ritz)) + system.linear.damping
         return scale or 1.0, spectrum.ritz, products
 
 
@@ -119,7 +119,7 @@ class _Series:
 
     def __init__(self, solver: LiSSA, system: System, scale: float, ritz: tuple[float, ...]) -> None:
         self.solver, self.operator, self.scale, self.ritz = solver, system.operator, scale, ritz
-        self.filter, self.damping = system.filter, system.filter.damping
+        self.filter, self.damping = system.linear, system.linear.damping
 
     def solve(self, columns: Tensor, report: Report) -> Found:
         state = self._iterate(columns, report)

@@ -80,9 +80,9 @@ class Normal:
         return rule_of(self.damping, Squared, substitute=False)
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
-        if system.filter.damping and not system.filter.shift.imag:
+        if system.linear.damping and not system.linear.shift.imag:
             refuse(f"Normal solves (H^2 + damping I) x = H b, got {system}; use its inner solver, {self.inner}")
-        squared = System(SquaredOperator(system.operator, system.filter.damping), Shift())
+        squared = System(SquaredOperator(system.operator, system.linear.damping), Shift())
         return Prepared(system, partial(_solve, system.operator, self.inner.prepare(squared, preconditioner)))
 
 

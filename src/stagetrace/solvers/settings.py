@@ -7,10 +7,10 @@ from typing import Any
 from stagetrace.errors import refuse
 
 
-def check_damping(who: str, damping: float) -> None:
-    """Refuse a damping that is negative or not finite."""
+def check_damping(who: str, damping: float, name: str = "damping") -> None:
+    """Refuse a damping, or what else adds to a curvature, that is negative or not finite."""
     if not (isinstance(damping, int | float) and isfinite(damping) and damping >= 0):
-        refuse(f"{who}(damping=...) must be finite and not negative, got {damping!r}; type {who}(damping=0.01) instead")
+        refuse(f"{who}({name}=...) must be finite and not negative, got {damping!r}; type {who}({name}=0.01) instead")
 
 
 def check_rule(who: str, damping: object) -> None:

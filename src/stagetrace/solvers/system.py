@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.errors import refuse
 from stagetrace.solvers.filters import FILTERS, Filter
+from stagetrace.solvers.flow import Flow
 
 Matrix = Literal["H", "G"]
 """The stage's own curvature, or the positive semi-definite one that was inverted in its place."""
@@ -48,7 +50,7 @@ class Equation:
         '(G + 0.3 I) x = b'
     """
 
-    filter: Filter
+    filter: Filter | Flow
     matrix: Matrix = "H"
 
     def __str__(self) -> str:
@@ -56,6 +58,8 @@ class Equation:
 
     def record(self) -> dict[str, str | float]:
         """The value as JSON holds it."""
+        if isinstance(self.filter, Flow):
+            return {"matrix": self.matrix, **self.filter.record()}
         return {"matrix": self.matrix, "filter": type(self.filter).__name__, "damping": float(self.filter.damping)}
 
     @staticmethod
@@ -68,8 +72,13 @@ class Equation:
         steps = record.get("recorded steps")
         if isinstance(steps, int):
             return Steps(steps)
-        matrix, damping = record["matrix"], record["damping"]
-        if matrix not in ("H", "G") or not isinstance(damping, int | float):
+        matrix = record["matrix"]
+        if matrix not in ("H", "G"):
+            raise ValueError(f"it solves {record!r}, which is no equation")
+        if "time" in record:
+            return Equation(Flow.of(record), matrix)
+        damping = record["damping"]
+        if not isinstance(damping, int | float):
             raise ValueError(f"it solves {record!r}, which is no equation")
         return Equation(FILTERS[str(record["filter"])](float(damping)), matrix)
 
@@ -100,14 +109,14 @@ class Steps:
 class System:
     """`filter(operator) x = b`: what a solver takes, made by a damping rule.
 
-    operator: the curvature to invert, undamped. filter: the damped function of it.
+    operator: the curvature to invert, undamped. filter: the function of it that is applied, a damped inverse say.
     matrix: what `operator` is, see `Equation`.
     spectrum: the extreme eigenvalues of the stage's own curvature, where the rule looked at them.
     products: with the curvature that the rule spent. notes: what the rule decided, and why.
     """
 
     operator: LinearOperator
-    filter: Filter
+    filter: Filter | Flow
     matrix: Matrix = "H"
     spectrum: Spectrum | None = None
     products: int = 0
@@ -116,6 +125,17 @@ class System:
     @property
     def equation(self) -> Equation:
         return Equation(self.filter, self.matrix)
+
+    @property
+    def linear(self) -> Filter:
+        """The filter, for solvers of linear systems.
+
+        Raises:
+            DescriptionError: another function is asked for.
+        """
+        if isinstance(self.filter, Flow):
+            refuse(f"{self} is no linear system; EarlyStopping(time={self.filter.time:g}) applies it")
+        return self.filter
 
     def __str__(self) -> str:
         return str(self.equation)
