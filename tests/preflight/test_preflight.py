@@ -118,14 +118,14 @@ def test_the_mean_gradient_of_some_examples_comes_with_its_error() -> None:
     with torch.no_grad():
         stage.model.weight.copy_(best[:3].T)  # pyright: ignore[reportCallIssue]
         stage.model.bias.copy_(best[3])  # pyright: ignore[reportCallIssue]
-    at_minimum = stationarity(Chain(stage)["line"], Silent())
+    at_minimum = stationarity(Chain(stage)["line"], Lanczos(), Silent())
     assert at_minimum.level is Level.OK
     assert f"{ENOUGH:,} of {MANY:,} examples" in at_minimum.text
     said, error = float(at_minimum.text.split()[1].rstrip(",")), float(at_minimum.text.split()[-1])
     drawn = [data[index] for index in Auto().indices(Chain(stage)["line"])]
     assert said == pytest.approx(max(0.0, gradient_norm(stage, drawn) ** 2 - error**2) ** 0.5, rel=0.05, abs=error / 20)
     assert error > 0.3 * gradient_norm(stage, drawn)
-    away = stationarity(Chain(line(data))["line"], Silent())
+    away = stationarity(Chain(line(data))["line"], Lanczos(), Silent())
     assert away.level is Level.WARNING
 
 
@@ -133,7 +133,7 @@ def test_the_mean_gradient_of_some_examples_comes_with_its_error() -> None:
 def test_the_gradient_is_that_of_plain_autograd(n: int) -> None:
     stage = line(points(n))
     exact = gradient_norm(stage, stage.data)
-    said = float(stationarity(Chain(stage)["line"], Silent()).text.split()[1].rstrip(","))
+    said = float(stationarity(Chain(stage)["line"], Lanczos(), Silent()).text.split()[1].rstrip(","))
     assert said == pytest.approx(exact, rel=0.01 if n == 40 else 0.1)
 
 

@@ -44,7 +44,7 @@ def inspect(
         if bound.recording is not None:
             yield replays(bound, progress)
             continue
-        yield stationarity(bound, progress)
+        yield stationarity(bound, solver[bound.name], progress)
         yield from _subset(curvature[bound.name], bound)
         operator = curvature[bound.name].operator(bound)
         look = Look.at(bound, operator, progress)

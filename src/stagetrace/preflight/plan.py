@@ -68,10 +68,10 @@ def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, l
     if limit is None or not isinstance(solver, Lanczos):
         return limit if limit is None else looked + limit
     low, high = look.spectrum.smallest, max(abs(look.spectrum.smallest), abs(look.spectrum.largest))
-    cut = abs(system.filter.shift)
+    cut = abs(system.linear.shift)
     if not cut:
         return limit
-    positive = not system.filter.shift.imag and (system.matrix == "G" or low >= 0)
+    positive = not system.linear.shift.imag and (system.matrix == "G" or low >= 0)
     steps = (sqrt((high + cut) / cut) / 2 if positive else high / cut) * log(2 / solver.rtol)
     return looked + min(limit, size, ceil(steps))
 

@@ -13,6 +13,8 @@ from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.damping import cut_of
+from stagetrace.solvers.early_stopping import EarlyStopping
+from stagetrace.solvers.flow import Flow
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.space import Params
@@ -21,10 +23,11 @@ LOOKED_AT = 64
 """Examples whose single gradients give the scale that the mean gradient is compared with."""
 
 
-def stationarity(bound: BoundStage, progress: Progress) -> Finding:
+def stationarity(bound: BoundStage, solver: Solver, progress: Progress) -> Finding:
     """The gradient of what the stage minimised, next to the size of single examples' gradients.
 
-    At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen. Of more than
+    At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen, unless the
+    solver assumes none. Of more than
     1,000 examples the mean is that of 1,000, whose standard error is taken off: `|g|^2 = |mean|^2 - spread / n`.
     """
     total = len(bound.stage.examples)
@@ -39,6 +42,8 @@ def stationarity(bound: BoundStage, progress: Progress) -> Finding:
     text = f"|gradient| {norm:.2e}, {share:.1%} of a single example's ({typical:.2e})"
     if len(indices) < total:
         text += f"; from {len(indices):,} of {total:,} examples, standard error {error:.1e}"
+    if share > 0.1 and isinstance(solver, EarlyStopping):
+        return Finding(bound.name, "stationarity", Level.OK, text + "; not at a minimum, and none is assumed")
     if share > 0.1:
         return Finding(
             bound.name,
@@ -72,10 +77,16 @@ def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solve
         return Finding(bound.name, "curvature", Level.OK, text)
     text += "; negative curvature: not a minimum"
     system = solver.rule.given(operator, look.spectrum)
+    if isinstance(system.filter, Flow):
+        done = "takes Gauss-Newton in its place" if system.matrix == "G" else "lets effects grow along it"
+        level = Level.NOTE if system.matrix == "G" else Level.WARNING
+        return Finding(
+            bound.name, "curvature", level, f"{text}, which early stopping does not assume; the solve {done}"
+        )
     if system.spectrum is not None:
         done = "inverts Gauss-Newton plus its size" if system.matrix == "G" else "damps by its size"
         return Finding(bound.name, "curvature", Level.NOTE, f"{text}, so the solve {done}")
-    if abs(system.filter.shift) >= -low:
+    if abs(system.linear.shift) >= -low:
         return Finding(bound.name, "curvature", Level.NOTE, f"{text}; the damping is above its size")
     return Finding(bound.name, "curvature", Level.WARNING, f"{text}; {_advice(bound, operator, low, high)}")
 

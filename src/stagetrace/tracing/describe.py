@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
-from stagetrace.errors import refuse
+from stagetrace.errors import refuse, some_names
 from stagetrace.progress import Progress
 from stagetrace.results import JSON
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.named import SOLVERS
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import (
     SCHEME,
@@ -44,7 +46,27 @@ def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, defaul
             )
     everywhere = default if given is None or isinstance(given, Mapping) else given
     settings = {name: named.get(name, everywhere) for name in chain.names}
-    return {name: _setting(setting, default, f"{what} of stage '{name}'", what) for name, setting in settings.items()}
+    found = {name: _setting(setting, default, f"{what} of stage '{name}'", what) for name, setting in settings.items()}
+    for name, setting in found.items():
+        if isinstance(setting, EarlyStopping) and chain[name].recording is None:
+            _check_early(chain[name], setting)
+    return found
+
+
+def _check_early(bound: BoundStage, solver: EarlyStopping) -> None:
+    """Refuse early stopping of a stage that trained another one's parameters further, and another stage's metric."""
+    where = f"solver of stage '{bound.name}': EarlyStopping"
+    if bound.anchored_to:
+        refuse(
+            f"{where} says how a stage answers to its own examples, not to where it started, and "
+            f"{some_names(sorted(bound.anchored_to))} were trained further from the stage before: record the training "
+            "and link it by Unrolled(...), or take another solver"
+        )
+    if solver.metric is not None and solver.metric.numel() != bound.trained.size:
+        refuse(
+            f"{where}(metric=...) has {solver.metric.numel():,} entries, but the stage trained {bound.trained.size:,}; "
+            f"type stopped_early(chain['{bound.name}'], optimizer), which reads it in the stage's order"
+        )
 
 
 def _setting(given: Any, default: Any, where: str, what: str) -> Any:
