@@ -37,7 +37,7 @@ class EarlyStopping:
     time: t, the sum of the learning rates of all steps; of SGD with momentum divided by `1 - momentum`.
     metric: D, one number above 0 for each trained parameter entry, `[dim]` in the stage's order; each entry moved at
         the rate `eta / D`. Infinite: that entry was never moved. None: 1, plain gradient descent.
-        `stagetrace.recording.stopped_early` reads it, and the time, off a saved optimiser.
+        `stagetrace.replay.stopped_early` reads it, and the time, off an optimiser or a recording.
     decay: of AdamW, decoupled from the gradient: one number for all entries, or `[dim]`. Weight decay that is part of
         the loss belongs to the curvature (`Stage(weight_decay=...)`).
     memory: bytes for the basis. Where it does not fit, each vector of it is made a second time when it is added up:

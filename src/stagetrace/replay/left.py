@@ -1,0 +1,133 @@
+"""What an optimiser left behind when it stopped: its slots by the parameters' names, and how far its steps went."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import refuse, some_names
+from stagetrace.recording.names import plain_name
+from stagetrace.recording.recorded import Recorded
+from stagetrace.stages.bound import BoundStage
+
+Settings = Mapping[str, Any]
+Slots = Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What is left of a training.
+
+    slots: what the optimiser kept of each parameter, such as Adam's moments. group: the place of its group in `groups`.
+    groups: each group's settings. rates: the sum of the learning rates of each group over the training.
+    """
+
+    slots: Mapping[str, Slots]
+    group: Mapping[str, int]
+    groups: Sequence[Settings]
+    rates: Sequence[float]
+
+
+def left_by_recording(recorded: Recorded) -> Left:
+    """What a recorded training ended with, and the rates of its steps as they were used.
+
+    Raises:
+        ResultsError: a file of it is missing or damaged.
+    """
+    steps = [step for block in recorded.blocks for step in recorded.read(block)]
+    groups = steps[-1].groups
+    rates = [sum(float(step.groups[place]["lr"]) for step in steps) for place in range(len(groups))]
+    group = {plain_name(name): place for place, names in enumerate(recorded.groups) for name in names}
+    slots = {plain_name(name): kept for name, kept in recorded.state(recorded.steps).slots.items()}
+    return Left(slots, group, groups, rates)
+
+
+def left_by_optimizer(bound: BoundStage, optimizer: torch.optim.Optimizer, rates: Sequence[float] | None) -> Left:
+    """What an optimiser of the stage's own model holds.
+
+    Raises:
+        DescriptionError: it trained another model, or its rates cannot be told.
+    """
+    names = {id(p): plain_name(name) for name, p in bound.stage.model.named_parameters()}
+    group = {names.get(id(p)): place for place, each in enumerate(optimizer.param_groups) for p in each["params"]}
+    slots = {names.get(id(p)): kept for p, kept in optimizer.state.items()}
+    if None in group:
+        refuse(
+            f"{bound.stage.where}: the optimiser trains tensors that are not parameters of the stage's model, but of "
+            "a copy; give optimizer.state_dict() instead"
+        )
+    named = {name: place for name, place in group.items() if name is not None}
+    return _left(bound, {n: kept for n, kept in slots.items() if n is not None}, named, optimizer.param_groups, rates)
+
+
+def left_by_state(bound: BoundStage, state: Mapping[str, Any], rates: Sequence[float] | None) -> Left:
+    """What `optimizer.state_dict()` holds: by the names in it, else in the order of the stage's parameters.
+
+    Raises:
+        DescriptionError: it is none, of other parameters, or its order or rates cannot be told.
+    """
+    where, space = bound.stage.where, bound.trained
+    try:
+        groups: Sequence[Settings] = state["param_groups"]
+        numbers = [number for each in groups for number in each["params"]]
+        names = [name for each in groups for name in each.get("param_names", ())]
+        kept: Mapping[Any, Slots] = state["state"]
+    except (KeyError, TypeError, AttributeError) as cause:
+        refuse(
+            f"{where}: the training must be a torch optimiser, its state_dict() or a recording ({cause!r} is missing)"
+        )
+    if not names:
+        if len(groups) > 1:
+            refuse(
+                f"{where}: the saved state has {len(groups)} groups and no names, so that the order of its parameters "
+                "cannot be told; give the optimiser itself, or train it with names: AdamW(model.named_parameters())"
+            )
+        moved = [number for number in numbers if number in kept] or numbers  # others had no gradient
+        numbers, names = (moved if len(moved) == len(space.names) else numbers), list(space.names)
+    if len(names) != len(numbers):
+        refuse(f"{where}: the saved state has {len(numbers)} parameters, but the stage trained {len(names)}")
+    place = {number: at for at, each in enumerate(groups) for number in each["params"]}
+    named = {plain_name(name): number for name, number in zip(names, numbers, strict=True)}
+    slots = {name: kept[number] for name, number in named.items() if number in kept}
+    return _left(bound, slots, {name: place[number] for name, number in named.items()}, groups, rates)
+
+
+def _left(
+    bound: BoundStage,
+    slots: Mapping[str, Slots],
+    group: Mapping[str, int],
+    groups: Sequence[Settings],
+    rates: Sequence[float] | None,
+) -> Left:
+    where = bound.stage.where
+    missing = [name for name in bound.trained.names if plain_name(name) not in group]
+    if missing:
+        refuse(f"{where}: the optimiser did not train {some_names(missing)}, but the stage's model says they were")
+    for name, shape in zip(bound.trained.names, bound.trained.shapes, strict=True):
+        for slot, value in slots.get(plain_name(name), {}).items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != shape:
+                refuse(
+                    f"{where}: {slot} of parameter '{name}' has the shape {list(value.shape)} in the saved state, the "
+                    f"parameter {list(shape)}; give the state of the optimiser that trained this stage"
+                )
+    return Left(slots, group, groups, _rates(where, slots, groups, rates))
+
+
+def _rates(
+    where: str, slots: Mapping[str, Slots], groups: Sequence[Settings], rates: Sequence[float] | None
+) -> list[float]:
+    """The sum of each group's rates: those given are the first group's, and the others kept in proportion."""
+    first = [float(each.get("initial_lr", each["lr"])) for each in groups]
+    if rates is None:
+        steps = {int(kept["step"]) for kept in slots.values() if "step" in kept}
+        if any("initial_lr" in each for each in groups) or not steps:
+            why = "a scheduler moved its rate" if steps else "it counts no steps"
+            refuse(
+                f"{where}: the optimiser does not say how far it went, since {why}; give rates=[1e-3, ...], each step's"
+            )
+        return [rate * max(steps) for rate in first]
+    total = sum(map(float, rates))
+    return [total * (rate / first[0] if first[0] else 1.0) for rate in first]

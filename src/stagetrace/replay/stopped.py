@@ -1,0 +1,118 @@
+"""From what an optimiser left behind to `EarlyStopping`: the time and the metric of a stage's training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import refuse
+from stagetrace.recording.names import plain_name
+from stagetrace.recording.recorded import Recorded
+from stagetrace.replay.fitting import fitting
+from stagetrace.replay.left import Left, Settings, Slots, left_by_optimizer, left_by_recording, left_by_state
+from stagetrace.solvers.early_stopping import EarlyStopping
+from stagetrace.stages.bound import BoundStage
+
+
+def stopped_early(
+    bound: BoundStage,
+    training: "torch.optim.Optimizer | Mapping[str, Any] | Recorded | str | Path",
+    rates: Sequence[float] | None = None,
+    *,
+    rtol: float = 1e-3,
+    max_steps: int = 200,
+) -> EarlyStopping:
+    """The solver of a stage that Adam, AdamW or SGD trained for so many steps and no further.
+
+        t = sum of the rates / (1 - momentum)          momentum (and dampening) of SGD
+        D = sqrt(exp_avg_sq / (1 - beta2^step)) + eps  of Adam and AdamW, at their last step; 1 for SGD
+
+    Groups with rates of their own share the first one's t, their D divided by their share of it. Entries whose
+    gradients all were 0 (a token never seen) never moved. AdamW's decay is taken along; that of the loss belongs to the
+    curvature, `Stage(weight_decay=...)`.
+
+    Args:
+        bound: the stage at its place in a chain, `chain["pretrain"]`.
+        training: the optimiser that trained the stage's model; or its `state_dict()`, with names
+            (`Adam(model.named_parameters())`) or in the order of the stage's parameters; or a recording, or its folder.
+        rates: the learning rate of each step (of the first group), `[1e-3] * 500`. A recording has them; Adam without
+            a scheduler says itself how many steps it took.
+        rtol, max_steps: as for `EarlyStopping`.
+
+    Raises:
+        DescriptionError: it is of another training or optimiser, or does not say how far it went.
+        ResultsError: the recording cannot be read.
+
+    Example:
+        >>> from stagetrace import Chain, Stage
+        >>> from stagetrace.objectives import Regression
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+        >>> chain = Chain(Stage("line", model=model, objective=Regression(), data=[(torch.ones(1), torch.ones(1))]))
+        >>> print(stopped_early(chain["line"], optimizer, rates=[0.1] * 20))
+        EarlyStopping(time=4, rtol=0.001)
+    """
+    if isinstance(training, (Recorded, str, Path)):
+        if rates is not None:
+            refuse(f"{bound.stage.where}: the recording has the rates of its steps; leave rates out")
+        left = left_by_recording(fitting(bound, Recorded.load(training)))
+    elif isinstance(training, torch.optim.Optimizer):
+        left = left_by_optimizer(bound, training, rates)
+    else:
+        left = left_by_state(bound, training, rates)
+    return _solver(bound, left, rtol, max_steps)
+
+
+def _solver(bound: BoundStage, left: Left, rtol: float, max_steps: int) -> EarlyStopping:
+    where, trained = bound.stage.where, bound.trained
+    times = [rate / _holding_back(where, group) for rate, group in zip(left.rates, left.groups, strict=True)]
+    time = next((each for each in times if each > 0), 0.0)
+    if not time:
+        refuse(f"{where}: its learning rates add up to 0, so that it was not trained; look at rates")
+    metric, decay = list[Tensor](), list[Tensor]()
+    for name, shape in zip(trained.names, trained.shapes, strict=True):
+        place = left.group[plain_name(name)]
+        share, group = times[place] / time, left.groups[place]
+        metric.append(_roots(where, name, left.slots.get(plain_name(name), {}), group, shape).reshape(-1) / share)
+        decay.append(torch.full((shape.numel(),), share * _decay(group), dtype=torch.float64))
+    D, shrinks = torch.cat(metric), torch.cat(decay)
+    same = bool((shrinks == shrinks[0]).all())
+    return EarlyStopping(
+        time,
+        None if bool((D == 1).all()) else D,
+        float(shrinks[0]) if same else shrinks,
+        rtol=rtol,
+        max_steps=max_steps,
+    )
+
+
+def _holding_back(where: str, group: Settings) -> float:
+    """What a sum of rates is divided by: a momentum makes each gradient count again and again."""
+    if group.get("maximize"):
+        refuse(f"{where}: the optimiser climbed (maximize=True); there is no minimum that it stopped on its way to")
+    momentum = float(group.get("momentum") or 0.0)
+    return (1 - momentum) / (1 - float(group.get("dampening") or 0.0)) if momentum else 1.0
+
+
+def _decay(group: Settings) -> float:
+    """What the parameters themselves shrank by per rate, decoupled from the gradient."""
+    return float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
+
+
+def _roots(where: str, name: str, slots: Slots, group: Settings, shape: torch.Size) -> Tensor:
+    """D of one parameter, in float64; infinite where it never moved."""
+    if "nesterov" in group:  # SGD
+        return torch.ones(shape, dtype=torch.float64)
+    if "amsgrad" not in group or ("exp_avg_sq" not in slots and slots):
+        refuse(
+            f"{where}: the metric is known of Adam, AdamW and SGD, and the optimiser is none of them; give it and "
+            "the time yourself: EarlyStopping(time, metric)"
+        )
+    if not slots:
+        return torch.full(shape, torch.inf, dtype=torch.float64)
+    square = slots["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].detach().cpu().double()
+    beta2, step = float(group["betas"][1]), int(slots["step"])
+    root = (square / (1 - beta2**step)).sqrt() + float(group["eps"])
+    return torch.where(square > 0, root, torch.inf)
