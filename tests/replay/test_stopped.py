@@ -32,8 +32,7 @@ from tests.replay.runs import Net, data_of
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
 Adam, AdamW, SGD = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
-DATA = data_of(12, 2, seed=0)
-WHERE = Path("/nowhere")
+DATA: Any = data_of(12, 2, seed=0)
 
 
 def trained(
@@ -101,7 +100,7 @@ def test_the_rates_of_a_schedule_are_those_recorded_or_given(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.8}, {"momentum": 0.8, "dampening": 0.5}], ids=str)
-def test_sgd_s_time_counts_its_momentum(settings: dict[str, float], tmp_path: Path) -> None:
+def test_sgd_s_time_counts_its_momentum(settings: dict[str, Any], tmp_path: Path) -> None:
     model, optimizer = trained(lambda model: SGD(model.parameters(), lr=0.01, **settings), tmp_path)
     longer = {0: 1.0, 1: 5.0, 2: 2.5}[len(settings)]
     for training, rates in ((optimizer, [0.01] * 6), (optimizer.state_dict(), [0.01] * 6), (tmp_path, None)):
@@ -220,7 +219,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 X, Y = normal(10, 3, seed=1), normal(10, 2, seed=2)
-LATER = list(zip(normal(8, 3, seed=3), torch.arange(8) % 3, strict=True))
+LATER: Any = list(zip(normal(8, 3, seed=3), torch.arange(8) % 3, strict=True))
 ASKED = list(zip(normal(5, 3, seed=4), torch.arange(5) % 3, strict=True))
 
 
@@ -233,9 +232,17 @@ def at_minimum() -> Line:
     return model
 
 
-def pretrained(weights: Tensor, steps: int, momentum: float) -> tuple[Line, torch.optim.Optimizer]:
-    """Whole batches from the minimum on, a time of 1.5 in so many steps."""
-    model = at_minimum()
+def anywhere() -> Line:
+    torch.manual_seed(3)
+    return Line()
+
+
+Start = Callable[[], Line]
+
+
+def pretrained(weights: Tensor, start: Start, steps: int, momentum: float) -> tuple[Line, torch.optim.Optimizer]:
+    """Whole batches for a time of 1.5 in so many steps."""
+    model = start()
     optimizer = SGD(model.parameters(), lr=1.5 * (1 - momentum) / steps, momentum=momentum)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -260,15 +267,24 @@ def finetuned(before: Line, folder: Path | None = None) -> Headed:
     return model
 
 
-def loss(weights: Tensor, steps: int, momentum: float) -> float:
-    model = finetuned(pretrained(weights, steps, momentum)[0])
-    x, y = (torch.stack(each) for each in zip(*ASKED, strict=True))
-    return float(F.cross_entropy(model(x), y).detach())
+def slopes(examples: range, *training: Any) -> Tensor:
+    """`n d loss / d weight` of some pretraining examples, by central differences of both trainings."""
+
+    def loss(example: int, move: float) -> float:
+        weights = torch.ones(10, dtype=torch.float64)
+        weights[example] += move
+        model = finetuned(pretrained(weights, *training)[0])
+        x, y = (torch.stack(each) for each in zip(*ASKED, strict=True))
+        return float(F.cross_entropy(model(x), y).detach())
+
+    h = 1e-3
+    found = [10 * (loss(example, h) - loss(example, -h)) / (2 * h) for example in examples]
+    return torch.tensor(found, dtype=torch.float64)
 
 
-def hybrid(steps: int, momentum: float, folder: Path) -> tuple[Trace, Trace]:
+def hybrid(folder: Path, start: Start, steps: int, momentum: float) -> tuple[Trace, Trace]:
     """With early stopping, and with the plain inverse in its place."""
-    model, optimizer = pretrained(torch.ones(10).double(), steps, momentum)
+    model, optimizer = pretrained(torch.ones(10).double(), start, steps, momentum)
     first = Stage("first", model=model, objective=Regression(), data=list(zip(X, Y, strict=True)))
     second = Stage(
         "second",
@@ -285,23 +301,31 @@ def hybrid(steps: int, momentum: float, folder: Path) -> tuple[Trace, Trace]:
     return result, trace(chain, query, curvature=exact, solver={"first": Direct()})
 
 
+def off(scores: Tensor, truth: Tensor) -> float:
+    return float((scores - truth).norm() / truth.norm())
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_before_a_recorded_stage_it_is_the_slope_of_both_trainings(momentum: float, tmp_path: Path) -> None:
     """From the minimum on the flow is exact, so that what is left is the error of steps of a finite rate, its order."""
-    errors = list[float]()
+    errors, some = list[float](), range(0, 10, 3)
     for steps in (100, 200):
-        result, inverse = hybrid(steps, momentum, tmp_path / str(steps))
-        h = 1e-3
-        slopes = torch.zeros(10, dtype=torch.float64)
-        for example in range(0, 10, 3):
-            up, down = torch.ones(10).double(), torch.ones(10).double()
-            up[example] += h
-            down[example] -= h
-            slopes[example] = 10 * (loss(up, steps, momentum) - loss(down, steps, momentum)) / (2 * h)
-        off, far = ((each["first"].values[::3] - slopes[::3]).norm() / slopes[::3].norm() for each in (result, inverse))
-        errors.append(float(off))
-        assert far > 0.2
-        assert Trace.load(tmp_path / str(steps) / "run").solutions["first"].system == result.solutions["first"].system
-        assert str(result.solutions["first"].system) == "x = phi_t(H) b, t = 1.5"
+        folder = tmp_path / str(steps)
+        result, inverse = hybrid(folder, at_minimum, steps, momentum)
+        truth = slopes(some, at_minimum, steps, momentum)
+        errors.append(off(result["first"].values[some], truth))
+        assert off(inverse["first"].values[some], truth) > 1
+        solution = result.solutions["first"]
+        assert Trace.load(folder / "run").solutions["first"].system == solution.system
+        assert str(solution.system) == "x = phi_t(H) b, t = 1.5"
     assert errors[1] < 0.01
     assert errors[1] == pytest.approx(errors[0] / 2, rel=0.1)
+
+
+def test_from_elsewhere_the_gradients_at_the_end_stand_for_those_on_the_way(tmp_path: Path) -> None:
+    result, inverse = hybrid(tmp_path, anywhere, 100, 0.0)
+    truth = slopes(range(10), anywhere, 100, 0.0)
+    scores = result["first"].values
+    assert off(scores, truth) < 0.2
+    assert torch.corrcoef(torch.stack([scores, truth]))[0, 1] > 0.99
+    assert off(inverse["first"].values, truth) > 1
