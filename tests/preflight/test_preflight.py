@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stagetrace import CG, Chain, Direct, GaussNewton, Hessian, Lanczos, Normal, Proximal, Query, Stage
+from stagetrace import CG, Chain, Direct, EarlyStopping, GaussNewton, Hessian, Lanczos, Normal, Proximal, Query, Stage
 from stagetrace.curvature import Auto
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
 from stagetrace.curvature.subset import ENOUGH
@@ -165,6 +165,21 @@ def test_a_damping_above_the_negative_end_is_no_warning(solver: Solver) -> None:
     assert "--" not in found.text
 
 
+def test_early_stopping_assumes_no_minimum() -> None:
+    early = EarlyStopping(3.0)
+    default, hessian = (looked_at(MLP.stage(name="line"), curvature, early) for curvature in (Auto(), Hessian()))
+    for found, level, words in (
+        (default, Level.NOTE, "takes Gauss-Newton"),
+        (hessian, Level.WARNING, "lets effects grow"),
+    ):
+        curvature, stationary = only(found, "curvature"), only(found, "stationarity")
+        assert curvature.level is level
+        assert "which early stopping does not assume; the solve " + words in curvature.text
+        assert stationary.level is Level.OK
+        assert stationary.text.endswith("not at a minimum, and none is assumed")
+    assert only(looked_at(MLP.stage(name="line"), Auto(), Lanczos()), "stationarity").level is Level.WARNING
+
+
 # Products
 
 
@@ -179,6 +194,7 @@ SPECTRA = {
     "indefinite": torch.linspace(-2.0, 30.0, 300, dtype=torch.float64),
 }
 SOLVERS = [Lanczos(), Lanczos(damping=1e-2), Lanczos(damping=0.5, filter=Shift), CG(damping=0.1), Direct()]
+SOLVERS += [EarlyStopping(3.0, rtol=1e-8), EarlyStopping(3.0, rtol=1e-8, memory=30_000)]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)

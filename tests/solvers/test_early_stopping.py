@@ -162,6 +162,8 @@ def test_with_little_memory_each_vector_is_made_twice(metric: str | None) -> Non
     assert short.steps == kept.steps
     assert (short.products, short.checks) == (2 * kept.products - 3, 3)
     assert error(short.value, float64(kept.value)) <= 1e-7
+    cut = [solve(operator, rhs, EarlyStopping(3.0, D, max_steps=5, memory=memory)) for memory in (2**31, SHORT)]
+    assert error(cut[1].value, float64(cut[0].value)) <= 1e-12
 
 
 def test_of_an_operator_with_a_stand_in_that_is_taken() -> None:

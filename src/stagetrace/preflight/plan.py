@@ -12,7 +12,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.preflight.work import Look
 from stagetrace.progress.task import clock
-from stagetrace.solvers import Direct, Lanczos
+from stagetrace.solvers import Direct, EarlyStopping, Lanczos
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.damping import LOOK_STEPS
 from stagetrace.solvers.settings import most_steps
@@ -60,6 +60,8 @@ def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, l
     `(H + i s I) z = b` with an indefinite `H` `largest / s log(2 / rtol)` (Greenbaum 1997, sections 3.1 and 3.2).
     None: no such bound.
     """
+    if isinstance(solver, EarlyStopping):
+        return solver.most_products(operator)
     system, size = solver.rule.given(operator, look.spectrum), bound.trained.size
     looked = 0 if system.spectrum is None else min(LOOK_STEPS, size)
     if isinstance(solver, Direct):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import final
 
+import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
@@ -61,7 +62,6 @@ class EarlyStopping:
     Example:
         Along a curvature of 2 the training arrived, and answers by 1/2; along 0 it went as far as t = 100 let it.
 
-        >>> import torch
         >>> from stagetrace.curvature.operator import DiagonalOperator
         >>> from stagetrace.solvers import solve
         >>> H = DiagonalOperator(torch.tensor([2.0, 0.0], dtype=torch.float64))
@@ -111,6 +111,12 @@ class EarlyStopping:
         scaled = ScaledOperator(operator, root, decay) if flow.scaled or flow.decayed else operator
         return Prepared(system, partial(self._solve, scaled, root, flow))
 
+    def most_products(self, operator: LinearOperator) -> int:
+        """The products that one right-hand side takes at most, without the one that measures its residual."""
+        columns = torch.empty(operator.size, 1, dtype=operator.dtype, device="meta")
+        kept = Memory.plan(columns, 1, self.max_steps, self.memory).kept
+        return min(self.max_steps, operator.size) if kept else 2 * self.max_steps - 1
+
     def _placed(self, name: str, entries: Tensor, operator: LinearOperator) -> Tensor:
         """Numbers of the entries as a column beside the operator."""
         if entries.numel() != operator.size:
@@ -153,7 +159,6 @@ class Undamped:
     """The rule of `EarlyStopping`: nothing is damped, and of an operator that has one the semi-definite approximation.
 
     Example:
-        >>> import torch
         >>> from stagetrace.curvature.operator import IdentityOperator
         >>> str(Undamped(Flow(0.5))(IdentityOperator(2, torch.float64)))
         'x = phi_t(H) b, t = 0.5'
