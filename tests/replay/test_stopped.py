@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from stagetrace import (
     Unrolled,
     trace,
 )
-from stagetrace.errors import DescriptionError
+from stagetrace.errors import ConvergenceWarning, DescriptionError, ResultsError
 from stagetrace.objectives import Classification, Regression
 from stagetrace.replay import stopped_early
 from tests.replay.runs import Net, data_of
@@ -129,7 +130,7 @@ def test_groups_with_rates_of_their_own(tmp_path: Path) -> None:
         stopped_early(bound(model), optimizer.state_dict())
 
 
-def test_what_had_no_gradient_never_moved() -> None:
+def test_what_had_no_gradient_never_moved(tmp_path: Path) -> None:
     class Rows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -147,9 +148,21 @@ def test_what_had_no_gradient_never_moved() -> None:
     metric = stopped_early(chain["only"], optimizer).metric
     assert metric is not None
     assert metric.isinf().tolist() == [False, False, True, True, False, False, True, True]
-    scores = trace(chain, Query(data), solver=stopped_early(chain["only"], optimizer))["only"].values
-    assert scores.isfinite().all()
-    assert scores.any()
+    result = trace(chain, Query(data), solver=stopped_early(chain["only"], optimizer), out=tmp_path / "run")
+    assert result["only"].values.isfinite().all()
+    assert str(result.solutions["only"].system) == "x = D^-1/2 phi_t(D^-1/2 G D^-1/2) D^-1/2 b, t = 0.2"
+    again = trace(chain, Query(data), solver=stopped_early(chain["only"], optimizer), out=tmp_path / "run")
+    assert torch.equal(again["only"].values, result["only"].values)
+    other = replace(stopped_early(chain["only"], optimizer), metric=2 * metric)
+    with pytest.raises(ResultsError, match="metric"):  # a run with another metric is another run
+        trace(chain, Query(data), solver=other, out=tmp_path / "run")
+
+
+def test_one_cut_off_warns_with_what_to_raise() -> None:
+    model, optimizer = trained(lambda model: SGD(model.parameters(), lr=0.1))
+    early = stopped_early(bound(model), optimizer, [0.1] * 600, max_steps=2)
+    with pytest.warns(ConvergenceWarning, match=r"stopped at the step limit.*; raise max_steps, or loosen rtol"):
+        trace(Chain(Stage("only", model=model, objective=Classification(), data=DATA)), Query(DATA), solver=early)
 
 
 @pytest.mark.parametrize(
