@@ -166,6 +166,17 @@ def test_with_little_memory_each_vector_is_made_twice(metric: str | None) -> Non
     assert error(cut[1].value, float64(cut[0].value)) <= 1e-12
 
 
+@pytest.mark.parametrize("memory", [40 * 480, SHORT], ids=["kept", "short"])
+def test_columns_that_do_not_fit_together_are_reported_one_after_the_other(memory: int) -> None:
+    operator, said = Counting(random_operator(SPD)), list[int]()
+    rhs = random_rhs(operator, 5)
+    early = EarlyStopping(3.0, max_steps=20, memory=memory)
+    solution = solve(operator, rhs, early, lambda step, residual: said.append(step))
+    assert said == list(range(1, len(said) + 1))
+    assert len(said) == operator.calls > 20
+    assert error(solution.value, float64(solve(operator, rhs, EarlyStopping(3.0, max_steps=20)).value)) <= 1e-12
+
+
 def test_of_an_operator_with_a_stand_in_that_is_taken() -> None:
     class Hessian(Counting):
         @property

@@ -78,7 +78,7 @@ class EarlyStopping:
     memory: int = 2 * 2**30
 
     def __post_init__(self) -> None:
-        _ = self.rule
+        _ = Flow(self.time)  # which checks it
         if self.metric is not None:
             _check_entries("metric", self.metric, bool((self.metric > 0).all()), "above 0")
         if isinstance(self.decay, Tensor):
@@ -138,7 +138,8 @@ class EarlyStopping:
             finished = lockstep(operator, processes, later(report, done))
             runs.extend(finished.outcomes)
             products, checks = products + finished.products, checks + finished.checks
-            done += max((run.steps for run in finished.outcomes), default=0)
+            steps = max((run.steps for run in finished.outcomes), default=0)
+            done += (steps + 1 if memory.kept else 2 * steps) if steps else 0  # the last of them measures
         value = stacked([run.value for run in runs], columns)
         ritz = [theta for run in runs for theta in run.ritz]
         return Found(
