@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import default, embeddings, memory, products, retraining, scoring, solvers, startup
+from benchmarks import default, embeddings, memory, products, recording, retraining, scoring, solvers, startup
 from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "default": default.run,
     "subsets": default.run_subsets,
     "startup": startup.run,
+    "recording": recording.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

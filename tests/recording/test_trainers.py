@@ -89,15 +89,12 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
 
     ones = [1.0] * len(of.TEXTS)
     trained = run(ones, tmp_path / "recording")
-    asked = trained.data_collator([trained.train_dataset[i] for i in (0, 5)])
+    asked = trained.data_collator([trained.train_dataset[0]])
     assert equal(run(ones).model, trained.model)
-    off, _ = agreement(trained, tmp_path / "recording")
+    recorded = Recorded.load(tmp_path / "recording")
+    off, found = agreement(trained, recorded)
     assert off < 1e-12
-    stage = hf.from_trainer(trained, "only", link=Unrolled(recording=tmp_path / "recording"))
-    scores = trace(Chain(stage), hf.query(trained.train_dataset.select([0, 5]), stage=stage))["only"].values
-    clips = [
-        clip for block in stage.link.recording.blocks for s in stage.link.recording.read(block) for clip in s.clips
-    ]
+    clips = [clip for block in recorded.blocks for step in recorded.read(block) for clip in step.clips]
     assert sum(clip.norm > clip.limit for clip in clips) >= 4  # clipping is at work
     for index in (2, 8):
         difference = []
@@ -105,7 +102,7 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
             weights = [1.0 + by * (i == index) for i in range(len(ones))]
             difference.append(loss(run(weights).model))
         slope = (difference[0] - difference[1]) / 2e-4 * len(ones)
-        assert float(scores[index]) == pytest.approx(slope, rel=1e-6)
+        assert float(found["only"].values[index]) == pytest.approx(slope, rel=1e-6)
 
 
 def test_adapters_on_a_frozen_base(tmp_path: Path):

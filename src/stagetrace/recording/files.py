@@ -4,6 +4,9 @@ DIR/recording.json                     what was trained and how, which steps and
 DIR/steps/part-00000.parquet           a row a batch: step, examples, loss, generators; the step's settings on its first
 DIR/inputs/part-00000.safetensors      the batches' tensors, named step.batch.place
 DIR/states/step-00000000.safetensors   values, buffers and the optimiser's slots before that step
+
+They are forced onto the disk once, at the end: a training that is killed leaves its files whole; a machine that loses
+its power may not, which their digests show.
 """
 
 # pyarrow has no type information, and safetensors leaves out some of its types.
@@ -18,12 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from stagetrace.recording.content import Written
 from stagetrace.recording.step import Clip, Micro, State, Step
+from stagetrace.recording.tensors import write_tensors
 from stagetrace.results.files import atomic
 
 FORMAT = 1
@@ -69,7 +72,7 @@ def write_steps(folder: Path, part: int, first: int, steps: Sequence[Step]) -> l
                 tensors |= {f"{number}.{place}.{name}": tensor.contiguous() for name, tensor in found.items()}
             rows.append(_row(number, step if place == 0 else None, micro, structure))
     names = [steps_name(part)]
-    with atomic(folder / names[0]) as temporary:
+    with atomic(folder / names[0], forced=False) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), temporary, compression="zstd")
     if tensors:
         names.append(inputs_name(part))
@@ -154,11 +157,8 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> None:
-    with atomic(path) as temporary:
-        try:
-            save_file(dict(tensors), temporary, dict(said))
-        except SafetensorError as cause:
-            raise OSError(str(cause)) from cause
+    with atomic(path, forced=False) as temporary:
+        write_tensors(temporary, tensors, said)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

@@ -152,12 +152,14 @@ class Recording:
         """End: what is left is written, and nothing is watched any more. complete: the training ended as meant."""
         assert self._watch is not None
         assert self._writer is not None
-        ended = time.perf_counter()
-        last = self._watch.stop()
-        # how long recording took, as a part of the training's time
-        self._described["seconds"] = {"recording": self._watch.seconds, "training": ended - self._started}
+        ended, last = time.perf_counter(), self._watch.stop()
         if last is not None:
-            self._writer.finish(last, complete=complete)
+            self._writer.finish(last)
+            now = time.perf_counter()
+            # what recording took, of all that the training took
+            spent = {"recording": self._watch.seconds + now - ended, "training": now - self._started}
+            self._described["seconds"] = {name: round(seconds, 6) for name, seconds in spent.items()}
+            self._writer.record(complete=complete)
 
     def loader(self, loader: Any) -> Watched:
         """What the loop goes over in place of its loader: the same batches, in the same order.

@@ -12,7 +12,7 @@ Where the batch goes forward and backward inside the step (a closure), the setti
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, final
 
@@ -26,6 +26,11 @@ from stagetrace.recording.names import plain_name
 from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
 from stagetrace.recording.state_of import slots_of, state_of
 from stagetrace.recording.step import Clip, Micro, State, Step
+
+
+# of all tensors at once: private, but what torch.optim itself is made of
+foreach_copy: Callable[[list[Tensor], list[Tensor]], None] = getattr(torch, "_foreach_copy_")  # noqa: B009
+foreach_norm: Callable[[list[Tensor]], tuple[Tensor, ...]] = getattr(torch, "_foreach_norm")  # noqa: B009
 
 
 class Sink(Protocol):
@@ -65,7 +70,9 @@ class Watch:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, sink: Sink, *, keeps_inputs: bool) -> None:
         self.model, self.optimizer, self._sink, self._keeps = model, optimizer, sink, keeps_inputs
         self.names = {id(p): plain_name(name) for name, p in model.named_parameters()}
-        self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in self._ids()}
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in stepped}
+        self._modules = [(plain_name(name), module) for name, module in model.named_modules()]  # walked once
         self.steps = 0
         self._pending: list[_Pending] = []
         self._clips: list[Clip] = []
@@ -76,9 +83,6 @@ class Watch:
         self._hooks = ExitStack()
         self._device = next(iter(self.trained.values())).device
         self.seconds = 0.0
-
-    def _ids(self) -> set[int]:
-        return {id(p) for group in self.optimizer.param_groups for p in group["params"]}
 
     @property
     def groups(self) -> list[list[str]]:
@@ -154,8 +158,7 @@ class Watch:
             current = self._pending[-1]
             current.loss = total if current.loss is None else current.loss + total
             if current.still is None:
-                modules = self.model.named_modules()
-                current.still = tuple(plain_name(name) for name, each in modules if not each.training)
+                current.still = tuple(name for name, module in self._modules if not module.training)
             self.seconds += time.perf_counter() - started
         return original(tensors, *arguments, **named)
 
@@ -191,8 +194,7 @@ class Watch:
         started = time.perf_counter()
         self._settings = [settings_of(group) for group in optimizer.param_groups]
         self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
-        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
-        self._norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        self._norm = norm_of([p.grad for p in self.trained.values() if p.grad is not None])
         self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
@@ -217,11 +219,18 @@ class Watch:
             self._last = state_of(self.model, self.trained, self.optimizer)
             return
         with torch.no_grad():
-            own = list(self.trained.values())
-            for kept, p in zip(self._last.values.values(), own, strict=True):
-                kept.copy_(p)
-            for name, buffer in self.model.named_buffers():
-                self._last.buffers[plain_name(name)].copy_(buffer)
+            foreach_copy(list(self._last.values.values()), list(self.trained.values()))
+            for kept, buffer in zip(self._last.buffers.values(), self._buffers(), strict=True):
+                kept.copy_(buffer)
+
+    def _buffers(self) -> Iterator[Tensor]:
+        """The model's, in the order of `named_buffers`, by the list of its modules: to walk through it takes time."""
+        seen = set[int]()
+        for _, module in self._modules:
+            for buffer in module._buffers.values():  # pyright: ignore[reportPrivateUsage]
+                if buffer is not None and id(buffer) not in seen:
+                    seen.add(id(buffer))
+                    yield buffer
 
     def _replace(self, module: Any, name: str, mine: Callable[..., Any]) -> None:
         original = getattr(module, name)
@@ -232,6 +241,14 @@ class Watch:
 
         setattr(module, name, replaced)
         self._hooks.callback(setattr, module, name, original)
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm over all of them."""
+    if len({gradient.device for gradient in gradients}) == 1:
+        norms = foreach_norm(gradients)  # faster than get_total_norm
+        return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
 
 
 def generators() -> Mapping[str, Tensor]:

@@ -1,8 +1,9 @@
-"""Steps and states on their way to disk: a part of the steps is written each time a state is kept."""
+"""Steps and states on their way to disk: states as they are kept, the steps between them some of the time."""
 
 import json
 import logging
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -13,10 +14,13 @@ from stagetrace.errors import ResultsError
 from stagetrace.recording.files import FORMAT, RECORD, state_name, write_state, write_steps
 from stagetrace.recording.spacing import Spacing, in_bytes
 from stagetrace.recording.step import Micro, State, Step
-from stagetrace.results.files import atomic, sha256_of
+from stagetrace.results.files import atomic, force, sha256_of
 from stagetrace.version import __version__
 
 LOG = logging.getLogger("stagetrace")
+
+_PAUSE = 5.0
+"""Seconds between two times at which what was recorded so far is put together such that it can be read."""
 
 
 @final
@@ -39,6 +43,7 @@ class Writer:
     _asked: set[int] = field(default_factory=set)
     _parts: list[int] = field(default_factory=list)
     _done: int = 0
+    _said: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.folder / RECORD).exists():
@@ -56,13 +61,14 @@ class Writer:
             self._asked.add(step)
         if step in self._sizes:
             return
-        self._write_waiting()
         self._write_state(step, state)
         spaced = {each: size for each, size in self._sizes.items() if each not in self._asked}
         dropped = [state_name(each) for each in self.spacing.dropped(spaced)]
         self._files = {name: digest for name, digest in self._files.items() if name not in dropped}
         self._sizes = {each: size for each, size in self._sizes.items() if state_name(each) in self._files}
-        self._record(complete=False)
+        if dropped or not self._parts or time.monotonic() - self._said > _PAUSE:
+            self._write_waiting()
+            self.record(complete=False, forced=False)
         for name in dropped:
             (self.folder / name).unlink()
 
@@ -84,12 +90,11 @@ class Writer:
             said += f"; a pass of {self.batches:,} batches: {size} and its states"
         LOG.info(said)
 
-    def finish(self, last: State | None, *, complete: bool) -> None:
-        """Write what is left, and the state after the last step."""
+    def finish(self, last: State) -> None:
+        """Write what is left, and the state after the last step; `record` says that it is there."""
         self._write_waiting()
-        if last is not None and self._done not in self._sizes:
+        if self._done not in self._sizes:
             self._write_state(self._done, last)
-        self._record(complete=complete)
 
     def _write_state(self, step: int, state: State) -> None:
         name = write_state(self.folder, step, state)
@@ -108,20 +113,25 @@ class Writer:
     def _sealed(self, name: str) -> None:
         self._files[name] = sha256_of(self.folder / name)
 
-    def _record(self, *, complete: bool) -> None:
+    def record(self, *, complete: bool, forced: bool = True) -> None:
+        """Say what is there. complete: the training ended as meant."""
         said = {
             "format": FORMAT,
             "stagetrace": __version__,
             "torch": torch.__version__,
             "complete": complete,
             "steps": self._done,
-            "states": sorted(self._sizes),
+            "states": sorted(step for step in self._sizes if step <= self._done),
             "parts": self._parts,
             **self.described,
             "files": self._files,
         }
-        with atomic(self.folder / RECORD) as temporary:
+        if forced:
+            for name in self._files:
+                force(self.folder / name)
+        with atomic(self.folder / RECORD, forced=forced) as temporary:
             temporary.write_text(json.dumps(said, indent=1) + "\n")
+        self._said = time.monotonic()
 
 
 def _size(micro: Micro) -> int:

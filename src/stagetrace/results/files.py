@@ -100,8 +100,11 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def atomic(path: Path) -> Generator[Path, None, None]:
+def atomic(path: Path, *, forced: bool = True) -> Generator[Path, None, None]:
     """Give a temporary path beside `path`; once the block has written it, it replaces `path` in one step.
+
+    forced: onto the disk at once, which takes some milliseconds. Else the file outlives this process, but not the
+    machine, until `force`.
 
     If the block raises, or the disk is full, the temporary file goes and what stood at `path` stays.
 
@@ -121,8 +124,9 @@ def atomic(path: Path) -> Generator[Path, None, None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-        _force_to_disk(temporary)
-        move(temporary, path)
+        if forced:
+            force(temporary)
+        move(temporary, path, forced=forced)
     except OSError as cause:
         raise cannot_write(path, cause) from cause
     except UnicodeEncodeError as cause:
@@ -145,12 +149,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path, *, forced: bool = True) -> None:
     """Move `source` over `target` in one step, and record the move on disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)
-    if os.name == "posix":
-        _force_to_disk(target.parent)
+    if forced and os.name == "posix":
+        force(target.parent)
 
 
 @contextmanager
@@ -227,7 +231,8 @@ def _umask() -> int:
     return mask
 
 
-def _force_to_disk(path: Path) -> None:
+def force(path: Path) -> None:
+    """Have a file or a folder's entries on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
