@@ -11,7 +11,7 @@ from torch import Tensor
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, in_words, seeded_subset
+from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, seeded_subset, subset_text
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
 
@@ -89,7 +89,7 @@ class HessianWithFallback(LinearOperator):
         return self.hessian.cost()
 
 
-def coupled(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:
+def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:
     """The examples whose mixed derivative couples a stage to the one before: its curvature's, or by the rule more.
 
     columns: right-hand sides, for each of which they are multiplied once.
@@ -99,9 +99,9 @@ def coupled(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[i
     return curvature.indices(bound)
 
 
-def subset_in_words(curvature: Curvature, bound: BoundStage) -> str | None:
-    """Which of a stage's examples a choice of curvature averages over; None where it is all of them."""
+def describe_subset(curvature: Curvature, bound: BoundStage) -> str | None:
+    """Which of a stage's examples a curvature averages over, as text; None where it is all of them."""
     chosen, total = len(curvature.indices(bound)), len(bound.stage.examples)
     if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton):
         return None
-    return in_words(chosen, total, curvature.examples, curvature.seed)
+    return subset_text(chosen, total, curvature.examples, curvature.seed)

@@ -61,11 +61,11 @@ def enough(bound: BoundStage) -> int:
     return ENOUGH if of_one == 1 else min(ENOUGH, max(FEWEST, PREDICTIONS // of_one))
 
 
-def in_words(chosen: int, total: int, examples: Count, seed: int) -> str:
+def subset_text(chosen: int, total: int, examples: Count, seed: int) -> str:
     """Of how many examples a curvature is the mean, and how all are taken where that was nobody's wish.
 
     Example:
-        >>> in_words(50, 20_000, 50, seed=3)
+        >>> subset_text(50, 20_000, 50, seed=3)
         'the curvature is the mean over 50 of 20,000 examples, drawn by seed 3'
     """
     text = f"the curvature is the mean over {chosen:,} of {total:,} examples, drawn by seed {seed}"

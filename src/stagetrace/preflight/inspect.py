@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from stagetrace.checks import Finding, Level, in_short, verify_query, verify_stage
-from stagetrace.curvature.auto import subset_in_words
+from stagetrace.curvature.auto import describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
@@ -58,7 +58,7 @@ def inspect(
 
 
 def _subset(curvature: Curvature, bound: BoundStage) -> Iterator[Finding]:
-    text = subset_in_words(curvature, bound)
+    text = describe_subset(curvature, bound)
     if text:
         yield Finding(bound.name, "examples", Level.OK, text)
 

@@ -7,15 +7,15 @@ from math import ceil, log, sqrt
 from typing import final
 
 from stagetrace.checks.finding import Finding, Level
-from stagetrace.curvature.auto import coupled
+from stagetrace.curvature.auto import coupling_indices
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.preflight.work import Look
 from stagetrace.progress.task import clock
 from stagetrace.solvers import Direct, Lanczos
 from stagetrace.solvers.base import Solver
-from stagetrace.solvers.damping import LOOK_STEPS
-from stagetrace.solvers.settings import most_steps
+from stagetrace.solvers.damping import SPECTRUM_STEPS
+from stagetrace.solvers.settings import step_limit
 from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
@@ -41,16 +41,16 @@ def plan_solve(
     most = most_products(bound, operator, solver, look)
     text, seconds = f"{solver}: {look.seconds:.2g} s a product", None
     if most is not None:
-        passes = len(coupled(curvature, bound, columns)) / max(1, look.of) if bound.inherited_from else 0.0
+        passes = len(coupling_indices(curvature, bound, columns)) / max(1, look.of) if bound.inherited_from else 0.0
         seconds = look.seconds * (most + passes) * columns
         each = f"{columns:,} x " if columns > 1 else ""
         text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s, {clock(seconds)} in all"
     if look.cost is None:
         return Estimate(seconds, Finding(bound.name, "solving", Level.OK, text))
-    way = f"{look.cost.way}, keeps {look.cost.kept_bytes / 2**20:,.0f} MiB"
+    way = f"{look.cost.way}, keeps {look.cost.cached_bytes / 2**20:,.0f} MiB"
     text += f"; over {look.of:,} of {len(bound.stage.examples):,} examples ({way})"
-    level = Level.NOTE if look.cost.lacking else Level.OK
-    return Estimate(seconds, Finding(bound.name, "solving", level, "; ".join((text, *look.cost.lacking[:1]))))
+    level = Level.NOTE if look.cost.limitations else Level.OK
+    return Estimate(seconds, Finding(bound.name, "solving", level, "; ".join((text, *look.cost.limitations[:1]))))
 
 
 def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, look: Look) -> int | None:
@@ -60,11 +60,11 @@ def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, l
     `(H + i s I) z = b` with an indefinite `H` `largest / s log(2 / rtol)` (Greenbaum 1997, sections 3.1 and 3.2).
     None: no such bound.
     """
-    system, size = solver.rule.given(operator, look.spectrum), bound.trained.size
-    looked = 0 if system.spectrum is None else min(LOOK_STEPS, size)
+    system, size = solver.rule.with_spectrum(operator, look.spectrum), bound.trained.size
+    looked = 0 if system.spectrum is None else min(SPECTRUM_STEPS, size)
     if isinstance(solver, Direct):
         return looked + size
-    limit = most_steps(solver)
+    limit = step_limit(solver)
     if limit is None or not isinstance(solver, Lanczos):
         return limit if limit is None else looked + limit
     low, high = look.spectrum.smallest, max(abs(look.spectrum.smallest), abs(look.spectrum.largest))

@@ -12,7 +12,7 @@ from stagetrace.errors import DescriptionError
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
-from stagetrace.solvers.damping import cut_of
+from stagetrace.solvers.damping import cutoff
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.space import Params
@@ -64,14 +64,14 @@ def displacement(bound: BoundStage) -> Iterator[Finding]:
 
 
 def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solver, look: Look) -> Finding:
-    """The ends of the spectrum, and what to type where the solve does not deal with its negative end."""
+    """The extreme eigenvalues, and what to type where the solve does not handle negative curvature."""
     low, high = look.spectrum.smallest, look.spectrum.largest
     text = f"eigenvalues from {low:.2e} to {high:.2e} ({look.products} Lanczos steps"
     text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: fewer look more negative)"
     if low >= -1e-5 * abs(high):
         return Finding(bound.name, "curvature", Level.OK, text)
     text += "; negative curvature: not a minimum"
-    system = solver.rule.given(operator, look.spectrum)
+    system = solver.rule.with_spectrum(operator, look.spectrum)
     if system.spectrum is not None:
         done = "inverts Gauss-Newton plus its size" if system.matrix == "G" else "damps by its size"
         return Finding(bound.name, "curvature", Level.NOTE, f"{text}, so the solve {done}")
@@ -82,7 +82,7 @@ def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solve
 
 def _advice(bound: BoundStage, operator: LinearOperator, low: float, high: float) -> str:
     """What to type."""
-    cut = cut_of(low, high, operator.dtype)
+    cut = cutoff(low, high, operator.dtype)
     stage = bound.name
     return (
         f"type --solve {stage}=lanczos:damping=auto,curvature=auto (the default), or "

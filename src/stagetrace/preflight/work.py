@@ -77,7 +77,7 @@ class Look:
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
         if cost is not None and few < of:
-            each *= of / few * cost.gradients_per_product / COST["forward anew"]
+            each *= of / few * cost.gradients_per_product / COST["recomputed forward"]
         return Look(spectrum, products, few, of, each, cost)
 
 
@@ -86,5 +86,5 @@ def affordable(bound: BoundStage) -> int:
     risk = bound.risk
     few = range(min(PROBE_EXAMPLES, len(risk.examples)))
     forward = counted_operations(risk, next(iter(risk.read([few])))) / len(few)
-    product = 3 * COST["forward anew"] * forward  # a gradient is three forward passes
+    product = 3 * COST["recomputed forward"] * forward  # a gradient is three forward passes
     return max(FEWEST, int(OPERATIONS / (SPECTRUM_STEPS * max(1.0, product))))

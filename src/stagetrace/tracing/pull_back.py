@@ -36,7 +36,8 @@ def pull_back(
 ) -> Gradient:
     """The query's gradient at `previous`, given the adjoint `[trained.size, k]` and gradient at `bound`.
 
-    indices: the examples of `bound` whose mixed derivative couples it to `previous`; see `curvature.auto.coupled`.
+    indices: the examples of `bound` whose mixed derivative couples it to `previous`; see
+        `curvature.auto.coupling_indices`.
     """
     trained, inherited = previous.trained.zeros(adjoint.shape[1]), previous.inherited.zeros(adjoint.shape[1])
     targets = {

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.base import silent
-from stagetrace.solvers.descent import Terms, descend
-from stagetrace.solvers.lockstep import lockstep
+from stagetrace.solvers.batched import run_batched
+from stagetrace.solvers.conjugate_gradients import CGSettings, cg_recurrence
 from stagetrace.solvers.vectors import dot, norm
 
 FLAT = 1e-14
@@ -52,8 +52,10 @@ def newton_direction(
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithm 7.1, with their step `p` continued along `d`.
     """
-    terms = Terms(rtol, most, preconditioner=preconditioner, flat=FLAT)
-    run = lockstep(operator, [descend(torch.zeros_like(gradient), -gradient, norm(gradient), terms)], silent)
+    settings = CGSettings(rtol, most, preconditioner=preconditioner, flat=FLAT)
+    run = run_batched(
+        operator, [cg_recurrence(torch.zeros_like(gradient), -gradient, norm(gradient), settings)], silent
+    )
     (found,) = run.outcomes
     p, met = found.last, found.direction
     along = -dot(gradient, p)  # p'Hp = -g'p

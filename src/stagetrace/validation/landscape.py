@@ -57,7 +57,7 @@ class WeightedObjective:
         Raises:
             DataError: with its index.
         """
-        self.losses.explain(self.bound.trained.unflatten(point))
+        self.losses.raise_not_finite(self.bound.trained.unflatten(point))
 
 
 @final
