@@ -6,7 +6,8 @@
     │   └── BatchError                  what an objective says of a batch, before stage and example are known
     ├── DifferentiationError            an operation of the model has no derivative of the kind needed
     ├── SolveError                      a solve that has no usable answer (diverged, too large, not finite)
-    └── ResultsError                    a results folder that is foreign, unfinished or of another run
+    ├── ResultsError                    a results folder that is foreign, unfinished or of another run
+    └── RemovedNameError (ImportError)  a public name that is gone, with what to write instead
 
     StagetraceWarning (UserWarning)
     ├── ConvergenceWarning              a solve stopped before it reached its tolerance
@@ -54,6 +55,10 @@ class SolveError(StagetraceError):
 
 class ResultsError(StagetraceError):
     """A results folder cannot be read or written."""
+
+
+class RemovedNameError(StagetraceError, ImportError):
+    """A name that the library no longer has."""
 
 
 class StagetraceWarning(UserWarning):

@@ -21,17 +21,17 @@ from stagetrace.errors import DescriptionError, StagetraceWarning
 from stagetrace.validation import (
     SGD,
     Adam,
-    Drawn,
     EmbeddingSimilarity,
     GradientDot,
-    Groups,
+    GroupRemovals,
     Influence,
-    Largest,
     LinearDatamodelling,
     Random,
+    RandomRemovals,
     Resolve,
     SingleStage,
     Steps,
+    TopRemovals,
 )
 from stagetrace.validation import validate as library
 from tests import jobs
@@ -111,8 +111,8 @@ def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
         query,
         fit=Steps(SGD(0.05), 4, 8),
         choices=[
-            *(Largest(4), Largest(4, 0.5), Drawn(3, seed=5), Drawn(3, 0.5, 5)),
-            *(Groups(0.2, 3, 5), Groups(0.2, 3, 5, 0.5)),
+            *(TopRemovals(4), TopRemovals(4, 0.5), RandomRemovals(3, seed=5), RandomRemovals(3, 0.5, 5)),
+            *(GroupRemovals(0.2, 3, 5), GroupRemovals(0.2, 3, 5, 0.5)),
         ],
         estimators=[
             Influence(solver=solver),
@@ -147,7 +147,7 @@ def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
     assert (settings["target"], settings["seeds"]) == (TARGET, [0, 1])
     assert settings["fit"]["finetune"]["rule"] == {"name": "SGD", "rate": 0.05, "momentum": 0.0}
     assert settings["solver"]["pretrain"]["damping"] == 0.01
-    assert settings["choices"][2] == {"name": "Drawn", "count": 3, "by": 1.0, "seed": 5}
+    assert settings["choices"][2] == {"name": "RandomRemovals", "count": 3, "by": 1.0, "seed": 5}
 
 
 def test_what_is_printed(validate: Command, tmp_path: Path):
@@ -166,7 +166,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
     assert "negative = taking them out helps" in words
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
-    assert "stage 'finetune' was trained again by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
+    assert "stage 'finetune' was trained again by SGD: 4 steps, learning rate 0.05, batches of 8, warm start" in words
     assert re.search(rf"training again  {record['retrainings']}/{record['retrainings']} retrainings", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
     assert ended.out.endswith(f"saved to {', '.join(map(str, files))}\n")
@@ -240,7 +240,7 @@ def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Com
     assert {choice["reliability"] for choice in record["choices"]} == {None}
     ended = validate(f"{jobs.FILE}:single_precision", "--out", tmp_path / "single", *words)
     assert ended.code == 0, ended.err
-    said_of_it = "is trained again by Adam: 5 steps, rate 0.0001, batches of 37, warm start"
+    said_of_it = "is trained again by Adam: 5 steps, learning rate 0.0001, batches of 37, warm start"
     assert f"stage 'pretrain' {said_of_it}" in ended.words
     assert said(tmp_path / "single")["settings"]["seeds"] == [0, 1, 2]
 
@@ -284,7 +284,7 @@ BAD_FITS = [
     ("sgd:steps=many", "--retrain: steps needs a whole number, got 'many'"),
     ("sgd:steps=0", "must be a whole number of at least 1, got 0"),
     ("sgd:batch_size=0", "must be a whole number of at least 1, got 0"),
-    ("sgd:lr=-1", "rate must be a number above 0"),
+    ("sgd:lr=-1", "lr must be a number above 0"),
     ("sgd:start=lukewarm", "start must be 'warm' or 'cold', got 'lukewarm'"),
     ("sgd:schedule=linear", "schedule must be 'constant' or 'cosine', got 'linear'"),
     ("proximity=-1", "proximity must be a number of at least 0"),
@@ -451,7 +451,7 @@ def test_wrong_usage_exits_2(words: tuple[str, ...], message: str, tmp_path: Pat
 
 BAD_WORDS = [
     (("--stage", "nope"), "--stage: no stage is called 'nope'; the chain's stages are 'pretrain', 'finetune'"),
-    (("--largest", "0", "--random", "0"), "nothing to take out: type --largest, --random or --groups"),
+    (("--largest", "0", "--random", "0"), "nothing to remove: type --largest, --random or --groups"),
     (("--largest", "2"), "--largest: a correlation needs at least 3 removals, got 2"),
     (("--random", "1"), "--random: a correlation needs at least 3 removals, got 1"),
     (("--by", "0"), "by must be above 0"),

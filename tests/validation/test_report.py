@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError, StagetraceWarning
-from stagetrace.validation import Agreement, LinearDatamodelling, Measured, Reliability, Validation, plots
+from stagetrace.validation import Agreement, LinearDatamodelling, Reliability, Validation, plots
 from stagetrace.validation.report import SIGN, record, save, sheets, work
+from stagetrace.validation.validate import Measured
 
 UNITS: Mapping[str, str | None] = {"score": "query loss", "ranking": None, "constant": "query loss"}
 

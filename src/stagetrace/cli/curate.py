@@ -93,7 +93,7 @@ def curate_run(
     files = write(note, out)
     _show(curation, console)
     if job is not None:
-        runs = range(seeds if any(each.draws for each in fitted.values()) else 1)
+        runs = range(seeds if any(each.is_stochastic for each in fitted.values()) else 1)
         again: dict[str, Any] = {"processes": processes, "together": together, "progress": Bars()}
         again["out"] = out / "retrained"
         found = verify(curation, job.chain, job.query, fit=fitted, random=random, seed=seed, seeds=runs, **again)

@@ -71,30 +71,30 @@ Retrain = Annotated[
     ),
 ]
 
-# What is taken out, and what is set beside the score
+# What is removed, and what is set beside the score
 
 Stage = Annotated[
-    str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples are taken out (default: the first's).")
+    str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples are removed (default: the first's).")
 ]
-Largest = Annotated[int, typer.Option("--largest", metavar="N", min=0, help="Take out those of largest |prediction|.")]
-Random = Annotated[int, typer.Option("--random", metavar="N", min=0, help="Take out examples drawn by the seed.")]
+Largest = Annotated[int, typer.Option("--largest", metavar="N", min=0, help="Remove those of largest |prediction|.")]
+Random = Annotated[int, typer.Option("--random", metavar="N", min=0, help="Remove examples drawn by the seed.")]
 By = Annotated[
     list[float],
     typer.Option(
         "--by",
         metavar="X",
-        help="Part of the weight taken out; repeatable. Default: 1, and with resolve 0.1 of single examples too.",
+        help="Part of the weight removed; repeatable. Default: 1, and with resolve 0.1 of single examples too.",
     ),
 ]
 Groups = Annotated[
     list[float],
-    typer.Option("--groups", metavar="SHARE", help="Take out groups of this share of the examples; repeatable."),
+    typer.Option("--groups", metavar="SHARE", help="Remove groups of this share of the examples; repeatable."),
 ]
 GroupCount = Annotated[int, typer.Option("--group-count", metavar="N", min=3, help="Groups of each share.")]
 Seeds = Annotated[
     int, typer.Option("--seeds", metavar="N", min=1, help="Runs: batch orders, initial values. resolve needs one.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn to be taken out.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn to be removed.")]
 Processes = Annotated[
     int | None, typer.Option("--processes", metavar="N", min=1, help="That train at once (default: one for each core).")
 ]

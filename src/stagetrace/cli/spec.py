@@ -154,7 +154,7 @@ def applies(setting: Any, field: str) -> bool:
 
 
 def with_field(setting: Any, field: str, value: object, option: str) -> Any:
-    """The setting with one field changed; a wrapped solver's or rule's fields are reached through its wrapper.
+    """The setting with one field changed; a wrapped solver's or optimiser's fields are reached through its wrapper.
 
     Raises:
         DescriptionError: there is no such field.
@@ -173,5 +173,5 @@ def _has(setting: Any, field: str) -> bool:
 
 def _wrapper(setting: Any, field: str) -> str | None:
     """The field that holds what has the field."""
-    held = (name for name in ("inner", "rule") if _has(setting, name) and _has(getattr(setting, name), field))
+    held = (name for name in ("inner", "optimizer") if _has(setting, name) and _has(getattr(setting, name), field))
     return next(held, None)

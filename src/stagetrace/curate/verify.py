@@ -20,7 +20,7 @@ from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.describe import describe
 from stagetrace.tracing.query import Query
-from stagetrace.validation import Choice, validate
+from stagetrace.validation import RemovalPlan, validate
 from stagetrace.validation.removals import Removal
 
 RANDOM = 10
@@ -64,7 +64,7 @@ class Verified:
 
 @final
 @dataclass(frozen=True)
-class Beside(Choice):
+class Beside(RemovalPlan):
     """Sets of examples that are known already: first what was dropped, then the random ones."""
 
     sets: tuple[Removal, ...]

@@ -33,7 +33,7 @@ INKED = 0.4
 class Checked:
     """One pretraining digit: predicted and true change of the test loss; negative = taking it out helps.
 
-    tenth: where a tenth of it was taken out. digit: what it shows.
+    tenth: where a tenth of it was removed. digit: what it shows.
     """
 
     index: int

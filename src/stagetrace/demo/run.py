@@ -18,7 +18,7 @@ from stagetrace.errors import ResultsError
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.files import cannot_write, is_litter, move
 from stagetrace.results.jsonable import JSON
-from stagetrace.validation import query_loss
+from stagetrace.validation.resolving import query_loss
 
 RECORD = "demo.json"
 

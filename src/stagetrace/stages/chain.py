@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import final
 
 from stagetrace.errors import refuse
+from stagetrace.renamed import renamed_attributes
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import Stage
 
 
 @final
+@renamed_attributes(problems="bound_stages")
 class Chain:
     """Training stages, first to last; each later stage says by its link how it started from the one before.
 

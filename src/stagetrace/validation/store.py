@@ -15,7 +15,7 @@ from stagetrace.results.jsonable import JSON
 from stagetrace.validation.removals import Removal
 
 Key = tuple[int, float, Removal]
-"""Seed, `by`, and what was taken out; nothing for the control."""
+"""Seed, `by`, and what was removed; nothing for the control."""
 
 
 @final

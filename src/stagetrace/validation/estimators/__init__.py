@@ -1,4 +1,4 @@
-"""Predictions to set beside the truth: the library's score, and the controls it has to beat, behind one interface."""
+"""Predictions of retraining: the library's score, and the controls it has to beat, behind one interface."""
 
 from stagetrace.validation.estimators.bm25 import BM25 as BM25
 from stagetrace.validation.estimators.embedding import EmbeddingSimilarity as EmbeddingSimilarity

@@ -1,4 +1,4 @@
-"""Similarity of embeddings: examples that look like the query to the model are taken to help it."""
+"""Similarity of embeddings: examples that the model embeds like the query are assumed to help it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class EmbeddingSimilarity:
 
         removal effect_i = + cos(e(x_i), e(x_q)),  reduced over the query examples q as their losses are
 
-    Similar examples are taken to help: removing one is predicted to raise the query loss. An embedding of zero is
+    Similar examples are assumed to help: removing one is predicted to raise the query loss. An embedding of zero is
     similar to none. Sign: negative = removing it helps. Unit: none, only the ranking means something.
 
     Args:

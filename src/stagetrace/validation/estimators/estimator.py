@@ -1,4 +1,4 @@
-"""What a prediction to be set beside the truth promises, and what all of them check alike."""
+"""The interface of predictions, and the checks that all of them share."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
