@@ -292,9 +292,9 @@ def of(model: nn.Module) -> Chain:
         (lambda: Steps(SGD(), 1, 0), r"Steps\(batch_size=...\) must be a whole number"),
         (lambda: Steps(SGD(), 1, 1, start="hot"), "start must be 'warm' or 'cold', got 'hot'"),  # pyright: ignore[reportArgumentType]
         (lambda: Steps(SGD(), 1, 1, schedule="step"), "schedule must be 'constant' or 'cosine', got 'step'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Adam(0.0), "Adam: rate must be a number above 0"),
+        (lambda: Adam(0.0), "Adam: lr must be a number above 0"),
         (lambda: AdamW(weight_decay=-1.0), "AdamW: weight_decay must be a number of at least 0"),
-        (lambda: SGD(math.inf), "SGD: rate must be a number above 0"),
+        (lambda: SGD(math.inf), "SGD: lr must be a number above 0"),
         (lambda: SGD(0.1, 1.0), "SGD: momentum must be from 0 to below 1"),
         (lambda: Resolve(proximity=-1.0), "proximity must be a number of at least 0"),
         (lambda: begin({}), r"state must be the state_dict\(\) of a torch.optim.Adam that took steps"),
