@@ -19,6 +19,20 @@ Each message says where, what was wrong, what we got and what to type instead.
 from collections.abc import Iterable
 from typing import NoReturn
 
+__all__ = [
+    "BatchError",
+    "ConvergenceWarning",
+    "CurvatureWarning",
+    "DataError",
+    "DescriptionError",
+    "DifferentiationError",
+    "RemovedNameError",
+    "ResultsError",
+    "SolveError",
+    "StagetraceError",
+    "StagetraceWarning",
+]
+
 
 class StagetraceError(Exception):
     """The root: catch this to catch everything the library raises on purpose."""
@@ -74,7 +88,7 @@ class CurvatureWarning(StagetraceWarning):
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise a `DescriptionError`: the one-line form for checks on construction."""
+    """Raise a `DescriptionError`, in one line. It never returns: code after a call is not reached."""
     raise DescriptionError(message)
 
 

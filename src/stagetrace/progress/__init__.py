@@ -4,10 +4,15 @@ The library calls `Progress`; what is drawn is the caller's choice: `Silent` dra
 draws on standard error.
 """
 
-from stagetrace.progress.bars import Bars as Bars
-from stagetrace.progress.progress import KEPT as KEPT
-from stagetrace.progress.progress import Advance as Advance
-from stagetrace.progress.progress import Progress as Progress
-from stagetrace.progress.progress import Silent as Silent
-from stagetrace.progress.progress import listening as listening
-from stagetrace.progress.progress import part_done as part_done
+from stagetrace.progress.bars import Bars
+from stagetrace.progress.progress import KEPT, Advance, Progress, Silent, listening, part_done
+
+__all__ = [
+    "KEPT",
+    "Advance",
+    "Bars",
+    "Progress",
+    "Silent",
+    "listening",
+    "part_done",
+]
