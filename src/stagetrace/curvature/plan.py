@@ -9,12 +9,11 @@ the same way.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagetrace.curvature.chunk import (
@@ -26,12 +25,12 @@ from stagetrace.curvature.chunk import (
     hessian_recomputed,
     hessian_retained_graph,
 )
+from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.rounding import coarsest
 from stagetrace.errors import DifferentiationError, StagetraceError
 from stagetrace.errors import first_line as first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
-from stagetrace.stages.sparse import storages_of
 
 Matrix = Literal["Hessian", "GaussNewton"]
 Way = Literal["linearised", "retained graph", "recomputed forward", "recomputed reverse"]
@@ -223,19 +222,8 @@ def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[in
 
 
 def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
-    data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
-    known = (*risk.trained_values.values(), *risk.inherited_values.values(), *data)
-    known = (*known, *risk.evaluation.model.buffers())
-    there_anyway = {address for tensor in known for address in storages_of(tensor)}
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        saved.update((address, size) for address, size in storages_of(tensor).items() if address not in there_anyway)
-        return tensor
-
     try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            product = RETAINED[matrix](risk, batch)
+        product, size = graph_bytes(risk, batch, partial(RETAINED[matrix], risk, batch))
         product(risk.trained.zeros(1))
     except StagetraceError:
         raise
@@ -245,7 +233,7 @@ def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
             f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
             f"{_instead(cause)}"
         ) from cause
-    return sum(saved.values())
+    return size
 
 
 INSTEAD = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.chunk import GradientGraph, Linear, gradient_graph
+from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import first_line
 from stagetrace.errors import DifferentiationError
@@ -66,19 +67,13 @@ class WeightedLosses:
         """Whether a batch has been evaluated, and what its graph keeps been counted."""
         return self._bytes is not None
 
-    def bytes_of_graph(self, evaluate: Callable[[], GradientGraph]) -> tuple[GradientGraph, int]:
-        """A batch's part, and the bytes that its graph keeps: counted for the first, all others taken to be like it."""
+    def counted_bytes(
+        self, risk: Risk, batch: Batch, evaluate: Callable[[], GradientGraph]
+    ) -> tuple[GradientGraph, int]:
+        """A batch's part, and the bytes its graph keeps: counted for the first batch and assumed for all others."""
         if self._bytes is not None:
             return evaluate(), self._bytes
-        saved: dict[int, int] = {}
-
-        def count(tensor: Tensor) -> Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            found = evaluate()
-        self._bytes = sum(saved.values())
+        found, self._bytes = graph_bytes(risk, batch, evaluate)
         return found, self._bytes
 
 
@@ -102,7 +97,7 @@ class PointHessian(LinearOperator):
         """Each batch's gradient; its value is added up, and its retained graph while there is room."""
         room = self._losses.memory
         for batch, weights in self._losses.batches:
-            part, size = self._losses.bytes_of_graph(partial(self._part, batch, weights))
+            part, size = self._losses.counted_bytes(self._risk, batch, partial(self._part, batch, weights))
             self._total += part.value
             room -= size
             if room >= 0:
