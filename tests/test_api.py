@@ -119,6 +119,7 @@ def test_old_names_of_attributes_and_arguments_are_refused() -> None:
         *((bound, old, new) for old, new in (("kept", "inherited_from"), ("moved", "anchored_to"))),
         (bound, "moved_values", "anchored"),
         (Chain(only), "problems", "bound_stages"),
+        (Chain(only), "anew", "refreshed"),
         (Adam(), "rate", "lr"),
     ):
         with pytest.raises(AttributeError, match=f"{old} is now {type(owner).__name__}.{new}$"):

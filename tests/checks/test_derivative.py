@@ -145,7 +145,7 @@ def test_a_cut_is_seen_where_the_model_refuses_float64():
         findings(Single(), data=data)
 
 
-# Parameters that rightly have no slope
+# Parameters whose gradient is rightly zero
 
 
 class Adapter(nn.Module):
@@ -208,7 +208,7 @@ def test_parameters_without_a_slope_are_told_and_not_refused(model: Any, flat: s
     torch.manual_seed(0)
     found = findings(model().to(dtype), data=TensorDataset(X.to(dtype), Y.to(dtype)))["derivative"]
     assert found.level is Level.OK
-    assert flat is None or f"have no slope there ('{flat}'" in found.text
+    assert flat is None or f"have zero gradient there ('{flat}'" in found.text
 
 
 def test_examples_that_are_fitted_without_any_loss_do_not_hide_the_others():
@@ -305,7 +305,9 @@ def test_a_frozen_copy_in_place_of_the_kept_body_gives_no_scores():
     outside = Stage(
         "after", model=chain.last.stage.model, objective=loss, data=DATA, link=Frozen("body"), weight_decay=9.0
     )
-    said = pytest.warns(StagetraceWarning, match="stage 'after': the loss has no slope in any of the kept parameters")
+    said = pytest.warns(
+        StagetraceWarning, match="stage 'after': the gradient of the loss is zero in all inherited parameters"
+    )
     with said, pytest.raises(DataError, match="stage 'before': every score is zero"):
         traced(Chain(chain.stages[0], outside))
 
@@ -492,7 +494,7 @@ def test_a_single_flat_query_is_named():
     targets = Y.clone()
     with torch.no_grad():
         targets[4] = chain.last.stage.model(X[4:5])[0]
-    with pytest.warns(StagetraceWarning, match="the loss of example 4 has no slope"):
+    with pytest.warns(StagetraceWarning, match="the gradient of the loss of example 4 is zero"):
         scores = traced(chain, TensorDataset(X, targets), reduction="none")["before"].values
     assert not scores[4].any()
     assert scores[3].any()

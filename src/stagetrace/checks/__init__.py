@@ -1,4 +1,4 @@
-"""Everything a score rests on, checked before it is trusted: data, losses, and the derivative itself."""
+"""Checks of what every score depends on: data, losses, and the derivatives."""
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.checks.verify import in_short, verify_query, verify_stage

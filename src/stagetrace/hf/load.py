@@ -220,7 +220,7 @@ def _check_complete(
     over -= heads
     misshapen = {str(key) for key in report["mismatched_keys"]}
     faults = {
-        "lacks weights that would be drawn anew": missing,
+        "lacks weights, which would be random": missing,
         "has weights that the model does not": over,
         "has weights of another shape": misshapen,
     }

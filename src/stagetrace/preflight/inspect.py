@@ -12,7 +12,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.coverage import Coverage, moved_statistics, notices
+from stagetrace.stages.coverage import Coverage, changed_statistics, notices
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.tracing.query import Query
 
@@ -38,7 +38,7 @@ def inspect(
         if bound.previous is not None:
             yield Finding(bound.name, "mapping", Level.OK, _mapping(bound))
             yield from displacement(bound)
-            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in moved_statistics(bound))
+            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in changed_statistics(bound))
         yield stationarity(bound, progress)
         yield from _subset(curvature[bound.name], bound)
         operator = curvature[bound.name].operator(bound)
@@ -69,7 +69,7 @@ def _coverage(bound: BoundStage) -> tuple[Level, str]:
     if coverage.buffers:
         text += f"; buffers are constants ({_some(coverage.buffers)})"
     if coverage.shared_buffers:
-        still = "moved" if coverage.moved_buffers else "the same in both stages"
+        still = "changed" if coverage.moved_buffers else "the same in both stages"
         if bound.stage.link is not None and not bound.stage.link.keeps_shared:
             still = "trained further with their layers"
         text += f"; shared with the previous stage: {_some(coverage.shared_buffers)}, {still}"
@@ -84,4 +84,4 @@ def _mapping(bound: BoundStage) -> str:
     pairs = {**bound.inherited_from, **bound.anchored_to}
     some = ", ".join(f"{ours} <- {theirs}" for ours, theirs in list(pairs.items())[:4])
     more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
-    return f"{len(bound.inherited_from)} parameters kept, {len(bound.anchored_to)} moved: {some}{more}"
+    return f"{len(bound.inherited_from)} parameters inherited, {len(bound.anchored_to)} trained further: {some}{more}"

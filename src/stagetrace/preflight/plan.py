@@ -1,4 +1,4 @@
-"""What a run will cost: memory and time of solving and of scoring, from measured products and one batch."""
+"""The cost of a run: memory and time of solving and of scoring, from measured products and one batch."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from stagetrace.tracing.score import Scorer
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one part of a run; None where they cannot be told."""
+    """Seconds of one part of a run; None where there is no estimate."""
 
     seconds: float | None
     finding: Finding
@@ -34,7 +34,7 @@ class Estimate:
 def plan_solve(
     bound: BoundStage, curvature: Curvature, operator: LinearOperator, solver: Solver, look: Look, columns: int
 ) -> Estimate:
-    """How products are computed, what they keep in memory, how many it can take, and how long that is at most.
+    """How products are computed, the memory they hold, how many there can be, and how long that takes at most.
 
     The time includes the coupling to the stage before, which costs about a product over its examples.
     """
@@ -47,7 +47,7 @@ def plan_solve(
         text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s, {clock(seconds)} in all"
     if look.cost is None:
         return Estimate(seconds, Finding(bound.name, "solving", Level.OK, text))
-    way = f"{look.cost.way}, keeps {look.cost.cached_bytes / 2**20:,.0f} MiB"
+    way = f"{look.cost.way}, {look.cost.cached_bytes / 2**20:,.0f} MiB in memory"
     text += f"; over {look.of:,} of {len(bound.stage.examples):,} examples ({way})"
     level = Level.NOTE if look.cost.limitations else Level.OK
     return Estimate(seconds, Finding(bound.name, "solving", level, "; ".join((text, *look.cost.limitations[:1]))))
@@ -88,7 +88,7 @@ def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
     contract(scorer.way, bound.risk, batch, scorer.adjoints)
     examples = len(bound.stage.examples)
     scored = (time.perf_counter() - started) / len(batch) * examples
-    twice = 2 * read / len(batch) * examples  # once to recognise the data, once to score them
+    twice = 2 * read / len(batch) * examples  # once for their digest, once to score them
     text = (
         f"{examples:,} examples by {scorer.way} ({scorer.why}): about {clock(scored)}, and {clock(twice)} to read them"
         " twice"
@@ -98,8 +98,8 @@ def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
 
 
 def total(costs: Sequence[Estimate]) -> Finding:
-    """What all of a run takes at most, beside the query's gradient and the report."""
+    """What a run takes at most, without the query's gradient and the report."""
     known = [cost.seconds for cost in costs if cost.seconds is not None]
-    more = "" if len(known) == len(costs) else ", and what has no limit"
-    text = f"at most {clock(sum(known))} on this machine as it is now{more}; a solve that converges sooner ends sooner"
+    more = "" if len(known) == len(costs) else ", and the parts without a limit"
+    text = f"at most {clock(sum(known))} on this machine now{more}; a solve that converges early takes less"
     return Finding("run", "time", Level.OK, text)

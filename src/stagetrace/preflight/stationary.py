@@ -18,14 +18,14 @@ from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.space import Params
 
 LOOKED_AT = 64
-"""Examples whose single gradients give the scale that the mean gradient is compared with."""
+"""Examples whose individual gradients give the scale for the mean gradient."""
 
 
 def stationarity(bound: BoundStage, progress: Progress) -> Finding:
     """The gradient of what the stage minimised, next to the size of single examples' gradients.
 
-    At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen. Of more than
-    1,000 examples the mean is that of 1,000, whose standard error is taken off: `|g|^2 = |mean|^2 - spread / n`.
+    At a minimum they cancel. Far from one, a score is the derivative of a training that did not happen. Of more than
+    1,000 examples the mean is that of 1,000, whose standard error is subtracted: `|g|^2 = |mean|^2 - spread / n`.
     """
     total = len(bound.stage.examples)
     indices = seeded_subset(total, "auto", seed=0)
@@ -50,14 +50,14 @@ def stationarity(bound: BoundStage, progress: Progress) -> Finding:
 
 
 def displacement(bound: BoundStage) -> Iterator[Finding]:
-    """How far a stage moved the shared parameters, and the pull that its link assumes."""
+    """How far a stage changed the shared parameters, and the pull that its link assumes."""
     if not bound.anchored_to:
         return
     norm, start = _norm(bound.anchored.displacement), _norm(bound.anchored.values)
     relative = norm / start if start else 0.0
     try:
         settings = [f"; {name} {_short(value)}" for name, value in bound.link_settings.items()]
-        text = f"shared parameters moved by {norm:.3g} ({relative:.1%} of their norm){''.join(settings)}"
+        text = f"shared parameters changed by {norm:.3g} ({relative:.1%} of their norm){''.join(settings)}"
         yield Finding(bound.name, "distance", Level.NOTE if relative > 0.5 else Level.OK, text)
     except DescriptionError as cause:
         yield Finding(bound.name, "distance", Level.WARNING, str(cause))
@@ -67,7 +67,7 @@ def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solve
     """The extreme eigenvalues, and what to type where the solve does not handle negative curvature."""
     low, high = look.spectrum.smallest, look.spectrum.largest
     text = f"eigenvalues from {low:.2e} to {high:.2e} ({look.products} Lanczos steps"
-    text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: fewer look more negative)"
+    text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: a subset looks more negative)"
     if low >= -1e-5 * abs(high):
         return Finding(bound.name, "curvature", Level.OK, text)
     text += "; negative curvature: not a minimum"

@@ -1,7 +1,7 @@
-"""What a long job tells while it runs: one task at a time, with a total where it is known.
+"""Progress of a long job: one task at a time, with a total where it is known.
 
-The library calls `Progress`; what is drawn is the caller's choice: `Silent` draws nothing and is the default, `Bars`
-draws on standard error.
+The library reports to a `Progress`; the caller chooses what is shown: `Silent` shows nothing and is the default, `Bars`
+writes to standard error.
 """
 
 from stagetrace.progress.bars import Bars

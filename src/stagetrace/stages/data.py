@@ -15,7 +15,7 @@ from stagetrace.stages.device import to_device as to_device
 from stagetrace.stages.mistaken import refuse_no_data_set
 from stagetrace.stages.rows import PlainCollation, UnfitRowError, complaint, has_text, misfit, name_of, unstackable
 
-WORTH_WORKERS = 1.0
+WORKERS_PAY = 1.0
 """Seconds of reading in one process from which workers are started: to start them takes some tenths of a second."""
 
 Collate = Callable[[list[Any]], Any]
@@ -91,7 +91,7 @@ class Examples:
             except Exception as cause:
                 if isinstance(cause, StagetraceError) and not self.workers:
                     raise  # it says where itself; from a worker it comes with the worker's traceback in its text
-                raise self._trouble(indices, cause) from cause
+                raise self._error_of(indices, cause) from cause
             yield Batch(indices, content)
 
     def loaded(self, batches: list[list[int]], workers: int) -> Iterator[Any]:
@@ -112,8 +112,8 @@ class Examples:
         first, stop = indices[0], indices[0] + len(indices)
         return slice(first, stop) if indices == list(range(first, stop)) else indices
 
-    def _trouble(self, indices: list[int], cause: Exception) -> StagetraceError:
-        """Which example of a batch was the trouble, looked for one by one."""
+    def _error_of(self, indices: list[int], cause: Exception) -> StagetraceError:
+        """The error that names which example of a batch failed, found one by one."""
         rows = list[Any]()
         for index in indices:
             try:
@@ -162,8 +162,8 @@ class Examples:
 class _Contents:
     """The batches' contents, in order: read by this process, and by workers as soon as that pays.
 
-    Each read starts its workers anew, so that of little data they would make every product and every pass slower. What
-    is read does not depend on who reads it.
+    Each read starts its own workers, which would slow down every pass over little data. The contents do not depend on
+    which process reads them.
     """
 
     def __init__(self, examples: Examples, batches: list[list[int]]) -> None:
@@ -177,7 +177,7 @@ class _Contents:
 
     def __next__(self) -> Any:
         examples, batches = self._examples, self._batches
-        helps = examples.workers > 0 and examples.pace * self._left > WORTH_WORKERS
+        helps = examples.workers > 0 and examples.pace * self._left > WORKERS_PAY
         if self._done == 0 or (helps and not self._helped):
             self._source = examples.loaded(batches[self._done :], examples.workers if helps else 0)
             self._helped = helps
