@@ -72,7 +72,7 @@ def without_a_weight(folder: Path) -> str:
     tiny.saved(folder, tiny.model("BertForMaskedLM"), tiny.tokenizer())
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"architectures": ["BertForSequenceClassification"]}))
-    return "lacks weights that would be drawn anew: bert.pooler.dense.bias"
+    return "lacks weights, which would be random: bert.pooler.dense.bias"
 
 
 def with_weights_left_over(folder: Path) -> str:

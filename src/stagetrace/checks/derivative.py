@@ -63,7 +63,7 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
     size = max(float(losses.double().abs() @ weights_of(batch).to(losses.device)), len(batch) * rounding.size)
     if found.flat:
         _refuse_detached(risk, batch, found, point, size, rounding.eps)
-    said = [f"{len(found.flat)} parameters have zero gradient there ({some_names(found.flat)})"] if found.flat else []
+    notes = [f"{len(found.flat)} parameters have zero gradient there ({some_names(found.flat)})"] if found.flat else []
     without = check_gradient_not_zero(risk, found)
     worst, unjudged = 0.0, 0
     for names in (risk.trained_values, risk.inherited_values):
@@ -87,12 +87,12 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
             "or partly detached?); training followed that gradient, and scores are only as correct as it is"
         )
     if wrong:
-        return Level.WARNING, "; ".join([*wrong, *said])
+        return Level.WARNING, "; ".join([*wrong, *notes])
     if unjudged:
         coarse = "the precision of the loss is too coarse for its differences to judge the gradient"
-        return Level.NOTE, "; ".join([coarse, *said])
+        return Level.NOTE, "; ".join([coarse, *notes])
     right = f"the gradient of {len(batch)} examples is the derivative of their loss, by differences"
-    return Level.OK, "; ".join([right, *said])
+    return Level.OK, "; ".join([right, *notes])
 
 
 def _refuse_detached(risk: Risk, batch: Batch, found: WeightedGradient, point: Params, size: float, eps: float) -> None:

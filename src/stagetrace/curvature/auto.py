@@ -19,18 +19,18 @@ from stagetrace.stages.bound import BoundStage
 @final
 @dataclass(frozen=True)
 class Auto:
-    """The exact Hessian, with the Gauss-Newton matrix at hand for where the Hessian turns out to be indefinite.
+    """The exact Hessian, with the Gauss-Newton matrix as a fallback where the Hessian is indefinite.
 
-    At a strict minimum the Hessian is what retraining follows. Where training stopped before one, some of its
-    eigenvalues are negative, and its inverse takes them for curvatures of a minimum; there a solver with
+    At a strict minimum the inverse Hessian predicts retraining. Where training stopped before one, some of its
+    eigenvalues are negative, and its inverse treats them as curvatures of a minimum; there a solver with
     `damping="auto"` inverts `Gauss-Newton + |most negative eigenvalue|` in its place and says so in the Solution's
-    notes. A solver with a damping of its own sees the Hessian alone (and so do `Normal` and the coupling between
-    stages, which is always exact). An objective that is a plain loss function has no Gauss-Newton matrix: the Hessian
+    notes. A solver with a fixed damping uses the Hessian alone (and so do `Normal` and the coupling between stages,
+    which is always exact). An objective that is a plain loss function has no Gauss-Newton matrix: the Hessian
     stays.
 
     Args:
-        examples, seed, memory: as for `Hessian`, except that nothing said means "auto": all of up to 1,000 examples, of
-            more 1,000 drawn by the seed. None takes all. Both matrices average over the same examples.
+        examples, seed, memory: as for `Hessian`, but the default is "auto": all of up to 1,000 examples, of more
+            1,000 drawn by the seed. None takes all. Both matrices average over the same examples.
 
     Source: measured against retraining in `docs/how-to-choose.md`.
 

@@ -1,4 +1,4 @@
-"""Which curvature stands for a stage's second derivative: what the user chooses from."""
+"""The curvatures a user chooses from: what stands for a stage's second derivative."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -21,12 +21,12 @@ def notices(stage: Stage) -> list[str]:
     """Notices for the user: those in the data set's attribute `notices`, and layers that behave differently in training
     mode.
     """
-    said: list[str] = [*getattr(stage.data, "notices", ())]
+    given: list[str] = [*getattr(stage.data, "notices", ())]
     found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
     if not found:
-        return said
+        return given
     return [
-        *said,
+        *given,
         f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode",
     ]
 

@@ -124,9 +124,9 @@ class Examples:
                 return self._unreadable(index, error)
         if isinstance(self.collate, PlainCollation):
             for index, row in zip(indices, rows, strict=True):
-                said = complaint(row) or misfit(rows[0], row) or unstackable(rows[0], row)
-                if said:
-                    return DataError(f"{self.where}, example {index}: {said}")
+                message = complaint(row) or misfit(rows[0], row) or unstackable(rows[0], row)
+                if message:
+                    return DataError(f"{self.where}, example {index}: {message}")
         where = f"{self.where}: examples {indices[0]}..{indices[-1]} cannot be read or collated"
         what = first_line(cause) if not isinstance(cause, UnfitRowError) else str(cause)
         remedy = "fix the data set or give collate="
@@ -136,7 +136,7 @@ class Examples:
                 "the stage by stagetrace.hf.stage(...) and the query by stagetrace.hf.query(data, stage=...)"
             )
         elif not isinstance(self.collate, PlainCollation):
-            odd = [(i, said) for i, row in zip(indices, rows, strict=True) if (said := unstackable(rows[0], row))]
+            odd = [(i, message) for i, row in zip(indices, rows, strict=True) if (message := unstackable(rows[0], row))]
             seen = f"in example {odd[0][0]} {odd[0][1]}; " if odd else ""
             remedy = f"{seen}fix the data set or give collate= another than {name_of(self.collate)}"
         return DataError(f"{where} ({type(cause).__name__}: {what}); {remedy}")

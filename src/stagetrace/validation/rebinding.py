@@ -1,4 +1,4 @@
-"""A stage with other values of its own, or bound to other values of the stage before."""
+"""A stage with other parameter values, or bound to other values of the stage before."""
 
 import copy
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Retrainings on disk: each is kept as it ends, and none is done twice."""
+"""Retrainings on disk: each is saved when it ends, and none is done twice."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -61,7 +61,7 @@ class Store:
         return sum(self._seconds[key] for key in sorted(keys))
 
     def add(self, keys: Sequence[Key], losses: Tensor, control: Tensor, seconds: float) -> None:
-        """Keep finished retrainings, flushed to disk before this returns."""
+        """Save finished retrainings, flushed to disk before this returns."""
         lines: list[str] = []
         for key, loss in zip(keys, losses, strict=True):
             self._found[key], self._seconds[key] = (loss, control), seconds / len(keys)

@@ -34,9 +34,9 @@ CHOICES: tuple[RemovalPlan, ...] = (TopRemovals(50), RandomRemovals(50))
 @final
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What retraining said of one choice of removals.
+    """The result of retraining for one choice of removals.
 
-    choice: in words. removals: the examples of each. by: the part of their weight removed.
+    choice: its name. removals: the examples of each. by: the part of their weight removed.
     effects: the change of the query loss, of each run: float64 `[runs, removals]`; negative = taking it out helps.
     reliability: how far the runs agree; None for a single run.
     predicted: what each estimator predicts, `[removals]`; agreement: with the mean over runs.
@@ -109,7 +109,7 @@ def validate(
         fit: how stages are trained again: one for all or a mapping by stage name, each `Resolve()`, `Steps(...)` or
             a function `fit(weights) -> model` (see `stagetrace.validation.fits.CustomTraining`).
         stage: whose examples are removed; the chain's first.
-        choices: what is removed. `TopRemovals` goes by the first estimator's predictions.
+        choices: what is removed. `TopRemovals` uses the first estimator's predictions.
         estimators: what predicts; the multi-stage influence alone if None. The first is the one under test.
         seeds: of the runs, for fits that draw something (batch order, initial values); others run once.
         processes: that share the retrainings; None takes one per core. Accelerators are used from this process alone.

@@ -1,6 +1,6 @@
 """Which of the last stage's parameters came from a given stage, and what the controls compute from these alone.
 
-A control knows nothing of how stages are coupled. It compares a query at the last stage with an example of an earlier
+A control ignores how stages are coupled. It compares a query at the last stage with an example of an earlier
 one in the parameters both have: those that the links, name by name, lead from the last stage down to that stage, and
 that this stage itself trained (no example of it moved the others).
 """
