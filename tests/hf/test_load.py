@@ -62,7 +62,7 @@ def test_a_head_left_over_in_the_file_is_said(tmp_path: Path):
     save_file({**load_file(file), **head}, file, metadata={"format": "pt"})
     stage = hf.stage("s", folder, tiny.rows())
     assert stage.data.notices == (
-        f"stage 's': the file in {folder} has a head that this model has not, and that is left out: "
+        f"stage 's': the file in {folder} has a head that this model does not have, which is left out: "
         "cls.seq_relationship.weight",
     )
 

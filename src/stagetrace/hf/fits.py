@@ -18,9 +18,9 @@ DECODER = "decoder_input_ids"
 
 
 def check_fits(stage: Stage, task: Task) -> None:
-    """Refuse a first example from which the model's forward lacks something. A loss of the user's own is let be.
+    """Refuse a first example from which the model's forward lacks something. A custom loss is not checked.
 
-    task: by the model's class. A class without a loss of its own here, and one that reads no tokens, is run on it.
+    task: by the model's class. A class without a ready-made loss, and one that reads no tokens, is run on it.
 
     A first example that cannot be read is left to the reading, which names it.
 

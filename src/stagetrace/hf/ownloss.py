@@ -1,4 +1,4 @@
-"""The loss that a stage is given, held against the one that its model computes itself."""
+"""The loss that a stage is given, compared with the one that its model computes itself."""
 
 import random
 from collections import Counter

@@ -54,7 +54,8 @@ def trace(
             "gauss-newton", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
             damping is taken from the stage's spectrum. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
-        of: names of the stages whose examples are scored; None scores every stage's. The backward pass ends at the earliest.
+        of: names of the stages whose examples are scored; None scores every stage's. The backward pass ends at the
+            earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
         out: a folder to keep the run in as it goes; the same call after a kill continues there.
