@@ -70,7 +70,7 @@ class Plan:
     """How a stage's curvature products are computed.
 
     way: what each chunk does; chunk_examples: examples per chunk; caches: whether chunks are held between products.
-    bytes_per_example: measured intermediates; kept_bytes: what all chunks of this process hold together.
+    bytes_per_example: measured intermediates; cached_bytes: what all chunks of this process hold together.
     missing: why there is no forward mode, in PyTorch's words; None where there is.
     untraced: why the tangent map could not be traced although there is forward mode; None where it could, or need not.
     rounding: relative, of the coarsest dtype that the model computes in.
