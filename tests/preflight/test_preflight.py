@@ -17,7 +17,7 @@ from stagetrace.preflight.stationary import stationarity
 from stagetrace.preflight.work import SPECTRUM_STEPS, Look
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift, Solver, solve
-from stagetrace.solvers.base import Spectrum
+from stagetrace.solvers.system import Spectrum
 from tests.chains import BY_EACH_LINK, LINKS, chain_of, query_of
 from tests.curvature.specimens import MLP
 from tests.oracles import solved

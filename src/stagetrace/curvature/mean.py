@@ -10,8 +10,8 @@ from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.order import by_size
-from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
-from stagetrace.errors import SolveError, StagetraceError
+from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import part_done
 from stagetrace.stages.cached import BATCH_BYTES, CachedBatches

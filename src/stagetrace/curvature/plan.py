@@ -27,8 +27,7 @@ from stagetrace.curvature.chunk import (
 )
 from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.rounding import coarsest
-from stagetrace.errors import DifferentiationError, StagetraceError
-from stagetrace.errors import first_line as first_line
+from stagetrace.errors import DifferentiationError, StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from stagetrace.curvature.chunk import GradientGraph, Linear, gradient_graph
 from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.plan import first_line
-from stagetrace.errors import DifferentiationError
+from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.cached import CachedBatches
 from stagetrace.stages.data import Batch

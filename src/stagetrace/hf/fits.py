@@ -11,7 +11,7 @@ from stagetrace.hf.packages import base_of
 from stagetrace.hf.signature import main_of, needs, takes
 from stagetrace.hf.task import Task
 from stagetrace.objectives.objective import Objective, splits
-from stagetrace.stages.data import to_device
+from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
 
 DECODER = "decoder_input_ids"

@@ -14,7 +14,7 @@ from stagetrace.hf.task import Task
 from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives.objective import Objective
 from stagetrace.objectives.tokens import IGNORED
-from stagetrace.stages.data import to_device
+from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
 
 ALONE, SAMPLED, TOGETHER = 4, 64, 32

@@ -15,9 +15,9 @@ from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import COST, PROBE_EXAMPLES, counted_operations
 from stagetrace.progress import Progress
-from stagetrace.solvers.base import Spectrum
 from stagetrace.solvers.damping import settled
 from stagetrace.solvers.spectrum import extreme_ritz_values
+from stagetrace.solvers.system import Spectrum
 from stagetrace.stages.bound import BoundStage
 
 SPECTRUM_STEPS = 20

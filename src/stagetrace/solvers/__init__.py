@@ -15,7 +15,7 @@ H x = b                           Direct(), CG(), Lanczos(damping=0.0)         t
 With damping="auto" each of them takes the damping from the operator's spectrum, see `damping.py`.
 """
 
-from stagetrace.solvers.base import Damping, Inverse, Solution, Solver, Spectrum, Status, solve
+from stagetrace.solvers.base import Damping, Inverse, Solution, Solver, Status, solve
 from stagetrace.solvers.cg import CG
 from stagetrace.solvers.damping import Fixed, FromSpectrum
 from stagetrace.solvers.direct import Direct
@@ -23,7 +23,7 @@ from stagetrace.solvers.filters import Filter, Shift, Tikhonov
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.solvers.lissa import LiSSA
 from stagetrace.solvers.normal import Normal
-from stagetrace.solvers.system import Equation, System
+from stagetrace.solvers.system import Equation, Spectrum, System
 
 __all__ = [
     "CG",

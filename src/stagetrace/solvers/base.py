@@ -15,11 +15,9 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError, refuse
-from stagetrace.solvers.iteration import Report as Report
-from stagetrace.solvers.iteration import silent as silent
+from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.numerics import as_columns
-from stagetrace.solvers.system import Equation, System
-from stagetrace.solvers.system import Spectrum as Spectrum
+from stagetrace.solvers.system import Equation, Spectrum, System
 
 
 @final

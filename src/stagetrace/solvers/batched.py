@@ -9,7 +9,7 @@ once, as the measurement of residuals does (`filters.py`).
 Example:
     >>> from types import SimpleNamespace
     >>> from stagetrace.curvature.operator import DiagonalOperator
-    >>> from stagetrace.solvers.base import silent
+    >>> from stagetrace.solvers.iteration import silent
     >>> def power(vector, times):
     ...     for _ in range(times):
     ...         vector = yield Matvec(vector, 1.0)
@@ -28,9 +28,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.iteration import Iteration as Iteration
-from stagetrace.solvers.iteration import Matvec as Matvec
-from stagetrace.solvers.iteration import Report, T
+from stagetrace.solvers.iteration import Iteration, Matvec, Report, T
 from stagetrace.solvers.numerics import require_finite
 
 

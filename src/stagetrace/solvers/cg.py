@@ -14,11 +14,12 @@ from typing import Literal, final
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Report, require_shift
+from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, require_shift
 from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.conjugate_gradients import CGSettings, conjugate_gradients
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.numerics import stack_columns
 from stagetrace.solvers.settings import check_count, check_rtol, check_rule, short_repr
 from stagetrace.solvers.system import System

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.base import Status
-from stagetrace.solvers.batched import Iteration, Matvec
+from stagetrace.solvers.iteration import Iteration, Matvec
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.vectors import dot, norm, norm_of_sum
 

@@ -34,10 +34,11 @@ from typing import Literal, final
 import torch
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import Damping, Report, Spectrum, silent
+from stagetrace.solvers.base import Damping
 from stagetrace.solvers.filters import Filter, Shift, Tikhonov
+from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.spectrum import Extremes, extreme_ritz_values
-from stagetrace.solvers.system import System
+from stagetrace.solvers.system import Spectrum, System
 
 SPECTRUM_STEPS = 60
 """Products that the extreme eigenvalues take, at most."""

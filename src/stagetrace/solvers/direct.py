@@ -10,11 +10,12 @@ from torch import Tensor
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
-from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Report, Spectrum, Status, refuse_preconditioner
+from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov, invertible
+from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.settings import check_count, check_rule, short_repr
-from stagetrace.solvers.system import System
+from stagetrace.solvers.system import Spectrum, System
 
 
 @final

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stagetrace.solvers.base import Status
 from stagetrace.solvers.basis import Basis
-from stagetrace.solvers.batched import Iteration, Matvec
 from stagetrace.solvers.filters import Filter
+from stagetrace.solvers.iteration import Iteration, Matvec
 from stagetrace.solvers.numerics import relative
 from stagetrace.solvers.recurrence import LanczosVectors, Recurrence
 from stagetrace.solvers.shifted_qr import Column, ShiftedQR

@@ -17,16 +17,15 @@ from stagetrace.solvers.base import (
     ColumnSolutions,
     Damping,
     Prepared,
-    Report,
     Solution,
     counted_from,
     refuse_preconditioner,
-    silent,
     solution,
 )
 from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov
+from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.krylov import Answer, Krylov, Memory, run_lanczos
 from stagetrace.solvers.numerics import as_columns, stack_columns
 from stagetrace.solvers.settings import check_count, check_damping, check_rtol, check_rule, short_repr

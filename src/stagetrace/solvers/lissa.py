@@ -8,22 +8,14 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
-from stagetrace.solvers.base import (
-    ColumnSolutions,
-    Damping,
-    Prepared,
-    Report,
-    Spectrum,
-    Status,
-    refuse_preconditioner,
-    require_shift,
-)
+from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner, require_shift
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.numerics import relative
 from stagetrace.solvers.settings import check_count, check_rtol, check_rule, short_repr
 from stagetrace.solvers.spectrum import extreme_ritz_values
-from stagetrace.solvers.system import System
+from stagetrace.solvers.system import Spectrum, System
 from stagetrace.solvers.vectors import norm
 
 # Steps of Lanczos that find the largest eigenvalue, and the margin on it: a drawn sample's may be larger.

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import Report, Spectrum, silent
 from stagetrace.solvers.basis import Basis
-from stagetrace.solvers.batched import Iteration, Matvec, run_batched
+from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.iteration import Iteration, Matvec, Report, silent
 from stagetrace.solvers.krylov import Memory, vectors_of
 from stagetrace.solvers.recurrence import LanczosVectors, Recurrence, Tridiagonal
+from stagetrace.solvers.system import Spectrum
 from stagetrace.solvers.vectors import norm
 
 MEMORY = 2 * 2**30

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from stagetrace.errors import DataError, DescriptionError, StagetraceError, first_line, refuse
-from stagetrace.stages.device import to_device as to_device
 from stagetrace.stages.mistaken import refuse_no_data_set
 from stagetrace.stages.rows import PlainCollation, UnfitRowError, complaint, has_text, misfit, name_of, unstackable
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import silent
 from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.conjugate_gradients import CGSettings, cg_recurrence
+from stagetrace.solvers.iteration import silent
 from stagetrace.solvers.vectors import dot, norm
 
 FLAT = 1e-14
