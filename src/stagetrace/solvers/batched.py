@@ -27,9 +27,9 @@ from typing import Generic, final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.eigen import require_finite
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.iteration import Iteration, Matvec, Report, T
-from stagetrace.solvers.numerics import require_finite
 
 
 @final

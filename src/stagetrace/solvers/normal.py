@@ -7,13 +7,13 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.eigen import require_finite
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
 from stagetrace.solvers.base import ColumnSolutions, Damping, Inverse, Prepared, Solver
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift, Squared
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.numerics import require_finite
 from stagetrace.solvers.settings import check_rule
 from stagetrace.solvers.system import System
 

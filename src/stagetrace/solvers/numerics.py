@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.eigen import require_finite
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.errors import SolveError, refuse
+from stagetrace.errors import refuse
 
 
 def relative(size: float, reference: float) -> float:
@@ -30,14 +31,6 @@ def as_columns(operator: LinearOperator, rhs: Tensor) -> Tensor:
     columns = rhs.detach() if rhs.ndim == 2 else rhs.detach().unsqueeze(1)
     require_finite(columns, "the right-hand side")
     return columns
-
-
-def require_finite(columns: Tensor, what: str) -> None:
-    """Raise a `SolveError` that names `what` and its columns with NaN or infinity."""
-    bad = (~torch.isfinite(columns)).any(dim=0).nonzero().flatten().tolist()
-    if bad:
-        others = f" and {len(bad) - 1} more" if bad[1:] else ""
-        raise SolveError(f"{what} is not finite in column {bad[0]}{others}: it has NaN or infinity")
 
 
 def stack_columns(vectors: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -78,10 +78,9 @@ def changed_statistics(bound: BoundStage) -> list[str]:
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in _buffers(bound)[1]))
     if not layers:
         return []
-    some = ", ".join(f"'{name}'" for name in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
     return [
-        f"{bound.stage.where}: the running statistics (buffers) of {some} changed although the weights there did "
-        "not; scores treat them as constants. To keep them fixed, call eval() on the frozen layers while fine-tuning, "
+        f"{bound.stage.where}: the running statistics (buffers) of {some_names(layers, 3)} changed although the "
+        "weights there did not; scores treat them as constants. To keep them fixed, call eval() on the frozen layers while fine-tuning, "
         "after model.train()"
     ]
 

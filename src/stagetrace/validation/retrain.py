@@ -75,16 +75,6 @@ class Retraining:
                 weights = torch.ones(len(removals), len(bound.stage.examples), dtype=torch.float64)
             copies = self.fits[bound.name](bound, weights, copies, seed)
         assert copies is not None
-        return torch.stack([self._measured(one_copy(copies, place)) for place in range(len(removals))])
-
-    def _measured(self, values: dict[str, Tensor]) -> Tensor:
-        """The query loss of one copy of the last stage, as the query reduces it."""
-        last = self.chain.last
-        risk = self.query.risk(last)
-        trained = {name: values[name] for name in last.trained.names}
-        inherited = {name: values[name] for name in last.inherited.names}
-        with torch.no_grad():
-            losses = torch.cat(
-                [risk.losses(trained, inherited, batch) for batch in risk.read(risk.examples.batch_indices())]
-            ).double()
-        return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[self.query.reduction].cpu()
+        return torch.stack(
+            [self.query.loss(self.chain.last, one_copy(copies, place)) for place in range(len(removals))]
+        )

@@ -15,7 +15,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.tracing.query import Query
-from stagetrace.validation.estimators.estimator import check_name, reduced
+from stagetrace.validation.estimators.estimator import check_name
 from stagetrace.validation.estimators.submodule import check_submodule, output_of
 
 Embed = Callable[[nn.Module, Any], Tensor]
@@ -76,7 +76,7 @@ class EmbeddingSimilarity:
             check_submodule(last.stage.model, self.embed, f"{self.name}: the model of {last.stage.where}")
         asked = query.risk(last)
         queries = torch.cat(list(self._embeddings(asked, asked.examples.batch_indices(), bars)))
-        rows = reduced(queries, query.reduction)  # the mean of cosines is the product with the mean of unit vectors
+        rows = query.reduce(queries)  # the mean of cosines is the product with the mean of unit vectors
         risk = last.risk_of(its.where, its.loss, its.examples)
         blocks: list[Tensor] = []
         for embeddings in self._embeddings(risk, world().shard(risk.examples.batch_indices()), bars):

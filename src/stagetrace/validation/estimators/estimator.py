@@ -52,10 +52,3 @@ def check_choice(estimator: str, what: Literal["curvature", "solver"], given: ob
     for choice in given.values() if isinstance(given, Mapping) else [given]:
         if choice is not None and (isinstance(choice, type) or not callable(getattr(choice, method, None))):
             refuse(f"{estimator}({what}=...) must be an instance such as {example}, got {choice!r}")
-
-
-def reduced(rows: Tensor, reduction: Literal["mean", "sum", "none"]) -> Tensor:
-    """`[n_queries, ...]` reduced as the query's losses are: `[...]`, or unchanged with "none"."""
-    if reduction == "none":
-        return rows
-    return rows.mean(dim=0) if reduction == "mean" else rows.sum(dim=0)
