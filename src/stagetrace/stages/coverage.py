@@ -80,8 +80,8 @@ def changed_statistics(bound: BoundStage) -> list[str]:
         return []
     return [
         f"{bound.stage.where}: the running statistics (buffers) of {some_names(layers, 3)} changed although the "
-        "weights there did not; scores treat them as constants. To keep them fixed, call eval() on the frozen layers while fine-tuning, "
-        "after model.train()"
+        "weights there did not; scores treat them as constants. To keep them fixed, call eval() on the frozen layers "
+        "while fine-tuning, after model.train()"
     ]
 
 
