@@ -129,4 +129,4 @@ def test_old_names_of_attributes_and_arguments_are_refused() -> None:
         with pytest.raises(
             DescriptionError, match=rf"{kind.__name__}\({old}=...\) is now {kind.__name__}\({new}=...\)"
         ):
-            kind(**{old: 0.1})
+            kind(**{old: 0.1})  # pyright: ignore[reportArgumentType]
