@@ -278,7 +278,7 @@ class Holding:
 @pytest.mark.parametrize("loss", [closing_over, closing_over_the_body, Holding])
 def test_a_loss_that_calls_the_users_own_model_is_refused(loss: Any):
     model = Probe()
-    with pytest.raises(DescriptionError, match=r"the loss reads 'body\.0\.weight'.* of the model itself"):
+    with pytest.raises(DescriptionError, match=r"the loss reads 'body\.0\.weight'.* of the original model"):
         findings(model, loss(model))
 
 
@@ -288,7 +288,7 @@ def test_a_frozen_body_from_outside_is_refused():
     after = chain.last.stage
     loss = closing_over_the_body(after.model)
     outside = Stage("after", model=after.model, objective=loss, data=DATA, link=after.link)
-    with pytest.raises(DescriptionError, match="of the model itself"):
+    with pytest.raises(DescriptionError, match="of the original model"):
         traced(Chain(chain.stages[0], outside))
 
 
@@ -346,7 +346,7 @@ def test_a_teacher_that_is_an_earlier_stages_model_is_said(constant: bool):
 def test_a_hook_that_calls_the_users_own_model_is_refused():
     model = Probe()
     model.body.register_forward_hook(lambda module, given, output: output + model.body.get_submodule("0")(given[0]))
-    with pytest.raises(DescriptionError, match="of the model itself"):
+    with pytest.raises(DescriptionError, match="of the original model"):
         findings(model)
 
 
@@ -354,7 +354,7 @@ def test_a_parameter_that_is_kept_in_a_list_is_refused():
     model: Any = Probe()
     model.__dict__["kept_aside"] = [model.head.weight]
     model.forward = lambda x: nn.functional.linear(model.body(x), model.kept_aside[0])
-    with pytest.raises(DescriptionError, match=r"of the model itself"):
+    with pytest.raises(DescriptionError, match=r"of the original model"):
         findings(model)
 
 

@@ -163,7 +163,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
         assert control.split()[0] in ended.out
     words = " ".join(ended.out.split())
     assert "unit: query loss" in words
-    assert "negative = taking them out helps" in words
+    assert "negative = removing them helps" in words
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
     assert "stage 'finetune' was trained again by SGD: 4 steps, learning rate 0.05, batches of 8, warm start" in words

@@ -196,7 +196,7 @@ def test_an_error_in_this_process_arrives_too():
 
 
 def test_a_killed_process_is_said():
-    with pytest.raises(SolveError, match=r"a process that trained again was killed .* fewer processes") as caught:
+    with pytest.raises(SolveError, match=r"a retraining process was killed .* fewer processes") as caught:
         list(run_jobs(scripted(lambda i: os.kill(os.getpid(), signal.SIGKILL) if i == 3 else None), SINGLE, 2))
     assert "\n" not in str(caught.value)
 
