@@ -33,7 +33,7 @@ from stagetrace.curvature import Auto
 from stagetrace.curvature.subset import ENOUGH
 from stagetrace.progress import Bars
 from stagetrace.results.files import RECORD as MANIFEST
-from stagetrace.results.formats import read_solution, write_solution
+from stagetrace.results.solutions import read_solution, write_solution
 from stagetrace.solvers import Solution
 from stagetrace.tracing.backward import backward_pass
 from stagetrace.tracing.responses.implicit import Implicit

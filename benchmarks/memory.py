@@ -30,7 +30,7 @@ from benchmarks.report import Report, Row
 from benchmarks.setting import risk_of
 from experiments.networks import ConvNet
 from stagetrace.progress import Silent
-from stagetrace.results.part import join
+from stagetrace.results.parts import join
 from stagetrace.tracing.score import Scorer
 
 POOL = 2000

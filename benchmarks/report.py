@@ -1,6 +1,5 @@
 """What a benchmark found, as tables and as JSON."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from rich.table import Table
 
 from benchmarks.setting import Asked
 from experiments.records import hardware
-from stagetrace.results.files import atomic
-from stagetrace.results.jsonable import to_json
+from stagetrace.results.files import write_text
+from stagetrace.results.jsonable import json_text
 from stagetrace.results.manifest import versions
 
 Row = dict[str, Any]
@@ -69,8 +68,7 @@ class Report:
             "interop_threads": torch.get_num_interop_threads(),
             "load_average_before_and_after": [list(self.load_before), list(os.getloadavg())],
         }
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(to_json(whole, path.name), indent=2, allow_nan=False) + "\n")
+        write_text(path, json_text(whole, path.name))
 
 
 def _cell(value: Any) -> str:

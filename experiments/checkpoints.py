@@ -18,8 +18,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.descriptions import differences, format_differences
-from stagetrace.results.files import atomic
+from stagetrace.results.files import atomic, read_as, write_text
+from stagetrace.results.jsonable import differences, format_differences, json_text, read_json
 
 Record = dict[str, Any]
 
@@ -67,8 +67,7 @@ class Checkpoints:
         if model is not None:
             with atomic(weights) as temporary:
                 save_model(model, str(temporary))
-        with atomic(record) as temporary:
-            temporary.write_text(json.dumps({"settings": given, "training": facts}, indent=2) + "\n")
+        write_text(record, json_text({"settings": given, "training": facts}))
         return facts
 
     def keep_rows(self, rows: Mapping[str, Tensor]) -> None:
@@ -101,8 +100,6 @@ def digest(*tensors: Tensor) -> str:
 
 
 def _read(path: Path) -> Record:
-    try:
-        record = json.loads(path.read_text())
+    with read_as(path, "a trained stage", "delete it, and the stage is trained again"):
+        record = read_json(path)
         return {"settings": record["settings"], "training": record["training"]}
-    except (OSError, ValueError, LookupError, TypeError) as cause:
-        raise ResultsError(f"{path} cannot be read ({cause}); delete it, and the stage is trained again") from cause

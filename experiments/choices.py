@@ -17,7 +17,7 @@ import torch
 import stagetrace
 from experiments import paper, resolve
 from experiments.checkpoints import Checkpoints
-from experiments.estimators import other_alpha, polished, shifted, with_alpha
+from experiments.estimators import alpha_override, polished, shifted, with_alpha
 from experiments.protocol import Variant
 from experiments.records import Record, write_result
 from experiments.settings import Settings
@@ -183,7 +183,7 @@ def _with_alphas(chain: Chain, inner: Estimator) -> list[Estimator]:
                 name += f" ({with_alpha(chain, alpha).last.link_settings['alpha']:.2g})"
             except DescriptionError:
                 continue
-        found.append(other_alpha(alpha, inner, name))
+        found.append(alpha_override(alpha, inner, name))
     return found
 
 

@@ -18,7 +18,7 @@ from experiments import records, score_plots
 from experiments.batched_stages import BatchedStages, Pair
 from experiments.checkpoints import Checkpoints
 from experiments.image_stages import counts, image_chain
-from experiments.records import Record, interval_in_words, over_seeds
+from experiments.records import Record, format_interval, over_seeds
 from experiments.settings import Settings
 from experiments.tasks import Task, numbers_of, two_tasks
 from experiments.training import Training, logits_of, quality
@@ -228,6 +228,6 @@ def _draw(settings: Settings, fields: Record) -> None:
         note=(
             "Accuracy on the half of the test set that no score has seen. Points: one seed each; bars: mean and 95 % "
             f"t-interval over {main['n']} seed(s).\nMost harmful {MAIN:.0%} (largest positive scores) less random "
-            f"{MAIN:.0%}: {interval_in_words(main)} points. 'One model': by the scores of a single model."
+            f"{MAIN:.0%}: {format_interval(main)} points. 'One model': by the scores of a single model."
         ),
     )

@@ -76,7 +76,7 @@ class Wrapped:
         return self.inner.removal_effects(chain, query, stage, progress)
 
 
-def other_alpha(alpha: float | str, inner: Estimator, name: str) -> Wrapped:
+def alpha_override(alpha: float | str, inner: Estimator, name: str) -> Wrapped:
     """The estimator with another pull at the last stage."""
     return Wrapped(inner, name, lambda chain, query, _: (with_alpha(chain, alpha), query))
 

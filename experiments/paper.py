@@ -19,8 +19,8 @@ from experiments.estimators import (
     IDENTITY,
     OF_STEPS,
     alpha_of_steps,
+    alpha_override,
     controls,
-    other_alpha,
     shifted,
 )
 from experiments.image_stages import STAGES, counts, finetuned, image_chain, pretrained, untrained
@@ -211,7 +211,7 @@ def estimators(plan: Plan, seed: int) -> list[Estimator]:
         Influence(plan.curvatures(Auto, seed), auto, name=DEFAULT),
         Influence(hessian, plan.solvers(), name=PAPERS),
         positive,
-        *([] if plan.frozen else [other_alpha(alpha, positive, OF_STEPS)]),
+        *([] if plan.frozen else [alpha_override(alpha, positive, OF_STEPS)]),
         Influence(Identity(), name=IDENTITY),
         SingleStage(GaussNewton(examples=HESSIAN_EXAMPLES, seed=seed), Lanczos(damping=1e-2, max_steps=2000)),
         *controls("embedding", seed),

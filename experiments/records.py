@@ -1,6 +1,5 @@
 """What an experiment writes: traces and validations as plain values, means over seeds, and `OUT/result.json`."""
 
-import json
 import math
 import os
 import platform
@@ -17,8 +16,8 @@ from torch import nn
 import stagetrace
 from experiments.settings import Settings
 from stagetrace import Scores, Trace
-from stagetrace.results.files import atomic
-from stagetrace.results.jsonable import to_json
+from stagetrace.results.files import write_text
+from stagetrace.results.jsonable import json_text
 from stagetrace.results.manifest import versions
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.tracing.backward import solution_warnings
@@ -52,11 +51,11 @@ def ratio_over_seeds(above: Sequence[float], below: Sequence[float]) -> Record:
     return {"n": logs["n"], **ends, "each": each}
 
 
-def interval_in_words(found: Record, form: str = "+.2f") -> str:
+def format_interval(found: Record, form: str = "+.2f") -> str:
     """`mean (95 %: low to high)`.
 
     Example:
-        >>> interval_in_words(over_seeds([1.0, 1.0]))
+        >>> format_interval(over_seeds([1.0, 1.0]))
         '+1.00 (95 %: +1.00 to +1.00)'
     """
     if found["low"] is None:
@@ -186,11 +185,7 @@ def write_result(name: str, settings: Settings, fields: Record) -> Path:
         "versions": {**versions(), "stagetrace": stagetrace.__version__, **others},
         "hardware": hardware(settings.device),
     }
-    text = json.dumps(to_json(whole, "result.json"), indent=1, allow_nan=False)
-    # each list of numbers on one line: hundreds of intervals stay readable, and files small
-    text = re.sub(r"\[\s+([-+\d.e,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
-    with atomic(path) as temporary:
-        temporary.write_text(text + "\n")
+    write_text(path, json_text(whole, "result.json", lists_in_a_line=True))
     return path
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments import paper, records
 from experiments.checkpoints import Checkpoints
 from experiments.image_stages import counts, finetuned, image_chain, pretrained, untrained
-from experiments.records import Record, interval_in_words, over_seeds, ratio_over_seeds
+from experiments.records import Record, format_interval, over_seeds, ratio_over_seeds
 from experiments.score_plots import densities
 from experiments.settings import Settings
 from experiments.tasks import Task, numbers_of, two_tasks
@@ -134,13 +134,13 @@ def _compared(done: list[Record], pair: list[Finetuning]) -> Record:
 def _draw(settings: Settings, seed: int, scores: dict[str, Tensor], pair: list[Finetuning], sizes: Record) -> None:
     left, right = (one.name for one in pair)
     ratio = sizes[f"{left} over {right}"]
-    of_left, of_right = (f"{name} {interval_in_words(sizes[name], '.4f')}" for name in (left, right))
+    of_left, of_right = (f"{name} {format_interval(sizes[name], '.4f')}" for name in (left, right))
     densities(
         settings.out / "scores.png",
         {f"{one.name}: {one.words}": scores[one.name] for one in pair},
         title=f"Scores of the same {len(scores[left]):,} pretraining examples, two fine-tunings (seed {seed})",
         note=(
             f"Mean absolute score over {ratio['n']} seed(s): {of_left}, {of_right}.\n"
-            f"Ratio {left} over {right}: {interval_in_words(ratio, '.2f')}."
+            f"Ratio {left} over {right}: {format_interval(ratio, '.2f')}."
         ),
     )

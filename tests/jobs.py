@@ -184,7 +184,7 @@ def watch(log: Callable[[str], object], part: int | None, patch: Callable[[Any, 
 
     part: examples in a part, so that a small job has several.
     """
-    import stagetrace.results.part as part_module
+    import stagetrace.results.parts as part_module
     from stagetrace.curvature.mean import MeanCurvature
     from stagetrace.results import folder
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from stagetrace.plaintext import printable
 from stagetrace.progress import Bars
-from stagetrace.results.table import Sheet
+from stagetrace.results.table import Table
 from stagetrace.terminal import terminal
 from tests import hostile
 
@@ -43,7 +43,7 @@ DROPPED = str.maketrans(dict.fromkeys("\a\b\v\f\r"))
 
 @pytest.mark.parametrize("text", hostile.STRINGS)
 def test_a_terminal_shows_any_text_as_it_is_written(capsys: pytest.CaptureFixture[str], text: str):
-    table = Table("a", text)
+    table = RichTable("a", text)
     table.add_row(text, Text(text))
     for stderr in (False, True):
         console = terminal(stderr=stderr)
@@ -83,11 +83,11 @@ def test_bars_show_names_as_they_are(text: str):
 
 @pytest.mark.parametrize("text", hostile.STRINGS[:-1])
 def test_tables_show_names_as_they_are_in_each_of_their_forms(text: str):
-    sheet = Sheet(text, ("name", text), ((text, "1"),), text)
+    table = Table(text, ("name", text), ((text, "1"),), text)
     drawn = io.StringIO()
-    Console(file=drawn, width=700, color_system=None).print(sheet.rich())
-    for shown in (drawn.getvalue(), sheet.text(width=700), sheet.html()):
+    Console(file=drawn, width=700, color_system=None).print(table.rich())
+    for shown in (drawn.getvalue(), table.text(width=700), table.html(), table.markdown()):
         assert hostile.acting(shown) == set()
     assert printable(text, lines=True) in drawn.getvalue()
-    assert "<script" not in sheet.html()
-    assert "<img" not in sheet.html()
+    assert "<script" not in table.html() + table.markdown()
+    assert "<img" not in table.html() + table.markdown()

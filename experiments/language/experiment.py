@@ -59,7 +59,9 @@ def run(settings: Settings, progress: Progress) -> None:
     """The size that was asked for; `small` where none was."""
     if settings.size == "paper":
         cost.run(
-            settings, progress, lambda fields: records.write_result(NAME, settings, _both("paper", settings, fields))
+            settings,
+            progress,
+            lambda fields: records.write_result(NAME, settings, _with_other_size("paper", settings, fields)),
         )
         return
     Experiment(
@@ -116,7 +118,7 @@ def features(model: nn.Module, batch: Any) -> Tensor:
     return model.features(batch)  # pyright: ignore[reportCallIssue]
 
 
-def _both(part: str, settings: Settings, fields: Record) -> Record:
+def _with_other_size(part: str, settings: Settings, fields: Record) -> Record:
     """A size's numbers, with what it ran on, beside those of the other size that `result.json` holds."""
     path = settings.out / "result.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
@@ -146,4 +148,4 @@ def _fields(run: protocol.Run) -> Record:
         "curvature_examples": HESSIAN_EXAMPLES,
     }
     found = {"protocol": asked, "each_seed": each, "sentences": run.traced, "seconds": run.seconds}
-    return _both("small", run.settings, found)
+    return _with_other_size("small", run.settings, found)

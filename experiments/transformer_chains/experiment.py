@@ -19,9 +19,9 @@ from experiments.estimators import (
     OURS,
     SavedInfluence,
     alpha_of_steps,
+    alpha_override,
     controls,
     on_rows,
-    other_alpha,
 )
 from experiments.protocol import Experiment, Prepared, Run, Variant
 from experiments.records import Record, of_validation, summary
@@ -136,7 +136,7 @@ def estimators(plan: Plan, chain: Chain, seed: int, folder: Path) -> list[Estima
     of_steps = list[Estimator]()
     if last.link is not None and "alpha" in last.link.settings:
         inner = SavedInfluence(folder / "alpha-of-steps", *positive, GAUSS_NEWTON)
-        of_steps.append(other_alpha(alpha_of_steps(plan.rate, plan.again[last.name]), inner, OF_STEPS))
+        of_steps.append(alpha_override(alpha_of_steps(plan.rate, plan.again[last.name]), inner, OF_STEPS))
     gradients, similarity, words, chance = controls(embedding, seed, text="text")
     return [
         SavedInfluence(folder / kept_as(DEFAULT), *default, OURS),

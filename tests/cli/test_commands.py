@@ -262,8 +262,8 @@ BAD_WORDS = [
     ("examples=0", "must be a whole number of at least 1, got 0"),
     ("curvature=identity,examples=5", "--solve: examples does not apply to Identity"),
     ("lanczos:damping=auto,damping=3", "--solve: damping is given twice in 'damping=auto,damping=3'; give it once"),
-    ("", "--solve got '', which says nothing; e.g. --solve finetune="),
-    (":", "--solve got ':', which says nothing"),
+    ("", "--solve got '', which has neither a method nor a setting; e.g. --solve finetune="),
+    (":", "--solve got ':', which has neither a method nor a setting"),
     ("direct:", "--solve: '' is no setting"),
     ("seed=-1", "--solve: seed needs a whole number of at least 0, got '-1'"),
     ("finetune=curvature=identity,seed=5", "--solve: seed does not apply to Identity"),
@@ -449,10 +449,10 @@ def test_an_interrupted_run_says_how_to_go_on(stage_trace: Command, tmp_path: Pa
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stagetrace.results.RunFolder.keep_part", interrupted)
+    monkeypatch.setattr("stagetrace.results.RunFolder.write_part", interrupted)
     ended = stage_trace("score", TARGET, "--out", tmp_path / "run")
     assert ended.code == 130
-    assert "finished work is saved: run the same command again to resume" in ended.err
+    assert "Finished work is saved; rerun the same command to resume" in ended.err
     assert (tmp_path / "run" / "adjoints" / "finetune.safetensors").exists()
 
 

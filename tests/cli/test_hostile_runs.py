@@ -14,8 +14,8 @@ import torch
 from stagetrace import Scores, Trace
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.plaintext import printable
-from stagetrace.report.extras import write_findings
-from stagetrace.results.previews import Preview, Previews, write_previews
+from stagetrace.report.attachments import write_findings
+from stagetrace.report.previews import Preview, Previews, write_previews
 from tests import hostile, jobs, sealed
 from tests.commands import Command, in_process
 from tests.report.pages import solution

@@ -11,7 +11,7 @@ import pytest
 from stagetrace import GaussNewton, Lanczos, Trace, trace
 from stagetrace.checks.finding import Level
 from stagetrace.report.item import Reader
-from stagetrace.results.previews import Preview, Previews, read_previews, write_previews
+from stagetrace.report.previews import Preview, Previews, read_previews, write_previews
 from tests import jobs
 from tests.commands import Command, in_process
 from tests.report.test_report import Read
@@ -86,7 +86,7 @@ def test_a_run_stands_where_its_report_cannot_be_written(stage_trace: Command, t
     (tmp_path / "run" / "check.json").write_text("{")
     code, out, err = stage_trace("score", TARGET, "--out", tmp_path / "run")
     assert code == 0
-    assert "the run is complete, its report is not written" in err
+    assert "the run is complete, but its report was not written" in err
     assert f"saved to {tmp_path / 'run'}" in out
     assert "to look at it" not in out
 

@@ -18,9 +18,11 @@ from stagetrace import Identity, Lanczos
 from stagetrace.cli import fits
 from stagetrace.cli.main import app, main
 from stagetrace.errors import DescriptionError, StagetraceWarning
+from stagetrace.results.lock import Lock
 from stagetrace.validation import (
     SGD,
     Adam,
+    AdamW,
     EmbeddingSimilarity,
     GradientDot,
     GroupRemovals,
@@ -166,7 +168,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
     assert "negative = removing them helps" in words
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
-    assert "stage 'finetune' was trained again by SGD: 4 steps, learning rate 0.05, batches of 8, warm start" in words
+    assert "stage 'finetune' was retrained by SGD: 4 steps, learning rate 0.05, batches of 8, warm start" in words
     assert re.search(rf"training again  {record['retrainings']}/{record['retrainings']} retrainings", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
     assert ended.out.endswith(f"saved to {', '.join(map(str, files))}\n")
@@ -207,7 +209,7 @@ def test_an_interrupted_command_goes_on_with_what_is_left(
     monkeypatch.setattr(Store, "add", interrupted)
     ended = validate(TARGET, "--out", tmp_path / "cut", *words)
     assert ended.code == 130
-    assert "run the same command again to resume" in ended.err
+    assert "rerun the same command to resume" in ended.err
     kept = trained(tmp_path / "cut")
     assert len(kept) == 6
     assert not (tmp_path / "cut" / "validate.json").exists()
@@ -222,11 +224,19 @@ def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_pa
     assert validate(TARGET, "--out", tmp_path, *QUICK, *FEW).code == 0
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--retrain", "lr=0.06")
     assert ended.code == 1
-    assert "holds retrainings of something else" in ended.err
+    assert "holds another set of retrainings" in ended.err
     assert "rate: 0.05 -> 0.06" in ended.err
 
 
-# How stages are trained again
+def test_a_folder_in_use_is_refused_before_the_target_is_loaded(validate: Command, tmp_path: Path):
+    lock = Lock(tmp_path)
+    ended = validate("no such target", "--out", tmp_path)
+    lock.release()
+    assert ended.code == 1
+    assert "is in use" in ended.err
+
+
+# How stages are retrained
 
 
 def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Command, tmp_path: Path):
@@ -240,7 +250,7 @@ def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Com
     assert {choice["reliability"] for choice in record["choices"]} == {None}
     ended = validate(f"{jobs.FILE}:single_precision", "--out", tmp_path / "single", *words)
     assert ended.code == 0, ended.err
-    said_of_it = "is trained again by Adam: 5 steps, learning rate 0.0001, batches of 37, warm start"
+    said_of_it = "is retrained by Adam: 5 steps, learning rate 0.0001, batches of 37, warm start"
     assert f"stage 'pretrain' {said_of_it}" in ended.words
     assert said(tmp_path / "single")["settings"]["seeds"] == [0, 1, 2]
 
@@ -253,6 +263,8 @@ def test_words_per_stage():
     found = settled("finetune=adam", "sgd:steps=7,batch_size=4", "pretrain=lr=0.5")
     assert found == {"pretrain": Steps(SGD(0.5), 7, 4), "finetune": Steps(Adam(1e-4), 7, 4)}
     assert list(settled(stage="finetune")) == ["finetune"]
+    assert settled("adamw:decay=0.1,steps=3,batch_size=4")["pretrain"] == Steps(AdamW(1e-4, weight_decay=0.1), 3, 4)
+    assert settled("sgd:momentum=0.9,steps=3,batch_size=4")["pretrain"] == Steps(SGD(momentum=0.9), 3, 4)
 
 
 def test_five_epochs_are_the_default():
@@ -277,16 +289,21 @@ def test_the_targets_fits_are_changed_by_what_is_typed():
 
 
 BAD_FITS = [
-    ("magic", "--retrain must be one of resolve, adam, sgd, got 'magic'"),
+    ("magic", "--retrain must be one of resolve, adam, adamw, sgd, got 'magic'"),
     ("nope=sgd", "--retrain: 'nope' is neither a stage .pretrain, finetune. nor a setting .batch_size, steps, lr,"),
-    ("steps=3", "--retrain: steps does not apply to Resolve"),
-    ("sgd:tolerance=1e-6", "--retrain: tolerance does not apply to Steps"),
+    ("steps=3", "^--retrain: steps does not apply to Resolve, which takes tolerance, proximity$"),
+    ("resolve:lr=1", "^--retrain: lr does not apply to Resolve, which takes tolerance, proximity$"),
+    ("adam:decay=1", "decay does not apply to Adam, which takes batch_size, steps, lr, start, schedule$"),
+    ("sgd:tolerance=1e-6", "--retrain: tolerance does not apply to SGD, which takes batch_size, steps, lr, momentum,"),
     ("sgd:steps=many", "--retrain: steps needs a whole number, got 'many'"),
-    ("sgd:steps=0", "must be a whole number of at least 1, got 0"),
-    ("sgd:batch_size=0", "must be a whole number of at least 1, got 0"),
-    ("sgd:lr=-1", "lr must be a number above 0"),
-    ("sgd:start=lukewarm", "start must be 'warm' or 'cold', got 'lukewarm'"),
-    ("sgd:schedule=linear", "schedule must be 'constant' or 'cosine', got 'linear'"),
+    ("sgd:steps=0", "--retrain: steps needs a whole number of at least 1, got '0'"),
+    ("sgd:batch_size=0", "--retrain: batch_size needs a whole number of at least 1, got '0'"),
+    ("adam:lr=-1", "--retrain: lr needs a number above 0, got '-1'"),
+    ("adam:lr=nan", "--retrain: lr needs a number above 0, got 'nan'"),
+    ("adamw:decay=-1", "AdamW: weight_decay must be a number of at least 0"),
+    ("sgd:momentum=1", "SGD: momentum must be from 0 to below 1"),
+    ("sgd:start=lukewarm", "--retrain: start must be one of warm, cold, got 'lukewarm'"),
+    ("sgd:schedule=linear", "--retrain: schedule must be one of constant, cosine, got 'linear'"),
     ("proximity=-1", "proximity must be a number of at least 0"),
 ]
 
@@ -298,7 +315,9 @@ def test_words_that_make_no_fit(typed: str, message: str):
 
 
 def test_a_word_for_a_stage_that_is_not_trained_again_is_refused():
-    with pytest.raises(DescriptionError, match="stage 'pretrain' is not trained again; those are 'finetune'"):
+    with pytest.raises(
+        DescriptionError, match="stage 'pretrain' is not retrained; the retrained stages are 'finetune'"
+    ):
         settled("pretrain=sgd", stage="finetune")
 
 
@@ -333,7 +352,7 @@ def test_the_targets_fit_and_estimators(validate: Command, tmp_path: Path):
     assert list(record["estimators"]) == ["gradient dot product", "mine"]
     assert record["settings"]["fit"]["pretrain"]["function"].startswith("fit (")
     assert "solver" not in record["settings"]
-    assert "stage 'finetune' was trained again by tune(): the target's own training" in ended.words
+    assert "stage 'finetune' was retrained by tune(): the target's own training" in ended.words
     assert len(record["choices"][0]["removals"][0]["true"]) == 1, "no seed, one run"
 
 
@@ -457,7 +476,7 @@ BAD_WORDS = [
     (("--by", "0"), "by must be above 0"),
     (("--by", "1.5"), "at most 1"),
     (("--groups", "1"), "share must be above 0 and below 1"),
-    (("--retrain", "magic"), "--retrain must be one of resolve, adam, sgd, got 'magic'"),
+    (("--retrain", "magic"), "--retrain must be one of resolve, adam, adamw, sgd, got 'magic'"),
     (("--solve", "nope=cg"), "--solve: 'nope' is neither a stage (pretrain, finetune) nor a setting"),
 ]
 

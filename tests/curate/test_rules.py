@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagetrace.curate import Drop, DropAbove, KeepTop, Rule, curate
-from stagetrace.curate.labels import shares
+from stagetrace.curate.groups import shares
 from stagetrace.curate.rules import amount
 from stagetrace.errors import DescriptionError
 from stagetrace.results import Scores, Trace

@@ -1,4 +1,4 @@
-"""The check by training again: against stages really solved again by the oracle, and against what must be refused."""
+"""The check by retraining: against stages really solved again by the oracle, and against what must be refused."""
 
 import json
 import warnings
@@ -12,9 +12,8 @@ import torch
 
 from stagetrace import Chain, Hessian, Lanczos, Query, Scores, Trace, trace
 from stagetrace.curate import Curation, Drop, curate, verify
-from stagetrace.curate.note import Note
-from stagetrace.curate.tables import verified as table
-from stagetrace.curate.verify import Beside, random_sets
+from stagetrace.curate.record import Record, verified_table
+from stagetrace.curate.verify import FixedSets, random_sets
 from stagetrace.curate.write import write_note
 from stagetrace.errors import CurvatureWarning, DescriptionError
 from stagetrace.validation import SGD, Resolve, Steps
@@ -83,7 +82,7 @@ def test_random_sets_have_as_many_of_each_balanced_class():
 
 
 def test_sets_side_by_side_are_those_given():
-    choice = Beside(((0, 1), (2, 3)))
+    choice = FixedSets(((0, 1), (2, 3)))
     assert choice.removals(4, torch.zeros(4)) == [(0, 1), (2, 3)]
     assert choice.name == "2 dropped, and 1 random sets of as many"
 
@@ -98,16 +97,16 @@ def test_runs_are_kept_apart_and_written_down(tmp_path: Path):
     assert found.effects.shape == (2,)
     assert found.random_effects.shape == (2, 2)
     assert found.true == found.effects.mean().item()
-    write_note(Note(curation, verified=found, fits={"pretrain": "sgd"}), tmp_path)
+    write_note(Record(curation, verified=found, fits={"pretrain": "sgd"}), tmp_path)
     said = json.loads((tmp_path / "curation.json").read_text())
     assert said["verified"]["true_change_of_each_run"] == found.effects.tolist()
     assert [s["true_change_of_each_run"] for s in said["verified"]["random_sets"]] == found.random_effects.mT.tolist()
     assert said["dropped"] == 3
     assert said["verified"]["fits"] == {"pretrain": "sgd"}
-    sheet = table(curation, found, {"pretrain": "sgd"})
-    assert [row[0] for row in sheet.rows] == ["dropped by the rule", "random set 1", "random set 2"]
-    assert sheet.rows[0][1] == f"{curation.predicted:+.3e}"
-    assert sheet.rows[0][2].startswith(f"{found.true:+.3e} (")
+    table = verified_table(curation, found, {"pretrain": "sgd"})
+    assert [row[0] for row in table.rows] == ["dropped by the rule", "random set 1", "random set 2"]
+    assert table.rows[0][1] == f"{curation.predicted:+.3e}"
+    assert table.rows[0][2].startswith(f"{found.true:+.3e} (")
     note = (tmp_path / "curation.md").read_text()
     assert f"The rule: {found.true:+.3e} true, {found.predicted:+.3e} predicted" in note
     assert f"{found.random_better} of 2 random sets did as well or better" in note

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-import stagetrace.curate.write as write_module
+import stagetrace.results.files as files
 from stagetrace.curate import Curation, Drop, Rows, curate
 from stagetrace.errors import DescriptionError, ResultsError
 from stagetrace.results import SIGN
@@ -150,8 +150,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: Rows, mon
 
 def test_what_a_killed_write_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(write_module, "move", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(write_module.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(files, "move", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             made().write(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [".out.saving"]

@@ -81,6 +81,6 @@ def test_two_processes_resume_a_run_of_which_one_was_killed(tmp_path: Path, monk
     ended = jobs.torchrun(2, *words, **watched)
     assert ended.returncode == 0, ended.stderr
     assert log.read_text().splitlines() == [f"part {number} of pretrain" for number in (1, 2, 3, 4)], "the rest of six"
-    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", 7)
+    monkeypatch.setattr("stagetrace.results.parts.PART_EXAMPLES", 7)
     chain, query, options = jobs.three()
     assert_same(Trace.load(tmp_path / "run"), trace(chain, query, **options))

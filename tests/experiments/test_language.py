@@ -264,9 +264,9 @@ def test_a_call_keeps_what_the_other_size_found(out, tmp_path):
     found = result_of(out)
     (tmp_path / "result.json").write_text((out / "result.json").read_text())
     for size, other in (("small", "paper"), ("paper", "small")):
-        both = experiment._both(size, Settings(tmp_path, tmp_path), {"new": 1})
-        assert both[size]["new"] == 1
-        assert both[other] == found[other]
+        merged = experiment._with_other_size(size, Settings(tmp_path, tmp_path), {"new": 1})
+        assert merged[size]["new"] == 1
+        assert merged[other] == found[other]
 
 
 @pytest.mark.parametrize(

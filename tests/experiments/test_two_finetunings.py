@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records import interval_in_words, over_seeds, ratio_over_seeds
+from experiments.records import format_interval, over_seeds, ratio_over_seeds
 from tests.experiments.conftest import result_of
 
 # Tiny stages are far from a minimum, and the trace says so.
@@ -77,4 +77,4 @@ def test_intervals_are_those_of_students_t():
     ratio = ratio_over_seeds([2.0, 8.0], [1.0, 1.0])
     assert ratio["mean"] == pytest.approx(4.0)
     assert ratio["low"] * ratio["high"] == pytest.approx(16.0)
-    assert "one seed" in interval_in_words(over_seeds([1.0]))
+    assert "one seed" in format_interval(over_seeds([1.0]))

@@ -10,7 +10,7 @@ from torch import nn
 
 from stagetrace import Chain, Frozen, Proximal, hf
 from stagetrace.errors import DescriptionError
-from stagetrace.results.table import Sheet
+from stagetrace.results.table import Table
 from tests.hf import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft on transformers 5
@@ -160,7 +160,7 @@ def test_the_map_is_shown_by_module_with_its_counts():
     after = tiny.grown("BertForSequenceClassification", before)
     tiny.stir(after, 0.1, only="bert.encoder")
     found = hf.shared(after, before)
-    rows = found.sheet().rows
+    rows = found.table().rows
     encoder = [p for name, p in after.named_parameters() if ".encoder." in name]
     assert ("shared, moved", "encoder.layer", f"{sum(p.numel() for p in encoder):,}", f"{len(encoder)}") in rows
     total = {what: sum(int(row[2].replace(",", "")) for row in rows if row[0] == what) for what, *_ in rows}
@@ -170,8 +170,8 @@ def test_the_map_is_shown_by_module_with_its_counts():
         "new here": entries(after, found.new),
         "left behind": entries(before, found.left),
     }
-    assert isinstance(found.sheet(), Sheet)
-    assert repr(found) == str(found) == found.sheet().text()
+    assert isinstance(found.table(), Table)
+    assert repr(found) == str(found) == found.table().text()
     assert "encoder.layer" in found._repr_html_()
     assert found.__rich__().row_count == len(rows)
 

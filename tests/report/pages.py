@@ -8,12 +8,12 @@ import torch
 from stagetrace import Scores, Trace
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.report import write
-from stagetrace.report.extras import write_findings
+from stagetrace.report.attachments import write_findings
 from stagetrace.report.item import Reader
 from stagetrace.report.picture import png
+from stagetrace.report.previews import Preview, Previews, write_previews
 from stagetrace.report.sweep import Stability, write_sweep
 from stagetrace.results import JSON
-from stagetrace.results.previews import Preview, Previews, write_previews
 from stagetrace.solvers import Equation, Tikhonov
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import Spectrum

@@ -14,11 +14,11 @@ from PIL import Image
 from stagetrace import Scores, Trace
 from stagetrace.errors import DescriptionError, ResultsError
 from stagetrace.report import picture
-from stagetrace.report.extras import Extras
+from stagetrace.report.attachments import Attachments
 from stagetrace.report.item import Reader
 from stagetrace.report.model import Report
+from stagetrace.report.previews import NAME, Preview, Previews, read_previews, write_previews
 from stagetrace.report.render import render
-from stagetrace.results.previews import NAME, Preview, Previews, read_previews, write_previews
 
 
 @dataclass
@@ -194,5 +194,5 @@ def test_only_a_picture_of_a_size_to_be_shown_is_one(tmp_path: Path):
         item = Preview("a", 0, "image", image=content)
         trace = Trace({"a": Scores("a", torch.tensor([1.0]).double())})
         (tmp_path / "agreement.png").write_bytes(content)
-        page = render(Report.of(trace, Previews((item,)), Extras.read(tmp_path)))
+        page = render(Report.of(trace, Previews((item,)), Attachments.read(tmp_path)))
         assert "data:image" not in page

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import stagetrace.results.part as part_module
+import stagetrace.results.parts as part_module
 from stagetrace.results import Scores, Trace
 from stagetrace.solvers import Equation, Tikhonov
 from stagetrace.solvers.base import Solution, Status

@@ -7,14 +7,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-import stagetrace.results.formats as formats
+import stagetrace.results.solutions as solutions
 from stagetrace.errors import ResultsError
 from stagetrace.results import RunFolder, Trace
 from stagetrace.results.files import atomic, run_files
-from stagetrace.results.part import split
+from stagetrace.results.parts import split
 
 MakeTrace = Callable[..., Trace]
 
@@ -146,7 +147,7 @@ def test_a_save_to_a_new_folder_killed_at_any_rename_leaves_nothing_that_could_b
     assert contents(tmp_path / "run") == contents(tmp_path / "other")
 
 
-WRITERS = {"parquet": (formats.pq, "write_table"), "adjoint": (formats, "save_file"), "record": (Path, "write_text")}
+WRITERS = {"parquet": (pq, "write_table"), "adjoint": (solutions, "save_file"), "record": (Path, "write_text")}
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -197,10 +198,10 @@ def written(folder: Path, trace: Trace) -> None:
             return
         for stage in reversed(list(trace)):
             if run.solution(stage) is None:
-                run.keep_solution(stage, trace.solutions[stage])
+                run.write_solution(stage, trace.solutions[stage])
             for number, part in enumerate(split(trace[stage])):
                 if run.part(stage, number) is None:
-                    run.keep_part(stage, number, part)
+                    run.write_part(stage, number, part)
         run.finish(trace.statistics)
 
 

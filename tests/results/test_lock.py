@@ -17,7 +17,7 @@ from stagetrace import trace
 from stagetrace.errors import ResultsError
 from stagetrace.results import RunFolder, Trace
 from stagetrace.results.lock import DEAD_AFTER, Lock, _beat, refuse_in_use  # pyright: ignore[reportPrivateUsage]
-from stagetrace.results.part import split
+from stagetrace.results.parts import split
 from tests import jobs
 from tests.commands import Command, in_process
 
@@ -129,11 +129,11 @@ def test_a_run_whose_folder_is_deleted_stops_and_leaves_no_stub(trace: MakeTrace
     made, out = trace(), tmp_path / "run"
     part = next(split(made["pretrain"]))
     with RunFolder.open(out, made.description) as run:
-        run.keep_solution("pretrain", made.solutions["pretrain"])
+        run.write_solution("pretrain", made.solutions["pretrain"])
         shutil.rmtree(out)
         for act in (
-            lambda: run.keep_part("pretrain", 0, part),
-            lambda: run.keep_solution("finetune", made.solutions["finetune"]),
+            lambda: run.write_part("pretrain", 0, part),
+            lambda: run.write_solution("finetune", made.solutions["finetune"]),
             lambda: run.finish({}),
         ):
             with pytest.raises(ResultsError, match="run was deleted, or taken over by another process"):
@@ -147,15 +147,15 @@ def test_a_run_whose_folder_was_taken_over_stops(trace: MakeTrace, tmp_path: Pat
         (tmp_path / ".lock").unlink()
         with RunFolder.open(tmp_path, made.description) as other:
             with pytest.raises(ResultsError, match="taken over by another process"):
-                run.keep_solution("pretrain", made.solutions["pretrain"])
+                run.write_solution("pretrain", made.solutions["pretrain"])
             run.close()
-            other.keep_solution("pretrain", made.solutions["pretrain"])
+            other.write_solution("pretrain", made.solutions["pretrain"])
 
 
 def stub(folder: Path, trace: Trace) -> None:
     """What is left of a deleted run: files of scores, and folders."""
     with RunFolder.open(folder, trace.description) as run:
-        run.keep_part("pretrain", 0, next(split(trace["pretrain"])))
+        run.write_part("pretrain", 0, next(split(trace["pretrain"])))
     (folder / "run.json").unlink()
 
 

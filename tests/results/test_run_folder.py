@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from stagetrace.errors import DataError, DescriptionError, ResultsError
 from stagetrace.results import JSON, SIGN, Part, RunFolder, Scores, Trace
-from stagetrace.results.formats import solution_record
-from stagetrace.results.part import join, split
+from stagetrace.results.parts import join, split
+from stagetrace.results.solutions import solution_record
 from tests.sealed import rewrite
 
 MakeTrace = Callable[..., Trace]
@@ -38,10 +38,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def keep(run: RunFolder, trace: Trace, stage: str, parts: range = range(9)) -> None:
     """What a trace does for one stage."""
     if run.solution(stage) is None:
-        run.keep_solution(stage, trace.solutions[stage])
+        run.write_solution(stage, trace.solutions[stage])
     for number, part in enumerate(split(trace[stage])):
         if number in parts and run.part(stage, number) is None:
-            run.keep_part(stage, number, part)
+            run.write_part(stage, number, part)
 
 
 def kept(run: RunFolder, stage: str) -> list[int]:
@@ -348,7 +348,7 @@ def test_a_flipped_bit_in_a_run_to_be_resumed_changes_no_number(trace: MakeTrace
             (tmp_path / name).write_bytes(changed)
             found, said = what_is_kept(run)
             if found is None:
-                assert re.search(f"{Path(name).name} is not a .*; delete this file", said), place
+                assert re.search(f"{Path(name).name} cannot be read as a .*; delete this file", said), place
                 refused += 1
             else:
                 assert same(found, made), place
@@ -387,7 +387,7 @@ def test_a_damaged_file_is_named_and_neither_used_nor_recomputed(
     path.write_bytes(content)
     with (
         RunFolder.open(tmp_path, made.description) as again,
-        pytest.raises(ResultsError, match=f"{path.name} is not a .*; delete this file") as caught,
+        pytest.raises(ResultsError, match=f"{path.name} cannot be read as a .*; delete this file") as caught,
     ):
         keep(again, made, "pretrain")
     assert "\n" not in str(caught.value)
@@ -425,7 +425,7 @@ def test_a_rewritten_part_is_refused(
     monkeypatch.setattr(pq.ParquetFile, "read", counting(pq.ParquetFile.read, reads))
     with (
         RunFolder.open(tmp_path, made.description) as run,
-        pytest.raises(ResultsError, match=rf"part-00000\.parquet is not a part .*({message})"),
+        pytest.raises(ResultsError, match=rf"part-00000\.parquet cannot be read as a part .*({message})"),
     ):
         run.part("pretrain", 0)
     assert bool(reads) == ("what was written" in message)
@@ -458,7 +458,7 @@ def test_a_rewritten_solution_is_refused(
     save_file(tensors, path, metadata)
     with (
         RunFolder.open(tmp_path, trace().description) as run,
-        pytest.raises(ResultsError, match=rf"pretrain\.safetensors is not a solution .*{message}"),
+        pytest.raises(ResultsError, match=rf"pretrain\.safetensors cannot be read as a solution .*{message}"),
     ):
         run.solution("pretrain")
 
@@ -476,9 +476,9 @@ def test_a_part_that_holds_other_examples_is_not_kept(tmp_path: Path, scores: Ma
     values = torch.zeros(2, dtype=torch.float64)
     for start, message in ((0, "must hold the examples 0 to 2, got 0 to 1"), (3, "got 3 to 4")):
         with pytest.raises(ResultsError, match=message):
-            run.keep_part("s", 0, Part(start, values, n_examples=5))
+            run.write_part("s", 0, Part(start, values, n_examples=5))
     with pytest.raises(DataError, match="example 4 has the score nan"):
-        run.keep_part("s", 1, Part(3, torch.tensor([0.0, float("nan")]).double(), n_examples=5))
+        run.write_part("s", 1, Part(3, torch.tensor([0.0, float("nan")]).double(), n_examples=5))
     with pytest.raises(DescriptionError, match="examples 4 to 5 do not exist in a stage of 5"):
         Part(4, values, n_examples=5)
     run.close()
@@ -491,8 +491,8 @@ def test_a_complete_run_stays_as_it_is(trace: MakeTrace, tmp_path: Path) -> None
     before = contents(tmp_path)
     for act in (
         lambda: run.finish({}),
-        lambda: run.keep_solution("pretrain", made.solutions["pretrain"]),
-        lambda: run.keep_part("pretrain", 0, next(split(made["pretrain"]))),
+        lambda: run.write_solution("pretrain", made.solutions["pretrain"]),
+        lambda: run.write_part("pretrain", 0, next(split(made["pretrain"]))),
     ):
         with pytest.raises(ResultsError, match="complete and stays as it is"):
             act()

@@ -267,10 +267,16 @@ def test_the_summary_is_loud_about_a_solve_that_failed(trace: MakeTrace, solutio
         assert "NOT CONVERGED" in words
         assert "(H^2 + 0.01 I)" in words
         assert "is harmful: more weight on the example raises the query loss" in words
-    assert made.sheet().rows[1][5:] == ("3.0e-01", "NOT CONVERGED: stopped at the step limit, asked for 1.0e-06")
-    assert made.sheet().rows[0][6] == "converged"
-    assert made.sheet().loud == {1}
-    assert made.sheet().caption.startswith("NOT CONVERGED")
+    assert made.table().rows[1][5:] == ("3.0e-01", "NOT CONVERGED: stopped at the step limit, asked for 1.0e-06")
+    assert made.table().rows[0][6] == "converged"
+    assert made.table().highlighted == {1}
+    head, rule, *rows = made.table().markdown().splitlines()
+    assert head == "| stage | examples | smallest | largest | harmful | residual | status |"
+    assert rule == "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert [row.split(" | ")[1:2] for row in rows] == [["7"], ["3"]]
+    with pytest.raises(AttributeError, match=r"Trace\.sheet\(\) is now table\(\)"):
+        made.sheet()
+    assert made.table().caption.startswith("NOT CONVERGED")
     assert "NOT CONVERGED: finetune" in repr(made)
     assert str(made) == made.summary()
     fine = replace(made, solutions={"pretrain": solution(), "finetune": solution()})
@@ -282,7 +288,7 @@ def test_the_summary_is_loud_about_a_solve_that_failed(trace: MakeTrace, solutio
 def test_a_summary_without_solutions_or_scores(trace: MakeTrace, solution: MakeSolution) -> None:
     made = Trace({"finetune": trace()["finetune"]}, {"pretrain": solution(), "finetune": solution()})
     assert "not scored" in made.summary()
-    late = Trace(trace().scores, {"finetune": solution()}).sheet()
+    late = Trace(trace().scores, {"finetune": solution()}).table()
     assert [row[0] for row in late.rows] == ["pretrain", "finetune"]
     assert late.rows[0][6] == "not recorded"
 

@@ -24,7 +24,8 @@ DATA = TensorDataset(torch.randn(8, 3, generator=torch.Generator().manual_seed(1
 SOLVER, CURVATURE = Lanczos(damping=1.0, max_steps=5), GaussNewton()
 MOVED = (
     r"stage 'after': the running statistics \(buffers\) of 'body.1' changed although the weights there did not; scores "
-    r"treat them as constants. To keep them fixed, call eval\(\) on the frozen layers while fine-tuning, after model.train\(\)"
+    r"treat them as constants. To keep them fixed, call eval\(\) on the frozen layers while fine-tuning, after "
+    r"model.train\(\)"
 )
 
 

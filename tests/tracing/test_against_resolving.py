@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stagetrace import Direct, Hessian, Lanczos, Objective, Proximal, Trace, trace
 from stagetrace.progress import Silent
-from stagetrace.results.part import join
+from stagetrace.results.parts import join
 from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.backward import backward_pass
 from stagetrace.tracing.responses.implicit import Implicit

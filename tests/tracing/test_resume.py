@@ -175,7 +175,7 @@ def test_the_same_command_refuses_a_run_that_has_been_damaged_since(whole: Done,
 
 
 def test_python_reads_what_the_command_line_kept(whole: Done, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", PART)
+    monkeypatch.setattr("stagetrace.results.parts.PART_EXAMPLES", PART)
     kept = Trace.load(whole.folder)
     chain, query, options = jobs.unconverged()
     with pytest.warns(UserWarning, match="stopped at the step limit|negative eigenvalues"):
@@ -197,7 +197,7 @@ CHANGES = {
 @pytest.mark.parametrize("changed", CHANGES)
 def test_a_changed_run_does_not_resume(changed: str, half_solved: Path, monkeypatch: pytest.MonkeyPatch):
     """In another process than the one that was killed."""
-    monkeypatch.setattr("stagetrace.results.part.PART_EXAMPLES", PART)
+    monkeypatch.setattr("stagetrace.results.parts.PART_EXAMPLES", PART)
     chain, query, options = jobs.unconverged()
     first, last = chain.stages
     settings = dict(options)

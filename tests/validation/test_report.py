@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stagetrace.errors import ResultsError, StagetraceWarning
 from stagetrace.validation import Agreement, LinearDatamodelling, Reliability, Validation, plots
-from stagetrace.validation.report import SIGN, record, save, sheets, work
+from stagetrace.validation.report import SIGN, record, save, tables, work
 from stagetrace.validation.validate import Measured
 
 UNITS: Mapping[str, str | None] = {"score": "query loss", "ranking": None, "constant": "query loss"}
@@ -59,7 +59,7 @@ def cells(text: str, name: str) -> list[str]:
 
 def test_a_table_says_the_figures_of_each_estimator():
     found = validation()
-    text = sheets(found)[0].text()
+    text = tables(found)[0].text()
     a = found["9 largest"].agreement["score"]
     assert "stage 'pretrain', 9 largest (n = 9, mean of 3 runs)" in text
     assert cells(text, "score") == [
@@ -73,7 +73,7 @@ def test_a_table_says_the_figures_of_each_estimator():
 
 
 def test_a_slope_is_shown_where_the_prediction_has_the_unit_and_what_is_not_defined_as_a_dash():
-    text = sheets(validation())[0].text()
+    text = tables(validation())[0].text()
     assert cells(text, "ranking")[3] == "-"
     assert cells(text, "ranking")[0] != "-"
     assert cells(text, "constant") == ["-"] * 5
@@ -82,15 +82,15 @@ def test_a_slope_is_shown_where_the_prediction_has_the_unit_and_what_is_not_defi
 
 def test_groups_get_the_linear_datamodelling_score():
     found = validation()
-    text = sheets(found)[1].text()
+    text = tables(found)[1].text()
     groups = found["7 groups of 0.2"]
     lds = LinearDatamodelling.of(groups.predicted["score"], groups.true)
     assert cells(text, "score")[2:4] == [f"{lds.lds:.4f}", f"{lds.interval[0]:.3f}..{lds.interval[1]:.3f}"]
-    assert "LDS" not in sheets(found)[0].text()
+    assert "LDS" not in tables(found)[0].text()
 
 
 def test_one_run_tells_nothing_of_reliability():
-    text = sheets(validation(runs=1))[0].text()
+    text = tables(validation(runs=1))[0].text()
     assert "reliability" not in text
     assert "(n = 9)" in text
 

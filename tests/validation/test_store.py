@@ -1,6 +1,7 @@
 """Retrainings on disk: nothing lost, nothing mixed, nothing trained twice; and what is taken out."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ CONTROL = torch.tensor(1 / 7, dtype=torch.float64)
 
 
 def filled(folder: Path | None, losses: Tensor = LOSSES, control: Tensor = CONTROL) -> Store:
-    store = Store(folder, IDENTITY)
-    store.add(KEYS[:2], losses[:2], control, 3.0)
-    store.add(KEYS[2:], losses[2:], control + 1, 1.0)
+    with Store(folder, IDENTITY) as store:
+        store.add(KEYS[:2], losses[:2], control, 3.0)
+        store.add(KEYS[2:], losses[2:], control + 1, 1.0)
     return store
 
 
@@ -59,9 +60,9 @@ def test_a_line_cut_off_anywhere_is_trained_again_and_ends_with_the_same_file(tm
     assert len(whole) - start > 80
     for end in range(start, len(whole)):
         path.write_bytes(whole[:end])
-        store = Store(tmp_path, IDENTITY)
-        assert [key in store for key in KEYS] == [True, True, True, False]
-        store.add(KEYS[3:], LOSSES[3:], CONTROL + 1, 0.5)
+        with Store(tmp_path, IDENTITY) as store:
+            assert [key in store for key in KEYS] == [True, True, True, False]
+            store.add(KEYS[3:], LOSSES[3:], CONTROL + 1, 0.5)
         assert path.read_bytes() == whole
     assert sorted(p.name for p in tmp_path.iterdir()) == ["retraining.json", "retrainings.jsonl"]
 
@@ -89,11 +90,11 @@ def test_another_identity_is_refused_with_what_differs(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: replace(folder, '"loss": ', '"lost": '), r"retrainings.jsonl, line 1 .*'loss'.* delete that"),
-        (lambda folder: replace(folder, "[3]", "3"), "line 1 cannot be read"),
-        (lambda folder: replace(folder, "{", "\x00"), "line 1 cannot be read"),
-        (lambda folder: replace(folder, '"control": 0.14', '"control": [null, 0.14'), "line 1 cannot be read"),
-        (lambda folder: (folder / "retrainings.jsonl").write_bytes(b"\xff\xfe\n"), "line 1 cannot be read"),
+        (lambda folder: replace(folder, '"loss": ', '"lost": '), r"retrainings.jsonl, line 1, .*'loss'.* delete that"),
+        (lambda folder: replace(folder, "[3]", "3"), "line 1, cannot be read"),
+        (lambda folder: replace(folder, "{", "\x00"), "line 1, cannot be read"),
+        (lambda folder: replace(folder, '"control": 0.14', '"control": [null, 0.14'), "line 1, cannot be read"),
+        (lambda folder: (folder / "retrainings.jsonl").write_bytes(b"\xff\xfe\n"), "line 1, cannot be read"),
         (lambda folder: (folder / "retraining.json").write_text("{"), "retraining.json cannot be read"),
         (lambda folder: (folder / "retraining.json").unlink(), "no retraining.json that says of what; delete"),
     ],
@@ -119,6 +120,26 @@ def test_a_folder_that_cannot_be_written_is_the_librarys_own_error(tmp_path: Pat
     (tmp_path / "folder" / "retrainings.jsonl").mkdir()
     with pytest.raises(ResultsError, match="cannot write"):
         store.add(KEYS[:1], LOSSES[:1], CONTROL, 1.0)
+
+
+def test_one_process_at_a_time_has_the_folder(tmp_path: Path):
+    """As with a run's folder: the second is refused at once, and a store that was refused holds nothing."""
+    with Store(tmp_path / "out", IDENTITY) as store:
+        with pytest.raises(ResultsError, match=r"out is in use: process \d+ on .* is writing to it; .*another folder"):
+            Store(tmp_path / "out", IDENTITY)
+        store.add(KEYS[:1], LOSSES[:1], CONTROL, 1.0)
+    for _ in range(2):
+        with pytest.raises(ResultsError, match="another set of retrainings"):
+            Store(tmp_path / "out", {"stage": "finetune"})
+    assert KEYS[0] in Store(tmp_path / "out", IDENTITY)
+
+
+def test_a_store_whose_folder_is_deleted_stops(tmp_path: Path):
+    with Store(tmp_path / "out", IDENTITY) as store:
+        shutil.rmtree(tmp_path / "out")
+        with pytest.raises(ResultsError, match="was deleted, or taken over by another process"):
+            store.add(KEYS[:1], LOSSES[:1], CONTROL, 1.0)
+    assert not (tmp_path / "out").exists()
 
 
 # What is taken out

@@ -1,10 +1,7 @@
 """What is set beside the score: which controls, and which of them have something to say of this chain."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
-
-from torch import Tensor
+from typing import Any
 
 from stagetrace.cli import settings
 from stagetrace.curvature.choices import Identity
@@ -23,6 +20,7 @@ from stagetrace.validation import (
     SingleStage,
 )
 from stagetrace.validation.agreement import finite
+from stagetrace.validation.estimators.estimator import Precomputed
 
 
 def estimators(
@@ -43,16 +41,20 @@ def estimators(
         asked.append(EmbeddingSimilarity(embedding))
     if text is not None:
         asked.append(BM25(text))
-    found = _usual(chain, typed, options, seed) if are_usual(typed, options) else _given(options["estimators"])
+    found = (
+        _default(chain, typed, options, seed)
+        if use_default_estimators(typed, options)
+        else _given(options["estimators"])
+    )
     return [*found, *asked], frozenset(estimator.name for estimator in asked)
 
 
-def are_usual(typed: settings.SolveOptions, options: Mapping[str, Any]) -> bool:
+def use_default_estimators(typed: settings.SolveOptions, options: Mapping[str, Any]) -> bool:
     """Whether the score and its controls are those of the command, not the target's own list."""
     return options.get("estimators") is None or bool(typed.solve)
 
 
-def _usual(chain: Chain, typed: settings.SolveOptions, options: Mapping[str, Any], seed: int) -> list[Estimator]:
+def _default(chain: Chain, typed: settings.SolveOptions, options: Mapping[str, Any], seed: int) -> list[Estimator]:
     curvature = settings.curvatures(chain, typed, options.get("curvature"))
     solver = settings.solvers(chain, typed, options.get("solver"))
     return [
@@ -76,21 +78,6 @@ def _given(given: Any) -> list[Estimator]:
     return found
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Known:
-    """An estimator whose predictions have been made."""
-
-    name: str
-    unit: str | None
-    effects: Tensor
-
-    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
-        """As `Estimator` says; the chain, query and stage are those that it was made for."""
-        del chain, query, stage, progress
-        return self.effects
-
-
 def predicted(
     found: Sequence[Estimator],
     asked: frozenset[str],
@@ -103,16 +90,16 @@ def predicted(
     Raises:
         StagetraceError: the first, which is under test, or one that the user asked for, does not apply.
     """
-    known, left_out = list[Estimator](), dict[str, str]()
+    made, left_out = list[Estimator](), dict[str, str]()
     for estimator in found:
         say(f"predicting by {estimator.name}")
         try:
             effects = finite(f"{estimator.name}: predictions", estimator.removal_effects(*bound, progress))
         except StagetraceError as cause:
-            if not known or estimator.name in asked:
+            if not made or estimator.name in asked:
                 raise
             left_out[estimator.name] = " ".join(str(cause).split()).removeprefix(f"{estimator.name}: ")
             say(f"{estimator.name} does not apply: {left_out[estimator.name]}")
         else:
-            known.append(Known(estimator.name, estimator.unit, effects))
-    return known, left_out
+            made.append(Precomputed(estimator.name, estimator.unit, effects))
+    return made, left_out

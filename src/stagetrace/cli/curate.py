@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,15 +13,13 @@ from rich.console import Console
 from stagetrace.cli import fits, options
 from stagetrace.cli.target import Target, load
 from stagetrace.curate import Curation, Drop, DropAbove, KeepTop, Rows, Rule, curate, read_rows, verify
-from stagetrace.curate.note import Note
+from stagetrace.curate.record import OutputFormat, Record, class_table, group_table, headline, verified_table
 from stagetrace.curate.rules import amount
-from stagetrace.curate.tables import classes, groups, headline, verified
 from stagetrace.curate.verify import RANDOM, check_same
 from stagetrace.curate.write import RECORD, write, write_note
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
 from stagetrace.terminal import terminal
-from stagetrace.validation import Fit
 
 
 def curate_run(
@@ -33,7 +31,7 @@ def curate_run(
         ),
     ],
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples (default: the first's).")
+        str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples (default: the first stage).")
     ] = None,
     drop: Annotated[
         str | None, typer.Option("--drop", metavar="N|P%", help="Drop the most harmful: 25 examples, or 10% of them.")
@@ -47,7 +45,7 @@ def curate_run(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="PATH", help="The stage's rows: Parquet file or data set folder.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Of a folder with several.")] = None,
+    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Which split of the folder.")] = None,
     balance: Annotated[
         str | None, typer.Option("--balance", metavar="COLUMN", help="Drop the same share of each class.")
     ] = None,
@@ -55,13 +53,14 @@ def curate_run(
         str | None, typer.Option("--group", metavar="COLUMN", help="Show totals by source, with intervals.")
     ] = None,
     kind: Annotated[
-        Literal["indices", "parquet", "hf"] | None,
+        OutputFormat | None,
         typer.Option(
-            "--format", help="Of the kept rows: none, one Parquet file, a datasets folder (default: parquet)."
+            "--format",
+            help="How to write the rows that are kept (default: parquet).",
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--verify", metavar="TARGET", help="Train again without what was dropped.")
+        str | None, typer.Option("--verify", metavar="TARGET", help="Retrain without what was dropped.")
     ] = None,
     random: Annotated[
         int, typer.Option("--random", metavar="N", min=2, help="--verify: random sets of as many examples.")
@@ -70,10 +69,10 @@ def curate_run(
     seeds: options.Seeds = 3,
     processes: options.Processes = None,
     together: options.Together = 8,
-    seed: Annotated[int, typer.Option("--seed", help="--verify: of the draw of the random sets.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="--verify: seed of the random sets.")] = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Choose the examples to train on next by their scores; write them, and what that is predicted to change."""
+    """Choose the examples to train on next by their scores; write them, and the change that is predicted."""
     del debug
     if target is None and (retrain or random != RANDOM):
         refuse("curate: --retrain and --random are for --verify TARGET; add that, or leave them out")
@@ -89,17 +88,27 @@ def curate_run(
     job = None if target is None else _same(target, curation)
     fitted = {} if job is None else fits.fits(job.chain, curation.stage, retrain, job.options.get("fit"))
     as_ = kind or ("indices" if rows is None else "parquet")
-    note = Note(curation, rows, as_, f"stagetrace {shlex.join(sys.argv[1:])}")
-    files = write(note, out)
+    record = Record(curation, rows, as_, f"stagetrace {shlex.join(sys.argv[1:])}")
+    files = write(record, out)
     _show(curation, console)
     if job is not None:
         runs = range(seeds if any(each.is_stochastic for each in fitted.values()) else 1)
-        again: dict[str, Any] = {"processes": processes, "together": together, "progress": Bars()}
-        again["out"] = out / "retrained"
-        found = verify(curation, job.chain, job.query, fit=fitted, random=random, seed=seed, seeds=runs, **again)
-        note = replace(note, verified=found, fits=in_words(fitted))
-        write_note(note, out)
-        console.print(verified(curation, found, note.fits).rich())
+        found = verify(
+            curation,
+            job.chain,
+            job.query,
+            fit=fitted,
+            random=random,
+            seed=seed,
+            seeds=runs,
+            processes=processes,
+            together=together,
+            out=out / "retrained",
+            progress=Bars(),
+        )
+        record = replace(record, verified=found, fits={name: fits.describe(how) for name, how in fitted.items()})
+        write_note(record, out)
+        console.print(verified_table(curation, found, record.fits).rich())
     console.print(f"saved to {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
 
 
@@ -130,17 +139,12 @@ def _same(target: str, curation: Curation) -> Target:
     return job
 
 
-def in_words(fitted: Mapping[str, Fit]) -> dict[str, str]:
-    """How each stage is trained again."""
-    return {name: fits.in_words(how) for name, how in fitted.items()}
-
-
 def _show(curation: Curation, console: Console) -> None:
     """What was dropped, and the tables."""
     for line in headline(curation):
         console.print(line, highlight=False, soft_wrap=True)
     if curation.classes:
-        console.print(classes(curation).rich())
+        console.print(class_table(curation).rich())
     if curation.groups:
-        console.print(groups(curation).rich())
+        console.print(group_table(curation).rich())
     console.print(f"first order, and for the query that was traced; see {RECORD}", highlight=False)

@@ -19,11 +19,11 @@ def export_run(
         Path, typer.Option("--out", metavar="PATH", help="A file for csv and numpy, a new folder for the tools.")
     ],
     stage: Annotated[
-        str | None, typer.Option("--stage", metavar="STAGE", help="Whose scores (default: the first's).")
+        str | None, typer.Option("--stage", metavar="STAGE", help="Whose scores (default: the first stage).")
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Write a stage's scores for another tool, in its format and with its sign; says which sign that is."""
+    """Write a stage's scores for another tool, in its format and with its sign, and state that sign."""
     del debug
     trace = Trace.load(folder)
     if not len(trace):

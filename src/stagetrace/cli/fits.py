@@ -1,4 +1,4 @@
-"""From `--retrain` to how each stage is trained again."""
+"""From `--retrain` to how each stage is retrained."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,31 +7,35 @@ from typing import Any
 import torch
 
 from stagetrace.cli.options import BATCH, EPOCHS, FITS
-from stagetrace.cli.spec import Grammar, Spec, applies, by_stage, real, text, whole, with_field
+from stagetrace.cli.spec import Grammar, Spec, by_stage, one_of, positive, real, whole_from
 from stagetrace.errors import refuse
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.validation import SGD, Adam, Fit, Resolve, Steps
+from stagetrace.validation import SGD, Adam, AdamW, Fit, Resolve, Steps
 from stagetrace.validation.fits import CustomTraining, as_fit
 from stagetrace.validation.fits.optimizers import OptimizerSettings
+from stagetrace.validation.fits.steps import SCHEDULES
 
 # Adam at 1e-3, restarted without its state, moves every parameter by the whole rate at first: on MNIST two batch orders
 # agreed at r = 0.41; at 1e-4 the means of three orders agreed at 0.80.
-OPTIMIZERS: dict[str, OptimizerSettings] = {"adam": Adam(lr=1e-4), "sgd": SGD()}
+OPTIMIZERS: dict[str, OptimizerSettings] = {"adam": Adam(lr=1e-4), "adamw": AdamW(lr=1e-4), "sgd": SGD()}
 
 RETRAIN = Grammar(
     "--retrain",
     FITS,
     {
-        "batch_size": whole,
-        "steps": whole,
-        "lr": real,
-        "start": text,
-        "schedule": text,
-        "tolerance": real,
+        "batch_size": whole_from(1),
+        "steps": whole_from(1),
+        "lr": positive,
+        "momentum": real,
+        "decay": real,
+        "start": one_of(("warm", "cold")),
+        "schedule": one_of(tuple(SCHEDULES)),
+        "tolerance": positive,
         "proximity": real,
     },
     "--retrain pretrain=adam:lr=1e-4,steps=300",
+    {"decay": "weight_decay"},
 )
 
 
@@ -45,7 +49,9 @@ def fits(chain: Chain, stage: str, retrain: Sequence[str], given: Any) -> dict[s
     for word in retrain:
         head = word.partition("=")[0]
         if head in chain.names and head not in later:
-            refuse(f"--retrain: stage '{head}' is not trained again; those are {', '.join(map(repr, later))}")
+            refuse(
+                f"--retrain: stage '{head}' is not retrained; the retrained stages are {', '.join(map(repr, later))}"
+            )
     specs = {name: spec for name, spec in by_stage(chain, retrain, RETRAIN).items() if name in later}
     chosen = _given(chain, given, later)
     is_double = all(dtype == torch.float64 for bound in later.values() for dtype in bound.trained.dtypes)
@@ -57,7 +63,7 @@ def fits(chain: Chain, stage: str, retrain: Sequence[str], given: Any) -> dict[s
     return {name: chosen[name] for name in later}
 
 
-def in_words(fit: Fit) -> str:
+def describe(fit: Fit) -> str:
     """What a fit does, in a line."""
     if isinstance(fit, Resolve):
         pull = f", a pull of {fit.proximity:g} towards the trained values" if fit.proximity else ""
@@ -86,14 +92,14 @@ def _new(bound: BoundStage, kind: str, spec: Spec) -> Fit:
     if kind == "resolve":
         return Resolve()
     examples = len(bound.stage.examples)
-    size = max(1, spec.settings.get("batch_size", BATCH))
+    size = spec.settings.get("batch_size", BATCH)
     return Steps(OPTIMIZERS[kind], EPOCHS * math.ceil(examples / size), min(size, examples))
 
 
 def _change(chosen: dict[str, Fit], specs: Mapping[str, Spec], key: str) -> None:
     """Set a field of every fit that has it, or of the stage that was named; refused if that changes nothing."""
     typed = [name for name, spec in specs.items() if key in spec.settings]
-    able = {name for name in typed if applies(chosen[name], key)}
+    able = {name for name in typed if RETRAIN.applies(chosen[name], key)}
     for name in typed:
         if name in able or key in specs[name].own or not able:
-            chosen[name] = with_field(chosen[name], key, specs[name].settings[key], f"{RETRAIN.option}: {key}")
+            chosen[name] = RETRAIN.change(chosen[name], key, specs[name].settings[key])

@@ -12,7 +12,7 @@ LATER: dict[str, tuple[str, str, str]] = {
     "validate": (
         "stagetrace.cli.validate",
         "validate",
-        "Train again without chosen examples, and compare with what the scores and simpler controls predicted.",
+        "Retrain without chosen examples, and compare with what the scores and simpler controls predicted.",
     ),
     "report": (
         "stagetrace.cli.report",
@@ -22,17 +22,17 @@ LATER: dict[str, tuple[str, str, str]] = {
     "show": (
         "stagetrace.cli.show_run",
         "show_run",
-        "Show a kept run: its summary, and the most harmful and most helpful examples.",
+        "Show a saved run: its summary, and the most harmful and most helpful examples.",
     ),
     "curate": (
         "stagetrace.cli.curate",
         "curate_run",
-        "Choose the examples to train on next by their scores; write them, and what that is predicted to change.",
+        "Choose the examples to train on next by their scores; write them, and the change that is predicted.",
     ),
     "export": (
         "stagetrace.cli.export",
         "export_run",
-        "Write a stage's scores for another tool, in its format and with its sign; says which sign that is.",
+        "Write a stage's scores for another tool, in its format and with its sign, and state that sign.",
     ),
 }
 """Module, function and summary of each command; the summary is the first sentence of the function's docstring."""

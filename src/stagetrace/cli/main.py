@@ -5,7 +5,7 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
     stagetrace show runs/a                               the run in the terminal
     stagetrace report runs/a                             the run as one HTML file (score writes it, too)
-    stagetrace validate examples/mnist.py:job --out runs/b  trains again, and compares with what was predicted
+    stagetrace validate examples/mnist.py:job --out runs/b  retrains, and compares with what was predicted
     stagetrace curate runs/a --drop 10% --out runs/kept  what to train on next, and what that should change
     stagetrace export runs/a --format csv --out a.csv    the scores for other tools, the sign turned as they expect
 
@@ -68,14 +68,14 @@ def score(
     quick: options.Quick = False,
     exact: options.Exact = False,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
-    parts: Annotated[bool, typer.Option("--parts", help="Keep the paper's two parts of each score apart.")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Also save the paper's two parts of each score.")] = False,
     moved: Annotated[
         bool, typer.Option("--sweep", help="Also score at a tenth and ten times the damping: how stable is the order?")
     ] = False,
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Rows of the most harmful and helpful.")] = 5,
     debug: options.Debug = False,
 ) -> None:
-    """Score every stage's examples against the query loss, and keep the run in a folder."""
+    """Score every stage's examples against the query loss, and save the run to a folder."""
     del debug
 
     from stagetrace import parallel
@@ -135,7 +135,7 @@ def check(
     from stagetrace.cli.target import load
     from stagetrace.preflight import inspect
     from stagetrace.progress import Bars
-    from stagetrace.report.extras import write_findings
+    from stagetrace.report.attachments import write_findings
     from stagetrace.results.manifest import read_manifest
     from stagetrace.terminal import terminal
 
@@ -157,7 +157,7 @@ def demo(
     ] = Path("runs/demo"),
     debug: options.Debug = False,
 ) -> None:
-    """Pretrain, fine-tune and trace on bundled real digits, and check scores by really training again."""
+    """Pretrain, fine-tune and trace on bundled real digits, and check scores by really retraining."""
     del debug
     from stagetrace.demo import run  # scikit-learn is needed here only
     from stagetrace.progress import Bars
@@ -176,7 +176,7 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if ended.code == 130:  # what typer makes of a KeyboardInterrupt
-            _say("interrupted; finished work is saved: run the same command again to resume")
+            _say("Interrupted. Finished work is saved; rerun the same command to resume.")
         raise
     except Exception as error:
         if "--debug" in sys.argv:
@@ -197,11 +197,11 @@ def _in_a_line(error: Exception) -> str:
     """What to say of an error: ours as it is; of others where to look, which may be another process."""
     if isinstance(error, StagetraceError):
         return f"{error}"
-    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        return f"process {rank} stopped ({said}); if another process refused, its message says why"
-    return f"{said} (a bug? --debug shows where it happened)"
+        return f"process {rank} stopped ({text}); if another process refused, its message says why"
+    return f"{text} (a bug? --debug shows where it happened)"
 
 
 def _one_line() -> Callable[..., None]:

@@ -11,7 +11,7 @@ import typer
 
 SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
 CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
-FITS = ("resolve", "adam", "sgd")
+FITS = ("resolve", "adam", "adamw", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000
 
@@ -35,10 +35,10 @@ Solve = Annotated[
     typer.Option(
         "--solve",
         metavar="[STAGE=]NAME[:KEY=VALUE,...]",
-        help=f"How stages are solved: {', '.join(SOLVERS)}, or settings alone; repeatable. Keys: damping (a number or "
-        f"auto; lanczos damps H^2), rtol, max_steps; curvature ({', '.join(CURVATURES)}), examples of it (N, all, or "
-        f"auto: all of up to {ENOUGH:,}, of more {ENOUGH:,}; of texts as many as hold {TOKENS:,} tokens), seed of "
-        "their draw. E.g. finetune=lanczos:damping=0.1,max_steps=500",
+        help=f"How to solve each stage: a method ({', '.join(SOLVERS)}), settings, or both; repeatable. Keys: damping "
+        f"(a number or auto; lanczos damps H^2), rtol, max_steps, curvature ({', '.join(CURVATURES)}), examples (of "
+        f"the curvature: a number, all, or auto: at most {ENOUGH:,}; of texts as many as hold {TOKENS:,} tokens), seed "
+        "(of these examples). E.g. finetune=lanczos:damping=0.1,max_steps=500",
     ),
 ]
 Quick = Annotated[
@@ -46,35 +46,37 @@ Quick = Annotated[
     typer.Option(
         "--quick",
         help=f"A first look: {QUICK_EXAMPLES} examples in the curvature, residual {QUICK_RTOL:g}, at most "
-        f"{QUICK_STEPS} steps. What is typed beside it wins.",
+        f"{QUICK_STEPS} steps. Settings in --solve take precedence.",
     ),
 ]
 Exact = Annotated[
     bool,
     typer.Option(
         "--exact",
-        help=f"All examples in the curvature, residual {EXACT_RTOL:g} in float64. What is typed beside it wins.",
+        help=f"All examples in the curvature, residual {EXACT_RTOL:g} in float64. Settings in --solve take precedence.",
     ),
 ]
-# How stages are trained again
+# How stages are retrained
 
 Retrain = Annotated[
     list[str],
     typer.Option(
         "--retrain",
         metavar="[STAGE=]NAME[:KEY=VALUE,...]",
-        help=f"{', '.join(FITS)}, or settings alone; repeatable. Default: resolve if every stage from --stage on is "
-        f"float64, else adam. Keys of adam and sgd: lr ({ADAM_RATE:g}, {SGD_RATE:g}), steps ({EPOCHS} epochs), "
-        f"batch_size ({BATCH}), start (warm or cold), schedule (constant or cosine); of resolve: tolerance of the "
-        "gradient norm (1e-8), proximity (a pull towards the trained values, for flat minima; predict with --solve "
-        "cg:damping=X). E.g. pretrain=adam:lr=1e-4,steps=300,start=cold",
+        help=f"How to retrain each stage: a method ({', '.join(FITS)}), settings, or both; repeatable. Default: "
+        f"resolve if every stage from --stage on is float64, else adam. Keys: lr ({ADAM_RATE:g}, of sgd {SGD_RATE:g}), "
+        f"steps ({EPOCHS} epochs), batch_size ({BATCH}), start (warm or cold), schedule (constant or cosine), momentum "
+        "of sgd, decay of adamw; of resolve: tolerance of the gradient norm (1e-8), proximity (a pull towards the "
+        "trained values, for flat minima; predict with --solve cg:damping=X). E.g. "
+        "pretrain=adam:lr=1e-4,steps=300,start=cold",
     ),
 ]
 
 # What is removed, and what is set beside the score
 
 Stage = Annotated[
-    str | None, typer.Option("--stage", metavar="STAGE", help="Whose examples are removed (default: the first's).")
+    str | None,
+    typer.Option("--stage", metavar="STAGE", help="Whose examples are removed (default: the first stage)."),
 ]
 Largest = Annotated[int, typer.Option("--largest", metavar="N", min=0, help="Remove those of largest |prediction|.")]
 Random = Annotated[int, typer.Option("--random", metavar="N", min=0, help="Remove examples drawn by the seed.")]
@@ -83,7 +85,7 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="X",
-        help="Part of the weight removed; repeatable. Default: 1, and with resolve 0.1 of single examples too.",
+        help="Fraction of the weight removed; repeatable. Default: 1; with resolve also 0.1 for single examples.",
     ),
 ]
 Groups = Annotated[
@@ -92,21 +94,25 @@ Groups = Annotated[
 ]
 GroupCount = Annotated[int, typer.Option("--group-count", metavar="N", min=3, help="Groups of each share.")]
 Seeds = Annotated[
-    int, typer.Option("--seeds", metavar="N", min=1, help="Runs: batch orders, initial values. resolve needs one.")
+    int, typer.Option("--seeds", metavar="N", min=1, help="Runs, each with its own batch orders and initial values.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn to be removed.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the examples drawn to be removed.")]
 Processes = Annotated[
-    int | None, typer.Option("--processes", metavar="N", min=1, help="That train at once (default: one for each core).")
+    int | None,
+    typer.Option("--processes", metavar="N", min=1, help="Processes at once (default: one per core)."),
 ]
 Together = Annotated[
-    int, typer.Option("--together", metavar="N", min=1, help="Copies trained as one batched model; 1 needs least.")
+    int,
+    typer.Option("--together", metavar="N", min=1, help="Copies trained as one batched model; 1 saves memory."),
 ]
 Embedding = Annotated[
     str | None,
-    typer.Option("--embedding", metavar="MODULE", help="Also show embedding similarity, of this submodule's output."),
+    typer.Option(
+        "--embedding", metavar="MODULE", help="Also compare embedding similarity, from this submodule's output."
+    ),
 ]
 Text = Annotated[
-    str | None, typer.Option("--text", metavar="COLUMN", help="Also show BM25, of this column of the examples.")
+    str | None, typer.Option("--text", metavar="COLUMN", help="Also compare BM25, on this column of the examples.")
 ]
 
 

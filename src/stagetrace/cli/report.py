@@ -21,7 +21,7 @@ def report(
     folder: options.Folder,
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="TARGET", help="Of the run: shows its examples anew. Needed once at most."),
+        typer.Option("--target", metavar="TARGET", help="The run's target: previews its examples again."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Where to write it (default: DIR/report.html).")
@@ -36,12 +36,12 @@ def report(
 
 
 def write_after(folder: Path, chain: Chain, query: Query) -> Path | None:
-    """The report of a run that has just ended. Whatever becomes of it, the run stands: problems become warnings."""
+    """The report of a run that has just ended. Whatever happens to it, the run stands: problems become warnings."""
     try:
         return write(folder, chain, query, command=f"stagetrace {shlex.join(sys.argv[1:])}")
     except StagetraceError as cause:
         warnings.warn(
-            f"the run is complete, its report is not written: {cause}; when that is put right, type: "
+            f"the run is complete, but its report was not written: {cause}; once that is fixed, type: "
             f"stagetrace report {folder} --target TARGET",
             StagetraceWarning,
             stacklevel=2,

@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 import torch
 
 from stagetrace.cli.options import EXACT_RTOL, EXACT_STEPS, QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS
-from stagetrace.cli.spec import Grammar, applies, by_stage, count, damping, one_of, real, seed, whole, with_field
+from stagetrace.cli.spec import Grammar, applies, by_stage, count, damping, one_of, real, whole, whole_from, with_field
 from stagetrace.curvature.auto import Auto, describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
@@ -21,7 +21,7 @@ from stagetrace.tracing import describe
 Preset = Literal["quick", "exact"]
 
 OF_SOLVERS = {"damping": damping, "rtol": real, "max_steps": whole}
-OF_CURVATURES = {"examples": count, "seed": seed}
+OF_CURVATURES = {"examples": count, "seed": whole_from(0)}
 SOLVE = Grammar(
     "--solve",
     tuple(SOLVERS),
@@ -51,7 +51,7 @@ def solvers(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Solver
             solver = _preset_solver(solver, options.preset, chain[stage].trained.dtype)
         for key, value in spec.settings.items():
             if key in OF_SOLVERS:
-                solver = with_field(solver, key, value, f"{SOLVE.option}: {key}")
+                solver = SOLVE.change(solver, key, value)
         chosen[stage] = solver
     return chosen
 
@@ -66,17 +66,17 @@ def curvatures(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Cur
         if options.preset:
             curvature = _with_examples(curvature, QUICK_EXAMPLES if options.preset == "quick" else None)
         if "examples" in spec.settings:
-            curvature = with_field(curvature, "examples", spec.settings["examples"], f"{SOLVE.option}: examples")
+            curvature = SOLVE.change(curvature, "examples", spec.settings["examples"])
         if "seed" in spec.settings and (applies(curvature, "seed") or "seed" in spec.own):
-            curvature = with_field(curvature, "seed", spec.settings["seed"], f"{SOLVE.option}: seed")
+            curvature = SOLVE.change(curvature, "seed", spec.settings["seed"])
         chosen[stage] = curvature
     return chosen
 
 
 def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
     """A line for each stage whose curvature is that of some of its examples."""
-    said = [(bound, describe_subset(curvature[bound.name], bound)) for bound in chain]
-    return [f"{bound.stage.where}: {text}" for bound, text in said if text]
+    notes = [(bound, describe_subset(curvature[bound.name], bound)) for bound in chain]
+    return [f"{bound.stage.where}: {text}" for bound, text in notes if text]
 
 
 def _preset_solver(solver: Solver, preset: Preset, dtype: torch.dtype) -> Solver:
@@ -85,9 +85,9 @@ def _preset_solver(solver: Solver, preset: Preset, dtype: torch.dtype) -> Solver
     rtol, steps = (QUICK_RTOL, QUICK_STEPS) if preset == "quick" else (exact, EXACT_STEPS)
     for field, value in (("rtol", rtol), ("max_steps", steps)):
         if value is not None and applies(solver, field):
-            solver = with_field(solver, field, value, f"--{preset}")
+            solver = with_field(solver, field, value)
     return solver
 
 
 def _with_examples(curvature: Curvature, examples: Count) -> Curvature:
-    return with_field(curvature, "examples", examples, "") if applies(curvature, "examples") else curvature
+    return with_field(curvature, "examples", examples) if applies(curvature, "examples") else curvature

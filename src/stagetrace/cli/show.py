@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stagetrace.cli.fits import in_words
+from stagetrace.cli.fits import describe
 from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
+from stagetrace.report.previews import Preview, Previews, read_previews
 from stagetrace.results import Scores, Trace
-from stagetrace.results.previews import Preview, Previews, read_previews
 from stagetrace.results.table import Row, Top
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Fit, Validation, report
@@ -44,7 +44,7 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
 
 def summary(trace: Trace, console: Console) -> None:
     """A line a stage."""
-    console.print(_legible(trace.sheet().rich(), console.width))
+    console.print(_legible(trace.table().rich(), console.width))
 
 
 def question(previews: Previews, query: int, console: Console) -> None:
@@ -54,51 +54,51 @@ def question(previews: Previews, query: int, console: Console) -> None:
         return
     loss = "" if item.loss is None else f"loss {number(item.loss)}"
     prediction = item.prediction and f"predicted {item.prediction}"
-    said = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
-    console.print(printable(f"query {query}: {said}"), highlight=False, soft_wrap=True)
+    text = "; ".join(filter(None, (item.label and f"class {item.label}", prediction, loss, in_a_line(item))))
+    console.print(printable(f"query {query}: {text}"), highlight=False, soft_wrap=True)
 
 
 def ranking(
     scores: Scores, top: int, console: Console, previews: Previews | None = None, query: int | None = None
 ) -> None:
     """The most harmful and the most helpful examples of a stage, with what they look like where that was kept."""
-    known = {} if previews is None else previews.by_place()
+    shown = {} if previews is None else previews.by_place()
     room = max(16, min(LINE, console.width - NUMBERS))
     for harmful in (True, False):
-        found, alike = _grouped(scores, top, known, harmful=harmful, query=query)
-        sheet = replace(found.sheet(), caption="\n".join(alike))
-        items = [known.get((scores.stage, index)) for index in found.indices]
+        found, alike = _grouped(scores, top, shown, harmful=harmful, query=query)
+        table = replace(found.table(), caption="\n".join(alike))
+        items = [shown.get((scores.stage, index)) for index in found.indices]
         for heading, cells in (
             ("class", [item.label if item else "" for item in items]),
             ("example", [in_a_line(item, room) if item else "" for item in items]),
         ):
             if any(cells):
-                rows = tuple((*row, cell) for row, cell in zip(sheet.rows, cells, strict=True))
-                words = sheet.words | {heading}
-                sheet = replace(sheet, headings=(*sheet.headings, heading), rows=rows, words=words)
-        console.print(_legible(sheet.rich(), console.width))
+                rows = tuple((*row, cell) for row, cell in zip(table.rows, cells, strict=True))
+                words = table.words | {heading}
+                table = replace(table, headings=(*table.headings, heading), rows=rows, words=words)
+        console.print(_legible(table.rich(), console.width))
 
 
 def _grouped(
-    scores: Scores, top: int, known: Mapping[tuple[str | None, int], Preview], *, harmful: bool, query: int | None
+    scores: Scores, top: int, shown: Mapping[tuple[str | None, int], Preview], *, harmful: bool, query: int | None
 ) -> tuple[Top, list[str]]:
     """The end of a ranking with a row for all examples that look the same, and in words which those are."""
     found = scores.top(top, harmful=harmful, query=query)
     rows, alike = list[Row](), dict[object, list[int]]()
-    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if known else found:
-        item = known.get((scores.stage, row.index))
+    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if shown else found:
+        item = shown.get((scores.stage, row.index))
         look: object = row.index if item is None or item.look is None else item.look
         if look not in alike and len(rows) == top:
             continue
         if look not in alike:
             rows.append(row)
         alike.setdefault(look, []).append(row.index)
-    said = [
+    notes = [
         f"#{indices[0]} stands for {len(indices)} examples that look the same: {', '.join(map(str, indices))}"
         for indices in alike.values()
         if len(indices) > 1
     ]
-    return replace(found, rows=tuple(rows)), said
+    return replace(found, rows=tuple(rows)), notes
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:
@@ -135,12 +135,12 @@ def validation(
     found: Validation, fitted: Mapping[str, Fit], left_out: Mapping[str, str], console: Console, files: list[Path]
 ) -> None:
     """The agreement of every estimator for each choice of removals, what was done, and where it all is."""
-    for sheet in report.sheets(found):
-        console.print(_legible(sheet.rich(), console.width))
+    for table in report.tables(found):
+        console.print(_legible(table.rich(), console.width))
     for name, reason in left_out.items():
         console.print(f"{name} does not apply: {reason}", highlight=False)
     for name, fit in fitted.items():
-        console.print(f"stage '{name}' was trained again by {in_words(fit)}", highlight=False)
+        console.print(f"stage '{name}' was retrained by {describe(fit)}", highlight=False)
     for words in (report.SIGN, report.FIGURES, report.work(found)):
         console.print(words, highlight=False)
     console.print(f"saved to {', '.join(map(str, files))}", soft_wrap=True)

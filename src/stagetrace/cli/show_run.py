@@ -1,12 +1,12 @@
-"""`stagetrace show`: a kept run in the terminal."""
+"""`stagetrace show`: a saved run in the terminal."""
 
 from typing import Annotated
 
 import typer
 
 from stagetrace.cli import options, show
+from stagetrace.report.previews import read_previews
 from stagetrace.results import Trace
-from stagetrace.results.previews import read_previews
 from stagetrace.terminal import terminal
 
 
@@ -23,7 +23,7 @@ def show_run(
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Rows of the most harmful and helpful.")] = 10,
     debug: options.Debug = False,
 ) -> None:
-    """Show a kept run: its summary, and the most harmful and most helpful examples."""
+    """Show a saved run: its summary, and the most harmful and most helpful examples."""
     del debug
     trace = Trace.load(folder)
     shown = list(trace.scores.values()) if stage is None else [trace[stage]]

@@ -1,5 +1,6 @@
 """The grammar of `--solve` and `--retrain`: `[STAGE=]NAME[:KEY=VALUE,...]`, or settings alone."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, final
@@ -16,13 +17,30 @@ Read = Callable[[str, str], Any]
 class Grammar:
     """What an option takes: names of methods, and settings by key.
 
-    option: e.g. "--solve". example: a whole value, for messages.
+    option: e.g. "--solve". example: a whole value, for messages. fields: of a setting, by key, where the names differ.
     """
 
     option: str
     names: Sequence[str]
     keys: Mapping[str, Read]
     example: str
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def applies(self, setting: Any, key: str) -> bool:
+        """Whether the setting, or what it wraps, has the field of that key."""
+        return applies(setting, self.fields.get(key, key))
+
+    def change(self, setting: Any, key: str, value: object) -> Any:
+        """The setting with the field of that key changed.
+
+        Raises:
+            DescriptionError: there is no such field.
+        """
+        if not self.applies(setting, key):
+            able = ", ".join(each for each in self.keys if self.applies(setting, each)) or "no settings"
+            name = type(getattr(setting, "optimizer", setting) if _has(setting, "optimizer") else setting).__name__
+            refuse(f"{self.option}: {key} does not apply to {name}, which takes {able}")
+        return with_field(setting, self.fields.get(key, key), value)
 
 
 @final
@@ -72,7 +90,7 @@ def _parsed(chain: Chain, word: str, grammar: Grammar) -> tuple[str | None, str 
     if name and name not in grammar.names:
         refuse(f"{grammar.option} must be one of {', '.join(grammar.names)}, got '{name}'; e.g. {grammar.example}")
     if not name and not settings:
-        refuse(f"{grammar.option} got '{word}', which says nothing; e.g. {grammar.example}")
+        refuse(f"{grammar.option} got '{word}', which has neither a method nor a setting; e.g. {grammar.example}")
     return stage, name or None, dict(_settings(settings, grammar) if settings or has_settings else ())
 
 
@@ -96,12 +114,16 @@ def whole(word: str, where: str) -> int:
     return _read(int, word, f"{where} needs a whole number")
 
 
-def seed(word: str, where: str) -> int:
-    """A whole number of at least 0."""
-    found = whole(word, where)
-    if found < 0:
-        refuse(f"{where} needs a whole number of at least 0, got '{word}'")
-    return found
+def whole_from(least: int) -> Read:
+    """A whole number of at least `least`."""
+
+    def read(word: str, where: str) -> int:
+        found = whole(word, where)
+        if found < least:
+            refuse(f"{where} needs a whole number of at least {least}, got '{word}'")
+        return found
+
+    return read
 
 
 def real(word: str, where: str) -> float:
@@ -109,10 +131,12 @@ def real(word: str, where: str) -> float:
     return _read(float, word, f"{where} needs a number")
 
 
-def text(word: str, where: str) -> str:
-    """What is typed, for a setting that checks itself."""
-    del where
-    return word
+def positive(word: str, where: str) -> float:
+    """A number above 0."""
+    found = real(word, where)
+    if not 0 < found < math.inf:
+        refuse(f"{where} needs a number above 0, got '{word}'")
+    return found
 
 
 def damping(word: str, where: str) -> float | str:
@@ -153,18 +177,13 @@ def applies(setting: Any, field: str) -> bool:
     return _has(setting, field) or _wrapper(setting, field) is not None
 
 
-def with_field(setting: Any, field: str, value: object, option: str) -> Any:
-    """The setting with one field changed; a wrapped solver's or optimiser's fields are reached through its wrapper.
-
-    Raises:
-        DescriptionError: there is no such field.
-    """
+def with_field(setting: Any, field: str, value: object) -> Any:
+    """The setting with one field changed that it has, or that what it wraps has."""
     if _has(setting, field):
         return replace(setting, **{field: value})
     wrapper = _wrapper(setting, field)
-    if wrapper is not None:
-        return replace(setting, **{wrapper: replace(getattr(setting, wrapper), **{field: value})})
-    refuse(f"{option} does not apply to {setting}")
+    assert wrapper is not None, f"{setting} has no {field}"
+    return replace(setting, **{wrapper: replace(getattr(setting, wrapper), **{field: value})})
 
 
 def _has(setting: Any, field: str) -> bool:

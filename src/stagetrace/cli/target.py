@@ -47,8 +47,8 @@ def load(target: str) -> Target:
     module = _import(place, target)
     function = getattr(module, name, None)
     if not callable(function):
-        known = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        refuse(f"'{place}' has no function '{name}'; it has {', '.join(known) or 'none'}")
+        functions = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        refuse(f"'{place}' has no function '{name}'; it has {', '.join(functions) or 'none'}")
     return _checked(_call(function, target), target)
 
 

@@ -1,4 +1,4 @@
-"""`stagetrace validate`: do the scores predict what training again does?"""
+"""`stagetrace validate`: do the scores predict what retraining does?"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from stagetrace.cli.target import Target, load
 from stagetrace.errors import refuse
 from stagetrace.progress import Bars
 from stagetrace.results.jsonable import JSON
+from stagetrace.results.lock import refuse_in_use
 from stagetrace.stages.identity.settings import settings_of
 from stagetrace.terminal import terminal
 from stagetrace.validation import Fit, GroupRemovals, RandomRemovals, Resolve, TopRemovals
@@ -39,10 +40,11 @@ def validate(
     seed: options.Seed = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Train again without chosen examples, and compare with what the scores and simpler controls predicted."""
+    """Retrain without chosen examples, and compare with what the scores and simpler controls predicted."""
     del debug
     _alone()
     typed = settings.SolveOptions(solve)
+    refuse_in_use(out)  # before the target's models are loaded
     job = load(target)
     chain, query = job.chain, job.query
     stage = stage or chain.names[0]
@@ -58,23 +60,23 @@ def validate(
         progress.console.print(line, highlight=False, soft_wrap=True)
 
     for name, how in fitted.items():
-        say(f"stage '{name}' is trained again by {fits.in_words(how)}")
-    known, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
+        say(f"stage '{name}' is retrained by {fits.describe(how)}")
+    predicted, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
     validation = compare(
         chain,
         query,
         fit=fitted,
         stage=stage,
         choices=chosen,
-        estimators=known,
+        estimators=predicted,
         seeds=runs,
         processes=processes,
         together=together,
         out=out,
         progress=progress,
     )
-    said = {"target": target, "seeds": list(runs), "together": together, **_settings(job, typed, fitted, chosen)}
-    files = save(validation, out, settings=said, left_out=left_out)
+    recorded = {"target": target, "seeds": list(runs), "together": together, **_settings(job, typed, fitted, chosen)}
+    files = save(validation, out, settings=recorded, left_out=left_out)
     show.validation(validation, fitted, left_out, terminal(), files)
 
 
@@ -115,17 +117,17 @@ def _settings(
     job: Target, typed: settings.SolveOptions, fitted: Mapping[str, Fit], chosen: Sequence[RemovalPlan]
 ) -> dict[str, JSON]:
     """What was chosen, by the command line and by the target."""
-    said: dict[str, JSON] = {
+    recorded: dict[str, JSON] = {
         "fit": {name: described(fit) for name, fit in fitted.items()},
         "choices": [described(choice) for choice in chosen],
     }
-    if not controls.are_usual(typed, job.options):
-        return said
+    if not controls.use_default_estimators(typed, job.options):
+        return recorded
     curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
     solver = settings.solvers(job.chain, typed, job.options.get("solver"))
-    said["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
-    said["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
-    return said
+    recorded["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
+    recorded["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
+    return recorded
 
 
 def _alone() -> None:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from stagetrace.curate.curation import Curation, curate
 from stagetrace.curate.groups import GroupTotal
+from stagetrace.curate.rows import Rows, read_rows
 from stagetrace.curate.rules import Drop, DropAbove, KeepTop, Rule
-from stagetrace.curate.source import Rows, read_rows
 from stagetrace.curate.verify import Verified, verify
 from stagetrace.renamed import removed
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
 
-from stagetrace.curate.groups import GroupTotal, totals
-from stagetrace.curate.labels import Labels, balanced, checked
+from stagetrace.curate.groups import GroupTotal, Labels, balanced, totals, validated_labels
 from stagetrace.curate.rules import Rule
 from stagetrace.errors import refuse
 from stagetrace.results import JSON, Scores, Trace
 
 if TYPE_CHECKING:
-    from stagetrace.curate.source import Rows
+    from stagetrace.curate.rows import Rows
 
 
 @final
@@ -81,10 +80,10 @@ class Curation:
             ResultsError: the folder holds something else, or the file system refused.
             DescriptionError: another number of rows than the stage has examples, or no data for a filtered copy.
         """
-        from stagetrace.curate.note import Note  # which knows a Curation
+        from stagetrace.curate.record import Record  # which knows a Curation
         from stagetrace.curate.write import write
 
-        return write(Note(self, data, as_ or ("indices" if data is None else "parquet")), Path(out))
+        return write(Record(self, data, as_ or ("indices" if data is None else "parquet")), Path(out))
 
     def __repr__(self) -> str:
         return (
@@ -131,8 +130,8 @@ def curate(
     if not isinstance(rule, Rule):
         refuse(f"curate: rule must be Drop(0.1), DropAbove(0.0) or KeepTop(1000), got {rule!r}")
     scores = trace[next(iter(trace)) if stage is None else stage]
-    labels = () if classes is None else checked(classes, scores.n_examples, "curate(classes=...)")
-    sources = () if groups is None else checked(groups, scores.n_examples, "curate(groups=...)")
+    labels = () if classes is None else validated_labels(classes, scores.n_examples, "curate(classes=...)")
+    sources = () if groups is None else validated_labels(groups, scores.n_examples, "curate(groups=...)")
     drop = _dropped(scores, rule, labels)
     gone = set(drop)
     return Curation(
@@ -154,7 +153,7 @@ def _dropped(scores: Scores, rule: Rule, classes: Labels) -> list[int]:
         return rule.choose(values, rule.count(values))
     if not rule.shares_classes:
         refuse(
-            f"{rule.words} says itself how many of each class go, so the classes cannot be balanced; "
+            f"{rule.words} already fixes how many of each class are dropped, so the classes cannot be balanced; "
             "type --drop or --keep-top with --balance"
         )
     return balanced(values, rule, classes)

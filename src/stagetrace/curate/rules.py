@@ -54,7 +54,7 @@ class Drop(Rule):
 
     @property
     def words(self) -> str:
-        return f"--drop {in_words(self.amount)}"
+        return f"--drop {as_typed(self.amount)}"
 
     def count(self, scores: Tensor) -> int:
         return _possible(number_of(self.amount, len(scores)), len(scores), self)
@@ -93,7 +93,7 @@ class KeepTop(Rule):
 
     @property
     def words(self) -> str:
-        return f"--keep-top {in_words(self.amount)}"
+        return f"--keep-top {as_typed(self.amount)}"
 
     def count(self, scores: Tensor) -> int:
         return _possible(len(scores) - number_of(self.amount, len(scores)), len(scores), self)
@@ -132,7 +132,7 @@ def check_amount(value: Amount, where: str) -> None:
         )
 
 
-def in_words(value: Amount) -> str:
+def as_typed(value: Amount) -> str:
     """A count as it is, a share as a percentage."""
     return str(value) if isinstance(value, int) else f"{100 * value:.10g}%"
 

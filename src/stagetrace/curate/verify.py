@@ -1,4 +1,4 @@
-"""The check: trained again without what was dropped, and without as many examples drawn at random."""
+"""The check: retraining without what was dropped, and without as many examples drawn at random."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from stagetrace.curate.curation import Curation
-from stagetrace.curate.labels import by_label
+from stagetrace.curate.groups import by_label
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.results import JSON, UNIT
-from stagetrace.results.descriptions import differences, format_differences, leaves_named
-from stagetrace.results.jsonable import to_json
+from stagetrace.results.jsonable import differences, format_differences, leaves_named, to_json
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.describe import describe
 from stagetrace.tracing.query import Query
 from stagetrace.validation import RemovalPlan, validate
+from stagetrace.validation.estimators.estimator import Precomputed
 from stagetrace.validation.removals import Removal
 
 RANDOM = 10
@@ -30,7 +30,7 @@ RANDOM = 10
 @final
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """What training again said of a curation.
+    """What retraining showed of a curation.
 
     predicted: the change of the query loss that the scores predict for what was dropped; random_predicted: `[sets]`,
         for each random set of as many examples.
@@ -61,10 +61,24 @@ class Verified:
         """How many random sets left a query loss as low as what was dropped, or lower."""
         return int((self.random_true <= self.true).sum().item())
 
+    def record(self) -> dict[str, object]:
+        """Every number, as curation.json holds it."""
+        random = zip(self.random_predicted.tolist(), self.random_effects.mT.tolist(), strict=True)
+        return {
+            "predicted_change": self.predicted,
+            "true_change": self.true,
+            "true_change_of_each_run": self.effects.tolist(),
+            "random_sets": [{"predicted_change": each, "true_change_of_each_run": true} for each, true in random],
+            "random_mean_change": self.random_true.mean().item(),
+            "random_sets_as_good": self.random_better,
+            "retrainings": self.retrainings,
+            "seconds": self.seconds,
+        }
+
 
 @final
 @dataclass(frozen=True)
-class Beside(RemovalPlan):
+class FixedSets(RemovalPlan):
     """Sets of examples that are known already: first what was dropped, then the random ones."""
 
     sets: tuple[Removal, ...]
@@ -77,20 +91,6 @@ class Beside(RemovalPlan):
     def removals(self, examples: int, predicted: Tensor) -> list[Removal]:
         del examples, predicted
         return list(self.sets)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Traced:
-    """The scores of the run, as a prediction."""
-
-    effects: Tensor
-    name: str = "multi-stage influence"
-    unit: str | None = UNIT
-
-    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
-        del chain, query, stage, progress
-        return self.effects
 
 
 def verify(
@@ -124,14 +124,14 @@ def verify(
         ResultsError: `out` holds other retrainings.
     """
     check_same(curation, chain, query, progress)
-    sets = (curation.drop, *random_sets(curation, random, seed))
+    scores, sets = curation.scores, (curation.drop, *random_sets(curation, random, seed))
     validation = validate(
         chain,
         replace(query, reduction="mean") if query.reduction == "none" else query,
         fit=fit,
         stage=curation.stage,
-        choices=[Beside(sets)],
-        estimators=[_Traced(-curation.scores.per_example / curation.scores.n_examples)],
+        choices=[FixedSets(sets)],
+        estimators=[Precomputed("multi-stage influence", UNIT, -scores.per_example / scores.n_examples)],
         seeds=seeds,
         processes=processes,
         together=together,
@@ -158,7 +158,7 @@ def random_sets(curation: Curation, count: int, seed: int) -> tuple[Removal, ...
     """
     check_count(count, "curate.verify(random=...)")
     if count < 2:
-        refuse("curate.verify: one random set says nothing of chance; type random=10 (--random 10), at least 2")
+        refuse("curate.verify: one random set says nothing about chance; type random=10 (--random 10), at least 2")
     generator = torch.Generator().manual_seed(seed)
     labels = curation.labels or [None] * curation.scores.n_examples
     quotas = {label: len(indices) for label, indices in by_label([labels[i] for i in curation.drop]).items()}

@@ -9,8 +9,7 @@ OUT/curation.json, OUT/curation.md    the record and the note
 # pyarrow leaves out its types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,21 @@ import pyarrow.parquet as pq
 import torch
 
 from stagetrace.curate.curation import Curation
-from stagetrace.curate.note import Note
+from stagetrace.curate.record import Record
 from stagetrace.errors import ResultsError, refuse
-from stagetrace.results import JSON, SIGN, UNIT
-from stagetrace.results.descriptions import differences, format_differences
-from stagetrace.results.files import atomic, cannot_write, move
+from stagetrace.results import SIGN, UNIT
+from stagetrace.results.files import atomic, filled, read_as, write_text
 from stagetrace.results.jsonable import json_text, read_json
+from stagetrace.results.manifest import refuse_different
 
 RECORD = "curation.json"
 NOTE = "curation.md"
 
 
-def write(note: Note, out: Path) -> list[Path]:
+def write(record: Record, out: Path) -> list[Path]:
     """Write everything to a folder beside `out` first, then move it into place: nothing is ever half there.
 
-    A folder that holds this same curation is written anew, and what else lies in it (retrainings) stays.
+    A folder that holds this same curation is written again, and what else lies in it (retrainings) stays.
 
     Returns:
         What was written, the note first.
@@ -43,48 +42,37 @@ def write(note: Note, out: Path) -> list[Path]:
         ResultsError: `out` holds something else, or the file system refused. Nothing has been written then.
         DescriptionError: the data have another number of rows than the stage has examples, or are missing.
     """
-    check_rows(note)
-    check_out(note, out)
-    staging = out.resolve().with_name(f".{out.resolve().name}.saving")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # what a killed write left
-        _fill(staging, note)
+    check_rows(record)
+    check_out(record, out)
+    with filled(out, first=RECORD) as staging:
+        _fill(staging, record)
         names = sorted(path.name for path in staging.iterdir())
-        if out.exists() and any(out.iterdir()):
-            _replace(staging, out)
-        else:
-            if out.exists():
-                out.rmdir()
-            move(staging, out)
-    except OSError as cause:
-        raise cannot_write(out, cause) from cause
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return [out / NOTE, *(out / name for name in names if name != NOTE)]
 
 
-def write_note(note: Note, out: Path) -> None:
+def write_note(record: Record, out: Path) -> None:
     """Write the record and the note alone, each whole, over those that are there.
 
     Raises:
         ResultsError: the file system refused.
     """
-    for name, text in ((NOTE, note.markdown()), (RECORD, json_text(note.record()))):
-        with atomic(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+    for name, text in ((NOTE, record.markdown()), (RECORD, json_text(record.json()))):
+        write_text(out / name, text)
 
 
-def check_rows(note: Note) -> None:
+def check_rows(record: Record) -> None:
     """Refuse data that cannot be those of the stage; their number of rows is all that can be compared.
 
     Raises:
         DescriptionError: another number of rows than the stage has examples, or no data for a filtered copy.
     """
-    data, curation = note.data, note.curation
+    data, curation = record.data, record.curation
     if data is None:
-        if note.as_ != "indices":
-            said = "needs the data; type --data FOLDER_OR_PARQUET, or read_rows(...) in Python"
-            refuse(f"a filtered copy ({note.as_}) {said}")
+        if record.as_ != "indices":
+            refuse(
+                f"a filtered copy ({record.as_}) needs the data; type --data FOLDER_OR_PARQUET, or pass "
+                "data=read_rows(...) in Python"
+            )
         return
     if len(data) != curation.scores.n_examples:
         refuse(
@@ -93,7 +81,7 @@ def check_rows(note: Note) -> None:
         )
 
 
-def check_out(note: Note, out: Path) -> None:
+def check_out(record: Record, out: Path) -> None:
     """Refuse a place that holds something else; nothing is written.
 
     Raises:
@@ -107,42 +95,23 @@ def check_out(note: Note, out: Path) -> None:
         return
     if not (out / RECORD).exists():
         raise ResultsError(f"{out} holds something else (no {RECORD} in it); choose an empty or new folder")
-    changed = differences(read_record(out).get("of"), note.identity)
-    if changed:
-        raise ResultsError(
-            f"{out} holds another curation; it differs from this one in (there -> here):\n"
-            f"{format_differences(changed)}\n"
-            "choose another folder (--out), or delete this one"
-        )
+    with read_as(out / RECORD, "the record of a curation", "choose another folder, or delete this one"):
+        before = dict(read_json(out / RECORD))
+    refuse_different(out, "curation", before.get("of"), record.identity)
 
 
-def read_record(out: Path) -> Mapping[str, JSON]:
-    """What curation.json of a folder says.
-
-    Raises:
-        ResultsError: it cannot be read.
-    """
-    path = out / RECORD
-    try:
-        return dict(read_json(path))
-    except (OSError, TypeError, ValueError) as cause:
-        raise ResultsError(f"{path} cannot be read ({cause}); choose another folder, or delete this one") from cause
-
-
-def _fill(staging: Path, note: Note) -> None:
-    curation, data = note.curation, note.data
-    staging.mkdir(parents=True)
+def _fill(staging: Path, record: Record) -> None:
+    curation, data = record.curation, record.data
     for name, indices in (("keep", curation.keep), ("drop", curation.drop)):
-        with atomic(staging / f"{name}.txt") as temporary:
-            temporary.write_text("".join(f"{index}\n" for index in indices), encoding="utf-8", newline="\n")
+        write_text(staging / f"{name}.txt", "".join(f"{index}\n" for index in indices))
         with atomic(staging / f"{name}.parquet") as temporary:
             pq.write_table(_table(curation, indices), temporary, compression="zstd")
-    if data is not None and note.as_ == "parquet":
+    if data is not None and record.as_ == "parquet":
         with atomic(staging / "data.parquet") as temporary:
             data.write_parquet(curation.keep, temporary)
-    if data is not None and note.as_ == "hf":
+    if data is not None and record.as_ == "hf":
         data.write_hf(curation.keep, staging / "data")
-    write_note(note, staging)
+    write_note(record, staging)
 
 
 def _table(curation: Curation, indices: Sequence[int]) -> Any:
@@ -154,12 +123,3 @@ def _table(curation: Curation, indices: Sequence[int]) -> Any:
         "removal_effect": pa.array((-values / curation.scores.n_examples).numpy()),
     }
     return pa.table(arrays).replace_schema_metadata({"stage": curation.stage, "sign": SIGN, "units": UNIT})
-
-
-def _replace(staging: Path, out: Path) -> None:
-    """Move what was staged over the same curation, entry by entry, the record last."""
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == RECORD):
-        target = out / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        move(path, target)

@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from stagetrace.demo.digits import Trained
 from stagetrace.progress import Progress
 from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.sign import SIGN
-from stagetrace.results.table import Sheet
+from stagetrace.results.table import Table
 from stagetrace.validation import Agreement, removal_effects
 
 MADE_BY = "stagetrace demo"
@@ -31,7 +31,7 @@ INKED = 0.4
 @final
 @dataclass(frozen=True)
 class Checked:
-    """One pretraining digit: predicted and true change of the test loss; negative = taking it out helps.
+    """One pretraining digit: predicted and true change of the test loss; negative = removing it helps.
 
     tenth: where a tenth of it was removed. digit: what it shows.
     """
@@ -100,9 +100,9 @@ def drawing(image: Tensor) -> Text:
     return Text("\n".join("".join(shapes[pair] for pair in line) for line in pairs), no_wrap=True)
 
 
-def side_by_side(title: str, images: Sequence[Tensor], captions: Sequence[str]) -> Table:
+def side_by_side(title: str, images: Sequence[Tensor], captions: Sequence[str]) -> RichTable:
     """Digits in a row, their captions below."""
-    table = Table(
+    table = RichTable(
         title=Text(title, style="bold"), title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0)
     )
     for _ in images:
@@ -136,7 +136,7 @@ class DemoResult:
         """The pretraining digits' scores."""
         return self.trace["pretrain"]
 
-    def stage_table(self) -> Sheet:
+    def stage_table(self) -> Table:
         """How each stage was trained, and that its minimum is strict."""
         headings = ("stage", "trained on", "parameters", "test accuracy", "gradient norm", "Hessian eigenvalues")
         rows = tuple(
@@ -154,7 +154,7 @@ class DemoResult:
             "no eigenvalue is 0 or below: both minima are strict\n"
             f"test loss (query loss) of the fine-tuned model: {self.test_loss:.4f} nats"
         )
-        return Sheet("two stages, each at its minimum", headings, rows, caption, frozenset({"stage", "trained on"}))
+        return Table("two stages, each at its minimum", headings, rows, caption, frozenset({"stage", "trained on"}))
 
     def gallery(self, *, harmful: bool) -> RenderableType:
         """The most harmful or most helpful pretraining digits, drawn side by side."""
@@ -166,7 +166,7 @@ class DemoResult:
         title = f"{top.title}\nindex: digit, score, predicted effect of removal on the test loss"
         return side_by_side(title, [self.images[i] for i in top.indices], captions)
 
-    def check_table(self, check: Check) -> Sheet:
+    def check_table(self, check: Check) -> Table:
         """Predicted and true, a row a digit."""
         headings = ("index", "digit", "predicted", "true (nats)", "a tenth: predicted", "true (nats)")
         rows = tuple(
@@ -178,11 +178,11 @@ class DemoResult:
         )
         solves = 4 * len(rows)
         caption = (
-            f"minus: taking it out helps\nremoved: {check.whole}\na tenth removed: {check.tenth}\n"
+            f"minus: removing it helps\nremoved: {check.whole}\na tenth removed: {check.tenth}\n"
             f"{solves} stages solved again in {check.seconds:.1f} s"
         )
         title = f"{check.choice}: change of the test loss without it"
-        return Sheet(title, headings, rows, caption)
+        return Table(title, headings, rows, caption)
 
     def renderables(self) -> list[RenderableType]:
         """All that is printed, in order."""

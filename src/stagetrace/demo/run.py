@@ -2,9 +2,8 @@
 
 import json
 import shlex
-import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +15,14 @@ from stagetrace.demo.digits import Settings, Splits, load, query_of, train
 from stagetrace.demo.result import MADE_BY, Check, DemoResult, check, drawn
 from stagetrace.errors import ResultsError
 from stagetrace.progress import Progress, Silent
-from stagetrace.results.files import cannot_write, is_litter, move
-from stagetrace.results.jsonable import JSON
+from stagetrace.results.files import filled, is_litter
+from stagetrace.results.jsonable import JSON, json_text
 from stagetrace.validation.resolving import query_loss
 
 RECORD = "demo.json"
 
 _UNMARKED = frozenset({"sign", "slope", "test_loss", "stages", "checks", "seconds"})
 """What the record of a demo holds that was written before records said who made them."""
-
-_LAST = "run.json"
-"""Moved last: a folder without it is no run, so what was interrupted half-way is never read as one."""
 
 
 def check_place(out: Path) -> None:
@@ -47,10 +43,10 @@ def check_place(out: Path) -> None:
 def is_own(out: Path) -> bool:
     """Whether a folder holds what a demo wrote."""
     try:
-        said = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(said, dict) and (said.get("made_by") == MADE_BY or said.keys() >= _UNMARKED)
+    return isinstance(record, dict) and (record.get("made_by") == MADE_BY or record.keys() >= _UNMARKED)
 
 
 def keep(found: Trace, record: JSON, out: Path, chain: Chain, query: Query, command: str) -> Path:
@@ -62,34 +58,13 @@ def keep(found: Trace, record: JSON, out: Path, chain: Chain, query: Query, comm
     Raises:
         ResultsError: `out` holds something else by now, or the file system refused.
     """
-    staging = out.resolve().with_name(f".{out.resolve().name}.saving")
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed demo left
-    try:
+    with filled(out, first=RECORD) as staging:
         found.save(staging)
-        (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (staging / RECORD).write_text(json_text(record), encoding="utf-8")
         report.write(staging, chain, query, command=command)
         check_place(out)
-        out.mkdir(parents=True, exist_ok=True)
-        _replace(sorted(staging.iterdir(), key=_order), out)
-    except OSError as cause:
-        raise cannot_write(out, cause) from cause
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (out / "run.json").unlink(missing_ok=True)  # a folder without it is no run: what is interrupted is never read
     return report.write(out)  # once more, with what else lies in the folder, such as a validation
-
-
-def _order(path: Path) -> int:
-    """The record first: it says whose folder this is."""
-    return (RECORD, _LAST).index(path.name) * 2 if path.name in (RECORD, _LAST) else 1
-
-
-def _replace(paths: Sequence[Path], out: Path) -> None:
-    (out / _LAST).unlink(missing_ok=True)
-    for path in paths:
-        target = out / path.name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        move(path, target)
 
 
 def run(
@@ -105,7 +80,7 @@ def run(
     What is left between prediction and truth is that removing a whole digit is no small change; hence the tenths.
 
     Args:
-        out: a folder for the run, with `report.html` and `demo.json` in it; that of an earlier demo is written anew,
+        out: a folder for the run, with `report.html` and `demo.json` in it; that of an earlier demo is replaced,
             and what else lies in it stays. None keeps nothing.
         progress: what to draw on the way.
         console: where to print the result; None prints nothing (it can be printed later, `rich.print(result)`).

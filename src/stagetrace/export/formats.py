@@ -69,9 +69,9 @@ def export(scores: Scores, format_name: str, out: str | Path) -> Written:
     """
     if format_name not in FORMATS:
         refuse(f"export: the format must be one of {', '.join(FORMATS)}, got '{format_name}'")
-    known, path = FORMATS[format_name], Path(out)
-    if known.is_folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    kind, path = FORMATS[format_name], Path(out)
+    if kind.is_folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ResultsError(f"{path} holds something already; {format_name} takes a new or empty folder (--out)")
-    if not known.is_folder and path.is_dir():
+    if not kind.is_folder and path.is_dir():
         raise ResultsError(f"{path} is a folder; {format_name} is one file: type a name for it (--out)")
-    return Written(tuple(known.write(scores, path)), known.sign)
+    return Written(tuple(kind.write(scores, path)), kind.sign)

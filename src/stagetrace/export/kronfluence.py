@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from stagetrace.errors import ResultsError
 from stagetrace.export.orient import PROPONENT, from_proponents, proponents
 from stagetrace.results import Scores
-from stagetrace.results.files import atomic
+from stagetrace.results.files import atomic, read_as
 
 NAME = "pairwise_scores.safetensors"
 KEY = "all_modules"
@@ -54,13 +54,8 @@ def read_kronfluence(path: str | Path, stage: str) -> Scores:
         ResultsError: there is no such file, or it holds no pairwise scores.
     """
     file = Path(path) / NAME if Path(path).is_dir() else Path(path)
-    try:
+    with read_as(file, "kronfluence's scores", f"give the folder with {NAME} in it"):
         found = load_file(file)
-    except (SafetensorError, OSError) as cause:
-        raise ResultsError(
-            f"{file} cannot be read as kronfluence's scores ({' '.join(str(cause).split())}); give the folder with "
-            f"{NAME} in it"
-        ) from cause
     shapes = {tuple(tensor.shape) for tensor in found.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ResultsError(

@@ -6,14 +6,14 @@ The folder holds one batch, `0.pt`, so that `quanda.utils.cache.ExplanationsCach
 Source: quanda 0.5.0, `utils/cache.py`, `metrics/`.
 """
 
-import json
 from pathlib import Path
 
 import torch
 
 from stagetrace.export.orient import PROPONENT, proponents
 from stagetrace.results import Scores
-from stagetrace.results.files import atomic
+from stagetrace.results.files import atomic, write_text
+from stagetrace.results.jsonable import json_text
 
 
 def write_quanda(scores: Scores, out: Path) -> list[Path]:
@@ -25,6 +25,5 @@ def write_quanda(scores: Scores, out: Path) -> list[Path]:
     paths = [out / "0.pt", out / "stagetrace.json"]
     with atomic(paths[0]) as temporary:
         torch.save(proponents(scores), temporary)
-    with atomic(paths[1]) as temporary:
-        temporary.write_text(json.dumps({"stage": scores.stage, "sign": PROPONENT}, indent=2) + "\n", encoding="utf-8")
+    write_text(paths[1], json_text({"stage": scores.stage, "sign": PROPONENT}))
     return paths

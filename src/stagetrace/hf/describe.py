@@ -12,13 +12,13 @@ from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.load import Loaded, load, load_tokenizer
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.notices import one_logit_notices, row_notices
 from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import check_apart, is_packed, packs, without_cache
 from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
-from stagetrace.hf.said import said_of, said_of_one_logit
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Reduction, Task, objective_of, task_of, task_of_labels
@@ -27,7 +27,7 @@ from stagetrace.hf.tokenizing import (
     check_looks_back_only,
     check_tokenizer,
     longest_of,
-    said_of_side,
+    padding_side_notices,
     size_of,
 )
 from stagetrace.hf.tokens import check_per_token
@@ -152,16 +152,16 @@ def _read(
     reader = Reader(
         task, columns, labels, tokenizer, taken, length, masking, where, packed=packed, size=size_of(config)
     )
-    notices = [*loaded.notices, *said, *_said_of_prediction(columns, where, packed=packed and packs(row, data))]
-    notices += said_of(data, columns, task, tokenizer, length, where)
+    notices = [*loaded.notices, *said, *_prediction_notices(columns, where, packed=packed and packs(row, data))]
+    notices += row_notices(data, columns, task, tokenizer, length, where)
     if objective is None:
-        notices += said_of_one_logit(data, columns.label, model, task, where)
+        notices += one_logit_notices(data, columns.label, model, task, where)
     if task is Task.CAUSAL and tokenizer is not None:
-        notices += said_of_side(base_of(model), tokenizer, where)
+        notices += padding_side_notices(base_of(model), tokenizer, where)
     return reader, tuple(notices), without_cache(model) if packed else model
 
 
-def _said_of_prediction(columns: Columns, where: str, *, packed: bool) -> list[str]:
+def _prediction_notices(columns: Columns, where: str, *, packed: bool) -> list[str]:
     """Which tokens of a causal model are predicted, where it is not simply all of them."""
     if columns.completes:
         return [f"{where}: the tokens of 'completion' are predicted, those of 'prompt' not; no end of text is added"]

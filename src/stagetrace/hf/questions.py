@@ -10,11 +10,11 @@ from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns_of
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.notices import cut_notices
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import check_apart, check_cache, is_packed, packs
 from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row, is_sequence, present
-from stagetrace.hf.said import said_of_cut
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Task, task_of
@@ -121,7 +121,7 @@ def _with_query_columns(reader: Reader, row: Mapping[str, Any], rows: Any, stage
     if columns != old:
         for notice in said:
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    for notice in said_of_cut(rows, columns, task, reader.tokenizer, reader.max_length, WHERE):
+    for notice in cut_notices(rows, columns, task, reader.tokenizer, reader.max_length, WHERE):
         warnings.warn(notice, StagetraceWarning, stacklevel=4)
     check_names(getattr(rows, "features", None), columns.label, reader.labels, WHERE)
     return replace(reader, columns=columns, packed=packed, where=WHERE, asks=True)

@@ -5,20 +5,19 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from stagetrace.errors import refuse
 from stagetrace.hf.merged import merged_layers
 from stagetrace.hf.names import Plain, plain_names
-from stagetrace.results.table import Sheet
+from stagetrace.results.table import ShownAsTable, Table
 from stagetrace.stages.links.names import canonical_names
 from stagetrace.stages.stage import Stage
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Shared(Mapping[str, str]):
+class Shared(ShownAsTable, Mapping[str, str]):
     """`{this model's parameter: the previous model's}`, and what has no counterpart.
 
     As a mapping it can stand in `Frozen(...)` or `Proximal(...)`; printed, it is a table by module.
@@ -53,7 +52,7 @@ class Shared(Mapping[str, str]):
         """The shared parameters whose values are no longer the previous model's."""
         return tuple(name for name in self.pairs if name not in self.kept)
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """A row for each module and each fate of its parameters: how many numbers they are, in how many tensors."""
         rows = [
             *_rows("shared, kept", [self._ours[name] for name in self.pairs if name in self.kept]),
@@ -66,18 +65,9 @@ class Shared(Mapping[str, str]):
             for name, (ours, theirs) in self.reshaped.items()
         ]
         title, heads = "parameters of this stage and the one before", ("what", "module", "parameters", "tensors")
-        return Sheet(title, heads, tuple(rows), "\n".join(notes), words=frozenset(heads[:2]))
+        return Table(title, heads, tuple(rows), "\n".join(notes), words=frozenset(heads[:2]))
 
-    def __rich__(self) -> Table:
-        return self.sheet().rich()
-
-    def __str__(self) -> str:
-        return self.sheet().text()
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        return self.sheet().html()
+    __repr__ = ShownAsTable.__str__
 
 
 def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:

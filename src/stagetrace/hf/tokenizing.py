@@ -114,7 +114,7 @@ def check_looks_back_only(base: Any, where: str) -> None:
         )
 
 
-def said_of_side(base: Any, tokenizer: Any, where: str) -> list[str]:
+def padding_side_notices(base: Any, tokenizer: Any, where: str) -> list[str]:
     """A sentence where training padded on the left and the model's positions count the padding."""
     if getattr(tokenizer, "padding_side", "right") != "left" or MASK not in takes(base):
         return []

@@ -36,10 +36,10 @@ def scores_chart(stage: StageView) -> str:
     if float(stage.scores.per_example.abs().max()) > LARGEST:
         return '<p class="small">Scores of this size cannot be drawn.</p>'
     figure, ax = _axes(HEIGHT)
-    draw_scores(ax, stage.scores, PALETTE)
+    draw_scores(ax, stage.scores.per_example, PALETTE)
     n = stage.scores.n_examples
-    said = f"Histogram of the scores of stage {stage.name}: {stage.harmful} of {n} examples are harmful."
-    return _svg(figure, said, f"scores of {stage.name}")
+    label = f"Histogram of the scores of stage {stage.name}: {stage.harmful} of {n} examples are harmful."
+    return _svg(figure, label, f"scores of {stage.name}")
 
 
 def spectrum_chart(stage: StageView) -> str:
@@ -68,8 +68,8 @@ def spectrum_chart(stage: StageView) -> str:
     ax.set_xlabel(f"estimated eigenvalues of the curvature{words}", fontsize=9, color=PALETTE.ink)
     plain(ax, PALETTE)
     ax.spines["left"].set_visible(False)
-    said = f"Eigenvalue estimates of stage {stage.name} from {ritz[0]:.3g} to {ritz[-1]:.3g}{words}."
-    return _svg(figure, said, f"spectrum of {stage.name}")
+    label = f"Eigenvalue estimates of stage {stage.name} from {ritz[0]:.3g} to {ritz[-1]:.3g}{words}."
+    return _svg(figure, label, f"spectrum of {stage.name}")
 
 
 def _axes(height: float) -> "tuple[Figure, Axes]":
@@ -82,7 +82,7 @@ def _axes(height: float) -> "tuple[Figure, Axes]":
     return figure, figure.add_axes(box)
 
 
-def _svg(figure: "Figure", said: str, salt: str) -> str:
+def _svg(figure: "Figure", label: str, salt: str) -> str:
     """The figure as an SVG element that says in words what it shows; the same figure gives the same text."""
     from matplotlib import rc_context
 
@@ -98,4 +98,4 @@ def _svg(figure: "Figure", said: str, salt: str) -> str:
         text = text.replace(colour, variable)
     # as wide as the page lets it be: the picture's own size goes, its viewBox stays
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(printable(said))}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(printable(label))}"', 1)

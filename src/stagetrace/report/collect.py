@@ -11,9 +11,9 @@ from torch import Tensor
 from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.objectives import Classification
 from stagetrace.report import picture
-from stagetrace.report.item import Reader, fields_of, in_words, label_column
+from stagetrace.report.item import Reader, describe_value, fields_of, label_column
+from stagetrace.report.previews import Previews
 from stagetrace.results import Scores, Trace
-from stagetrace.results.previews import Previews
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.risk import check_finite
 from stagetrace.tracing.query import Query
@@ -44,7 +44,7 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
     names = reader.classes or _names_of_labels(reader)
     classes = isinstance(objective, Classification)
     pair: Sequence[str] = getattr(objective, "names", ())  # of one logit: of class 0 and of class 1
-    words = {index: _in_words(predictions.get(index), names, pair, classes=classes) for index in shown}
+    words = {index: _describe_prediction(predictions.get(index), names, pair, classes=classes) for index in shown}
     items = [
         replace(reader.preview(None, index), loss=float(losses[index]), prediction=words[index]) for index in shown
     ]
@@ -66,13 +66,16 @@ def shown_queries(losses: Tensor) -> list[int]:
     return sorted(losses.sort(descending=True, stable=True).indices[:QUERIES].tolist())
 
 
+def rankings(scores: Scores, queries: Sequence[int]) -> list[tuple[int | None, int]]:
+    """Which rankings are shown, None for that by the whole query, and how many examples of each of their ends."""
+    single = queries if scores.n_queries is not None else ()
+    return [(None, EACH_SIDE), *((query, EACH_QUERY) for query in single)]
+
+
 def shown_examples(scores: Scores, queries: Sequence[int]) -> list[int]:
     """The examples of a stage that are shown, ascending: the ends of each ranking."""
-    rankings: list[tuple[int | None, int]] = [(None, EACH_SIDE)]
-    if scores.n_queries is not None:
-        rankings += [(query, EACH_QUERY) for query in queries]
     chosen = set[int]()
-    for query, count in rankings:
+    for query, count in rankings(scores, queries):
         for harmful in (True, False):
             chosen |= set(scores.top(count, harmful=harmful, query=query).indices)
     return sorted(chosen)
@@ -104,7 +107,7 @@ def _losses(chain: Chain, query: Query) -> tuple[Tensor, dict[int, Any]]:
     return torch.cat(found), predicted
 
 
-def _in_words(outputs: Tensor | None, names: Sequence[str], named: Sequence[str], *, classes: bool) -> str:
+def _describe_prediction(outputs: Tensor | None, names: Sequence[str], named: Sequence[str], *, classes: bool) -> str:
     """Of a classifier the likeliest class and its probability; else the outputs."""
     if outputs is None:
         return ""
@@ -112,7 +115,7 @@ def _in_words(outputs: Tensor | None, names: Sequence[str], named: Sequence[str]
         second = float(outputs.sigmoid()[0])
         return f"{named[second > 0.5]} ({max(second, 1 - second):.0%})"
     if not classes or len(outputs) == 1:
-        return in_words(outputs)
+        return describe_value(outputs)
     place = int(outputs.argmax())
     name = names[place] if place < len(names) else str(place)
     return f"{name} ({float(outputs.softmax(0)[place]):.0%})"

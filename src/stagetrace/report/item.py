@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagetrace.objectives.batches import LABELS
 from stagetrace.report import picture
-from stagetrace.results.previews import Preview, whole_characters
+from stagetrace.report.previews import Preview, whole_characters
 
 LONGEST = 2_000
 """Characters of a text that are kept."""
@@ -77,7 +77,7 @@ class Reader:
         if text is not None:
             whole = whole_characters(text)
             return replace(shown, kind="text", text=whole[:LONGEST], cut=max(0, len(whole) - LONGEST))
-        pairs = [(_short(name), _short(in_words(value))) for name, value in fields.items()]
+        pairs = [(_short(name), _short(describe_value(value))) for name, value in fields.items()]
         more = [("...", f"{len(pairs) - _FIELDS} more fields")] if len(pairs) > _FIELDS else []
         return replace(shown, fields=(*pairs[:_FIELDS], *more))
 
@@ -103,7 +103,7 @@ class Reader:
         if isinstance(value, list) and names and len(value) == len(names) and all(mark in (0, 1) for mark in value):
             return _short(", ".join(name for name, mark in zip(names, value, strict=True) if mark) or "none")
         # labels of tokens are as long as the text, and say nothing to people
-        return "" if isinstance(value, list | tuple | Mapping | None) else _short(in_words(value))
+        return "" if isinstance(value, list | tuple | Mapping | None) else _short(describe_value(value))
 
 
 def label_column(fields: Mapping[str, Any]) -> str | None:
@@ -111,13 +111,13 @@ def label_column(fields: Mapping[str, Any]) -> str | None:
     return next((name for name in LABELS if name in fields), None)
 
 
-def in_words(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value in a line: a short tensor's numbers, else its shape and its first ones.
 
     Example:
-        >>> in_words(torch.tensor([1.0, -0.25]))
+        >>> describe_value(torch.tensor([1.0, -0.25]))
         '1, -0.25'
-        >>> in_words(torch.zeros(3, 50))
+        >>> describe_value(torch.zeros(3, 50))
         'float32 [3, 50]: 0, 0, 0, 0, 0, 0, 0, 0, ...'
     """
     if isinstance(value, Tensor | np.ndarray):

@@ -6,13 +6,13 @@ from typing import final
 
 import torch
 
-from stagetrace.report.collect import EACH_QUERY, EACH_SIDE
-from stagetrace.report.extras import Extras
-from stagetrace.report.facts import Facts, at, settings, stage_facts
+from stagetrace.report.attachments import Attachments
+from stagetrace.report.collect import rankings
+from stagetrace.report.metadata import Metadata, at, settings, stage_metadata
 from stagetrace.report.numbers import number, percent, signed
+from stagetrace.report.previews import Preview, Previews
 from stagetrace.report.transfer import Transfer, concentration, percentiles
 from stagetrace.results import Scores, Trace
-from stagetrace.results.previews import Preview, Previews
 from stagetrace.solvers.base import Solution
 
 
@@ -44,7 +44,13 @@ class StageView:
     scores: Scores
     transfer: Transfer
     solution: Solution | None
-    facts: Facts
+    metadata: Metadata
+
+    @staticmethod
+    def of(trace: Trace, name: str) -> "StageView":
+        scores = trace[name]
+        metadata = stage_metadata(trace, name)
+        return StageView(scores, Transfer.of(scores.per_example), trace.solutions.get(name), metadata)
 
     @property
     def name(self) -> str:
@@ -120,12 +126,12 @@ class Report:
     queries: tuple[Preview, ...]
     previews: Mapping[tuple[str | None, int], Preview]
     versions: Mapping[str, str]
-    settings: Facts
+    settings: Metadata
     command: str = ""
-    extras: Extras = field(default_factory=Extras)
+    attachments: Attachments = field(default_factory=Attachments)
 
     @staticmethod
-    def of(trace: Trace, previews: Previews | None = None, extras: Extras | None = None) -> "Report":
+    def of(trace: Trace, previews: Previews | None = None, attachments: Attachments | None = None) -> "Report":
         """The report of a run, with what its examples look like and what else lies in its folder."""
         kept = previews or Previews()
         queries = tuple(item for item in kept.items if item.stage is None)
@@ -134,7 +140,9 @@ class Report:
         found = next((scores.n_queries for scores in trace.scores.values()), None)
         return Report(
             stages=tuple(
-                StageView(scores, Transfer.of(scores.per_example), trace.solutions.get(name), stage_facts(trace, name))
+                StageView(
+                    scores, Transfer.of(scores.per_example), trace.solutions.get(name), stage_metadata(trace, name)
+                )
                 for name, scores in trace.scores.items()
             ),
             reduction=str(at(trace.description, "query", "reduction") or ("mean" if found is None else "none")),
@@ -146,7 +154,7 @@ class Report:
             versions=trace.versions,
             settings=settings(trace),
             command=kept.facts.get("command", ""),
-            extras=extras or Extras(),
+            attachments=attachments or Attachments(),
         )
 
     @property
@@ -160,10 +168,7 @@ def rows_of(scores: Scores, queries: Sequence[int]) -> list[Row]:
 
     The harmful end holds harmful examples only (score above 0), the helpful end helpful ones.
     """
-    rankings: list[tuple[int | None, int]] = [(None, EACH_SIDE)]
-    if scores.n_queries is not None:
-        rankings += [(query, EACH_QUERY) for query in queries]
-    return [row for query, count in rankings for row in _ranking(scores, query, count)]
+    return [row for query, count in rankings(scores, queries) for row in _ranking(scores, query, count)]
 
 
 def _ranking(scores: Scores, query: int | None, count: int) -> list[Row]:

@@ -17,7 +17,7 @@ from stagetrace.report import charts
 from stagetrace.report.model import Report, Row
 from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.picture import LARGEST, is_png
-from stagetrace.results.previews import Preview
+from stagetrace.report.previews import Preview
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.version import __version__
 
@@ -53,7 +53,7 @@ def render(report: Report) -> str:
         report=report,
         histograms=[Markup(charts.scores_chart(stage)) for stage in report.stages] if drawn else [],
         spectra=[Markup(charts.spectrum_chart(stage)) for stage in report.stages] if drawn else [],
-        plots={name: data_uri(content) for name, content in report.extras.plots.items()},
+        plots={name: data_uri(content) for name, content in report.attachments.plots.items()},
         data=Markup(embedded(data_of(report))),
         style=Markup(_asset("style.css")),
         script=Markup(script),

@@ -11,7 +11,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import CurvatureWarning, refuse
 from stagetrace.progress import Progress
 from stagetrace.results import Scores, Trace
-from stagetrace.results.files import atomic
+from stagetrace.results.files import write_text
 from stagetrace.results.jsonable import from_json, json_text
 from stagetrace.solvers import Lanczos
 from stagetrace.solvers.base import Damping, Inverse, Solver
@@ -112,8 +112,7 @@ def write_sweep(folder: Path, found: Sequence[Stability]) -> None:
     Raises:
         ResultsError: the file system refused.
     """
-    with atomic(folder / NAME) as temporary:
-        temporary.write_text(json_text(found), encoding="utf-8")
+    write_text(folder / NAME, json_text(found))
 
 
 def read_sweep(record: Any) -> tuple[Stability, ...]:

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from stagetrace.errors import refuse
+from stagetrace.report.attachments import Attachments
 from stagetrace.report.collect import collect
-from stagetrace.report.extras import Extras
 from stagetrace.report.model import Report
+from stagetrace.report.previews import read_previews, write_previews
 from stagetrace.report.render import render
 from stagetrace.results import Trace
-from stagetrace.results.files import atomic
-from stagetrace.results.previews import read_previews, write_previews
+from stagetrace.results.files import write_text
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 
@@ -55,8 +55,7 @@ def write(
         before = read_previews(place)
         typed = command or (before.facts.get("command", "") if before is not None else "")
         write_previews(place, replace(made, facts={**made.facts, "command": typed}))
-    report = Report.of(trace, read_previews(place), Extras.read(place, trace.statistics.get("checks")))
+    report = Report.of(trace, read_previews(place), Attachments.read(place, trace.statistics.get("checks")))
     path = Path(out) if out is not None else place / NAME
-    with atomic(path) as temporary:
-        temporary.write_text(render(report), encoding="utf-8", newline="\n")
+    write_text(path, render(report))
     return path

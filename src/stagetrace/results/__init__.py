@@ -2,10 +2,23 @@
 
 from stagetrace.results.folder import RunFolder
 from stagetrace.results.jsonable import JSON
-from stagetrace.results.part import PART_EXAMPLES, Part, part_size
+from stagetrace.results.parts import PART_EXAMPLES, Part, part_size
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.results.table import Row, Top
+from stagetrace.results.table import Row, Table, Top
 from stagetrace.results.trace import Trace
 
-__all__ = ["JSON", "PART_EXAMPLES", "SIGN", "UNIT", "Part", "Row", "RunFolder", "Scores", "Top", "Trace", "part_size"]
+__all__ = [
+    "JSON",
+    "PART_EXAMPLES",
+    "SIGN",
+    "UNIT",
+    "Part",
+    "Row",
+    "RunFolder",
+    "Scores",
+    "Table",
+    "Top",
+    "Trace",
+    "part_size",
+]

@@ -9,6 +9,9 @@ DIR/.saving/                                a run that is being saved over this 
 A file is written beside its place, forced to disk, then renamed into it.
 """
 
+# pyarrow has no type information.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import hashlib
 import os
 import re
@@ -18,13 +21,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from stagetrace.errors import ResultsError, refuse
+import pyarrow as pa
+from safetensors import SafetensorError
+
+from stagetrace.errors import ResultsError, StagetraceError, refuse
 
 RECORD = "run.json"
 LOCK = ".lock"
 STAGING = ".saving"
 _SCORES = "scores"
 _ADJOINTS = "adjoints"
+
+REMEDY = "delete this file and run the same command again"
+"""What to do about a file of a run that cannot be used."""
 
 _LONGEST = 200
 """Characters of a file name: file systems take 255 bytes, and temporary files get longer names."""
@@ -126,12 +135,69 @@ def atomic(path: Path) -> Generator[Path, None, None]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        ResultsError: the file system refused, or the text cannot be written in UTF-8.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 def move(source: Path, target: Path) -> None:
     """Move `source` over `target` in one step, and record the move on disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source.replace(target)
     if os.name == "posix":
         _force_to_disk(target.parent)
+
+
+@contextmanager
+def filled(out: Path, first: str) -> Generator[Path, None, None]:
+    """Give a new folder beside `out`; once the block has filled it, it takes the place of a new or empty `out`.
+
+    Of an `out` that holds something the entries are replaced one by one, and what else lies there stays. `first` goes
+    first: the file that says whose folder it is, so that a process that was killed on the way can be run again.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    staging = out.resolve().with_name(f".{out.resolve().name}.saving")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed process left
+        staging.mkdir(parents=True)
+        yield staging
+        if out.exists() and not any(out.iterdir()) and not out.samefile(Path.cwd()):
+            out.rmdir()
+        if not out.exists():
+            move(staging, out)
+            return
+        for path in sorted(staging.iterdir(), key=lambda path: path.name != first):
+            target = out / path.name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            move(path, target)
+    except OSError as cause:
+        raise cannot_write(out, cause) from cause
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def read_as(place: object, what: str, remedy: str) -> Generator[None, None, None]:
+    """Whatever goes wrong while a file is read means that it is not what it should be.
+
+    Raises:
+        ResultsError: "PLACE cannot be read as WHAT (cause); REMEDY", in one line.
+    """
+    try:
+        yield
+    except (
+        *(pa.ArrowException, SafetensorError, StagetraceError),
+        *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    ) as cause:
+        raise ResultsError(f"{place} cannot be read as {what} ({' '.join(str(cause).split())}); {remedy}") from cause
 
 
 def cannot_write(path: Path, cause: OSError) -> ResultsError:

@@ -1,4 +1,4 @@
-"""A run on disk, as the process that makes it has it: kept piece by piece, resumed if it was killed.
+"""A run on disk, as the process that makes it has it: saved piece by piece, resumed if it was killed.
 
 `trace(..., out=DIR)` writes into the folder as it goes; `Trace.save` writes a whole run to a folder inside, which takes
 the place of what is there in one step: the moment that its record is complete.
@@ -12,14 +12,32 @@ from typing import Self, TypeVar, final
 
 from stagetrace.errors import ResultsError, StagetraceError
 from stagetrace.parallel import world
-from stagetrace.results.files import RECORD, STAGING, adjoint_name, part_name, part_numbers, run_files, sha256_of
-from stagetrace.results.formats import read_part, read_solution, solution_record, write_part, write_solution
+from stagetrace.results.files import (
+    RECORD,
+    STAGING,
+    adjoint_name,
+    cannot_write,
+    move,
+    part_name,
+    part_numbers,
+    run_files,
+    sha256_of,
+    sweep,
+)
 from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.lock import Lock
-from stagetrace.results.manifest import Manifest, Shape, merged, versions
-from stagetrace.results.opening import let_go, opened, promote
-from stagetrace.results.part import Part
-from stagetrace.results.reading import Contents, files_of, read_run, read_scores
+from stagetrace.results.manifest import Manifest, Shape, merged, read_manifest, versions
+from stagetrace.results.parts import Part, read_part, write_part
+from stagetrace.results.reading import (
+    Contents,
+    check_digests,
+    files_of,
+    missing_files,
+    read_run,
+    read_scores,
+    record_of,
+)
+from stagetrace.results.solutions import read_solution, solution_record, write_solution
 from stagetrace.solvers.base import Solution
 
 T = TypeVar("T")
@@ -40,7 +58,7 @@ class RunFolder:
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as path:
         ...     with RunFolder.open(path, {"query": "f00d"}) as run:
-        ...         run.keep_part("pretrain", 0, Part(0, torch.tensor([0.5, -1.0]).double(), n_examples=2))
+        ...         run.write_part("pretrain", 0, Part(0, torch.tensor([0.5, -1.0]).double(), n_examples=2))
         ...         run.finish({"seconds": 1.5})
         ...     read_run(path).scores["pretrain"].removal_effect
         tensor([-0.2500,  0.5000], dtype=torch.float64)
@@ -48,7 +66,7 @@ class RunFolder:
 
     def __init__(self, path: Path | None, manifest: Manifest, lock: Lock | None = None, *, staged: bool) -> None:
         self._path, self._manifest, self._lock, self._staged = path, manifest, lock, staged
-        self._walked: list[str] = []
+        self._stages: list[str] = []
 
     @staticmethod
     def open(path: str | Path | None, description: Mapping[str, JSON], *, replacing: bool = False) -> "RunFolder":
@@ -66,7 +84,7 @@ class RunFolder:
         wanted = to_json(description, "description")
         folder = None if path is None else Path(path)
         if folder is not None and world().is_first:
-            run = RunFolder(folder, *opened(folder, wanted, replacing=replacing), staged=replacing)
+            run = RunFolder(folder, *_opened(folder, wanted, replacing=replacing), staged=replacing)
         else:
             run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
         if not replacing:  # whoever saves a trace may be the only process to do so
@@ -80,40 +98,40 @@ class RunFolder:
 
     def contents(self) -> Contents:
         """The complete run; see `read_run`."""
-        return self._told(read_run)  # pyright: ignore[reportReturnType]  # without a folder no run is complete
+        return self._shared(read_run)  # pyright: ignore[reportReturnType]  # without a folder no run is complete
 
     def solution(self, stage: str) -> Solution | None:
-        """The stage's solution if it has been kept, or None.
+        """The stage's solution if it has been written, or None.
 
         Raises:
             ResultsError: its file is damaged, or of another run.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         name, run = adjoint_name(stage), self._manifest.run
-        return self._told(lambda at: read_solution(at / name, run, stage) if (at / name).exists() else None)
+        return self._shared(lambda at: read_solution(at / name, run, stage) if (at / name).exists() else None)
 
-    def keep_solution(self, stage: str, solution: Solution) -> None:
+    def write_solution(self, stage: str, solution: Solution) -> None:
         """Write a stage's solution.
 
         Raises:
             ResultsError: the run is complete, the folder is no longer this run's, or the file system refused.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         place = self._place()
         if place is not None:
             write_solution(place / adjoint_name(stage), self._manifest.run, stage, solution)
 
     def part(self, stage: str, number: int) -> Part | None:
-        """Part `number` of the stage's scores if it has been kept, or None.
+        """Part `number` of the stage's scores if it has been written, or None.
 
         Raises:
             ResultsError: its file is damaged, or of another run.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         name, run = part_name(stage, number), self._manifest.run
-        return self._told(lambda at: read_part(at / name, run, stage, number) if (at / name).exists() else None)
+        return self._shared(lambda at: read_part(at / name, run, stage, number) if (at / name).exists() else None)
 
-    def keep_part(self, stage: str, number: int, part: Part) -> None:
+    def write_part(self, stage: str, number: int, part: Part) -> None:
         """Write part `number` of the stage's scores: the examples from `number * part_size(n_queries)` on.
 
         Raises:
@@ -121,7 +139,7 @@ class RunFolder:
                 file system refused.
             DataError: a score that is not finite.
         """
-        self._walk(stage)
+        self._record_stage(stage)
         place = self._place()
         if place is not None:
             write_part(place / part_name(stage, number), self._manifest.run, stage, number, part)
@@ -139,7 +157,7 @@ class RunFolder:
         place, path, run = self._place(), self._path, self._manifest.run
         if place is None or path is None:
             return
-        stages = list(reversed(self._walked))
+        stages = list(reversed(self._stages))
         numbers = {stage: part_numbers(place, stage) for stage in stages}
         scores = [read_scores(place.joinpath, run, stage, found) for stage, found in numbers.items() if found]
         solved = {stage: place / adjoint_name(stage) for stage in stages if (place / adjoint_name(stage)).exists()}
@@ -147,7 +165,7 @@ class RunFolder:
             self._manifest,
             status="complete",
             scores={each.stage: Shape(each.n_examples, each.n_queries) for each in scores},
-            solutions={stage: solution_record(read_solution(kept, run, stage)) for stage, kept in solved.items()},
+            solutions={stage: solution_record(read_solution(path, run, stage)) for stage, path in solved.items()},
             statistics=to_json(statistics, "statistics"),
             versions=merged(self._manifest.versions, versions()) if made_by is None else dict(made_by),
         )
@@ -155,7 +173,7 @@ class RunFolder:
         manifest.write(place)
         self._manifest = manifest
         if self._staged:
-            promote(path)
+            _promote(path)
         self.close()
 
     def close(self) -> None:
@@ -164,7 +182,7 @@ class RunFolder:
             return
         if self._staged and not self.complete:
             shutil.rmtree(self._path / STAGING, ignore_errors=True)
-        let_go(self._path, self._lock)
+        self._lock.release()
         self._lock = None
 
     def __enter__(self) -> Self:
@@ -185,17 +203,76 @@ class RunFolder:
         if self._path is None or not world().is_first:
             return None
         if self._lock is None:
-            said = "complete and stays as it is; read it with Trace.load" if self.complete else "closed; open it again"
-            raise ResultsError(f"{self._path}: the run is {said}")
+            state = "complete and stays as it is; read it with Trace.load" if self.complete else "closed; open it again"
+            raise ResultsError(f"{self._path}: the run is {state}")
         self._lock.check()
         return self._path / STAGING if self._staged else self._path
 
-    def _told(self, ask: Callable[[Path], T | None]) -> T | None:
+    def _shared(self, ask: Callable[[Path], T | None]) -> T | None:
         """What the first process reads, on every process."""
         if self._path is None:
             return None
         return world().share(ask(self._path) if world().is_first else None)
 
-    def _walk(self, stage: str) -> None:
-        if stage not in self._walked:
-            self._walked.append(stage)
+    def _record_stage(self, stage: str) -> None:
+        if stage not in self._stages:
+            self._stages.append(stage)
+
+
+# The beginning and the end of writing
+
+
+def _opened(folder: Path, wanted: Mapping[str, JSON], *, replacing: bool) -> tuple[Manifest, Lock | None]:
+    """The record to go on with, and the lock of the folder; a complete run that is not to be replaced needs none.
+
+    wanted: the description of the run. replacing: see `RunFolder.open`.
+
+    Raises:
+        ResultsError: another process writes to the folder, it holds something else, or the file system refused.
+    """
+    found = record_of(folder, wanted)
+    if found is not None and found.is_complete and not replacing and not missing_files(folder, found):
+        return found, None
+    lock = Lock(folder)
+    try:
+        found = record_of(folder, wanted)  # again: another process may have been here since
+        sweep(folder)
+        if (folder / STAGING).exists():
+            _promote(folder)
+        return Manifest.of(wanted) if replacing else _continued(folder, found or Manifest.of(wanted)), lock
+    except BaseException as cause:
+        lock.release()
+        if isinstance(cause, OSError):
+            raise cannot_write(folder, cause) from cause
+        raise
+
+
+def _continued(folder: Path, manifest: Manifest) -> Manifest:
+    """The record to go on with, written: of a complete run that lacks files, that of an unfinished one."""
+    if manifest.is_complete:
+        check_digests(folder, manifest)  # from here on the record no longer has them
+    running = replace(manifest, status="running", files={})
+    running.write(folder)
+    return running
+
+
+def _promote(folder: Path) -> None:
+    """Move a run that has been saved over the one in the folder into its place, its record last.
+
+    A reader finds the new run whole from the moment that its record lies in the staging folder; whoever is killed on
+    the way leaves the rest to the next process.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    staging = folder / STAGING
+    manifest = read_manifest(staging)
+    try:
+        for name in run_files(staging):
+            move(staging / name, folder / name)
+        for name in set(run_files(folder)) - set(manifest.files):
+            (folder / name).unlink()
+        move(staging / RECORD, folder / RECORD)
+    except OSError as cause:
+        raise cannot_write(folder, cause) from cause
+    shutil.rmtree(staging, ignore_errors=True)

@@ -1,10 +1,11 @@
 """Values and dataclasses as JSON holds them, and back: the one convention for every JSON file that stagetrace writes.
 
-A number that is not finite has no form in JSON: NaN (not known) is null, an infinity is the string "inf" or "-inf".
+A number that is not finite has no form in JSON: NaN (unknown) is null, an infinity is the string "inf" or "-inf".
 """
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -17,6 +18,9 @@ from stagetrace.errors import refuse
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 T = TypeVar("T")
+
+_SHOWN = 8
+_LONGEST = 60
 
 _DEEPEST = 50
 _DEEP = f"its values are nested more than {_DEEPEST} deep"
@@ -79,7 +83,7 @@ def from_json(kind: type[T], content: object, **given: object) -> T:
             raise ValueError(f"it has no {name!r}")
     for name in found:
         if name not in wanted:
-            raise ValueError(f"it has a {name!r}, which is not known")
+            raise ValueError(f"it has a {name!r}, which is unknown")
     return kind(**{name: _value(types[name], value, name) for name, value in found.items()}, **given)
 
 
@@ -102,9 +106,52 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def json_text(value: object, where: str = "it") -> str:
-    """The content of a JSON file: `to_json(value)`, indented, with a line's end after it."""
-    return json.dumps(to_json(value, where), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def json_text(value: object, where: str = "it", *, lists_in_a_line: bool = False) -> str:
+    """The content of a JSON file: `to_json(value)`, indented, with a line's end after it.
+
+    lists_in_a_line: each list of numbers on one line, so that hundreds of them stay readable.
+    """
+    text = json.dumps(to_json(value, where), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if lists_in_a_line:
+        text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+    return text
+
+
+def differences(old: JSON, new: JSON) -> tuple[str, ...]:
+    """Each leaf in which two JSON values differ, as `path.to.field: OLD -> NEW`; empty if they are equal.
+
+    Example:
+        >>> differences({"query": {"reduction": "mean", "n": 3}}, {"query": {"reduction": "sum", "n": 3}})
+        ('query.reduction: "mean" -> "sum"',)
+    """
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    return tuple(
+        f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
+        for path in {**before, **after}
+        if before.get(path) != after.get(path)
+    )
+
+
+def format_differences(lines: Sequence[str]) -> str:
+    """The lines, indented, at most eight of them and then a count; long ones are cut in the middle of a value."""
+    rest = len(lines) - _SHOWN
+    shown = [f"  {_cut(line)}" for line in lines[:_SHOWN]]
+    return "\n".join([*shown, f"  ... and {rest} more"] if rest > 0 else shown)
+
+
+def leaves_named(value: JSON, key: str, path: str = "") -> list[tuple[str, JSON]]:
+    """Every value under a key of that name, at any depth, with the path to where it stands.
+
+    Example:
+        >>> leaves_named({"stages": {"fit": {"unidentified": ["x"]}}}, "unidentified")
+        [('stages.fit', ['x'])]
+    """
+    if not isinstance(value, Mapping):
+        return []
+    found = [(path, value[key])] if key in value else []
+    for name, entry in value.items():
+        found += leaves_named(entry, key, f"{path}.{name}" if path else name)
+    return found
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
@@ -144,9 +191,25 @@ def _number(value: object, name: str) -> float:
 def _kind(value: object) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    said = json.dumps(value)
-    return said if len(said) <= 60 else f"{said[:57]}..."
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _inside(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _cut(line: str) -> str:
+    path, _, change = line.partition(": ")
+    sides = (side if len(side) <= _LONGEST else side[: _LONGEST - 3] + "..." for side in change.split(" -> ", 1))
+    return f"{path}: {' -> '.join(sides)}"
+
+
+def _leaves(value: JSON, path: str) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        items = list(value.items())
+    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
+        items = [(str(place), item) for place, item in enumerate(value)]
+    else:
+        return [(path, json.dumps(value, ensure_ascii=False))]
+    return [leaf for key, item in items for leaf in _leaves(item, f"{path}.{key}" if path else key)]

@@ -32,21 +32,22 @@ _HELD: Final = weakref.WeakSet["Lock"]()
 class Lock:
     """The right to write to a folder, held from construction until `release` or the end of the process.
 
-    made_folder: whether there was none before.
+    A folder that was made for nothing goes with the lock.
 
     Raises:
         ResultsError: another process writes there, or the file system refused.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path, self.made_folder = folder, folder / LOCK, not folder.exists()
+        self._folder, self._path = folder, folder / LOCK
+        is_new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = _taken(folder)
         except OSError as cause:
             raise cannot_write(folder, cause) from cause
         self._stop = threading.Event()
-        self.release = weakref.finalize(self, _let_go, self._path, self._descriptor, self._stop, os.getpid())
+        self.release = weakref.finalize(self, _let_go, self._path, self._descriptor, self._stop, os.getpid(), is_new)
         _HELD.add(self)
         threading.Thread(target=_beat, args=(self._path, self._stop), daemon=True).start()
 
@@ -87,7 +88,7 @@ def writer_of(folder: Path) -> str | None:
     except OSError:
         return None
     try:
-        return _said(descriptor) if _is_held(descriptor) else None
+        return _writer(descriptor) if _is_held(descriptor) else None
     finally:
         os.close(descriptor)
 
@@ -102,9 +103,9 @@ def _taken(folder: Path) -> int:
             os.close(descriptor)
             continue
         if held:
-            said = _said(descriptor)
+            writer = _writer(descriptor)
             os.close(descriptor)
-            raise _in_use(folder, said)
+            raise _in_use(folder, writer)
         me = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -140,13 +141,13 @@ def _holder(descriptor: int) -> Mapping[str, Any]:
     """What the lock file says; empty if its writer was killed before it said anything."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        said = json.loads(os.read(descriptor, 4096))
+        content = json.loads(os.read(descriptor, 4096))
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _said(descriptor: int) -> str:
+def _writer(descriptor: int) -> str:
     holder = _holder(descriptor)
     if not holder:
         return "another process"
@@ -165,7 +166,7 @@ def _beat(path: Path, stop: threading.Event) -> None:
             os.utime(path)
 
 
-def _let_go(path: Path, descriptor: int, stop: threading.Event, process: int) -> None:
+def _let_go(path: Path, descriptor: int, stop: threading.Event, process: int, is_new: bool) -> None:
     if os.getpid() != process:
         return
     stop.set()
@@ -174,6 +175,9 @@ def _let_go(path: Path, descriptor: int, stop: threading.Event, process: int) ->
             path.unlink()
     with suppress(OSError):
         os.close(descriptor)
+    if is_new:
+        with suppress(OSError):  # something is in it
+            path.parent.rmdir()
 
 
 def _after_fork() -> None:

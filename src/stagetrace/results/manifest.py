@@ -1,4 +1,8 @@
-"""run.json: what a run is, whether it is complete, and the digest of every file of it, its own included."""
+"""run.json: what a run is, whether it is complete, and the digest of every file of it, its own included.
+
+Every other file of the run says whose it is, too, and the digest of what it holds, so that it cannot be taken for
+one of another run, and a damaged one cannot be used.
+"""
 
 import hashlib
 import json
@@ -10,14 +14,25 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.files import RECORD, atomic
-from stagetrace.results.jsonable import JSON, from_json, json_text, read_json, to_json
-from stagetrace.results.sign import SIGN
+from stagetrace.results.files import RECORD, read_as, write_text
+from stagetrace.results.jsonable import (
+    JSON,
+    differences,
+    format_differences,
+    from_json,
+    json_text,
+    leaves_named,
+    read_json,
+    to_json,
+)
+from stagetrace.results.sign import SIGN, UNIT
+from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.version import __version__
 
 FORMAT = 2
 
-_SEAL = "sha256"
+SEAL = "sha256"
+"""The key under which a file says the digest of what it holds."""
 
 
 def versions() -> dict[str, str]:
@@ -80,9 +95,7 @@ class Manifest:
             ResultsError: the file system refused.
         """
         content = {"format": FORMAT, **to_json(self, "run.json")}
-        text = json_text({**content, _SEAL: digest_of(content)})
-        with atomic(folder / RECORD) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / RECORD, json_text({**content, SEAL: seal_of(content).hexdigest()}))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -92,20 +105,12 @@ def read_manifest(folder: Path) -> Manifest:
         ResultsError: there is none, it cannot be read, is damaged, or is of another format.
     """
     path = folder / RECORD
-    try:
+    if not path.exists():
+        raise ResultsError(f"{folder} is not a stagetrace run folder: it has no {RECORD}; give the folder of a run")
+    with read_as(path, "the record of a run", "choose another folder, or delete this one and run again"):
         content = read_json(path)
         _check(content)
-        manifest = from_json(Manifest, {key: value for key, value in content.items() if key not in ("format", _SEAL)})
-    except FileNotFoundError as cause:
-        raise ResultsError(
-            f"{folder} is not a stagetrace run folder: it has no {RECORD}; give the folder of a run"
-        ) from cause
-    except (OSError, LookupError, TypeError, ValueError) as cause:
-        raise ResultsError(
-            f"{path} cannot be read as the record of a run ({' '.join(str(cause).split())}); "
-            f"choose another folder, or delete this one and run again"
-        ) from cause
-    return manifest
+        return from_json(Manifest, {key: value for key, value in content.items() if key not in ("format", SEAL)})
 
 
 def digest_of(content: object) -> str:
@@ -115,7 +120,7 @@ def digest_of(content: object) -> str:
         >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
         True
     """
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return _hash_of(content).hexdigest()
 
 
 def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
@@ -125,11 +130,11 @@ def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
         >>> merged({"torch": "2.12"}, {"torch": "2.13", "python": "3.12"})
         {'torch': '2.12, 2.13', 'python': '3.12'}
     """
-    both = dict(before)
+    merged_versions = dict(before)
     for name, value in now.items():
-        known = before.get(name, "").split(", ") if name in before else []
-        both[name] = ", ".join(known if value in known else [*known, value])
-    return both
+        used = before[name].split(", ") if name in before else []
+        merged_versions[name] = ", ".join(dict.fromkeys([*used, value]))
+    return merged_versions
 
 
 def _check(content: Any) -> None:
@@ -142,5 +147,94 @@ def _check(content: Any) -> None:
         )
     if content.get("sign") != SIGN:
         raise ValueError(f"its sign is {content.get('sign')!r}, not {SIGN!r}")
-    if content.get(_SEAL) != digest_of({key: value for key, value in content.items() if key != _SEAL}):
+    if content.get(SEAL) != seal_of(content).hexdigest():
         raise ValueError("it is damaged or was edited: its content is not what was written")
+
+
+# What the other files of a run say of themselves
+
+
+def identity(run: str, stage: str) -> dict[str, str]:
+    """Whose a file is; run: the digest of the run's description."""
+    return {"format": str(FORMAT), "run": run, "stage": stage, "sign": SIGN, "units": UNIT}
+
+
+def check_identity(found: Mapping[str, object], run: str, stage: str) -> None:
+    """Refuse what a file says of itself if it is another's.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    for key, value in identity(run, stage).items():
+        if key != "run" and found.get(key) != value:
+            raise ValueError(f"its {key} is {found.get(key)!r}, not {value!r}")
+    if found.get("run") != run:
+        raise ValueError(f"it belongs to another run, {str(found.get('run'))[:12]}, and this folder to {run[:12]}")
+
+
+def seal_of(metadata: Mapping[str, object]) -> Any:
+    """The digest, by `hashlib`, of what a file says of itself but for its seal; what it holds is to be added."""
+    return _hash_of({key: value for key, value in metadata.items() if key != SEAL})
+
+
+def check_seal(found: Mapping[str, object], seal: Any) -> None:
+    """Refuse a file whose seal is another than that of what it holds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if found.get(SEAL) != seal.hexdigest():
+        raise ValueError("it is damaged: what it holds is not what was written")
+
+
+def _hash_of(content: object) -> Any:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+# Whether two descriptions are those of the same run
+
+
+def refuse_different(folder: Path, what: str, stored: JSON, wanted: JSON) -> None:
+    """Refuse to go on with something else.
+
+    what: what the folder holds, such as "run".
+
+    Raises:
+        ResultsError: the message lists what differs.
+    """
+    changed = differences(stored, wanted)
+    if changed:
+        raise ResultsError(
+            f"{folder} holds another {what}; it differs from this one in (there -> here):\n"
+            f"{format_differences(changed)}\nchoose another folder (--out), or delete this one"
+        )
+
+
+def refuse_uncertain(folder: Path, stored: Mapping[str, JSON], wanted: Mapping[str, JSON]) -> None:
+    """Refuse to go on with a run that may be another one.
+
+    Raises:
+        ResultsError: something of this run cannot be identified, or the folder's run was not fingerprinted like it.
+    """
+    unidentified = leaves_named(wanted, "unidentified")
+    if unidentified:
+        path, names = unidentified[0]
+        first, *more = names if isinstance(names, list) else [str(names)]
+        more = len(more) + len(unidentified) - 1
+        beside = f" (nor can {more} more)" if more else ""
+        raise ResultsError(
+            f"{folder} already holds a run, and this one cannot be compared with it: {path} refers to {first}, which "
+            f"cannot be identified{beside}; choose another folder (--out), or give its class a __getstate__ that "
+            "returns what a score depends on"
+        )
+    if stored.get("fingerprints") != wanted.get("fingerprints"):
+        raise ResultsError(
+            f"{folder} holds a run of an older stagetrace, whose record does not say enough to be compared with this "
+            "one; it can be read (Trace.load, stagetrace report), but to compute choose another folder (--out)"
+        )
+    untold = [path for path, value in leaves_named(stored, "sha256") if value == NOT_TAKEN]
+    if untold and not any(value == NOT_TAKEN for _, value in leaves_named(wanted, "sha256")):
+        raise ResultsError(
+            f"{folder} holds a run that was written by Trace.save without out=, so its data were not fingerprinted "
+            f"({untold[0]}) and may be others than these; choose another folder (--out), or delete this one"
+        )

@@ -1,6 +1,7 @@
 """Pictures of scores, on matplotlib, which is loaded when one is drawn."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, final
@@ -14,8 +15,6 @@ from stagetrace.results.sign import UNIT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from stagetrace.results.scores import Scores
 
 BINS = 60
 _CROWDED = 100
@@ -36,9 +35,8 @@ class Palette:
 PALETTE: Final = Palette()
 
 
-def draw_scores(ax: "Axes", scores: "Scores", palette: Palette = PALETTE) -> None:
-    """A histogram of the scores (of a matrix: of their means over queries); zero is the edge of a bin."""
-    values = scores.per_example
+def draw_scores(ax: "Axes", values: Tensor, palette: Palette = PALETTE) -> None:
+    """A histogram of scores `[n_examples]`, positive = harmful; zero is the edge of a bin."""
     counts, edges = histogram(values)
     middles, width = (edges[:-1] + edges[1:]) / 2, float(edges[1] - edges[0])
     harmful = int((values > 0).sum())
@@ -55,7 +53,7 @@ def draw_scores(ax: "Axes", scores: "Scores", palette: Palette = PALETTE) -> Non
         ax.minorticks_off()
     ax.set_ylim(0.5 if crowded else 0, counts.max() ** 1.45 if crowded else counts.max() * 1.45)
     words: dict[str, Any] = {"transform": ax.transAxes, "va": "top", "color": palette.ink, "fontsize": 9}
-    n = scores.n_examples
+    n = len(values)
     # a text of its own for each line: an SVG aligns those itself, in whatever letters it is shown
     for height, left, right in (
         (0.99, "← helpful (−)", "harmful (+) →"),
@@ -99,31 +97,27 @@ def plain(ax: "Axes", palette: Palette) -> None:
     ax.xaxis.get_offset_text().set_color(palette.ink)
 
 
-def plot_scores(scores: "Scores", ax: "Axes | None") -> "Axes":
-    """See `Scores.plot`."""
+def plot_scores(title: str, values: Tensor, ax: "Axes | None") -> "Axes":
+    """The histogram of scores `[n_examples]` under a title; see `Scores.plot`."""
     pyplot = _pyplot()
     if ax is None:
         _, ax = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
     assert ax is not None
-    draw_scores(ax, scores)
-    ax.set_title(f"Stage '{scores.stage}'{_mean_over(scores)}", fontsize=10)
+    draw_scores(ax, values)
+    ax.set_title(title, fontsize=10)
     return ax
 
 
-def plot_stages(stages: "list[Scores]") -> "Figure":
-    """See `Trace.plot`."""
+def plot_stages(stages: Mapping[str, Tensor]) -> "Figure":
+    """A histogram for each title and its scores `[n_examples]`; see `Trace.plot`."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(
         len(stages), 1, figsize=(6.4, 2.8 * len(stages)), layout="constrained", squeeze=False
     )
-    for ax, scores in zip(axes[:, 0], stages, strict=True):
-        plot_scores(scores, ax)
+    for ax, (title, values) in zip(axes[:, 0], stages.items(), strict=True):
+        plot_scores(title, values, ax)
     pyplot.close(figure)  # a notebook draws what is returned; an open figure would be drawn a second time
     return figure
-
-
-def _mean_over(scores: "Scores") -> str:
-    return "" if scores.n_queries is None else f", mean over {scores.n_queries:,} queries"
 
 
 def _pyplot() -> Any:

@@ -1,17 +1,30 @@
-"""A run folder as a reader finds it: every file is there, is the one that was recorded, and belongs to this run."""
+"""A run folder as it is found: every file is there, is the one that was recorded, and belongs to this run."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.files import RECORD, STAGING, adjoint_name, part_name, part_numbers, sha256_of
-from stagetrace.results.formats import read_part, read_solution
+from stagetrace.results.files import (
+    RECORD,
+    REMEDY,
+    STAGING,
+    adjoint_name,
+    is_litter,
+    is_stub,
+    part_name,
+    part_numbers,
+    read_as,
+    run_files,
+    sha256_of,
+)
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import writer_of
-from stagetrace.results.manifest import Manifest, read_manifest
-from stagetrace.results.part import Part, join, part_count
+from stagetrace.results.manifest import Manifest, digest_of, read_manifest, refuse_different, refuse_uncertain
+from stagetrace.results.parts import Part, join, part_count, read_part, run_of_part
 from stagetrace.results.scores import Scores
+from stagetrace.results.solutions import read_solution, run_of_solution
 from stagetrace.solvers.base import Solution
 
 
@@ -40,7 +53,7 @@ def read_run(path: str | Path) -> Contents:
     _check_listed(folder, manifest)
     missing = missing_files(folder, manifest)
     if missing:
-        raise ResultsError(f"{folder}: {missing[0]} is missing; run the same command again to compute it anew")
+        raise ResultsError(f"{folder}: {missing[0]} is missing; run the same command again to compute it")
     check_digests(folder, manifest)
 
     def where(name: str) -> Path:
@@ -145,3 +158,55 @@ def _check_listed(folder: Path, manifest: Manifest) -> None:
 def _kind(part: Part) -> str:
     queries = "" if part.n_queries is None else f" for {part.n_queries} queries"
     return f"scores of {part.n_examples} examples{queries} {'without' if part.via_shared is None else 'with'} parts"
+
+
+# What is there before a run is written
+
+
+def record_of(folder: Path, wanted: Mapping[str, JSON]) -> Manifest | None:
+    """The record of the run that is to be resumed, or None for a new or empty folder; nothing is written.
+
+    Raises:
+        ResultsError: the folder holds something else, a run that cannot be read, or another run.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as cause:
+        raise ResultsError(f"{folder} is not a name in UTF-8; choose another folder") from cause
+    if folder.exists() and not folder.is_dir():
+        raise ResultsError(f"{folder} is a file, not a folder; choose an empty or new folder")
+    place = place_of_record(folder)
+    if not (place / RECORD).exists():
+        _check_free(folder, digest_of(wanted))
+        return None
+    manifest = read_manifest(place)
+    refuse_uncertain(folder, manifest.description, wanted)
+    refuse_different(folder, "run", manifest.description, wanted)
+    return manifest
+
+
+def _check_free(folder: Path, run: str) -> None:
+    """Refuse a folder without a record, unless nothing is in it but files of this very run.
+
+    Raises:
+        ResultsError: says what is there.
+    """
+    if not folder.exists() or all(is_litter(path) for path in folder.iterdir()):
+        return
+    if not is_stub(folder):
+        raise ResultsError(
+            f"{folder} is not a stagetrace run folder (no {RECORD} in it); choose an empty or new folder"
+        )
+    for name in run_files(folder):
+        if _run_of(folder / name) != run:
+            raise ResultsError(
+                f"{folder} holds {name} of another run, whose {RECORD} was deleted; "
+                "choose another folder (--out), or delete this one"
+            )
+
+
+def _run_of(path: Path) -> str | None:
+    """The digest that a file of a run carries of the run's description; None if it says none."""
+    with suppress(ResultsError), read_as(path, "a file of a run", REMEDY):
+        return run_of_part(path) if path.suffix == ".parquet" else run_of_solution(path)
+    return None

@@ -147,7 +147,7 @@ class Scores:
         Raises:
             DescriptionError: matplotlib is not installed.
         """
-        return plot_scores(self, ax)
+        return plot_scores(title_of(self), self.per_example, ax)
 
     def __repr__(self) -> str:
         n = f"{self.n_examples:,} examples"
@@ -159,7 +159,7 @@ class Scores:
         )
 
     def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        return self.top().sheet().html() + self.top(harmful=False).sheet().html()
+        return self.top().table().html() + self.top(harmful=False).table().html()
 
     def _ranked(self, query: int | None) -> tuple[Tensor, str]:
         """The vector to rank by, and what it is, in words."""
@@ -174,6 +174,12 @@ class Scores:
         if not 0 <= query < self.n_queries:
             refuse(f"Scores({self.stage!r}): query {query} does not exist; type 0 to {self.n_queries - 1}")
         return self.values[query], f" (query {query})"
+
+
+def title_of(scores: Scores) -> str:
+    """What a picture of the scores shows: of which stage, and over how many queries they are averaged."""
+    mean = "" if scores.n_queries is None else f", mean over {scores.n_queries:,} queries"
+    return f"Stage '{scores.stage}'{mean}"
 
 
 def check_values(where: str, values: Tensor, via_shared: Tensor | None, via_head: Tensor | None) -> None:

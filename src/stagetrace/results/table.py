@@ -1,15 +1,16 @@
-"""Small tables, shown three ways: rich in a terminal, plain text, and HTML in a notebook."""
+"""Small tables, shown four ways: rich in a terminal, plain text, HTML in a notebook, and Markdown."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from io import StringIO
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from stagetrace.errors import DescriptionError
@@ -25,14 +26,14 @@ _RIGHT = "text-align:right"
 
 @final
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """What a table says: a title, headings, rows of ready-made cells, and a line below.
 
     words: the headings of the columns that hold words (set to the left); the others hold numbers.
-    loud: the numbers of the rows to be drawn in red. The cells must say the same in words.
+    highlighted: the numbers of the rows to be drawn in red. The cells must say the same in words.
 
     Example:
-        >>> print(Sheet("a title", ("index", "score"), (("0", "+1.5"),)).text())
+        >>> print(Table("a title", ("index", "score"), (("0", "+1.5"),)).text())
         a title
           index   score
          ───────────────
@@ -44,11 +45,11 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     words: frozenset[str] = frozenset()
-    loud: frozenset[int] = frozenset()
+    highlighted: frozenset[int] = frozenset()
 
-    def rich(self) -> Table:
+    def rich(self) -> RichTable:
         """The table for a rich console."""
-        table = Table(
+        table = RichTable(
             title=Text(printable(self.title, lines=True), style="bold"),
             title_justify="left",
             caption=Text(printable(self.caption, lines=True)) if self.caption else None,
@@ -60,7 +61,9 @@ class Sheet:
                 Text(printable(heading)), justify="left" if heading in self.words else "right", overflow="fold"
             )
         for number, row in enumerate(self.rows):
-            table.add_row(*(Text(printable(cell)) for cell in row), style="bold red" if number in self.loud else "")
+            table.add_row(
+                *(Text(printable(cell)) for cell in row), style="bold red" if number in self.highlighted else ""
+            )
         return table
 
     def text(self, width: int = 140) -> str:
@@ -76,12 +79,18 @@ class Sheet:
         align = [_LEFT if heading in self.words else _RIGHT for heading in self.headings]
         head = _row("th", self.headings, align)
         body = "".join(
-            _row("td", row, align, "color:#b00020;font-weight:bold" if number in self.loud else "")
+            _row("td", row, align, "color:#b00020;font-weight:bold" if number in self.highlighted else "")
             for number, row in enumerate(self.rows)
         )
         caption = f"<p>{escape(printable(self.caption, lines=True))}</p>" if self.caption else ""
         table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         return f"<div><strong>{escape(printable(self.title, lines=True))}</strong>{table}{caption}</div>"
+
+    def markdown(self) -> str:
+        """The head and the rows in Markdown, without title and caption."""
+        rule = ["---" if heading in self.words else "---:" for heading in self.headings]
+        lines = [map(_markdown_cell, self.headings), rule, *(map(_markdown_cell, row) for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _row(tag: str, cells: tuple[str, ...], align: list[str], style: str = "") -> str:
@@ -89,6 +98,32 @@ def _row(tag: str, cells: tuple[str, ...], align: list[str], style: str = "") ->
         f'<{tag} style="{where}">{escape(printable(cell))}</{tag}>' for cell, where in zip(cells, align, strict=True)
     )
     return f'<tr style="{style}">{inside}</tr>' if style else f"<tr>{inside}</tr>"
+
+
+def _markdown_cell(text: str) -> str:
+    """A cell's text, not taken for a table's or a page's own marks."""
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")
+
+
+class ShownAsTable(ABC):
+    """What `print`, a rich console and a notebook show as its table."""
+
+    @abstractmethod
+    def table(self) -> Table:
+        """What it says, ready to be drawn."""
+
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def __rich__(self) -> RichTable:
+        return self.table().rich()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+    def sheet(self) -> NoReturn:
+        """The former name of `table`."""
+        raise AttributeError(f"{type(self).__name__}.sheet() is now table()")
 
 
 class Row(NamedTuple):
@@ -101,7 +136,7 @@ class Row(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Top:
+class Top(ShownAsTable):
     """Examples in order of their score: an immutable table that iterates over its rows.
 
     Sign: a positive score is harmful (more weight on the example raises the query loss); a negative removal
@@ -144,10 +179,10 @@ class Top:
         """
         return frame({"index": self.indices, "score": self.scores, "removal_effect": self.removal_effects})
 
-    def sheet(self) -> Sheet:
-        """What the table says, ready to be drawn."""
+    def table(self) -> Table:
+        """What it says, ready to be drawn."""
         rows = tuple((str(row.index), f"{row.score:+.3e}", f"{row.removal_effect:+.3e}") for row in self.rows)
-        return Sheet(self.title, ("index", SCORE_HEADING, REMOVAL_HEADING), rows)
+        return Table(self.title, ("index", SCORE_HEADING, REMOVAL_HEADING), rows)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -157,15 +192,6 @@ class Top:
 
     def __getitem__(self, place: int) -> Row:
         return self.rows[place]
-
-    def __str__(self) -> str:
-        return self.sheet().text()
-
-    def __rich__(self) -> Table:
-        return self.sheet().rich()
-
-    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        return self.sheet().html()
 
 
 def frame(columns: Mapping[str, Sequence[object]], index: Sequence[object] | None = None) -> "DataFrame":

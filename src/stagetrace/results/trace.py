@@ -6,19 +6,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
-from rich.table import Table
-
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.plaintext import printable
 from stagetrace.results.folder import RunFolder
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.manifest import versions
-from stagetrace.results.part import split
+from stagetrace.results.parts import split
 from stagetrace.results.plot import plot_stages
 from stagetrace.results.reading import read_run
-from stagetrace.results.scores import Scores
+from stagetrace.results.scores import Scores, title_of
 from stagetrace.results.sign import SIGN, UNIT
-from stagetrace.results.table import Sheet, frame
+from stagetrace.results.table import ShownAsTable, Table, frame
 from stagetrace.solvers.base import Solution
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class UnknownStageError(DescriptionError, KeyError):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class Trace(ShownAsTable):
     """The result of `stagetrace.trace`, and what a run folder holds: `trace["pretrain"]` gives that stage's `Scores`.
 
     Sign: a positive score is harmful; a negative removal effect means that removing the example helps.
@@ -81,8 +79,8 @@ class Trace:
             DescriptionError: no such stage (also a KeyError).
         """
         if stage not in self.scores:
-            known = ", ".join(repr(name) for name in self.scores) or "none"
-            raise UnknownStageError(f"trace[{stage!r}]: no stage of that name has scores; type one of: {known}")
+            names = ", ".join(repr(name) for name in self.scores) or "none"
+            raise UnknownStageError(f"trace[{stage!r}]: no stage of that name has scores; type one of: {names}")
         return self.scores[stage]
 
     def __iter__(self) -> Iterator[str]:
@@ -109,9 +107,9 @@ class Trace:
         with RunFolder.open(path, self.description, replacing=True) as folder:
             for stage in reversed(self._stages()):
                 for number, part in enumerate(split(self.scores[stage]) if stage in self.scores else ()):
-                    folder.keep_part(stage, number, part)
+                    folder.write_part(stage, number, part)
                 if stage in self.solutions:
-                    folder.keep_solution(stage, self.solutions[stage])
+                    folder.write_solution(stage, self.solutions[stage])
             folder.finish(self.statistics, self.versions)
 
     @staticmethod
@@ -125,9 +123,9 @@ class Trace:
 
     def summary(self) -> str:
         """A table in plain text: a line a stage, with how it was solved and the range of its scores."""
-        return self.sheet().text()
+        return str(self)
 
-    def sheet(self) -> Sheet:
+    def table(self) -> Table:
         """What the summary says, ready to be drawn."""
         stages = self._stages()
         failed = {place for place, stage in enumerate(stages) if not self._converged(stage)}
@@ -137,7 +135,7 @@ class Trace:
             f"{stage}: {solution.system}, {solution.products:,} products" for stage, solution in self.solutions.items()
         ]
         caption = f"{warning}solved {'; '.join(solved)}\n{SIGN}" if solved else f"{warning}{SIGN}"
-        return Sheet(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
+        return Table(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
 
     def to_pandas(self) -> "DataFrame":
         """A frame with a row a stage: examples, smallest and largest score, share harmful, residual, status.
@@ -165,21 +163,12 @@ class Trace:
         """
         if not self.scores:
             refuse("Trace.plot: no stage has scores, so there is nothing to draw")
-        return plot_stages(list(self.scores.values()))
+        return plot_stages({title_of(scores): scores.per_example for scores in self.scores.values()})
 
     def __repr__(self) -> str:
         failed = [stage for stage in self.solutions if not self._converged(stage)]
         warning = f"; NOT CONVERGED: {printable(', '.join(failed))}" if failed else ""
         return f"Trace({', '.join(map(repr, self.scores.values()))}{warning})"
-
-    def __str__(self) -> str:
-        return self.summary()
-
-    def __rich__(self) -> Table:
-        return self.sheet().rich()
-
-    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
-        return self.sheet().html()
 
     def _converged(self, stage: str) -> bool:
         solution = self.solutions.get(stage)

@@ -11,7 +11,7 @@ from torch import Tensor
 from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
-from stagetrace.results.part import Part, part_size
+from stagetrace.results.parts import Part, part_size
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
 from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes

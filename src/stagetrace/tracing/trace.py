@@ -15,7 +15,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results import RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
-from stagetrace.results.part import join
+from stagetrace.results.parts import join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.bound import BoundStage
@@ -119,10 +119,10 @@ def trace(
         _check_not_flat(gradient, query)
         gradient = _columns(gradient, chain, parts=parts)
         for bound, step in backward_pass(chain, responses, gradient, folder.solution, statistics):
-            folder.keep_solution(bound.name, step.solution)
+            folder.write_solution(bound.name, step.solution)
             if bound.name in scored:
                 scorer = step.scorer(parts=parts, rows=query.rows)
-                done = scorer.run(partial(folder.part, bound.name), partial(folder.keep_part, bound.name), statistics)
+                done = scorer.run(partial(folder.part, bound.name), partial(folder.write_part, bound.name), statistics)
                 statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))
             statistics.record_solution(bound.name, step.solution)
             if scored <= set(statistics.scores):

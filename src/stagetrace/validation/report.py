@@ -1,18 +1,16 @@
 """What a validation says: tables, a record in JSON, and the files of both."""
 
-import json
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stagetrace.errors import StagetraceWarning
-from stagetrace.results.files import atomic
-from stagetrace.results.jsonable import JSON
+from stagetrace.results.files import write_text
+from stagetrace.results.jsonable import JSON, json_text
 from stagetrace.results.manifest import versions
 from stagetrace.results.sign import UNIT
-from stagetrace.results.table import Sheet
+from stagetrace.results.table import Table
 from stagetrace.validation import plots
 from stagetrace.validation.datamodel import LinearDatamodelling
 from stagetrace.validation.validate import Measured, Validation
@@ -29,12 +27,12 @@ FIGURES = (
 )
 
 
-def sheets(validation: Validation) -> list[Sheet]:
+def tables(validation: Validation) -> list[Table]:
     """A table for each choice of removals: a row per estimator, the reliability of the truth below.
 
     Groups also get the linear datamodelling score with its interval; the query is one, so it is Spearman's r.
     """
-    return [_sheet(validation, measured) for measured in validation.measured]
+    return [_table(validation, measured) for measured in validation.measured]
 
 
 def work(validation: Validation) -> str:
@@ -107,8 +105,7 @@ def save(
         [PosixPath('runs/digits/validate.json'), PosixPath('runs/digits/agreement.png'), ...]
     """
     path = Path(folder) / RECORD
-    with atomic(path) as temporary:
-        temporary.write_text(_compact(record(validation, settings, left_out)) + "\n", encoding="utf-8")
+    write_text(path, json_text(record(validation, settings, left_out), lists_in_a_line=True))
     if not plots.available():
         missing = "no plots: matplotlib is not installed; type: pip install 'stagetrace[report]'"
         warnings.warn(missing, StagetraceWarning, stacklevel=2)
@@ -116,7 +113,7 @@ def save(
     return [path, *plots.save(validation, folder)]
 
 
-def _sheet(validation: Validation, measured: Measured) -> Sheet:
+def _table(validation: Validation, measured: Measured) -> Table:
     lds = datamodelling(measured)
     rows = list[tuple[str, ...]]()
     for name, agreement in measured.agreement.items():
@@ -128,7 +125,7 @@ def _sheet(validation: Validation, measured: Measured) -> Sheet:
         rows.append((name, *r, *ranking, slope, figure(agreement.without_largest)))
     ranked = ("Spearman",) if lds is None else ("LDS", "95 % of LDS")
     runs = f", mean of {len(measured.effects)} runs" if len(measured.effects) > 1 else ""
-    return Sheet(
+    return Table(
         f"stage '{validation.stage}', {measured.choice} (n = {len(measured.removals)}{runs})",
         ("estimator", "r", "95 % of r", *ranked, "slope", "r, rest"),
         tuple(rows),
@@ -175,9 +172,3 @@ def _removals(measured: Measured) -> Sequence[Mapping[str, object]]:
         }
         for place, removal in enumerate(measured.removals)
     ]
-
-
-def _compact(value: object) -> str:
-    """Indented JSON, with each list of numbers on one line."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    return re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)

@@ -12,6 +12,7 @@ from stagetrace.errors import refuse
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.jsonable import JSON
+from stagetrace.results.lock import refuse_in_use
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_objective, fingerprint_stage
 from stagetrace.stages.modes import in_ordinary_modes
@@ -122,7 +123,7 @@ def validate(
     Raises:
         DescriptionError: no such stage, no fit for one, a query that is not reduced, or settings that do not fit.
         SolveError: a training did not converge or diverged.
-        ResultsError: `out` holds other retrainings.
+        ResultsError: `out` holds other retrainings, or another process writes to it.
 
     Source: Koh & Liang (2017), section 4; Park et al. (2023), section 2, for groups.
     """
@@ -135,20 +136,22 @@ def validate(
         check_count(processes, "validate(processes=...)")
     if world().size > 1:
         refuse("validate shares its work among processes itself; start it without torchrun, with processes=...")
+    if out is not None:
+        refuse_in_use(out)  # before anything is predicted
     retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
     runs = tuple(dict.fromkeys(seeds)) if retraining.is_stochastic else tuple(seeds)[:1]
     if not runs:
         refuse("validate(seeds=...) is empty; type seeds=(0,) for one run")
     predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
     removals = _chosen(choices, len(chain[stage].stage.examples), next(iter(predictions.values())))
-    store = Store(Path(out) if out is not None else None, _identity(retraining, progress))
-    jobs = _missing(removals, runs, store, together)
-    total = sum(len(job.removals) for job in jobs)
-    with progress.task("training again", total, "retrainings") as advance:
-        for done in run_jobs(retraining, jobs, processes or default_processes()):
-            keys = [(done.job.seed, done.job.by, removal) for removal in done.job.removals]
-            store.add(keys, done.losses, done.control, done.seconds)
-            advance(len(keys))
+    with Store(Path(out) if out is not None else None, _identity(retraining, progress)) as store:
+        jobs = _missing(removals, runs, store, together)
+        total = sum(len(job.removals) for job in jobs)
+        with progress.task("training again", total, "retrainings") as advance:
+            for done in run_jobs(retraining, jobs, processes or default_processes()):
+                keys = [(done.job.seed, done.job.by, removal) for removal in done.job.removals]
+                store.add(keys, done.losses, done.control, done.seconds)
+                advance(len(keys))
     measured = tuple(_measured(choice, found, runs, store, predictions) for choice, found in removals.items())
     wanted = {(seed, choice.by, r) for seed in runs for choice, found in removals.items() for r in found}
     return Validation(stage, measured, units, len(wanted), store.seconds_of(wanted), predictions)

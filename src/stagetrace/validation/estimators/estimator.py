@@ -1,7 +1,8 @@
 """The interface of predictions, and the checks that all of them share."""
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, final
 
 from torch import Tensor
 
@@ -38,6 +39,21 @@ class Estimator(Protocol):
             DataError: data or a loss cannot be used.
         """
         ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Precomputed:
+    """An estimator whose predictions have been made, for the chain, query and stage that it is asked for."""
+
+    name: str
+    unit: str | None
+    effects: Tensor
+
+    def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """As `Estimator` says."""
+        del chain, query, stage, progress
+        return self.effects
 
 
 def check_name(estimator: str, name: object) -> None:

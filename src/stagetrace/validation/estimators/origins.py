@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress
-from stagetrace.results.part import join
+from stagetrace.results.parts import join
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.space import ParameterSpace

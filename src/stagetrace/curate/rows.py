@@ -96,9 +96,9 @@ def read_rows(place: str | Path, split: str | None = None) -> Rows:
     except DescriptionError:
         raise
     except Exception as cause:
-        said = " ".join(str(cause).split())[:200]
+        reason = " ".join(str(cause).split())[:200]
         raise DataError(
-            f"{path} cannot be read as a data set ({type(cause).__name__}: {said}); give a Parquet file, or a folder "
+            f"{path} cannot be read as a data set ({type(cause).__name__}: {reason}); give a Parquet file, or a folder "
             "that datasets.load_dataset or datasets.load_from_disk reads"
         ) from cause
 

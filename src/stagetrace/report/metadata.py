@@ -7,10 +7,10 @@ from stagetrace.report.numbers import number, signed
 from stagetrace.results import Trace
 from stagetrace.solvers.base import Solution
 
-Facts = tuple[tuple[str, str], ...]
+Metadata = tuple[tuple[str, str], ...]
 
 
-def stage_facts(trace: Trace, stage: str) -> Facts:
+def stage_metadata(trace: Trace, stage: str) -> Metadata:
     """How a stage was solved, and which of its parameters the scores account for."""
     solution = trace.solutions.get(stage)
     facts = {} if solution is None else _solving(solution)
@@ -23,7 +23,7 @@ def stage_facts(trace: Trace, stage: str) -> Facts:
     return tuple(facts.items())
 
 
-def settings(trace: Trace) -> Facts:
+def settings(trace: Trace) -> Metadata:
     """How each stage was to be solved, and what the run took."""
     found = list[tuple[str, str]]()
     for what in ("curvature", "solver"):

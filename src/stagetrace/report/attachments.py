@@ -6,28 +6,28 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from stagetrace.checks.finding import Finding
-from stagetrace.errors import ResultsError
 from stagetrace.report.picture import is_png
+from stagetrace.report.previews import whole_characters
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.files import RECORD as MANIFEST
-from stagetrace.results.files import atomic
+from stagetrace.results.files import read_as, write_text
 from stagetrace.results.jsonable import from_json, json_text, read_json
-from stagetrace.results.previews import whole_characters
-from stagetrace.results.table import Sheet
+from stagetrace.results.table import Table
 from stagetrace.validation.report import RECORD, between, figure
 
 T = TypeVar("T")
 
 CHECK = "check.json"
 PLOTS = ("agreement.png", "estimators.png")
+_REMEDY = "delete it, or write it again, then report again"
 LARGEST_PLOT = 10_000
 """Pixels of a side of a plot."""
 
 
 @final
 @dataclass(frozen=True)
-class Extras:
+class Attachments:
     """Each empty where the folder has none.
 
     findings: of `stagetrace check`, and those of the run's own checks that are not among them; preflight: whether
@@ -38,11 +38,11 @@ class Extras:
     findings: tuple[Finding, ...] = ()
     preflight: bool = False
     stability: tuple[Stability, ...] = ()
-    validation: tuple[Sheet, ...] = ()
+    validation: tuple[Table, ...] = ()
     plots: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
     @staticmethod
-    def read(folder: Path, checks: object = ()) -> "Extras":
+    def read(folder: Path, checks: object = ()) -> "Attachments":
         """Read what is there.
 
         checks: what the run itself found before it began, as its `run.json` has it.
@@ -51,9 +51,10 @@ class Extras:
             ResultsError: a file cannot be read; the message names it.
         """
         typed = _read(folder / CHECK, _findings)
-        own = _made(folder / MANIFEST, lambda: _findings(checks or ()))
+        with read_as(folder / MANIFEST, "part of a report", _REMEDY):
+            own = _findings(checks or ())
         looked_at = {(found.where, found.what) for found in typed}
-        return Extras(
+        return Attachments(
             findings=(*typed, *(found for found in own if (found.where, found.what) not in looked_at)),
             preflight=bool(typed),
             stability=_read(folder / SWEEP, read_sweep),
@@ -71,28 +72,16 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> Path:
     Raises:
         ResultsError: the file system refused.
     """
-    with atomic(folder / CHECK) as temporary:
-        temporary.write_text(whole_characters(json_text(findings)), encoding="utf-8")
+    write_text(folder / CHECK, whole_characters(json_text(findings)))
     return folder / CHECK
 
 
 def _read(path: Path, made: Callable[[Any], tuple[T, ...]]) -> tuple[T, ...]:
     """What is made of a file; nothing where there is none."""
-    return _made(path, lambda: made(read_json(path))) if path.exists() else ()
-
-
-def _made(path: Path, made: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
-    """What is made of a file's content.
-
-    Raises:
-        ResultsError: that cannot be; with what to do.
-    """
-    try:
-        return made()
-    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
-        raise ResultsError(
-            f"{path} cannot be read ({cause}); delete it, or write it anew, then report again"
-        ) from cause
+    if not path.exists():
+        return ()
+    with read_as(path, "part of a report", _REMEDY):
+        return made(read_json(path))
 
 
 def _plot(path: Path) -> bytes:
@@ -107,7 +96,7 @@ def _findings(records: Any) -> tuple[Finding, ...]:
     return tuple(from_json(Finding, record) for record in records)
 
 
-def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Sheet:
+def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Table:
     """A row for each estimator, as `stagetrace validate` prints it: no slope where only the ranking means something."""
     rows = list[tuple[str, ...]]()
     for name, found in choice["agreement"].items():
@@ -117,7 +106,7 @@ def _table(choice: Mapping[str, Any], estimators: Mapping[str, Any]) -> Sheet:
         slope = _number(found, "slope") if estimators[name]["unit"] is not None else float("nan")
         rows.append((name, figure(r), between((low, high)), figure(rank), figure(slope, 2)))
     runs = f", mean of {choice['runs']} runs" if choice["runs"] > 1 else ""
-    return Sheet(
+    return Table(
         f"{choice['choice']} (n = {choice['n']}{runs})",
         ("estimator", "Pearson's r", "95 % of r", "Spearman", "slope"),
         tuple(rows),

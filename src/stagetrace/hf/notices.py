@@ -8,7 +8,7 @@ from stagetrace.hf.rows import is_sequence, some_values
 from stagetrace.hf.task import Task
 
 
-def said_of(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str) -> list[str]:
+def row_notices(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str) -> list[str]:
     """Rows in which nothing is predicted, and texts that are cut: a sentence each, where there are any."""
     if columns.tokenised:
         return _too_short(rows, columns, task, where)
@@ -21,10 +21,10 @@ def said_of(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: in
                 f"{where}: {empty:,} of the first {len(texts):,} rows have an empty '{column}', in which nothing is "
                 "predicted: their loss and score are 0"
             )
-    return [*found, *said_of_cut(rows, columns, task, tokenizer, longest, where)]
+    return [*found, *cut_notices(rows, columns, task, tokenizer, longest, where)]
 
 
-def said_of_cut(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str) -> list[str]:
+def cut_notices(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest: int | None, where: str) -> list[str]:
     """That texts are cut, with the longest: of one text, a pair, a prompt with its completion, or words."""
     if longest is None or columns.tokenised:
         return []
@@ -46,7 +46,7 @@ def _characters(text: Any) -> int:
     return len(text) if isinstance(text, str) else sum(map(_characters, text)) if isinstance(text, list) else 0
 
 
-def said_of_one_logit(rows: Any, label: str | None, model: Any, task: Task, where: str) -> list[str]:
+def one_logit_notices(rows: Any, label: str | None, model: Any, task: Task, where: str) -> list[str]:
     """Squared errors of a yes or no: what transformers takes for one logit, and hardly what was meant."""
     config = base_of(model).config
     if task is not Task.REGRESSION or getattr(config, "problem_type", None) is not None or config.num_labels != 1:

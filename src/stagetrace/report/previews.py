@@ -16,8 +16,8 @@ from typing import Any, Literal, final, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagetrace.errors import ResultsError, refuse
-from stagetrace.results.files import RECORD, atomic
+from stagetrace.errors import refuse
+from stagetrace.results.files import RECORD, atomic, read_as
 from stagetrace.results.manifest import read_manifest
 
 NAME = "previews.parquet"
@@ -119,23 +119,17 @@ def read_previews(folder: Path) -> Previews | None:
     path = folder / NAME
     if not path.exists():
         return None
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
-            if metadata.get(b"format") != FORMAT.encode():
-                raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
-            if metadata.get(b"run") != _run(folder).encode():
-                raise ValueError("it belongs to another run")
-            if not schema.equals(_SCHEMA):
-                raise ValueError(f"its columns are not {', '.join(_SCHEMA.names)}, each of its kind")
-            table = file.read()
-        items = tuple(_preview(row) for row in table.to_pylist())
+    remedy = f"delete this file, and type `stagetrace report {folder} --target TARGET` to make it again"
+    with read_as(path, "previews", remedy), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
+        if metadata.get(b"format") != FORMAT.encode():
+            raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
+        if metadata.get(b"run") != _run(folder).encode():
+            raise ValueError("it belongs to another run")
+        if not schema.equals(_SCHEMA):
+            raise ValueError(f"its columns are not {', '.join(_SCHEMA.names)}, each of its kind")
+        items = tuple(_preview(row) for row in file.read().to_pylist())
         return Previews(items, _facts(json.loads(metadata[_FACTS])))
-    except (pa.ArrowException, OSError, LookupError, RecursionError, TypeError, ValueError) as cause:
-        raise ResultsError(
-            f"{path} cannot be read as previews ({' '.join(str(cause).split())}); delete this file, and type "
-            f"`stagetrace report {folder} --target TARGET` to make it anew"
-        ) from cause
 
 
 def whole_characters(text: str) -> str:
@@ -154,9 +148,9 @@ def _storable(value: Any) -> Any:
     return whole_characters(value) if isinstance(value, str) else value
 
 
-def _facts(said: Any) -> dict[str, Any]:
+def _facts(record: Any) -> dict[str, Any]:
     """The facts, each of its kind; a number that says nothing is left out."""
-    facts = dict(said)
+    facts = dict(record)
     count, loss = facts.get("query_examples"), facts.get("query_loss")
     if not isinstance(count, int | None) or not isinstance(loss, int | float | None):
         raise ValueError(f"its query is of {count!r} examples with the loss {loss!r}")
