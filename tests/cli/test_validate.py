@@ -147,7 +147,7 @@ def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
     assert record["retrainings"] == truth.retrainings == len(trained(tmp_path))
     settings = record["settings"]
     assert (settings["target"], settings["seeds"]) == (TARGET, [0, 1])
-    assert settings["fit"]["finetune"]["rule"] == {"name": "SGD", "rate": 0.05, "momentum": 0.0}
+    assert settings["fit"]["finetune"]["optimizer"] == {"name": "SGD", "lr": 0.05, "momentum": 0.0}
     assert settings["solver"]["pretrain"]["damping"] == 0.01
     assert settings["choices"][2] == {"name": "RandomRemovals", "count": 3, "by": 1.0, "seed": 5}
 
@@ -225,7 +225,7 @@ def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_pa
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--retrain", "lr=0.06")
     assert ended.code == 1
     assert "holds another set of retrainings" in ended.err
-    assert "rate: 0.05 -> 0.06" in ended.err
+    assert "lr: 0.05 -> 0.06" in ended.err
 
 
 def test_a_folder_in_use_is_refused_before_the_target_is_loaded(validate: Command, tmp_path: Path):
@@ -363,7 +363,7 @@ def test_typed_words_stand_above_the_targets(validate: Command, tmp_path: Path):
     record = said(tmp_path / "run")
     assert list(record["estimators"]) == ["multi-stage influence", *CONTROLS]
     assert record["settings"]["solver"]["pretrain"]["damping"] == 0.2
-    assert record["settings"]["fit"]["pretrain"]["rule"]["name"] == "SGD"
+    assert record["settings"]["fit"]["pretrain"]["optimizer"]["name"] == "SGD"
 
 
 @pytest.mark.parametrize(
