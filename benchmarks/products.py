@@ -7,9 +7,9 @@ The work, counted in multiply-adds m of a layer (a convolution or a matrix produ
                                         its input: 2 m
     linearised product          6 m     each of the three products above has a tangent of two terms, W x' + W' x; the
                                         first layer has no x': 2 m. The primal values are kept, not computed again.
-    graph kept                  6 m     the same terms, as the backward pass of a backward pass
-    forward anew                9 m     a linearised product and a gradient
-    reverse anew                9 m     a kept graph's product and a gradient; the library's also pays for the graph
+    retained graph              6 m     the same terms, as the backward pass of a backward pass
+    recomputed forward          9 m     a linearised product and a gradient
+    recomputed reverse          9 m     a retained graph's product and a gradient; the library's also pays for the graph
     Gauss-Newton, linearised    4 m     forward tangent 2 m, transposed 2 m
 
 So by multiply-adds a Hessian product is at best 2 gradients on a deep network, less where the first layer weighs much;
@@ -47,7 +47,7 @@ from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
-WAYS: tuple[Way, ...] = ("linearised", "graph kept", "forward anew", "reverse anew")
+WAYS: tuple[Way, ...] = ("linearised", "retained graph", "recomputed forward", "recomputed reverse")
 TARGET = 1.6
 VECTORS = (1, 4, 16)
 
@@ -99,7 +99,7 @@ class Bench:
                 plan = Plan(matrix, way, len(self.indices), estimate.bytes_per_example, 0, None)
                 operator = MeanCurvature(self.risk, self.indices, plan)
                 works[name] = lambda operator=operator: operator @ vector
-                rows[name] = self.set_up(plan, vector, estimate.kept_bytes)
+                rows[name] = self.set_up(plan, vector, estimate.cached_bytes)
         small = self.size == "small"
         times = in_turn(works, self.report.asked.repetitions(9 if small else 3), warmups=1, calls=5 if small else 2)
         base = counted(self.gradient)
@@ -126,7 +126,7 @@ class Bench:
 
     def break_even(self, rows: dict[str, Row]) -> None:
         """From how many products on the linearised way has repaid its set-up."""
-        fast, slow = rows["Hessian, linearised"], rows["Hessian, graph kept"]
+        fast, slow = rows["Hessian, linearised"], rows["Hessian, retained graph"]
         gain = slow["ms"] - fast["ms"]
         extra = 1e3 * (fast["set-up s"] - slow["set-up s"])
         products = extra / gain if gain > 0 else None
@@ -141,10 +141,10 @@ class Bench:
             warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
             _, tangent = linearize(gradient, self.risk.trained_values)
 
-        def anew(v: Params) -> Params:
+        def recomputed(v: Params) -> Params:
             return jvp(gradient, (self.risk.trained_values,), (v,))[1]
 
-        maps: dict[str, Callable[[Params], Params]] = {"linearised": tangent, "forward anew": anew}
+        maps: dict[str, Callable[[Params], Params]] = {"linearised": tangent, "recomputed forward": recomputed}
         table: list[Row] = []
         for name, product in maps.items():
             for k in VECTORS:
@@ -187,7 +187,7 @@ class Bench:
 
     def set_up(self, plan: Plan, vector: Tensor, estimate: int) -> Row:
         """Seconds until a way is ready, and the bytes it keeps; the first call in a process is left out."""
-        if not plan.keeps:
+        if not plan.caches:
             return {"set-up s": None}
         column = vector.unsqueeze(1)
         plan.chunk(self.risk, self.batch)

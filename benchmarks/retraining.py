@@ -21,7 +21,10 @@ from experiments.networks import ConvNet, Dense
 from stagetrace import Chain, Stage
 from stagetrace.objectives import Classification
 from stagetrace.stages.bound import BoundStage
-from stagetrace.validation import Adam, Preconditioner, Steps, leave_out, minimise, polish
+from stagetrace.validation import Adam, Steps, polish
+from stagetrace.validation.newton import minimise
+from stagetrace.validation.preconditioner import Preconditioner
+from stagetrace.validation.resolving import leave_out
 
 COPIES = (1, 2, 4, 8, 25)
 

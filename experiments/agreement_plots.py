@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.records import over_seeds
 from experiments.score_plots import saved
-from stagetrace.validation import Measured
+from stagetrace.validation.validate import Measured
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999", "#F0E442")
 """Okabe and Ito's, which the colour-blind tell apart."""

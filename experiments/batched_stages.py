@@ -55,62 +55,59 @@ def train_together(
         minimise(models, plan, batches, len(batches), loss, advance)
 
 
-def batched_stages(
-    store: Checkpoints,
-    name: str,
-    draws: Sequence[int],
-    kept: Tensor,
-    tasks: tuple[Task, Task],
-    plans: tuple[Training, Training],
-    progress: Progress,
-) -> list[Pair]:
-    """Train (or find in the store) a network for each draw of initial weights, from scratch; the embedding is kept.
+@final
+@dataclass(frozen=True)
+class BatchedStages:
+    """Trains both stages of networks from scratch, several at once, or finds them in the store; the embedding is kept.
 
-    kept: `[networks, n]`, 1 where a network sees the pretraining example, 0 where it does not.
     tasks, plans: of both stages. A plan's seed gives the order of the batches, common to all networks.
     """
-    done = list[Pair]()
-    for start in range(0, len(draws), AT_ONCE):
-        few = slice(start, start + AT_ONCE)
-        done += _some(store, f"{name}-{start // AT_ONCE}", draws[few], kept[few], tasks, plans, progress)
-    return done
 
+    store: Checkpoints
+    tasks: tuple[Task, Task]
+    plans: tuple[Training, Training]
+    progress: Progress
 
-def _some(
-    store: Checkpoints,
-    name: str,
-    draws: Sequence[int],
-    kept: Tensor,
-    tasks: tuple[Task, Task],
-    plans: tuple[Training, Training],
-    progress: Progress,
-) -> list[Pair]:
-    first, second = tasks
-    pairs = [untrained(draw, first, len(first.classes), len(second.classes)) for draw in draws]
-    bases, models = ([pair[place] for pair in pairs] for place in (0, 1))
-    several = ConvNets(bases)
-    pixels, labels = first.train.pixels, first.train.labels
+    def train(self, name: str, draws: Sequence[int], kept: Tensor) -> list[Pair]:
+        """A network for each draw of initial weights.
 
-    def pretrain() -> Record:
-        train_together(several, plans[0], pixels, labels, kept.to(pixels), progress)
-        return {}
+        kept: `[networks, n]`, 1 where a network sees the pretraining example, 0 where it does not.
+        """
+        done = list[Pair]()
+        for start in range(0, len(draws), AT_ONCE):
+            few = slice(start, start + AT_ONCE)
+            done += self._together(f"{name}-{start // AT_ONCE}", draws[few], kept[few])
+        return done
 
-    own = {**given(first, plans[0]), "draws": list(draws), "kept": [digest(row.bool()) for row in kept]}
-    seconds = store.trained(f"{name}-pretrain", several, own, pretrain)["seconds"]
-    several.put_into(bases)
-    for base, model in zip(bases, models, strict=True):
-        model.embedding.load_state_dict(base.embedding.state_dict())
-    heads = ConvNets(models)
+    def _together(self, name: str, draws: Sequence[int], kept: Tensor) -> list[Pair]:
+        first, second = self.tasks
+        pairs = [untrained(draw, first, len(first.classes), len(second.classes)) for draw in draws]
+        bases, models = ([pair[place] for pair in pairs] for place in (0, 1))
+        several = ConvNets(bases)
+        pixels, labels = first.train.pixels, first.train.labels
 
-    def finetune() -> Record:
-        """The heads, on what the embeddings make of the images, computed once."""
-        with torch.no_grad():
-            inputs = torch.cat([heads.embed(few) for few in second.train.pixels.split(1024)], dim=1)
-        seen = torch.ones(inputs.shape[:2], device=inputs.device)
-        train_together(heads.heads, plans[1], inputs, second.train.labels, seen, progress)
-        return {}
+        def pretrain() -> Record:
+            train_together(several, self.plans[0], pixels, labels, kept.to(pixels), self.progress)
+            return {}
 
-    own = {**given(second, plans[1]), "pretrained": [digest(*base.state_dict().values()) for base in bases]}
-    seconds += store.trained(f"{name}-finetune", heads.heads, own, finetune)["seconds"]
-    heads.put_into(models)
-    return [Pair(base.eval(), model.eval(), seconds / len(draws)) for base, model in zip(bases, models, strict=True)]
+        own = {**given(first, self.plans[0]), "draws": list(draws), "kept": [digest(row.bool()) for row in kept]}
+        seconds = self.store.trained(f"{name}-pretrain", several, own, pretrain)["seconds"]
+        several.put_into(bases)
+        for base, model in zip(bases, models, strict=True):
+            model.embedding.load_state_dict(base.embedding.state_dict())
+        heads = ConvNets(models)
+
+        def finetune() -> Record:
+            """The heads, on what the embeddings make of the images, computed once."""
+            with torch.no_grad():
+                inputs = torch.cat([heads.embed(few) for few in second.train.pixels.split(1024)], dim=1)
+            seen = torch.ones(inputs.shape[:2], device=inputs.device)
+            train_together(heads.heads, self.plans[1], inputs, second.train.labels, seen, self.progress)
+            return {}
+
+        own = {**given(second, self.plans[1]), "pretrained": [digest(*base.state_dict().values()) for base in bases]}
+        seconds += self.store.trained(f"{name}-finetune", heads.heads, own, finetune)["seconds"]
+        heads.put_into(models)
+        return [
+            Pair(base.eval(), model.eval(), seconds / len(draws)) for base, model in zip(bases, models, strict=True)
+        ]

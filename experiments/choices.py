@@ -26,7 +26,17 @@ from stagetrace import Chain, GaussNewton, Hessian, Lanczos
 from stagetrace.curvature import Auto
 from stagetrace.errors import DescriptionError
 from stagetrace.progress import Progress
-from stagetrace.validation import Adam, Drawn, Estimator, Groups, Influence, Largest, Resolve, Steps, Validation
+from stagetrace.validation import (
+    Adam,
+    Estimator,
+    GroupRemovals,
+    Influence,
+    RandomRemovals,
+    Resolve,
+    Steps,
+    TopRemovals,
+    Validation,
+)
 from stagetrace.validation.rebinding import with_values
 
 NAME = "choices"
@@ -144,7 +154,7 @@ def _as_adam_left_them(settings: Settings, progress: Progress) -> Iterator[Varia
             chain=chain,
             query=solved_chain.query,
             fit=ON,
-            choices=[Largest(count), Drawn(count, seed=seed), Groups(0.1, seed=seed)],
+            choices=[TopRemovals(count), RandomRemovals(count, seed=seed), GroupRemovals(0.1, seed=seed)],
             estimators=sweep,
             runs=range(3),
             together=25,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import records, score_plots
-from experiments.batched_stages import Pair, batched_stages
+from experiments.batched_stages import BatchedStages, Pair
 from experiments.checkpoints import Checkpoints
 from experiments.image_stages import counts, image_chain
 from experiments.records import Record, format_interval, over_seeds
@@ -104,11 +104,13 @@ def _one_seed(
     order, half = random_order(len(second.test), seed), len(second.test) // 2
     halves = {"query": order[:half].sort().values, "measured": order[half:].sort().values}
 
+    several = BatchedStages(store, tasks, plans, progress)
+
     def train(name: str, draws: Sequence[int], left_out: Sequence[Tensor]) -> list[Pair]:
         seen = torch.ones(len(draws), len(first.train))
         for row, indices in zip(seen, left_out, strict=True):
             row[indices] = 0
-        return batched_stages(store, name, draws, seen, tasks, plans, progress)
+        return several.train(name, draws, seen)
 
     draws, nothing = [seed * 1000 + place for place in range(MODELS)], drawn[:0]
     models = {"none": train("scored", draws, [nothing] * MODELS)}

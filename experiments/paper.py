@@ -34,7 +34,7 @@ from stagetrace import Frozen, GaussNewton, Hessian, Identity, Lanczos, Proximal
 from stagetrace.curvature import Auto
 from stagetrace.progress import Progress
 from stagetrace.stages.links import Link
-from stagetrace.validation import Adam, Drawn, Estimator, Influence, Largest, SingleStage, Steps
+from stagetrace.validation import Adam, Estimator, Influence, RandomRemovals, SingleStage, Steps, TopRemovals
 
 HESSIAN_EXAMPLES = 1000
 """Of the pretraining Hessian, as in the paper."""
@@ -190,7 +190,7 @@ def variant(plan: Plan, prepared: Prepared, settings: Settings, compared: list[E
         chain=prepared.chain,
         query=prepared.query,
         fit={s: Steps(Adam(plan.rate, state=prepared.states[s]), plan.again[s], batches[s]) for s in STAGES},
-        choices=[Largest(plan.count), Drawn(plan.count, seed=settings.seed)],
+        choices=[TopRemovals(plan.count), RandomRemovals(plan.count, seed=settings.seed)],
         estimators=compared,
         runs=range(plan.orders),
         together=plan.together,

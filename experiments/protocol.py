@@ -21,7 +21,7 @@ from experiments.settings import Settings
 from stagetrace import Chain, Query
 from stagetrace.errors import SolveError
 from stagetrace.progress import Progress
-from stagetrace.validation import Choice, Estimator, Validation, validate
+from stagetrace.validation import Estimator, RemovalPlan, Validation, validate
 
 P = TypeVar("P")
 
@@ -56,7 +56,7 @@ class Variant:
     chain: Chain
     query: Query
     fit: Any
-    choices: Sequence[Choice]
+    choices: Sequence[RemovalPlan]
     estimators: Sequence[Estimator]
     out: Path
     runs: Sequence[int] = (0,)

@@ -21,7 +21,8 @@ from stagetrace.results.jsonable import json_text
 from stagetrace.results.manifest import versions
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.tracing.backward import solution_warnings
-from stagetrace.validation import LinearDatamodelling, Validation, mean_over_seeds
+from stagetrace.validation import LinearDatamodelling, Validation
+from stagetrace.validation.reliability import mean_over_seeds
 
 Record = dict[str, Any]
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)

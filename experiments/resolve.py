@@ -23,15 +23,15 @@ from stagetrace import GaussNewton, Hessian, Identity, Lanczos
 from stagetrace.progress import Progress
 from stagetrace.validation import (
     Adam,
-    Choice,
-    Drawn,
     Estimator,
-    Groups,
+    GroupRemovals,
     Influence,
-    Largest,
+    RandomRemovals,
+    RemovalPlan,
     Resolve,
     SingleStage,
     Steps,
+    TopRemovals,
 )
 
 DATASETS: dict[str, tuple[int, ...]] = {"mnist": (0, 1, 2, 3), "cifar10": (2, 6)}
@@ -62,13 +62,13 @@ def prepare(settings: Settings, progress: Progress) -> Prepared:
     return found
 
 
-def singles(seed: int) -> list[Choice]:
+def singles(seed: int) -> list[RemovalPlan]:
     """A tenth of an example out, and whole ones."""
-    return [Largest(COUNT, by=0.1), Largest(COUNT), Drawn(COUNT, seed=seed)]
+    return [TopRemovals(COUNT, by=0.1), TopRemovals(COUNT), RandomRemovals(COUNT, seed=seed)]
 
 
-def groups(seed: int) -> list[Choice]:
-    return [Groups(share, COUNT, seed=seed) for share in SHARES]
+def groups(seed: int) -> list[RemovalPlan]:
+    return [GroupRemovals(share, COUNT, seed=seed) for share in SHARES]
 
 
 def variants(prepared: Prepared, settings: Settings) -> Iterator[Variant]:
@@ -77,7 +77,7 @@ def variants(prepared: Prepared, settings: Settings) -> Iterator[Variant]:
     one, every = singles(seed), [*singles(seed), *groups(seed)]
     for (dataset, link), chain in prepared.items():
 
-        def variant(name: str, damping: float, fit: Any, choices: Sequence[Choice], **options: Any) -> Variant:
+        def variant(name: str, damping: float, fit: Any, choices: Sequence[RemovalPlan], **options: Any) -> Variant:
             out = folder(settings, dataset) / f"{link}-{name}".replace(" ", "-")  # noqa: B023
             where, estimators = (dataset, link, name), _estimators(damping, seed)  # noqa: B023
             return Variant(where, chain.chain, chain.query, fit, choices, estimators, out, **options)  # noqa: B023

@@ -23,7 +23,7 @@ from stagetrace import Chain, Frozen, Proximal, Query, Stage
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.stages.links import Link
-from stagetrace.validation import minimise
+from stagetrace.validation.newton import minimise
 from stagetrace.validation.rebinding import with_values
 
 INPUTS = 108

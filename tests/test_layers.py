@@ -13,7 +13,7 @@ PACKAGE = "stagetrace"
 # Each module may import from its own layer and from those before it. The package itself, `from stagetrace import ...`,
 # is the public contract: only `demo` and `cli`, which use the library as a user does, stand after it.
 LAYERS = [
-    {"errors", "parallel", "plaintext", "progress", "terminal", "version"},
+    {"errors", "parallel", "plaintext", "progress", "renamed", "terminal", "version"},
     {"objectives"},
     {"stages"},
     {"curvature"},

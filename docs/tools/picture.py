@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 
 FOLDER = Path(__file__).parents[1] / "figures"
 LEFT, MIDDLE, RIGHT = 1.75, 5.6, 8.75
-TRAINING, WALK, SCORES = 7.5, 4.2, 1.45
+TRAINING, BACKWARD, SCORES = 7.5, 4.2, 1.45
 
 
 @final
@@ -57,7 +57,7 @@ def on_both_pages(
 
 def _draw(axes: Axes, colours: Colours) -> None:
     _training(axes, colours)
-    _walk(axes, colours)
+    _backward(axes, colours)
 
 
 def _training(axes: Axes, colours: Colours) -> None:
@@ -74,22 +74,22 @@ def _training(axes: Axes, colours: Colours) -> None:
     axes.text((LEFT + MIDDLE) / 2, TRAINING + 0.15, "link", color=edge, ha="center", size=10)
 
 
-def _walk(axes: Axes, colours: Colours) -> None:
-    """The middle row: the walk back, from right to left, and below it the scores on the way."""
+def _backward(axes: Axes, colours: Colours) -> None:
+    """The middle row: the backward pass, from right to left, and below it the scores on the way."""
     edge, ranked = colours.back[0], colours.scores[0]
-    axes.text(0.15, 6.05, "the walk back: one solve a stage", color=edge, style="italic")
-    _box(axes, LEFT, WALK, 3.2, colours.back, "solve", "$H_1\\, \\lambda_1 = g_1$\n$H_1$: curvature of stage 1")
-    _box(axes, MIDDLE, WALK, 3.2, colours.back, "solve", "$H_2\\, \\lambda_2 = g_2$\n$H_2$: curvature of stage 2")
-    _box(axes, RIGHT, WALK, 2.0, colours.back, "gradient", "$g_2 = \\partial q / \\partial \\Theta$")
-    _arrow(axes, (RIGHT, TRAINING - 0.8), (RIGHT, WALK + 0.8), edge)
-    _arrow(axes, (RIGHT - 1.0, WALK), (MIDDLE + 1.6, WALK), edge)
-    _arrow(axes, (MIDDLE - 1.6, WALK), (LEFT + 1.6, WALK), edge)
+    axes.text(0.15, 6.05, "the backward pass: one solve per stage", color=edge, style="italic")
+    _box(axes, LEFT, BACKWARD, 3.2, colours.back, "solve", "$H_1\\, \\lambda_1 = g_1$\n$H_1$: curvature of stage 1")
+    _box(axes, MIDDLE, BACKWARD, 3.2, colours.back, "solve", "$H_2\\, \\lambda_2 = g_2$\n$H_2$: curvature of stage 2")
+    _box(axes, RIGHT, BACKWARD, 2.0, colours.back, "gradient", "$g_2 = \\partial q / \\partial \\Theta$")
+    _arrow(axes, (RIGHT, TRAINING - 0.8), (RIGHT, BACKWARD + 0.8), edge)
+    _arrow(axes, (RIGHT - 1.0, BACKWARD), (MIDDLE + 1.6, BACKWARD), edge)
+    _arrow(axes, (MIDDLE - 1.6, BACKWARD), (LEFT + 1.6, BACKWARD), edge)
     coupling = "(\\partial^2 F_2 / \\partial W \\partial \\Theta)\\, \\lambda_2"
     pulled = f"pull back: $g_1 = \\partial q / \\partial W - {coupling}$"
-    axes.text((LEFT + MIDDLE) / 2, WALK + 1.3, pulled, color=edge, ha="center", va="center", size=10.5)
-    axes.plot([(LEFT + MIDDLE) / 2] * 2, [WALK + 1.05, WALK + 0.12], color=edge, linewidth=0.8)
+    axes.text((LEFT + MIDDLE) / 2, BACKWARD + 1.3, pulled, color=edge, ha="center", va="center", size=10.5)
+    axes.plot([(LEFT + MIDDLE) / 2] * 2, [BACKWARD + 1.05, BACKWARD + 0.12], color=edge, linewidth=0.8)
     for centre, which, number in ((LEFT, "old", 1), (MIDDLE, "new", 2)):
-        _arrow(axes, (centre, WALK - 0.8), (centre, SCORES + 0.8), ranked)
+        _arrow(axes, (centre, BACKWARD - 0.8), (centre, SCORES + 0.8), ranked)
         words = f"score$_i = -\\nabla \\ell_i \\cdot \\lambda_{number}$\n+ harmful, − helpful"
         _box(axes, centre, SCORES, 3.2, colours.scores, f"scores of {which} examples", words)
     axes.text(RIGHT, SCORES, "unit:\nquery loss", color=ranked, ha="center", va="center")

@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[float, float, str, str]] = {
     "curvature": (3.75, 5.35, "back", "products with H or G,\nthe coupling"),
     "solvers": (6.25, 5.35, "back", "System -> Solution,\nvectors only"),
     "recording": (8.75, 5.35, "back", "training as it ran,\nrun backwards"),
-    "tracing": (5.0, 3.1, "back", "query, walk back,\nscores"),
+    "tracing": (5.0, 3.1, "back", "query, backward\npass, scores"),
     "preflight": (1.25, 3.1, "back", "look first: cost,\nminimum, spectrum"),
     "validation": (8.75, 3.1, "scores", "train again, compare\nwith the prediction"),
     "results": (5.0, 0.95, "scores", "scores, and the folder\nof a run"),

@@ -66,7 +66,7 @@ class KeptGaussNewton:
 
     def operator(self, bound: BoundStage) -> LinearOperator:
         indices = self.indices(bound)
-        plan = Plan("GaussNewton", "graph kept", len(indices), bytes_per_example=0, kept_bytes=0, missing=None)
+        plan = Plan("GaussNewton", "retained graph", len(indices), bytes_per_example=0, cached_bytes=0, missing=None)
         return MeanCurvature(bound.risk, indices, plan) + DiagonalOperator(bound.penalty)
 
     def indices(self, bound: BoundStage) -> Sequence[int]:

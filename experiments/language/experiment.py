@@ -25,7 +25,7 @@ from experiments.training import Training
 from stagetrace import GaussNewton, Identity, Lanczos
 from stagetrace.curvature import Auto
 from stagetrace.progress import Progress
-from stagetrace.validation import Adam, Estimator, Groups, Influence, SingleStage, Steps
+from stagetrace.validation import Adam, Estimator, GroupRemovals, Influence, SingleStage, Steps
 
 NAME = "language"
 SIZES = ("small", "paper")
@@ -83,7 +83,10 @@ def _variant(prepared: Prepared, settings: Settings) -> Variant:
         "pretrain": Steps(rules["pretrain"], AGAIN["pretrain"], PLANS["pretrain"].batch),
         "finetune": OnFeatures(Steps(rules["finetune"], AGAIN["finetune"], len(prepared.data.tweets))),
     }
-    choices, out = [Groups(SHARE, COUNT, seed=settings.seed)], settings.root / "retrained" / f"seed-{settings.seed}"
+    choices, out = (
+        [GroupRemovals(SHARE, COUNT, seed=settings.seed)],
+        settings.root / "retrained" / f"seed-{settings.seed}",
+    )
     options: Any = {"runs": range(ORDERS), "together": 4}
     return Variant((), prepared.chain, prepared.query, fit, choices, estimators(settings.seed), out, **options)
 

@@ -25,10 +25,10 @@ class OnFeatures(Fit):
     """
 
     head: Fit
-    draws: bool = field(default=True, init=False, repr=False)
+    is_stochastic: bool = field(default=True, init=False, repr=False)
 
-    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
-        copies, trained = starting_values(bound, len(weights), before), list[dict[str, Tensor]]()
+    def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
+        copies, trained = starting_values(bound, len(weights), previous), list[dict[str, Tensor]]()
         for place in range(len(weights)):
             stage = with_values(bound.stage, one_copy(copies, place))
             features, labels = features_of(stage, stage.data)

@@ -40,7 +40,7 @@ from experiments.transformer_chains.stages import (
 )
 from experiments.transformer_chains.traces import DEFAULT, POSITIVE, kept_as, settings_by_name, traced
 from stagetrace import Chain, Identity
-from stagetrace.validation import Adam, Estimator, Groups, Influence, SingleStage, Steps, Validation
+from stagetrace.validation import Adam, Estimator, GroupRemovals, Influence, SingleStage, Steps, Validation
 
 
 @final
@@ -111,7 +111,7 @@ def _variants(plan: Plan, prepared: Mapping[str, Prepared], settings: Settings) 
             chain=chain,
             query=prepared[name].query,
             fit=fits(plan, name, prepared[name]),
-            choices=[Groups(plan.share, plan.groups, seed=settings.seed)],
+            choices=[GroupRemovals(plan.share, plan.groups, seed=settings.seed)],
             estimators=estimators(plan, chain, settings.seed, settings.out / "run" / name),
             runs=range(plan.orders),
             processes=1,

@@ -26,15 +26,15 @@ from stagetrace import GaussNewton, Hessian, Identity, Lanczos
 from stagetrace.progress import Progress
 from stagetrace.validation import (
     Adam,
-    Choice,
-    Drawn,
     Estimator,
-    Groups,
+    GroupRemovals,
     Influence,
-    Largest,
+    RandomRemovals,
+    RemovalPlan,
     Resolve,
     SingleStage,
     Steps,
+    TopRemovals,
 )
 
 SMALL = Size(1500, 8, 1500, 2000, Drawing(pairs=16, negatives=3), (2e-4, 1e-3), steps=500, rate=0.03)
@@ -48,16 +48,16 @@ ORDERS = 3
 def variants(prepared: Prepared, settings: Settings) -> Iterator[Variant]:
     """How stages are trained again, and what is taken out."""
     seed, (strong, weak) = settings.seed, PULLS
-    singles = [Largest(COUNT, by=0.1), Largest(COUNT), Drawn(COUNT, seed=seed)]
-    groups = [Groups(0.1, COUNT, seed=seed), Groups(0.5, COUNT, seed=seed)]
-    few = [Largest(FEW), Groups(0.1, FEW, seed=seed)]
+    singles = [TopRemovals(COUNT, by=0.1), TopRemovals(COUNT), RandomRemovals(COUNT, seed=seed)]
+    groups = [GroupRemovals(0.1, COUNT, seed=seed), GroupRemovals(0.5, COUNT, seed=seed)]
+    few = [TopRemovals(FEW), GroupRemovals(0.1, FEW, seed=seed)]
     yield variant(f"pull {strong:g}", prepared, settings, strong, _exactly(strong), [*singles, *groups])
     yield variant(f"pull {weak:g}", prepared, settings, weak, _exactly(weak), singles)
     yield variant("adam", prepared, settings, strong, AGAIN, few)
 
 
 def variant(
-    name: str, prepared: Prepared, settings: Settings, pull: float, fit: Any, choices: Sequence[Choice]
+    name: str, prepared: Prepared, settings: Settings, pull: float, fit: Any, choices: Sequence[RemovalPlan]
 ) -> Variant:
     out, compared = _folder(settings) / name.replace(" ", "-"), estimators(pull, settings.seed, prepared)
     processes = 1 if torch.get_num_threads() == 1 else None

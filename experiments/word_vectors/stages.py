@@ -21,9 +21,10 @@ from experiments.texts import Corpora, read_texts
 from experiments.training import Training, count_of, minimise, quality
 from experiments.word_vectors.data import Drawing, Vocabulary, lines_of, tweets_of
 from experiments.word_vectors.model import BagOfVectors, NegativeSampling, SkipGram
-from stagetrace import Chain, Frozen, Query, Stage, validation
+from stagetrace import Chain, Frozen, Query, Stage
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
+from stagetrace.validation.newton import minimise as minimise_stage
 
 SHORTEST, LONGEST = 5, 200
 """Words of a line that is used: neither empty lines and headings nor what is longer than the rest by far."""
@@ -130,7 +131,7 @@ def _by_adam(stage: Stage, size: Size, seed: int, progress: Progress) -> None:
 def _to_minimum(chain: Chain, progress: Progress) -> Record:
     """Bring the chain's last stage to its minimum, in place."""
     options: Any = {"tolerance": 1e-9, "max_steps": 500, "cg_steps": 500, "strict": False}
-    minimum = validation.minimise(chain.last, **options, progress=progress)
+    minimum = minimise_stage(chain.last, **options, progress=progress)
     chain.last.stage.model.load_state_dict(minimum.checked(), strict=False)
     facts = {"gradient_norm": minimum.gradient_norm, "newton_steps": minimum.steps}
     return {**facts, "products": minimum.products}

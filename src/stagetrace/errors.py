@@ -6,7 +6,8 @@
     │   └── BatchError                  what an objective says of a batch, before stage and example are known
     ├── DifferentiationError            an operation of the model has no derivative of the kind needed
     ├── SolveError                      a solve that has no usable answer (diverged, too large, not finite)
-    └── ResultsError                    a results folder that is foreign, unfinished or of another run
+    ├── ResultsError                    a results folder that is foreign, unfinished or of another run
+    └── RemovedNameError (ImportError)  a public name that is gone, with what to write instead
 
     StagetraceWarning (UserWarning)
     ├── ConvergenceWarning              a solve stopped before it reached its tolerance
@@ -17,6 +18,20 @@ Each message says where, what was wrong, what we got and what to type instead.
 
 from collections.abc import Iterable
 from typing import NoReturn
+
+__all__ = [
+    "BatchError",
+    "ConvergenceWarning",
+    "CurvatureWarning",
+    "DataError",
+    "DescriptionError",
+    "DifferentiationError",
+    "RemovedNameError",
+    "ResultsError",
+    "SolveError",
+    "StagetraceError",
+    "StagetraceWarning",
+]
 
 
 class StagetraceError(Exception):
@@ -56,6 +71,10 @@ class ResultsError(StagetraceError):
     """A results folder cannot be read or written."""
 
 
+class RemovedNameError(StagetraceError, ImportError):
+    """A name that the library no longer has."""
+
+
 class StagetraceWarning(UserWarning):
     """The root of the warnings: the numbers stand, but read them with this in mind."""
 
@@ -69,7 +88,7 @@ class CurvatureWarning(StagetraceWarning):
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise a `DescriptionError`: the one-line form for checks on construction."""
+    """Raise a `DescriptionError`, in one line. It never returns: code after a call is not reached."""
     raise DescriptionError(message)
 
 

@@ -145,7 +145,7 @@ def test_a_cut_is_seen_where_the_model_refuses_float64():
         findings(Single(), data=data)
 
 
-# Parameters that rightly have no slope
+# Parameters whose gradient is rightly zero
 
 
 class Adapter(nn.Module):
@@ -208,7 +208,7 @@ def test_parameters_without_a_slope_are_told_and_not_refused(model: Any, flat: s
     torch.manual_seed(0)
     found = findings(model().to(dtype), data=TensorDataset(X.to(dtype), Y.to(dtype)))["derivative"]
     assert found.level is Level.OK
-    assert flat is None or f"have no slope there ('{flat}'" in found.text
+    assert flat is None or f"have zero gradient there ('{flat}'" in found.text
 
 
 def test_examples_that_are_fitted_without_any_loss_do_not_hide_the_others():
@@ -278,7 +278,7 @@ class Holding:
 @pytest.mark.parametrize("loss", [closing_over, closing_over_the_body, Holding])
 def test_a_loss_that_calls_the_users_own_model_is_refused(loss: Any):
     model = Probe()
-    with pytest.raises(DescriptionError, match=r"the loss reads 'body\.0\.weight'.* of the model itself"):
+    with pytest.raises(DescriptionError, match=r"the loss reads 'body\.0\.weight'.* of the original model"):
         findings(model, loss(model))
 
 
@@ -288,7 +288,7 @@ def test_a_frozen_body_from_outside_is_refused():
     after = chain.last.stage
     loss = closing_over_the_body(after.model)
     outside = Stage("after", model=after.model, objective=loss, data=DATA, link=after.link)
-    with pytest.raises(DescriptionError, match="of the model itself"):
+    with pytest.raises(DescriptionError, match="of the original model"):
         traced(Chain(chain.stages[0], outside))
 
 
@@ -305,7 +305,9 @@ def test_a_frozen_copy_in_place_of_the_kept_body_gives_no_scores():
     outside = Stage(
         "after", model=chain.last.stage.model, objective=loss, data=DATA, link=Frozen("body"), weight_decay=9.0
     )
-    said = pytest.warns(StagetraceWarning, match="stage 'after': the loss has no slope in any of the kept parameters")
+    said = pytest.warns(
+        StagetraceWarning, match="stage 'after': the gradient of the loss is zero in all inherited parameters"
+    )
     with said, pytest.raises(DataError, match="stage 'before': every score is zero"):
         traced(Chain(chain.stages[0], outside))
 
@@ -344,7 +346,7 @@ def test_a_teacher_that_is_an_earlier_stages_model_is_said(constant: bool):
 def test_a_hook_that_calls_the_users_own_model_is_refused():
     model = Probe()
     model.body.register_forward_hook(lambda module, given, output: output + model.body.get_submodule("0")(given[0]))
-    with pytest.raises(DescriptionError, match="of the model itself"):
+    with pytest.raises(DescriptionError, match="of the original model"):
         findings(model)
 
 
@@ -352,7 +354,7 @@ def test_a_parameter_that_is_kept_in_a_list_is_refused():
     model: Any = Probe()
     model.__dict__["kept_aside"] = [model.head.weight]
     model.forward = lambda x: nn.functional.linear(model.body(x), model.kept_aside[0])
-    with pytest.raises(DescriptionError, match=r"of the model itself"):
+    with pytest.raises(DescriptionError, match=r"of the original model"):
         findings(model)
 
 
@@ -492,7 +494,7 @@ def test_a_single_flat_query_is_named():
     targets = Y.clone()
     with torch.no_grad():
         targets[4] = chain.last.stage.model(X[4:5])[0]
-    with pytest.warns(StagetraceWarning, match="the loss of example 4 has no slope"):
+    with pytest.warns(StagetraceWarning, match="the gradient of the loss of example 4 is zero"):
         scores = traced(chain, TensorDataset(X, targets), reduction="none")["before"].values
     assert not scores[4].any()
     assert scores[3].any()

@@ -23,17 +23,17 @@ from stagetrace.validation import (
     SGD,
     Adam,
     AdamW,
-    Drawn,
     EmbeddingSimilarity,
     GradientDot,
-    Groups,
+    GroupRemovals,
     Influence,
-    Largest,
     LinearDatamodelling,
     Random,
+    RandomRemovals,
     Resolve,
     SingleStage,
     Steps,
+    TopRemovals,
 )
 from stagetrace.validation import validate as library
 from tests import jobs
@@ -113,8 +113,8 @@ def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
         query,
         fit=Steps(SGD(0.05), 4, 8),
         choices=[
-            *(Largest(4), Largest(4, 0.5), Drawn(3, seed=5), Drawn(3, 0.5, 5)),
-            *(Groups(0.2, 3, 5), Groups(0.2, 3, 5, 0.5)),
+            *(TopRemovals(4), TopRemovals(4, 0.5), RandomRemovals(3, seed=5), RandomRemovals(3, 0.5, 5)),
+            *(GroupRemovals(0.2, 3, 5), GroupRemovals(0.2, 3, 5, 0.5)),
         ],
         estimators=[
             Influence(solver=solver),
@@ -147,9 +147,9 @@ def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
     assert record["retrainings"] == truth.retrainings == len(trained(tmp_path))
     settings = record["settings"]
     assert (settings["target"], settings["seeds"]) == (TARGET, [0, 1])
-    assert settings["fit"]["finetune"]["rule"] == {"name": "SGD", "rate": 0.05, "momentum": 0.0}
+    assert settings["fit"]["finetune"]["optimizer"] == {"name": "SGD", "lr": 0.05, "momentum": 0.0}
     assert settings["solver"]["pretrain"]["damping"] == 0.01
-    assert settings["choices"][2] == {"name": "Drawn", "count": 3, "by": 1.0, "seed": 5}
+    assert settings["choices"][2] == {"name": "RandomRemovals", "count": 3, "by": 1.0, "seed": 5}
 
 
 def test_what_is_printed(validate: Command, tmp_path: Path):
@@ -165,10 +165,10 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
         assert control.split()[0] in ended.out
     words = " ".join(ended.out.split())
     assert "unit: query loss" in words
-    assert "negative = taking them out helps" in words
+    assert "negative = removing them helps" in words
     assert re.search(r"truth: reliability .* noise floor", words)
     assert re.search(rf"{record['retrainings']} retrainings from stage 'pretrain' on, [\d.e+]+ a minute", words)
-    assert "stage 'finetune' was retrained by SGD: 4 steps, rate 0.05, batches of 8, warm start" in words
+    assert "stage 'finetune' was retrained by SGD: 4 steps, learning rate 0.05, batches of 8, warm start" in words
     assert re.search(rf"training again  {record['retrainings']}/{record['retrainings']} retrainings", ended.err)
     files = [tmp_path / "run" / name for name in ("validate.json", "agreement.png", "estimators.png")]
     assert ended.out.endswith(f"saved to {', '.join(map(str, files))}\n")
@@ -225,7 +225,7 @@ def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_pa
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--retrain", "lr=0.06")
     assert ended.code == 1
     assert "holds another set of retrainings" in ended.err
-    assert "rate: 0.05 -> 0.06" in ended.err
+    assert "lr: 0.05 -> 0.06" in ended.err
 
 
 def test_a_folder_in_use_is_refused_before_the_target_is_loaded(validate: Command, tmp_path: Path):
@@ -250,7 +250,7 @@ def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Com
     assert {choice["reliability"] for choice in record["choices"]} == {None}
     ended = validate(f"{jobs.FILE}:single_precision", "--out", tmp_path / "single", *words)
     assert ended.code == 0, ended.err
-    said_of_it = "is retrained by Adam: 5 steps, rate 0.0001, batches of 37, warm start"
+    said_of_it = "is retrained by Adam: 5 steps, learning rate 0.0001, batches of 37, warm start"
     assert f"stage 'pretrain' {said_of_it}" in ended.words
     assert said(tmp_path / "single")["settings"]["seeds"] == [0, 1, 2]
 
@@ -263,7 +263,7 @@ def test_words_per_stage():
     found = settled("finetune=adam", "sgd:steps=7,batch_size=4", "pretrain=lr=0.5")
     assert found == {"pretrain": Steps(SGD(0.5), 7, 4), "finetune": Steps(Adam(1e-4), 7, 4)}
     assert list(settled(stage="finetune")) == ["finetune"]
-    assert settled("adamw:decay=0.1,steps=3,batch_size=4")["pretrain"] == Steps(AdamW(1e-4, decay=0.1), 3, 4)
+    assert settled("adamw:decay=0.1,steps=3,batch_size=4")["pretrain"] == Steps(AdamW(1e-4, weight_decay=0.1), 3, 4)
     assert settled("sgd:momentum=0.9,steps=3,batch_size=4")["pretrain"] == Steps(SGD(momentum=0.9), 3, 4)
 
 
@@ -300,7 +300,7 @@ BAD_FITS = [
     ("sgd:batch_size=0", "--retrain: batch_size needs a whole number of at least 1, got '0'"),
     ("adam:lr=-1", "--retrain: lr needs a number above 0, got '-1'"),
     ("adam:lr=nan", "--retrain: lr needs a number above 0, got 'nan'"),
-    ("adamw:decay=-1", "AdamW: decay must be a number of at least 0"),
+    ("adamw:decay=-1", "AdamW: weight_decay must be a number of at least 0"),
     ("sgd:momentum=1", "SGD: momentum must be from 0 to below 1"),
     ("sgd:start=lukewarm", "--retrain: start must be one of warm, cold, got 'lukewarm'"),
     ("sgd:schedule=linear", "--retrain: schedule must be one of constant, cosine, got 'linear'"),
@@ -363,7 +363,7 @@ def test_typed_words_stand_above_the_targets(validate: Command, tmp_path: Path):
     record = said(tmp_path / "run")
     assert list(record["estimators"]) == ["multi-stage influence", *CONTROLS]
     assert record["settings"]["solver"]["pretrain"]["damping"] == 0.2
-    assert record["settings"]["fit"]["pretrain"]["rule"]["name"] == "SGD"
+    assert record["settings"]["fit"]["pretrain"]["optimizer"]["name"] == "SGD"
 
 
 @pytest.mark.parametrize(

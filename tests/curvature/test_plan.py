@@ -42,7 +42,7 @@ def _tracing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 @by_matrix
 def test_a_small_problem_keeps_its_graph(matrix: Matrix):
     found = planned(MLP, matrix)
-    assert (found.way, found.keeps, found.missing) == ("graph kept", True, None)
+    assert (found.way, found.caches, found.missing) == ("retained graph", True, None)
     assert found.chunk_examples == N
 
 
@@ -50,7 +50,7 @@ def test_a_small_problem_keeps_its_graph(matrix: Matrix):
 @pytest.mark.usefixtures("_tracing_pays")
 def test_a_problem_worth_it_is_traced(matrix: Matrix):
     found = planned(MLP, matrix)
-    assert (found.way, found.keeps, found.missing) == ("linearised", True, None)
+    assert (found.way, found.caches, found.missing) == ("linearised", True, None)
 
 
 @by_matrix
@@ -61,7 +61,7 @@ def test_a_trace_that_would_be_wrong_is_not_used(matrix: Matrix, monkeypatch: py
 
     monkeypatch.setitem(planning.LINEARISED, matrix, refused)
     found = planned(MLP, matrix)
-    assert (found.way, found.missing, found.untraced) == ("graph kept", None, "the traced derivative is wrong")
+    assert (found.way, found.missing, found.untraced) == ("retained graph", None, "the traced derivative is wrong")
 
 
 @by_matrix
@@ -70,18 +70,18 @@ def test_a_trace_that_would_be_wrong_is_not_used(matrix: Matrix, monkeypatch: py
 def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
     best = planned(specimen, matrix)
     least = best.bytes_per_example * N
-    ways = {best.way} | ({"graph kept", "forward anew"} if specimen is MLP else {"reverse anew"})
+    ways = {best.way} | ({"retained graph", "recomputed forward"} if specimen is MLP else {"recomputed reverse"})
     seen = set()
-    for memory in (1, least // 3, least, 2 * least, best.kept_bytes - 1, best.kept_bytes, 10 * best.kept_bytes):
+    for memory in (1, least // 3, least, 2 * least, best.cached_bytes - 1, best.cached_bytes, 10 * best.cached_bytes):
         found = planned(specimen, matrix, memory)
-        assert found.keeps == found.way.endswith(("kept", "linearised")) == (found.kept_bytes > 0)
-        assert found.kept_bytes <= memory
-        assert (found.way == best.way) or memory < best.kept_bytes
+        assert found.caches == found.way.endswith(("graph", "linearised")) == (found.cached_bytes > 0)
+        assert found.cached_bytes <= memory
+        assert (found.way == best.way) or memory < best.cached_bytes
         assert 1 <= found.chunk_examples <= N
         assert found.chunk_examples * found.bytes_per_example <= max(memory, found.bytes_per_example)
         seen.add(found.way)
     assert seen == ways
-    assert not planned(specimen, matrix, 1).keeps
+    assert not planned(specimen, matrix, 1).caches
 
 
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])
@@ -90,9 +90,9 @@ def test_a_tiny_budget_gives_the_same_products(specimen: Specimen, choice: Any):
     bound = specimen.bound()
     tight, wide = (choice(memory=memory).operator(bound) for memory in (1, PLENTY))
     assert isinstance(tight.left, MeanCurvature)
-    assert not tight.left.plan.keeps
+    assert not tight.left.plan.caches
     assert tight.left.plan.chunk_examples == 1
-    assert wide.left.plan.keeps
+    assert wide.left.plan.caches
     v = torch.randn(bound.trained.size, 2, dtype=torch.float64)
     torch.testing.assert_close(tight @ v, wide @ v, rtol=1e-10, atol=1e-13)
 
@@ -107,24 +107,24 @@ def test_bytes_grow_with_the_example_and_not_with_their_number():
     risk = MLP.risk()
     few, many = (make_plan(risk, "Hessian", range(n), n, PLENTY) for n in (3, 7))
     assert abs(few.bytes_per_example - many.bytes_per_example) < 0.2 * many.bytes_per_example
-    assert few.kept_bytes < many.kept_bytes
+    assert few.cached_bytes < many.cached_bytes
 
 
 def test_one_example_is_enough_for_a_plan():
     found = make_plan(MLP.risk(), "Hessian", [3], 1, PLENTY)
-    assert (found.chunk_examples, found.keeps) == (1, True)
+    assert (found.chunk_examples, found.caches) == (1, True)
 
 
 def test_what_is_multiplied_once_is_not_kept():
-    anew: dict[str | None, str] = {None: "forward anew", "an operation": "reverse anew"}
-    for missing, way in anew.items():
-        plan = Plan("Hessian", "graph kept", 5, 100, 700, missing).anew()
-        assert (plan.way, plan.keeps, plan.kept_bytes, plan.chunk_examples) == (way, False, 0, 5)
+    ways: dict[str | None, str] = {None: "recomputed forward", "an operation": "recomputed reverse"}
+    for missing, way in ways.items():
+        plan = Plan("Hessian", "retained graph", 5, 100, 700, missing).without_caching()
+        assert (plan.way, plan.caches, plan.cached_bytes, plan.chunk_examples) == (way, False, 0, 5)
 
 
 def test_kept_ways_are_expected_to_be_cheaper():
     cost = {way: Plan("Hessian", way, 1, 1, 0, None).gradients_per_product for way in WAYS}
-    assert cost["linearised"] < cost["graph kept"] < min(cost["forward anew"], cost["reverse anew"])
+    assert cost["linearised"] < cost["retained graph"] < min(cost["recomputed forward"], cost["recomputed reverse"])
 
 
 # Operations without derivatives
@@ -135,7 +135,7 @@ def test_kept_ways_are_expected_to_be_cheaper():
 def test_without_forward_mode_the_graph_is_used_and_the_cause_named(specimen: Specimen, matrix: Matrix):
     if not specimens.differentiates_twice(specimen):
         pytest.skip("this PyTorch has no second derivative for it")
-    for memory, way in ((PLENTY, "graph kept"), (1, "reverse anew")):
+    for memory, way in ((PLENTY, "retained graph"), (1, "recomputed reverse")):
         found = planned(specimen, matrix, memory)
         assert found.way == way
         assert ("jvp" if specimen is BACKWARDS else "grid_sampler_2d") in str(found.missing)
@@ -184,4 +184,4 @@ def test_settings_that_make_no_sense_are_refused(choice: Any, settings: dict[str
 
 
 def test_both_matrices_are_covered():
-    assert set(MATRICES) == set(planning.GRAPH) == set(planning.LINEARISED) == set(planning.ANEW)
+    assert set(MATRICES) == set(planning.RETAINED) == set(planning.LINEARISED) == set(planning.RECOMPUTED)

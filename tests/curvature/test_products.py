@@ -31,7 +31,7 @@ from tests.curvature.specimens import (
 )
 
 MATRICES: tuple[Matrix, ...] = ("Hessian", "GaussNewton")
-WAYS: tuple[Way, ...] = ("linearised", "graph kept", "forward anew", "reverse anew")
+WAYS: tuple[Way, ...] = ("linearised", "retained graph", "recomputed forward", "recomputed reverse")
 CHOICES = {"Hessian": Hessian, "GaussNewton": GaussNewton}
 
 by_matrix = pytest.mark.parametrize("matrix", MATRICES)
@@ -177,7 +177,7 @@ def test_a_subset_is_seeded_and_averages_over_its_examples(choice: Any):
 
 @by_matrix
 def test_a_subsample_is_a_mean_over_examples_drawn_without_replacement(matrix: Matrix):
-    found, v = operator(MLP, matrix, "graph kept", indices=[5, 0, 3, 6]), vectors(31, 2)
+    found, v = operator(MLP, matrix, "retained graph", indices=[5, 0, 3, 6]), vectors(31, 2)
     each = dense(MLP, matrix) @ v
     all_four = found.subsample(4, torch.Generator().manual_seed(1))
     assert_close(all_four @ v, each[[5, 0, 3, 6]].mean(dim=0), 1e-12)
@@ -201,7 +201,7 @@ def test_a_subsample_keeps_nothing_and_the_penalties_whole():
     part = total.subsample(3, torch.Generator().manual_seed(2))
     assert isinstance(part, SumOperator)
     assert isinstance(part.left, MeanCurvature)
-    assert not part.left.plan.keeps
+    assert not part.left.plan.caches
     v = vectors(31, 1)
     torch.testing.assert_close(part @ v - part.left @ v, 0.5 * v)
 
@@ -294,7 +294,7 @@ def test_a_loss_without_the_parameters_has_no_curvature(way: Way):
 
 @named(BACKWARDS, GRID)
 @by_matrix
-@pytest.mark.parametrize("way", ["graph kept", "reverse anew"])
+@pytest.mark.parametrize("way", ["retained graph", "recomputed reverse"])
 def test_without_forward_mode_products_are_the_same(specimen: Specimen, matrix: Matrix, way: Way):
     if not specimens.differentiates_twice(specimen):
         pytest.skip("this PyTorch has no second derivative for it")
@@ -313,7 +313,7 @@ def test_without_forward_mode_products_are_the_same(specimen: Specimen, matrix: 
 
 
 def test_an_operator_refuses_vectors_of_another_length():
-    found = operator(LINEAR, "Hessian", "graph kept")
+    found = operator(LINEAR, "Hessian", "retained graph")
     for shape in ((7,), (7, 2), (8, 1, 1), ()):
         with pytest.raises(StagetraceError, match=r"multiplies vectors of shape \[8\] or \[8, k\], got"):
             _ = found @ torch.zeros(shape, dtype=torch.float64)

@@ -6,7 +6,7 @@ from torch import nn
 
 from stagetrace import Chain, Frozen, GaussNewton, Hessian, Query, Stage, trace
 from stagetrace.curvature import Auto
-from stagetrace.curvature.auto import coupled, subset_in_words
+from stagetrace.curvature.auto import coupling_indices, describe_subset
 from stagetrace.curvature.subset import COUPLED, ENOUGH, FEWEST, PREDICTIONS, seeded_subset
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import NextToken, Regression
@@ -51,15 +51,15 @@ def test_the_default_matrix_is_the_mean_over_the_drawn_examples() -> None:
 
 def test_what_is_left_out_is_said_and_how_all_are_taken() -> None:
     many = bound(MANY)
-    said = subset_in_words(Auto(seed=4), many)
+    said = describe_subset(Auto(seed=4), many)
     assert said is not None
     for word in (f"{ENOUGH:,} of {MANY:,} examples", "seed 4", "--solve examples=all", "examples=None"):
         assert word in said
-    typed = subset_in_words(Hessian(50), many)
+    typed = describe_subset(Hessian(50), many)
     assert typed is not None
     assert "--solve" not in typed
-    assert subset_in_words(Auto(examples=None), many) is None
-    assert subset_in_words(Auto(), bound(20)) is None
+    assert describe_subset(Auto(examples=None), many) is None
+    assert describe_subset(Auto(), bound(20)) is None
 
 
 def test_a_run_says_it_of_each_stage_that_it_holds_for(recwarn: pytest.WarningsRecorder) -> None:
@@ -81,12 +81,12 @@ def test_a_run_says_it_of_each_stage_that_it_holds_for(recwarn: pytest.WarningsR
 
 def test_the_coupling_takes_more_by_the_rule_and_what_was_said_otherwise() -> None:
     many = bound(MANY)
-    assert coupled(Auto(), many, 1) == range(MANY)
-    assert list(coupled(Auto(), many, COUPLED)) == list(Auto().indices(many))
-    assert len(coupled(Auto(), many, 36)) == COUPLED // 36
+    assert coupling_indices(Auto(), many, 1) == range(MANY)
+    assert list(coupling_indices(Auto(), many, COUPLED)) == list(Auto().indices(many))
+    assert len(coupling_indices(Auto(), many, 36)) == COUPLED // 36
     for choice in (Auto(50), Hessian(50)):
-        assert list(coupled(choice, many, 1)) == list(choice.indices(many))
-    assert coupled(Auto(examples=None), many, COUPLED) == range(MANY)
+        assert list(coupling_indices(choice, many, 1)) == list(choice.indices(many))
+    assert coupling_indices(Auto(examples=None), many, COUPLED) == range(MANY)
 
 
 @pytest.mark.parametrize("examples", ["all", "1000", 0, 1.5, True])

@@ -17,7 +17,8 @@ from experiments.records import of_trace
 from stagetrace import Solution, Trace, trace
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.solvers import Equation, Shift
-from stagetrace.solvers.base import Spectrum, Status
+from stagetrace.solvers.base import Status
+from stagetrace.solvers.system import Spectrum
 from tests.experiments.conftest import result_of
 
 ROOT = Path(__file__).parents[2]

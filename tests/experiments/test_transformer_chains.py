@@ -24,7 +24,7 @@ from stagetrace import Chain, Query, Stage, Trace
 from stagetrace.errors import DataError, DescriptionError
 from stagetrace.objectives import MaskedToken
 from stagetrace.progress import Silent
-from stagetrace.validation import BM25, Choice, Groups, validate
+from stagetrace.validation import BM25, GroupRemovals, RemovalPlan, validate
 from stagetrace.validation.removals import Removal
 from tests.experiments.conftest import FEW, result_of, short, write_texts
 
@@ -127,7 +127,7 @@ def test_each_group_has_its_own_truth_and_its_own_prediction(out, name):
         assert result_of(out)["retraining"] == {}
         return
     (seed,) = result_of(out)["retraining"][name]["each_seed"]
-    groups = Groups(0.1, 3, seed=0).removals(24, torch.empty(0))
+    groups = GroupRemovals(0.1, 3, seed=0).removals(24, torch.empty(0))
     lines = (out / "retrained" / f"{name}-seed-0" / "retrainings.jsonl").read_text().splitlines()
     true = {tuple(line["removed"]): line["loss"] - line["control"] for line in map(json.loads, lines)}
     assert seed["effects"]["true"] == pytest.approx([true[group] for group in groups])
@@ -153,7 +153,7 @@ def test_the_control_by_words_reads_the_rows_behind_the_tokens(texts, tmp_path):
 
 
 @dataclass(frozen=True)
-class Planted(Choice):
+class Planted(RemovalPlan):
     """Some given groups."""
 
     groups: tuple[Removal, ...]

@@ -23,7 +23,7 @@ from stagetrace import Chain, Lanczos, trace
 from stagetrace.errors import DataError
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift
-from stagetrace.validation import Largest, Resolve
+from stagetrace.validation import Resolve, TopRemovals
 from stagetrace.validation.rebinding import with_values
 from tests.experiments.conftest import SMALL_WORDS, Call, result_of, write_texts
 
@@ -144,7 +144,7 @@ def test_turning_both_matrices_together_changes_no_score(both: Prepared) -> None
 def test_small_stages_are_at_a_minimum_and_predict_solving_again(both: Prepared, tmp_path: Path) -> None:
     for bound in both.chain.bound_stages:
         assert bound.stationarity.norm() < 1e-8
-    pull, choices = 1e-2, [Largest(6, by=0.1)]
+    pull, choices = 1e-2, [TopRemovals(6, by=0.1)]
     fit = Resolve(tolerance=1e-9, proximity=pull)
     settings = Settings(tmp_path, tmp_path).of_seed(0)
     found = experiment.variant("again", both, settings, pull, fit, choices).validate(Silent())

@@ -189,7 +189,7 @@ def test_adapters_without_their_head_are_refused(tmp_path: Path):
     after = tiny.grown("BertForSequenceClassification", before)
     after.name_or_path = base
     lora(after, target_modules=["query"]).save_pretrained(tmp_path / "adapters")
-    with pytest.raises(DescriptionError, match=r"lacks weights that would be drawn anew: bert.pooler.dense.bias"):
+    with pytest.raises(DescriptionError, match=r"lacks weights, which would be random: bert.pooler.dense.bias"):
         hf.stage("second", tmp_path / "adapters", DATA["labelled"])
 
 

@@ -62,7 +62,7 @@ def test_a_head_left_over_in_the_file_is_said(tmp_path: Path):
     save_file({**load_file(file), **head}, file, metadata={"format": "pt"})
     stage = hf.stage("s", folder, tiny.rows())
     assert stage.data.notices == (
-        f"stage 's': the file in {folder} has a head that this model has not, and that is left out: "
+        f"stage 's': the file in {folder} has a head that this model does not have, which is left out: "
         "cls.seq_relationship.weight",
     )
 
@@ -72,7 +72,7 @@ def without_a_weight(folder: Path) -> str:
     tiny.saved(folder, tiny.model("BertForMaskedLM"), tiny.tokenizer())
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"architectures": ["BertForSequenceClassification"]}))
-    return "lacks weights that would be drawn anew: bert.pooler.dense.bias"
+    return "lacks weights, which would be random: bert.pooler.dense.bias"
 
 
 def with_weights_left_over(folder: Path) -> str:

@@ -65,7 +65,7 @@ def test_two_trainers_are_a_chain(tmp_path: Path):
     query = hf.query(tokenised(2).select(range(3)), stage=second)
     with pytest.warns(StagetraceWarning) as said:
         result = trace(Chain(first, second), query, solver=Lanczos(damping=1.0))
-    for what in ("the Trainer drew masks anew in every epoch", "every token weighs the same"):
+    for what in ("the Trainer drew new masks in every epoch", "every token weighs the same"):
         assert any(what in str(one.message) for one in said)
     assert all(bool((result[name].values != 0).all()) for name in ("first", "second"))
 
@@ -110,7 +110,7 @@ def test_masks_are_fixed_and_have_the_collator_s_shares(tmp_path: Path):
     own = hf.stage("s", made.model, tiny.rows(), tokenizer=tiny.tokenizer(), masking=masking)
     assert list(stage.data) == list(own.data)
     assert stage.collate == own.collate
-    assert any("drew masks anew" in said and repr(masking) in said for said in notices(stage))
+    assert any("drew new masks" in said and repr(masking) in said for said in notices(stage))
     assert notices(own) == []
 
 

@@ -17,7 +17,7 @@ from stagetrace.preflight.stationary import stationarity
 from stagetrace.preflight.work import SPECTRUM_STEPS, Look
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift, Solver, solve
-from stagetrace.solvers.base import Spectrum
+from stagetrace.solvers.system import Spectrum
 from tests.chains import BY_EACH_LINK, LINKS, chain_of, query_of
 from tests.curvature.specimens import MLP
 from tests.oracles import solved
@@ -95,7 +95,7 @@ def test_the_look_at_the_spectrum_is_bounded_by_operations(monkeypatch: pytest.M
 
 def test_few_examples_are_said_to_look_more_negative(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = MLP.stage(name="line")
-    assert "fewer look more negative" not in only(looked_at(stage, Hessian(), Lanczos()), "curvature").text
+    assert "a subset looks more negative" not in only(looked_at(stage, Hessian(), Lanczos()), "curvature").text
     monkeypatch.setattr(work, "OPERATIONS", 1.0)
     monkeypatch.setattr(work, "FEWEST", 2)
     assert "over 2 of" in only(looked_at(stage, Hessian(), Lanczos()), "curvature").text
@@ -247,5 +247,5 @@ def test_a_chain_by_each_link_is_said_to_be_at_its_minimum(kind: str) -> None:
         assert float(text.split()[1].rstrip(",")) < 1e-12
     moved = [finding.text for finding in found if finding.what == "distance"]
     assert len(moved) == (0 if LINKS[kind].metric is None else 1)
-    assert all(text.startswith("shared parameters moved by") for text in moved)
+    assert all(text.startswith("shared parameters changed by") for text in moved)
     assert [text.endswith("; alpha 0.5") for text in moved] == ([True] if kind == "proximal" else [False] * len(moved))

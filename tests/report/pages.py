@@ -15,7 +15,8 @@ from stagetrace.report.previews import Preview, Previews, write_previews
 from stagetrace.report.sweep import Stability, write_sweep
 from stagetrace.results import JSON
 from stagetrace.solvers import Equation, Tikhonov
-from stagetrace.solvers.base import Solution, Spectrum, Status
+from stagetrace.solvers.base import Solution, Status
+from stagetrace.solvers.system import Spectrum
 
 HOSTILE = (
     "</script><script>window.stolen = 1</script>",

@@ -8,7 +8,8 @@ import torch
 import stagetrace.results.parts as part_module
 from stagetrace.results import Scores, Trace
 from stagetrace.solvers import Equation, Tikhonov
-from stagetrace.solvers.base import Solution, Spectrum, Status
+from stagetrace.solvers.base import Solution, Status
+from stagetrace.solvers.system import Spectrum
 
 
 def make_solution(seed: int = 0, status: Status = Status.CONVERGED, dtype: torch.dtype = torch.bfloat16) -> Solution:

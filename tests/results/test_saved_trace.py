@@ -25,8 +25,9 @@ import stagetrace.results
 from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceError
 from stagetrace.results import SIGN, Scores, Trace, part_size
 from stagetrace.solvers import Equation, Shift, Tikhonov
-from stagetrace.solvers.base import Solution, Spectrum, Status
+from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.filters import Squared
+from stagetrace.solvers.system import Spectrum
 
 MakeTrace = Callable[..., Trace]
 MakeSolution = Callable[..., Solution]

@@ -1,4 +1,4 @@
-"""`damping="auto"`: a damping from the ends of the spectrum, the same for every right-hand side."""
+"""`damping="auto"`: a damping from the extreme eigenvalues, the same for every right-hand side."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from stagetrace import CG, Lanczos
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, LinearOperator
 from stagetrace.errors import DescriptionError
 from stagetrace.solvers import Direct, Fixed, FromSpectrum, LiSSA, Normal, Shift, Solver, Spectrum, solve
-from stagetrace.solvers.damping import FEWEST_STEPS, LOOK_STEPS, settled
+from stagetrace.solvers.damping import MIN_STEPS, SPECTRUM_STEPS, settled
 from stagetrace.solvers.spectrum import extreme_ritz_values
 from tests.solvers.cases import prepared
 
@@ -64,7 +64,7 @@ def test_products_of_the_probe_are_counted():
 
 
 def test_ends_of_the_spectrum_are_those_of_the_matrix():
-    spectrum, products = extreme_ritz_values(operator(spread(-0.3, 4.0)), LOOK_STEPS)
+    spectrum, products = extreme_ritz_values(operator(spread(-0.3, 4.0)), SPECTRUM_STEPS)
     assert spectrum.smallest == pytest.approx(-0.3, rel=1e-8)
     assert spectrum.largest == pytest.approx(4.0, rel=1e-8)
     assert products <= 40
@@ -132,9 +132,9 @@ def test_a_shift_lifts_the_smallest_eigenvalue_to_the_cut_where_nothing_stands_i
 @pytest.mark.parametrize("rule", [Fixed(0.2), Fixed(0.2, Shift), FromSpectrum(), FromSpectrum(Shift)], ids=str)
 def test_a_rule_times_a_factor_damps_by_as_much_more(rule: Fixed | FromSpectrum):
     H, spectrum = operator(spread(-0.3, 4.0)), Spectrum((-0.3, 4.0))
-    for make in (lambda rule: rule(H), lambda rule: rule.given(H, spectrum)):
-        assert make(rule.times(10.0)).filter.damping == pytest.approx(10 * make(rule).filter.damping, rel=1e-12)
-    assert rule.times(10.0) != rule
+    for make in (lambda rule: rule(H), lambda rule: rule.with_spectrum(H, spectrum)):
+        assert make(rule.scaled(10.0)).filter.damping == pytest.approx(10 * make(rule).filter.damping, rel=1e-12)
+    assert rule.scaled(10.0) != rule
 
 
 def test_a_rule_of_ones_own_is_a_damping():
@@ -153,7 +153,7 @@ def test_another_word_than_auto_is_refused(make):
         make(damping="automatic")
 
 
-# When the ends have settled
+# When the extreme Ritz values have settled
 
 MANY = 2000
 
@@ -189,7 +189,7 @@ def test_a_run_that_ends_early_is_as_reliable_as_a_long_one(eigenvalues, monkeyp
     early = FromSpectrum()(H)
     monkeypatch.setattr("stagetrace.solvers.damping.settled", lambda seen, dtype: False)
     late = FromSpectrum()(H)
-    assert late.products == LOOK_STEPS
+    assert late.products == SPECTRUM_STEPS
     cuts = [abs(system.filter.shift) for system in (early, late)]
     assert cuts[0] == pytest.approx(cuts[1], rel=0.02)
     true = max(-float(eigenvalues.min()), 0.0)
@@ -198,17 +198,17 @@ def test_a_run_that_ends_early_is_as_reliable_as_a_long_one(eigenvalues, monkeyp
 
 
 def test_an_isolated_end_takes_a_fraction_of_the_products():
-    assert FEWEST_STEPS <= FromSpectrum()(DiagonalOperator(NASTY["one negative eigenvalue, and a bulk"])).products <= 25
+    assert MIN_STEPS <= FromSpectrum()(DiagonalOperator(NASTY["one negative eigenvalue, and a bulk"])).products <= 25
 
 
 def test_an_end_that_still_moves_takes_all_of_them():
-    assert FromSpectrum()(DiagonalOperator(NASTY["a faint negative end"])).products == LOOK_STEPS
+    assert FromSpectrum()(DiagonalOperator(NASTY["a faint negative end"])).products == SPECTRUM_STEPS
 
 
 def test_an_operator_that_can_be_exhausted_is():
-    H = operator([-0.3, -0.2999, *torch.linspace(0.01, 4.0, LOOK_STEPS - 2).tolist()])
+    H = operator([-0.3, -0.2999, *torch.linspace(0.01, 4.0, SPECTRUM_STEPS - 2).tolist()])
     found = FromSpectrum()(H)
-    assert found.products == LOOK_STEPS
+    assert found.products == SPECTRUM_STEPS
     assert found.spectrum is not None
     assert found.spectrum.smallest == pytest.approx(-0.3, rel=1e-9)
 
@@ -226,7 +226,7 @@ def test_the_search_is_reported_without_a_residual():
 
 STEADY = [((-0.5, 0.001), (4.0, 0.001))] * 20
 UNSETTLED = {
-    "few steps": STEADY[: FEWEST_STEPS - 1],
+    "few steps": STEADY[: MIN_STEPS - 1],
     "the smallest's residual": [*STEADY[:-1], ((-0.5, 0.1), (4.0, 0.001))],
     "the largest's residual": [*STEADY[:-1], ((-0.5, 0.001), (4.0, 0.5))],
     "the smallest moved": [((-0.5 - 0.002 * step, 0.001), (4.0, 0.001)) for step in range(20)],

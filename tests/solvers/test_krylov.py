@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.solvers import CG, Direct, Equation, Lanczos, Normal, Shift, Status, Tikhonov, solve
-from stagetrace.solvers.descent import Terms, conjugate_gradients
+from stagetrace.solvers.batched import run_batched
+from stagetrace.solvers.conjugate_gradients import CGSettings, conjugate_gradients
+from stagetrace.solvers.iteration import Iteration, Matvec, silent
 from stagetrace.solvers.krylov import Krylov
-from stagetrace.solvers.lockstep import lockstep
-from stagetrace.solvers.process import Ask, Process, silent
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.shifted_qr import ShiftedQR
 from tests.solvers.cases import (
@@ -87,13 +87,13 @@ def test_cg_returns_its_best_iterate() -> None:
 
 
 def test_cg_keeps_the_better_answer_when_going_on_made_it_worse() -> None:
-    """The process is driven by hand: its second descent claims success, and the product then says otherwise."""
-    process = conjugate_gradients(torch.tensor([1.0]), Terms(1e-3, 1000))
-    asked = [next(process)]
+    """The iteration is driven by hand: its second descent claims success, and the product then says otherwise."""
+    iteration = conjugate_gradients(torch.tensor([1.0]), CGSettings(1e-3, 1000))
+    asked = [next(iteration)]
     for product in (1.0, 0.5, 0.5):  # a step, a check (true residual 0.5), a step
-        asked.append(process.send(torch.tensor([product])))
+        asked.append(iteration.send(torch.tensor([product])))
     with pytest.raises(StopIteration) as end:
-        process.send(torch.tensor([3.0]))  # a check: true residual 2
+        iteration.send(torch.tensor([3.0]))  # a check: true residual 2
     assert [ask.check for ask in asked] == [False, True, False, True]
     assert (end.value.value.value.item(), end.value.value.residual) == (1.0, 0.5)
     assert end.value.value.status is Status.STAGNATED
@@ -102,19 +102,19 @@ def test_cg_keeps_the_better_answer_when_going_on_made_it_worse() -> None:
 def test_a_process_may_ask_for_a_block_beside_others_that_ask_for_vectors() -> None:
     """Each gets its own products in the shape it asked in; columns are counted, those that measure apart."""
 
-    def asking(vectors: torch.Tensor, check: bool) -> Process[Krylov]:
-        product = yield Ask(vectors, 1.0, check)
+    def asking(vectors: torch.Tensor, check: bool) -> Iteration[Krylov]:
+        product = yield Matvec(vectors, 1.0, check)
         torch.testing.assert_close(product, operator.inner @ vectors)
         assert product.shape == vectors.shape
         assert product.is_contiguous()
-        yield Ask(vectors[:, 0] if vectors.ndim == 2 else vectors, 0.5, check)
+        yield Matvec(vectors[:, 0] if vectors.ndim == 2 else vectors, 0.5, check)
         return Krylov((), 0.0, 2)
 
     operator = Counting(random_operator(SPD))
-    run = lockstep(operator, [asking(random_rhs(operator, 3), True), asking(random_rhs(operator), False)], silent)
+    run = run_batched(operator, [asking(random_rhs(operator, 3), True), asking(random_rhs(operator), False)], silent)
     assert (run.products, run.checks) == (2, 4)
     with pytest.raises(SolveError, match=r"not finite in column 1"):
-        lockstep(operator, [asking(torch.tensor([[0.0, float("nan")]] * 60).double(), True)], silent)
+        run_batched(operator, [asking(torch.tensor([[0.0, float("nan")]] * 60).double(), True)], silent)
 
 
 def test_cg_says_when_the_right_hand_side_is_outside_the_range() -> None:
@@ -330,7 +330,7 @@ def test_the_projected_problem_is_the_tikhonov_one_and_its_residual_exact(
     y = np.linalg.solve(T_.T @ T_ + damping * np.eye(steps), T_.T @ target)
     np.testing.assert_allclose(system.coordinates(), y, rtol=1e-8, atol=1e-9)
     residual = T[:, : steps + 1] @ (target - T_ @ y) - damping * np.append(y, [0.0, 0.0])
-    assert abs(system.look_ahead(float(alphas[steps]), float(betas[steps])) - np.linalg.norm(residual)) <= 1e-7
+    assert abs(system.tikhonov_residual(float(alphas[steps]), float(betas[steps])) - np.linalg.norm(residual)) <= 1e-7
 
 
 @pytest.mark.parametrize("inner", [CG(damping=0.1), Direct(damping=0.1), Lanczos()], ids=str)

@@ -375,7 +375,7 @@ TABLE = [
     Bad(
         "a loss relative to the batch",
         at("finetune", objective=relative),
-        ("'finetune'", "example ", "what else is in its batch", "must be the example's own"),
+        ("'finetune'", "example ", "what else is in its batch", "must depend on the example alone"),
         DataError,
     ),
     Bad(

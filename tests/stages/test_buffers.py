@@ -23,8 +23,9 @@ from stagetrace.stages.coverage import Coverage, notices_at
 DATA = TensorDataset(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 4))
 SOLVER, CURVATURE = Lanczos(damping=1.0, max_steps=5), GaussNewton()
 MOVED = (
-    r"stage 'after': the running statistics \(buffers\) of 'body.1' moved although the weights there were kept; scores "
-    r"treat them as constants. To keep them, call eval\(\) on the kept layers while fine-tuning, after model.train\(\)"
+    r"stage 'after': the running statistics \(buffers\) of 'body.1' changed although the weights there did not; scores "
+    r"treat them as constants. To keep them fixed, call eval\(\) on the frozen layers while fine-tuning, after "
+    r"model.train\(\)"
 )
 
 
@@ -89,7 +90,7 @@ def test_statistics_that_moved_beside_kept_weights_are_said(link: str, moved: tu
 
 def test_a_layer_of_nothing_but_statistics_is_found_by_its_prefix():
     (notice,) = notices_at(chain_of(Frozen("body"), "body.2").last)
-    assert "of 'body.2' moved" in notice
+    assert "of 'body.2' changed" in notice
 
 
 def test_a_trace_warns_and_records_it(tmp_path: Path):
@@ -97,12 +98,12 @@ def test_a_trace_warns_and_records_it(tmp_path: Path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trace(chain, Query(DATA), curvature=CURVATURE, solver=SOLVER, out=tmp_path / "run")
-    assert [w for w in caught if issubclass(w.category, StagetraceWarning) and "'body.1' moved" in str(w.message)]
+    assert [w for w in caught if issubclass(w.category, StagetraceWarning) and "'body.1' changed" in str(w.message)]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     coverage = record["statistics"]["coverage"]["after"]
     assert coverage["shared_buffers"] == list(SHARED)
     assert coverage["moved_buffers"] == ["body.1.running_mean"]
-    assert any("'body.1' moved" in notice for notice in record["statistics"]["notices"])
+    assert any("'body.1' changed" in notice for notice in record["statistics"]["notices"])
 
 
 def test_a_check_names_them():
@@ -113,7 +114,7 @@ def test_a_check_names_them():
     assert "shared with the previous stage: body.1.running_mean, body.1.running_var, body.2.running_mean, ..." in (
         coverage.text
     )
-    assert "moved" in coverage.text
+    assert "changed" in coverage.text
     (warning,) = (f for f in findings if f.what == "statistics")
     assert warning.level == Level.WARNING
-    assert "call eval() on the kept layers" in warning.text
+    assert "call eval() on the frozen layers" in warning.text

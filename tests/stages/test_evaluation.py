@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, Frozen, GaussNewton, Hessian, Proximal, Query, Stage, trace
-from stagetrace.curvature.chunk import hessian_graph, hessian_linearised
+from stagetrace.curvature.chunk import hessian_linearised, hessian_retained_graph
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
 from stagetrace.solvers import Lanczos
@@ -173,7 +173,7 @@ def test_models_that_look_into_their_data_have_batched_and_traced_derivatives():
     adjoint = torch.randn(risk.trained.size, 1)
     expected = gradient_by_hand(model, lambda m: nn.functional.cross_entropy(m(X, mask), Y))
     torch.testing.assert_close(per_example(risk, batch, adjoint)[1].mean(dim=0), adjoint.T @ expected)
-    torch.testing.assert_close(hessian_linearised(risk, batch)(adjoint), hessian_graph(risk, batch)(adjoint))
+    torch.testing.assert_close(hessian_linearised(risk, batch)(adjoint), hessian_retained_graph(risk, batch)(adjoint))
 
 
 def test_a_compiled_model_is_evaluated_without_the_compiler():

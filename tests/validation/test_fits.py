@@ -15,10 +15,11 @@ from stagetrace import Chain, Frozen, Proximal, Stage
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.objectives import Regression
 from stagetrace.stages.fingerprint import fingerprint_model
-from stagetrace.validation import SGD, Adam, AdamW, Fit, Resolve, Steps, leave_out, removal_effects
-from stagetrace.validation.fits import Call, as_fit
+from stagetrace.validation import SGD, Adam, AdamW, Fit, Resolve, Steps, removal_effects
+from stagetrace.validation.fits import CustomTraining, as_fit
 from stagetrace.validation.fits.fit import Copies, described, one_copy
 from stagetrace.validation.fits.steps import orders
+from stagetrace.validation.resolving import leave_out
 from stagetrace.validation.retrain import Retraining
 from tests.chains import (
     CASES,
@@ -93,7 +94,7 @@ WAYS: dict[str, tuple[Plain, Callable[[], Steps]]] = {
     ),
     "AdamW": (
         Plain("AdamW", {"lr": 0.02, "weight_decay": 0.3}, 11, 5),
-        lambda: Steps(AdamW(0.02, decay=0.3), 11, 5),
+        lambda: Steps(AdamW(0.02, weight_decay=0.3), 11, 5),
     ),
     "cosine": (
         Plain("Adam", {"lr": 0.05}, 13, 5, cosine=True),
@@ -291,9 +292,9 @@ def of(model: nn.Module) -> Chain:
         (lambda: Steps(SGD(), 1, 0), r"Steps\(batch_size=...\) must be a whole number"),
         (lambda: Steps(SGD(), 1, 1, start="hot"), "start must be 'warm' or 'cold', got 'hot'"),  # pyright: ignore[reportArgumentType]
         (lambda: Steps(SGD(), 1, 1, schedule="step"), "schedule must be 'constant' or 'cosine', got 'step'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Adam(0.0), "Adam: rate must be a number above 0"),
-        (lambda: AdamW(decay=-1.0), "AdamW: decay must be a number of at least 0"),
-        (lambda: SGD(math.inf), "SGD: rate must be a number above 0"),
+        (lambda: Adam(0.0), "Adam: lr must be a number above 0"),
+        (lambda: AdamW(weight_decay=-1.0), "AdamW: weight_decay must be a number of at least 0"),
+        (lambda: SGD(math.inf), "SGD: lr must be a number above 0"),
         (lambda: SGD(0.1, 1.0), "SGD: momentum must be from 0 to below 1"),
         (lambda: Resolve(proximity=-1.0), "proximity must be a number of at least 0"),
         (lambda: begin({}), r"state must be the state_dict\(\) of a torch.optim.Adam that took steps"),
@@ -414,7 +415,7 @@ def test_resolve_makes_its_preconditioner_once(monkeypatch: pytest.MonkeyPatch):
 # The user's own function
 
 
-def by_newton(case: ChainCase) -> dict[str, Call]:
+def by_newton(case: ChainCase) -> dict[str, CustomTraining]:
     """A fit of each stage that shares no code with the library."""
 
     def first(weights: Tensor) -> nn.Module:
@@ -429,7 +430,7 @@ def by_newton(case: ChainCase) -> dict[str, Call]:
         own = minimise(lambda own: objective(stage, own, point, weights / len(weights)), start)
         return model_of(stage, complete(stage, own, point))
 
-    return {case.stages[0].name: Call(first), case.stages[1].name: Call(second)}
+    return {case.stages[0].name: CustomTraining(first), case.stages[1].name: CustomTraining(second)}
 
 
 @pytest.mark.parametrize("case", [FROZEN_LOGISTIC, STRONG_TANH], ids=lambda case: case.name)
@@ -456,9 +457,9 @@ def test_a_function_gets_what_it_asks_for():
         return model_of(case.stages[1], solved(case)[1])
 
     fits = {"pretrain": as_fit(first), "finetune": as_fit(second)}
-    assert (fits["pretrain"].draws, fits["finetune"].draws) == (True, False)
+    assert (fits["pretrain"].is_stochastic, fits["finetune"].is_stochastic) == (True, False)
     retraining = Retraining(chain, query_of(case), "pretrain", fits)
-    assert retraining.draws
+    assert retraining.is_stochastic
     retraining.losses([(), (6,)], 1.0, seed=17)
     assert [a[0] for a in asked] == ["first", "first", "second", "second"]
     assert [a[2:] for a in asked[:2]] == [(None, 17)] * 2
@@ -484,7 +485,7 @@ def test_a_middle_stage_gets_the_one_before_as_trained_and_may_change_it():
         return model_of(case.stages[1], solved(case)[1])
 
     weights = torch.ones(2, 19, dtype=torch.float64)
-    Call(second)(chain["finetune"], weights, None, 0)
+    CustomTraining(second)(chain["finetune"], weights, None, 0)
     assert fingerprint_model(chain.stages[0].model) == before
     assert bool((weights == 1).all())
 
@@ -497,7 +498,7 @@ def test_one_module_that_is_trained_again_and_again_is_many_copies():
             model.weight.fill_(float(weights.sum()))
         return model
 
-    found = Call(fit)(chain["s"], torch.tensor([[1.0] * 6, [0.5] * 6]), None, 0)
+    found = CustomTraining(fit)(chain["s"], torch.tensor([[1.0] * 6, [0.5] * 6]), None, 0)
     assert found["weight"][:, 0, 0].tolist() == [6.0, 3.0]
 
 
@@ -506,7 +507,7 @@ def second_of(model: Callable[[nn.Module], Any]) -> Callable[[], object]:
 
     def call() -> object:
         case = FROZEN_RIDGE
-        fits = by_newton(case) | {"finetune": Call(lambda weights, previous: model(previous))}
+        fits = by_newton(case) | {"finetune": CustomTraining(lambda weights, previous: model(previous))}
         return Retraining(chain_of(case, solved(case)), query_of(case), "pretrain", fits).losses([(1,)], 1.0, 0)
 
     return call
@@ -568,8 +569,8 @@ def test_a_description_tells_fits_apart():
         Steps(SGD(momentum=0.1), 3, 4),
         Steps(SGD(), 3, 4, "cold"),
         Steps(SGD(), 3, 4, schedule="cosine"),
-        Call(lambda weights: nn.Linear(1, 1)),
-        Call(lambda weights, seed: nn.Linear(1, 1)),
+        CustomTraining(lambda weights: nn.Linear(1, 1)),
+        CustomTraining(lambda weights, seed: nn.Linear(1, 1)),
     ]
     known = [str(described(fit)) for fit in fits]
     assert len(set(known)) == len(fits)

@@ -18,8 +18,10 @@ from stagetrace.objectives import Classification, Regression
 from stagetrace.solvers.spectrum import lowest_ritz_pair
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.fingerprint import fingerprint_model
-from stagetrace.validation import Preconditioner, leave_out, minimise
-from stagetrace.validation.descent import newton_direction
+from stagetrace.validation.newton import minimise
+from stagetrace.validation.newton_direction import newton_direction
+from stagetrace.validation.preconditioner import Preconditioner
+from stagetrace.validation.resolving import leave_out
 from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH, ChainCase, chain_of, each_place
 from tests.oracles import example_gradients, flatten, mean_weights, objective, own_names, solved, stage_hessian
 from tests.oracles import minimise as dense_minimise

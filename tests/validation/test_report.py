@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError, StagetraceWarning
-from stagetrace.validation import Agreement, LinearDatamodelling, Measured, Reliability, Validation, plots
+from stagetrace.validation import Agreement, LinearDatamodelling, Reliability, Validation, plots
 from stagetrace.validation.report import SIGN, record, save, tables, work
+from stagetrace.validation.validate import Measured
 
 UNITS: Mapping[str, str | None] = {"score": "query loss", "ranking": None, "constant": "query loss"}
 
@@ -102,7 +103,7 @@ def test_the_record_holds_every_number():
     found = validation()
     said: Any = json.loads(json.dumps(record(found, {"fit": "sgd"}, {"BM25": "no text"}), allow_nan=False))
     assert said["sign"] == SIGN
-    assert "negative = taking them out helps" in SIGN
+    assert "negative = removing them helps" in SIGN
     assert said["unit"] == "query loss"
     assert said["settings"] == {"fit": "sgd"}
     assert said["not_applicable"] == {"BM25": "no text"}

@@ -10,7 +10,8 @@ from torch.utils.data import TensorDataset
 from stagetrace import Chain, Frozen, Proximal, Query
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.stages.fingerprint import fingerprint_model
-from stagetrace.validation import Agreement, leave_out, polish, query_loss, removal_effects, resolve
+from stagetrace.validation import Agreement, polish, removal_effects
+from stagetrace.validation.resolving import leave_out, query_loss, resolve
 from tests.chains import (
     FROZEN_LOGISTIC,
     FROZEN_RIDGE,

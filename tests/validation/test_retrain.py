@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from stagetrace.errors import DataError, SolveError
 from stagetrace.validation import SGD, Adam, Resolve, Steps
-from stagetrace.validation.fits import Call, Fit
+from stagetrace.validation.fits import CustomTraining, Fit
 from stagetrace.validation.fits.fit import Copies
 from stagetrace.validation.retrain import Retraining
-from stagetrace.validation.workers import Done, Work, carried_out, default_processes
+from stagetrace.validation.workers import Job, JobResult, default_processes, run_jobs
 from tests.chains import FROZEN_RIDGE, FROZEN_TANH, STRONG_LOGISTIC, ChainCase, chain_of, query_of
 from tests.oracles import Point, solved
 from tests.validation.plain import Plain, trained
@@ -33,19 +33,19 @@ def retraining_of(case: ChainCase, fit: Any) -> Retraining:
     return Retraining(chain, query_of(case), "pretrain", fits)
 
 
-def works(together: int = 2) -> list[Work]:
+def works(together: int = 2) -> list[Job]:
     return [
-        Work(seed, by, tuple(RUNS[i : i + together]))
+        Job(seed, by, tuple(RUNS[i : i + together]))
         for seed, by in ((0, 1.0), (1, 0.5))
         for i in range(0, len(RUNS), together)
     ]
 
 
-def in_order(done: list[Done]) -> dict[tuple[int, float, tuple[int, ...]], tuple[float, float]]:
+def in_order(done: list[JobResult]) -> dict[tuple[int, float, tuple[int, ...]], tuple[float, float]]:
     return {
-        (each.work.seed, each.work.by, removal): (float(loss), float(each.control))
+        (each.job.seed, each.job.by, removal): (float(loss), float(each.control))
         for each in done
-        for removal, loss in zip(each.work.removals, each.losses, strict=True)
+        for removal, loss in zip(each.job.removals, each.losses, strict=True)
     }
 
 
@@ -60,7 +60,7 @@ def by_loop(case: ChainCase) -> dict[str, Fit]:
         point: Point = {name: p.detach() for name, p in previous.named_parameters()}
         return model_of(case.stages[1], trained(case.stages[1], solved(case)[1], weights, point, how, seed))
 
-    return {"pretrain": Call(first), "finetune": Call(second)}
+    return {"pretrain": CustomTraining(first), "finetune": CustomTraining(second)}
 
 
 # The same numbers
@@ -76,28 +76,28 @@ FITS: dict[str, Callable[[ChainCase], Any]] = {
 @pytest.mark.parametrize("together", [1, 3])
 def test_two_processes_find_what_one_finds(fit: str, together: int):
     retraining = retraining_of(STRONG_LOGISTIC, FITS[fit](STRONG_LOGISTIC))
-    alone = in_order(list(carried_out(retraining, works(together), 1)))
-    assert in_order(list(carried_out(retraining, works(together), 2))) == alone
+    alone = in_order(list(run_jobs(retraining, works(together), 1)))
+    assert in_order(list(run_jobs(retraining, works(together), 2))) == alone
     assert len(alone) == 12
     assert len({loss for loss, _ in alone.values()}) >= 12
-    seconds = [done.seconds for done in carried_out(retraining, works(together)[:2], 2)]
+    seconds = [done.seconds for done in run_jobs(retraining, works(together)[:2], 2)]
     assert all(0 < each < 60 for each in seconds)
 
 
 def test_the_users_closures_do_what_steps_do():
     steps = retraining_of(FROZEN_TANH, Steps(SGD(0.05), 4, 6))
     calls = retraining_of(FROZEN_TANH, by_loop(FROZEN_TANH))
-    expected = in_order(list(carried_out(steps, works(6), 1)))
-    found = in_order(list(carried_out(calls, works(6), 1)))
+    expected = in_order(list(run_jobs(steps, works(6), 1)))
+    found = in_order(list(run_jobs(calls, works(6), 1)))
     for key, pair in expected.items():
         assert found[key] == pytest.approx(pair, rel=1e-12)
 
 
 def test_the_pieces_do_not_matter():
     retraining = retraining_of(FROZEN_TANH, Steps(Adam(0.01), 10, 6))
-    expected = in_order(list(carried_out(retraining, works(6), 1)))
+    expected = in_order(list(run_jobs(retraining, works(6), 1)))
     for together in (1, 4):
-        found = in_order(list(carried_out(retraining, works(together), 1)))
+        found = in_order(list(run_jobs(retraining, works(together), 1)))
         for key, (loss, control) in expected.items():
             assert found[key][0] - found[key][1] == pytest.approx(loss - control, abs=1e-13)
 
@@ -105,7 +105,7 @@ def test_the_pieces_do_not_matter():
 def test_models_that_cannot_be_batched_are_trained_alone():
     chain = of(Branching())
     retraining = Retraining(chain, query_of_branching(), "s", {"s": Steps(SGD(0.05), 5, 2)})
-    done = list(carried_out(retraining, works(1), 1))
+    done = list(run_jobs(retraining, works(1), 1))
     assert all(float(each.losses[0]) != float(each.control) for each in done)
 
 
@@ -117,7 +117,7 @@ def query_of_branching() -> Any:
 
 def test_no_work_is_no_work(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Retraining, "prepare", lambda self: pytest.fail("nothing is to be prepared"))
-    assert list(carried_out(retraining_of(FROZEN_RIDGE, Resolve()), [], 2)) == []
+    assert list(run_jobs(retraining_of(FROZEN_RIDGE, Resolve()), [], 2)) == []
 
 
 def test_one_process_for_each_core():
@@ -130,7 +130,7 @@ def test_one_process_for_each_core():
 class Scripted(Fit):
     """Returns the stage as it was, shifted by the weights, after `script(removed example)`."""
 
-    draws = False
+    is_stochastic = False
 
     def __init__(self, script: Callable[[int], object]) -> None:
         self.script = script
@@ -155,8 +155,8 @@ def wait_for(path: Path, seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-SINGLE = [Work(0, 1.0, (run,)) for run in RUNS]
-MANY = [Work(0, 1.0, ((index,),)) for index in range(23)]
+SINGLE = [Job(0, 1.0, (run,)) for run in RUNS]
+MANY = [Job(0, 1.0, ((index,),)) for index in range(23)]
 
 
 def failing(folder: Path, kind: Callable[[], object], index: int) -> None:
@@ -180,9 +180,9 @@ def raise_(error: BaseException) -> None:
 )
 def test_an_error_arrives_as_it_was_and_what_had_begun_is_kept(tmp_path: Path, error: Exception):
     kept = list[int]()
-    reader = carried_out(scripted(partial(failing, tmp_path, lambda: raise_(error))), MANY, 2)
+    reader = run_jobs(scripted(partial(failing, tmp_path, lambda: raise_(error))), MANY, 2)
     with pytest.raises(type(error)) as caught:
-        kept.extend(done.work.removals[0][0] for done in reader)
+        kept.extend(done.job.removals[0][0] for done in reader)
     assert type(caught.value) is type(error)
     assert str(caught.value) == str(error)
     assert 1 in kept
@@ -192,12 +192,12 @@ def test_an_error_arrives_as_it_was_and_what_had_begun_is_kept(tmp_path: Path, e
 
 def test_an_error_in_this_process_arrives_too():
     with pytest.raises(DataError, match="no good"):
-        list(carried_out(scripted(lambda index: raise_(DataError("no good"))), SINGLE, 1))
+        list(run_jobs(scripted(lambda index: raise_(DataError("no good"))), SINGLE, 1))
 
 
 def test_a_killed_process_is_said():
-    with pytest.raises(SolveError, match=r"a process that trained again was killed .* fewer processes") as caught:
-        list(carried_out(scripted(lambda i: os.kill(os.getpid(), signal.SIGKILL) if i == 3 else None), SINGLE, 2))
+    with pytest.raises(SolveError, match=r"a retraining process was killed .* fewer processes") as caught:
+        list(run_jobs(scripted(lambda i: os.kill(os.getpid(), signal.SIGKILL) if i == 3 else None), SINGLE, 2))
     assert "\n" not in str(caught.value)
 
 
@@ -225,7 +225,7 @@ def interrupted(folder: Path) -> None:
     """What a forked process of the test does: it prepares nothing that the test's own process would miss."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        list(carried_out(scripted(partial(sleeping, folder)), SINGLE, 2))
+        list(run_jobs(scripted(partial(sleeping, folder)), SINGLE, 2))
     except KeyboardInterrupt:
         os._exit(17)
 
@@ -252,8 +252,8 @@ def test_a_reader_that_goes_away_does_not_wait(tmp_path: Path):
             time.sleep(120)
 
     started = time.monotonic()
-    reader = carried_out(scripted(script), SINGLE, 2)
-    assert next(iter(reader)).work.removals == ((0,),)
+    reader = run_jobs(scripted(script), SINGLE, 2)
+    assert next(iter(reader)).job.removals == ((0,),)
     assert eventually(lambda: len(list(tmp_path.iterdir())) == 2)
     reader.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert time.monotonic() - started < 60
@@ -264,7 +264,7 @@ def test_other_children_of_this_process_live_on(tmp_path: Path):
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     other.start()
     try:
-        reader = carried_out(scripted(lambda index: time.sleep(0.01 * index)), SINGLE, 2)
+        reader = run_jobs(scripted(lambda index: time.sleep(0.01 * index)), SINGLE, 2)
         next(iter(reader))
         reader.close()  # pyright: ignore[reportAttributeAccessIssue]
         assert other.is_alive()
@@ -276,5 +276,5 @@ def test_other_children_of_this_process_live_on(tmp_path: Path):
 def test_an_accelerator_is_used_from_this_process_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     here: list[int] = []
-    list(carried_out(scripted(lambda index: here.append(os.getpid())), SINGLE, 2))
+    list(run_jobs(scripted(lambda index: here.append(os.getpid())), SINGLE, 2))
     assert here == [os.getpid()] * len(RUNS)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import DescriptionError, ResultsError
-from stagetrace.validation.removals import Choice, Drawn, Groups, Largest, predicted_effects
+from stagetrace.validation.removals import GroupRemovals, RandomRemovals, RemovalPlan, TopRemovals, predicted_effects
 from stagetrace.validation.store import Key, Store
 
 IDENTITY: dict[str, Any] = {"stage": "pretrain", "fits": {"pretrain": {"name": "Steps", "steps": 5}}}
@@ -145,8 +145,11 @@ def test_a_store_whose_folder_is_deleted_stops(tmp_path: Path):
 # What is taken out
 
 
-@pytest.mark.parametrize("choice", [Drawn(7), Drawn(7, seed=3), Groups(0.2, 6), Groups(0.5, 4, seed=2, by=0.1)])
-def test_random_choices_do_not_look_at_a_prediction(choice: Choice):
+@pytest.mark.parametrize(
+    "choice",
+    [RandomRemovals(7), RandomRemovals(7, seed=3), GroupRemovals(0.2, 6), GroupRemovals(0.5, 4, seed=2, by=0.1)],
+)
+def test_random_choices_do_not_look_at_a_prediction(choice: RemovalPlan):
     found = choice.removals(30, torch.zeros(30))
     assert choice.removals(30, torch.randn(30)) == found
     torch.manual_seed(99)
@@ -154,17 +157,17 @@ def test_random_choices_do_not_look_at_a_prediction(choice: Choice):
 
 
 def test_draws_have_their_size_and_nothing_twice():
-    assert sorted(Drawn(30).removals(30, torch.zeros(30))) == [(index,) for index in range(30)]
-    seven = Drawn(7).removals(30, torch.zeros(30))
+    assert sorted(RandomRemovals(30).removals(30, torch.zeros(30))) == [(index,) for index in range(30)]
+    seven = RandomRemovals(7).removals(30, torch.zeros(30))
     assert len(set(seven)) == 7
-    assert Drawn(7, seed=1).removals(30, torch.zeros(30)) != seven
-    assert len(Drawn(50).removals(30, torch.zeros(30))) == 30
+    assert RandomRemovals(7, seed=1).removals(30, torch.zeros(30)) != seven
+    assert len(RandomRemovals(50).removals(30, torch.zeros(30))) == 30
     for share, size in [(0.2, 6), (0.5, 15), (0.01, 1), (1 / 3, 10)]:
-        groups = Groups(share, 40).removals(30, torch.zeros(30))
+        groups = GroupRemovals(share, 40).removals(30, torch.zeros(30))
         assert [len(group) for group in groups] == [size] * 40
         assert all(list(group) == sorted(set(group)) and set(group) <= set(range(30)) for group in groups)
         assert len(set(groups)) > 20
-    groups = Groups(0.5, 400).removals(30, torch.zeros(30))
+    groups = GroupRemovals(0.5, 400).removals(30, torch.zeros(30))
     counts = torch.zeros(30).index_add(0, torch.tensor(sum(groups, ())), torch.ones(6000))
     assert float(counts.min()) > 150
     assert float(counts.max()) < 250
@@ -172,8 +175,8 @@ def test_draws_have_their_size_and_nothing_twice():
 
 def test_the_largest_go_by_their_absolute_value():
     predicted = torch.tensor([0.1, -3.0, 2.0, 0.0, -2.0, 2.5])
-    assert Largest(4).removals(6, predicted) == [(1,), (5,), (2,), (4,)]
-    assert Largest(9).removals(6, predicted)[-1] == (3,)
+    assert TopRemovals(4).removals(6, predicted) == [(1,), (5,), (2,), (4,)]
+    assert TopRemovals(9).removals(6, predicted)[-1] == (3,)
 
 
 def test_predictions_of_groups_are_sums():
@@ -186,15 +189,15 @@ def test_predictions_of_groups_are_sums():
 
 def test_names_tell_choices_apart():
     choices = [
-        Largest(5),
-        Largest(5, by=0.1),
-        Drawn(5),
-        Drawn(5, seed=1),
-        Drawn(5, by=0.1),
-        Groups(0.1, 5),
-        Groups(0.1, 5, seed=1),
-        Groups(0.2, 5),
-        Groups(0.1, 5, by=0.1),
+        TopRemovals(5),
+        TopRemovals(5, by=0.1),
+        RandomRemovals(5),
+        RandomRemovals(5, seed=1),
+        RandomRemovals(5, by=0.1),
+        GroupRemovals(0.1, 5),
+        GroupRemovals(0.1, 5, seed=1),
+        GroupRemovals(0.2, 5),
+        GroupRemovals(0.1, 5, by=0.1),
     ]
     names = [choice.name for choice in choices]
     assert len(set(names)) == len(choices)
@@ -205,10 +208,10 @@ def test_names_tell_choices_apart():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Largest(0), r"Largest\(count=...\) must be a whole number of at least 1, got 0"),
-        (lambda: Drawn(2, by=0.0), "Drawn: by must be above 0"),
-        (lambda: Groups(by=1.5), "Groups: by must be above 0 .* at most 1 .*, got 1.5"),
-        (lambda: Groups(1.0), "Groups: share must be above 0 and below 1"),
+        (lambda: TopRemovals(0), r"TopRemovals\(count=...\) must be a whole number of at least 1, got 0"),
+        (lambda: RandomRemovals(2, by=0.0), "RandomRemovals: by must be above 0"),
+        (lambda: GroupRemovals(by=1.5), "GroupRemovals: by must be above 0 .* at most 1 .*, got 1.5"),
+        (lambda: GroupRemovals(1.0), "GroupRemovals: share must be above 0 and below 1"),
     ],
 )
 def test_wrong_choices_are_refused(call: Callable[[], object], message: str):

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from stagetrace.errors import DataError, DescriptionError, ResultsError
 from stagetrace.stages.fingerprint import fingerprint_model
-from stagetrace.validation import Adam, Agreement, Drawn, Groups, Largest, Reliability, Resolve, Steps, validate
+from stagetrace.validation import (
+    Adam,
+    Agreement,
+    GroupRemovals,
+    RandomRemovals,
+    Reliability,
+    Resolve,
+    Steps,
+    TopRemovals,
+    validate,
+)
 from stagetrace.validation.fits import Fit
 from stagetrace.validation.fits.fit import Copies
 from tests.chains import FROZEN_LOGISTIC, FROZEN_RIDGE, STRONG_TANH, ChainCase, chain_of, query_of
@@ -41,7 +51,7 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-CHOICES = (Largest(4), Drawn(3, by=0.5), Groups(0.2, 3), Drawn(3, seed=4))
+CHOICES = (TopRemovals(4), RandomRemovals(3, by=0.5), GroupRemovals(0.2, 3), RandomRemovals(3, seed=4))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +104,7 @@ def test_by_default_the_influence_is_compared_with_minima():
     case = FROZEN_RIDGE
     chain, query = chain_of(case, solved(case)), query_of(case)
     before = [fingerprint_model(stage.model) for stage in chain.stages]
-    found = validate(chain, query, fit=Resolve(1e-12), choices=(Largest(4, by=0.1),), processes=1)
+    found = validate(chain, query, fit=Resolve(1e-12), choices=(TopRemovals(4, by=0.1),), processes=1)
     measured = found.measured[0]
     assert measured.effects.shape == (1, 4)  # a minimum knows no seed
     assert measured.reliability is None
@@ -123,7 +133,7 @@ def test_each_stage_may_be_trained_in_its_own_way():
         chain_of(case, solved(case)),
         query_of(case),
         fit=fits,
-        choices=(Drawn(3),),
+        choices=(RandomRemovals(3),),
         estimators=[Given("a")],
         seeds=(0, 1),
         processes=1,
@@ -138,7 +148,7 @@ def test_each_stage_may_be_trained_in_its_own_way():
 class Counting(Fit):
     """Steps or minima, counted; ends the run at a piece of work."""
 
-    draws = True
+    is_stochastic = True
 
     def __init__(self, fit: Fit, last: int = -1) -> None:
         self.fit, self.last, self.runs, self.pieces = fit, last, list[tuple[int, ...]](), 0
@@ -159,7 +169,7 @@ class Counting(Fit):
 def run(fit: Fit, out: Path | None, **settings: Any) -> Tensor:
     case = FROZEN_LOGISTIC
     settings = {
-        "choices": (Drawn(5), Groups(0.3, 3), Drawn(4, by=0.5), Drawn(3)),
+        "choices": (RandomRemovals(5), GroupRemovals(0.3, 3), RandomRemovals(4, by=0.5), RandomRemovals(3)),
         "seeds": (0, 1),
         "together": 2,
         "query": query_of(case),
@@ -207,14 +217,14 @@ def test_a_run_that_was_cut_off_within_a_piece_of_work_ends_as_one_in_one_go(tmp
 
 def test_more_choices_and_seeds_add_to_what_is_there(tmp_path: Path):
     first, more = Counting(STEPS), Counting(STEPS)
-    run(first, tmp_path, choices=(Drawn(4),), seeds=(0,))
-    run(more, tmp_path, choices=(Drawn(4), Drawn(6)), seeds=(0, 1))
+    run(first, tmp_path, choices=(RandomRemovals(4),), seeds=(0,))
+    run(more, tmp_path, choices=(RandomRemovals(4), RandomRemovals(6)), seeds=(0, 1))
     assert len(first.runs) == 4
     assert sorted(more.runs) == sorted([(0, *r) for r in drawn(6)[4:]] + [(1, *r) for r in drawn(6)])
 
 
 def drawn(count: int) -> Sequence[tuple[int, ...]]:
-    return Drawn(count).removals(23, torch.zeros(23))
+    return RandomRemovals(count).removals(23, torch.zeros(23))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +237,7 @@ def drawn(count: int) -> Sequence[tuple[int, ...]]:
     ids=["query", "stage", "fit"],
 )
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, settings: Any, fit: Fit, message: str):
-    run(STEPS, tmp_path, choices=(Drawn(3),), seeds=(0,))
+    run(STEPS, tmp_path, choices=(RandomRemovals(3),), seeds=(0,))
     before = (tmp_path / "retrainings.jsonl").read_bytes()
     with pytest.raises(ResultsError) as caught:
         run(fit, tmp_path, **settings)
@@ -260,7 +270,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(settings: dict[
     case = FROZEN_LOGISTIC
     settings = {"query": query_of(case), "fit": STEPS, "estimators": [Given("a")]} | settings
     with pytest.raises(DescriptionError, match=message) as caught:
-        validate(chain_of(case, solved(case)), settings.pop("query"), choices=(Drawn(3),), processes=1, **settings)
+        validate(
+            chain_of(case, solved(case)), settings.pop("query"), choices=(RandomRemovals(3),), processes=1, **settings
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -268,7 +280,7 @@ def test_an_unknown_choice_is_said_with_those_there_are():
     case = FROZEN_RIDGE
     fit: Callable[..., Any] = Resolve()
     chain = chain_of(case, solved(case))
-    found = validate(chain, query_of(case), fit=fit, choices=(Drawn(3),), estimators=[Given("a")], processes=1)
+    found = validate(chain, query_of(case), fit=fit, choices=(RandomRemovals(3),), estimators=[Given("a")], processes=1)
     with pytest.raises(DescriptionError, match="no choice 'other'; there are: '3 at random'"):
         found["other"]
 
@@ -280,6 +292,9 @@ def test_too_few_removals_and_two_choices_of_one_name_are_refused_before_trainin
     def never(weights: torch.Tensor) -> torch.nn.Module:
         raise AssertionError("trained")
 
-    for choices, message in (((Drawn(2),), "at least 3"), ((Drawn(3), Drawn(3, by=1)), "two choices")):
+    for choices, message in (
+        ((RandomRemovals(2),), "at least 3"),
+        ((RandomRemovals(3), RandomRemovals(3, by=1)), "two choices"),
+    ):
         with pytest.raises(DescriptionError, match=message):
             validate(chain, query, fit=never, stage=chain.names[-1], choices=choices, estimators=[Given("a")])

@@ -1,7 +1,12 @@
-"""Everything a score rests on, checked before it is trusted: data, losses, and the derivative itself."""
+"""Checks of what every score depends on: data, losses, and the derivatives."""
 
-from stagetrace.checks.finding import Finding as Finding
-from stagetrace.checks.finding import Level as Level
-from stagetrace.checks.verify import in_short as in_short
-from stagetrace.checks.verify import verify_query as verify_query
-from stagetrace.checks.verify import verify_stage as verify_stage
+from stagetrace.checks.finding import Finding, Level
+from stagetrace.checks.verify import in_short, verify_query, verify_stage
+
+__all__ = [
+    "Finding",
+    "Level",
+    "in_short",
+    "verify_query",
+    "verify_stage",
+]

@@ -1,4 +1,4 @@
-"""Is the loss a function of the parameters it was given, of all of them, and of nothing else that can be trained?"""
+"""Does the loss depend on the parameters it is given, and on nothing else that can be trained?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from stagetrace.stages.space import Params
 from stagetrace.stages.stage import Stage
 
 BATCHES = 16
-"""Batches in which a slope is looked for before a loss is refused for having none."""
+"""Batches that are tried before a loss is refused because its gradient is zero."""
 
 
 @final
 @dataclass(frozen=True)
-class Slopes:
+class WeightedGradient:
     """The gradient of some examples' losses, weighted by `weights_of` and summed.
 
     of: `{parameter: gradient}` where there is one that is not zero; flat: the other parameters.
@@ -61,13 +61,13 @@ def depends_on_its_model_only(risk: Risk, batch: Batch, before: Sequence[Stage] 
     _refuse_strangers(risk, batch, (total, again), {**inherited, **trained})
     if teachers.read:
         return Level.WARNING, (
-            f"the loss reads {some_names(teachers.read)} of an earlier stage's model (a teacher?): what reaches it by "
-            "that path is not in the scores of that stage, which hold what came through the link alone"
+            f"the loss reads {some_names(teachers.read)} of an earlier stage's model (a teacher?): effects along that "
+            "path are not in that stage's scores, which contain only what passes through the link"
         )
     return Level.OK, "the loss depends on no other trainable tensors than the parameters it is given"
 
 
-def slopes(risk: Risk, batch: Batch) -> Slopes:
+def weighted_gradient(risk: Risk, batch: Batch) -> WeightedGradient:
     """Differentiate a batch's losses, weighted, by plain autograd.
 
     Raises:
@@ -76,38 +76,38 @@ def slopes(risk: Risk, batch: Batch) -> Slopes:
     _, trained, inherited = differentiated(risk, batch, weights_of(batch))
     found = {**inherited, **trained}
     steep = {name: slope for name, slope in found.items() if bool(slope.any())}
-    return Slopes(steep, tuple(name for name in found if name not in steep))
+    return WeightedGradient(steep, tuple(name for name in found if name not in steep))
 
 
-def has_a_slope(risk: Risk, found: Slopes) -> str | None:
-    """Refuse a loss without a slope in any of the parameters that the stage trained, on a good part of the examples.
+def check_gradient_not_zero(risk: Risk, found: WeightedGradient) -> str | None:
+    """Refuse a loss whose gradient is zero in all parameters that the stage trained, on many examples.
 
-    found: on a few examples; where these have none (a hinge loss may be zero on many), others are looked at.
+    found: the gradient of a few examples; where it is zero (a hinge loss may be zero on many), others are tried.
 
     Returns:
-        What should be known where no kept parameter has a slope; None where all is well.
+        A warning where the gradient is zero in all inherited parameters; None otherwise.
 
     Raises:
-        DataError: no slope anywhere.
+        DataError: the gradient is zero on all of them.
     """
     plan = [] if set(found.of) & set(risk.trained_values) else risk.examples.batch_indices()[:BATCHES]
-    if plan and not any(set(slopes(risk, batch).of) & set(risk.trained_values) for batch in risk.read(plan)):
+    if plan and not any(set(weighted_gradient(risk, batch).of) & set(risk.trained_values) for batch in risk.read(plan)):
         raise DataError(
             f"{risk.where}: the loss does not depend on the parameters it is given: its gradient is zero in all of "
-            f"them on the first {sum(map(len, plan)):,} examples; use the model that the loss is handed, without "
-            "torch.no_grad() around the call, or leave out data that are fitted without any loss"
+            f"them on the first {sum(map(len, plan)):,} examples; use the model that is passed to the loss, without "
+            "torch.no_grad() around the call, or leave out examples that are fitted with zero loss"
         )
     if risk.inherited_values and not set(found.of) & set(risk.inherited_values):
         return (
-            "the loss has no slope in any of the kept parameters, so what the stage before does reaches the query past "
-            "this stage's own training only (features computed beforehand? then their part is missing: let the stage's "
-            "data be the inputs, and its model compute them)"
+            "the gradient of the loss is zero in all inherited parameters, so the stage before has no effect on this "
+            "stage's training (features computed beforehand? then their effect is missing: let the stage's data be the "
+            "inputs, and its model compute the features)"
         )
     return None
 
 
-def nearby(risk: Risk) -> Risk:
-    """The same losses at parameters moved by a hundredth of their size: a loss that is exactly least has no slope."""
+def perturbed(risk: Risk) -> Risk:
+    """The same losses at parameters perturbed by a hundredth of their size, since a gradient at a minimum is zero."""
     along = direction_of(risk.trained_values)
     return replace(risk, trained_values={name: v + 0.01 * along[name] for name, v in risk.trained_values.items()})
 
@@ -119,8 +119,8 @@ def leaves_of(values: Params) -> Params:
 
 def _refuse_second_model(risk: Risk, names: list[str]) -> None:
     raise DescriptionError(
-        f"{risk.where}: the loss reads {some_names(names)} of the model itself and not of the model it is handed, so "
-        "no derivative can see it: a loss, or a hook in the model, calls another copy (from a variable around it). "
+        f"{risk.where}: the loss reads {some_names(names)} of the original model and not of the model it is passed, so "
+        "no derivative can see it: a loss, or a hook in the model, calls another copy (from an enclosing variable). "
         "Use the argument: def losses(model, batch): ... model(...); a constant copy is tensor.detach().clone()"
     )
 
@@ -128,7 +128,8 @@ def _refuse_second_model(risk: Risk, names: list[str]) -> None:
 def _refuse_strangers(risk: Risk, batch: Batch, totals: tuple[Tensor, Tensor], leaves: Params) -> None:
     """Refuse a loss with a gradient in trainable tensors that are none of the stage's parameters.
 
-    totals: the loss, evaluated twice: what a loss makes anew each time (to take a gradient in its inputs) is its own.
+    totals: the loss, evaluated twice: tensors that a loss creates on each call (to take a gradient in its inputs) are
+        its own.
     """
     ours = {id(leaf) for leaf in leaves.values()} | {id(leaf) for leaf in tree_leaves(batch.content)}
     lasting = {id(leaf) for leaf in _trainable(totals[1])}
@@ -139,7 +140,7 @@ def _refuse_strangers(risk: Risk, batch: Batch, totals: tuple[Tensor, Tensor], l
                 f"{risk.where}: the loss depends on a trainable {kind} of shape {list(leaf.shape)} that the model does "
                 "not have: a second model (another copy of this one?), or weights of the loss itself. If it was "
                 "trained here, make it a part of model=; if it was constant, call requires_grad_(False) on it; if the "
-                "loss should use the model it is handed, call that one"
+                "loss should use the model it is passed, call that one"
             )
 
 
@@ -160,9 +161,9 @@ def _trainable(total: Tensor) -> Iterator[Tensor]:
 
 @final
 class _Originals(TorchDispatchMode):
-    """Notices operations on parameters that none should be given, while copies of the model's stand in their places.
+    """Records operations on original parameters, while copies have taken their places in the model.
 
-    read: the names of those that an operation was given.
+    read: the names of those that an operation used.
     """
 
     def __init__(self, places: Mapping[int | None, str]) -> None:
@@ -172,7 +173,7 @@ class _Originals(TorchDispatchMode):
 
     @staticmethod
     def at(risk: Risk, batch: Batch) -> "_Originals":
-        """Watches the model's own parameters, but for memory that constants, buffers or data lie in, too."""
+        """Watches the model's own parameters, except memory shared with constants, buffers or data."""
         model, watched = risk.evaluation.model, {**risk.trained_values, **risk.inherited_values}
         constants = [p for name, p in model.named_parameters() if name not in watched]
         elsewhere = [*constants, *model.buffers(), *tree_leaves(batch.content)]
@@ -181,7 +182,7 @@ class _Originals(TorchDispatchMode):
 
     @staticmethod
     def of(stages: Sequence[Stage], besides: Risk) -> "_Originals":
-        """Watches what other stages trained, but for memory that the model shares with them."""
+        """Watches what other stages trained, except memory that the model shares with them."""
         ours = {
             _memory(tensor) for tensor in (*besides.evaluation.model.parameters(), *besides.trained_values.values())
         }
@@ -200,7 +201,7 @@ class _Originals(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Where a tensor's numbers lie; None where it has no memory of its own kind (sparse), or none at all."""
+    """The address of a tensor's memory; None for sparse tensors and those without memory."""
     if tensor.layout is not torch.strided:
         return None
     try:

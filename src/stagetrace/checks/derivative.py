@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from stagetrace.checks.dependence import Slopes, has_a_slope, nearby, slopes
+from stagetrace.checks.dependence import WeightedGradient, check_gradient_not_zero, perturbed, weighted_gradient
 from stagetrace.checks.directions import beside_padding, direction_of, weights_of
 from stagetrace.checks.finding import Level
 from stagetrace.checks.rounding import Rounding
@@ -23,38 +23,38 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
 AGREED = 1e-3
-"""Relative difference, over the sum of all parameters' shares, up to which two derivatives are called the same."""
+"""Relative difference, over the sum of all parameters' shares, up to which two derivatives count as equal."""
 
 JUDGED = 0.05
-"""Relative uncertainty of a difference above which it judges nothing."""
+"""Relative uncertainty of a difference above which nothing is concluded from it."""
 
 
 @final
 @dataclass(frozen=True)
 class Difference:
-    """A derivative by differences, and by how much it may be off."""
+    """A derivative by differences, and its uncertainty."""
 
     value: float
     uncertainty: float
 
 
 def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tuple[Level, str]:
-    """Compare the gradient with differences of the loss: along what it says is steep, and along what it says is flat.
+    """Compare the gradient with differences of the loss: where it is not zero, and where it is.
 
-    coupled: whether kept parameters without a slope are worth a warning, as they are in a stage's own loss.
+    coupled: whether a zero gradient in all inherited parameters is worth a warning, as in a stage's own loss.
 
     Returns:
         How much it matters, and what was found: a warning where an operation's backward is not its derivative.
 
     Raises:
         DifferentiationError: the gradient cannot be taken; or the loss depends on parameters in which it is zero: the
-            model runs them under `no_grad`, or detaches what they give.
-        DataError: as `has_a_slope`.
+            model uses them under `no_grad`, or detaches the result.
+        DataError: as `check_gradient_not_zero`.
     """
-    found = slopes(risk, batch)
+    found = weighted_gradient(risk, batch)
     if not found.of:
-        risk = nearby(risk)
-        found = slopes(risk, batch)
+        risk = perturbed(risk)
+        found = weighted_gradient(risk, batch)
     point = {**risk.inherited_values, **risk.trained_values}
     with torch.no_grad(), RoundedTo(risk.trained.dtype) as seen:
         outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
@@ -63,8 +63,8 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
     size = max(float(losses.double().abs() @ weights_of(batch).to(losses.device)), len(batch) * rounding.size)
     if found.flat:
         _refuse_detached(risk, batch, found, point, size, rounding.eps)
-    said = [f"{len(found.flat)} parameters have no slope there ({some_names(found.flat)})"] if found.flat else []
-    without = has_a_slope(risk, found)
+    notes = [f"{len(found.flat)} parameters have zero gradient there ({some_names(found.flat)})"] if found.flat else []
+    without = check_gradient_not_zero(risk, found)
     worst, unjudged = 0.0, 0
     for names in (risk.trained_values, risk.inherited_values):
         steep = [name for name in names if name in found.of]
@@ -83,54 +83,56 @@ def gradient_is_the_derivative(risk: Risk, batch: Batch, *, coupled: bool) -> tu
     if worst > AGREED:
         wrong.append(
             f"the gradient that autograd gives is not the derivative of the loss: they differ by {worst:.1%} along a "
-            "random direction (a backward of its own, a straight-through estimator, a gradient that is reversed, "
-            "clipped or partly detached?); training followed that gradient, and a score is only as right as it is"
+            "random direction (a custom backward, a straight-through estimator, a gradient that is reversed, clipped "
+            "or partly detached?); training followed that gradient, and scores are only as correct as it is"
         )
     if wrong:
-        return Level.WARNING, "; ".join([*wrong, *said])
+        return Level.WARNING, "; ".join([*wrong, *notes])
     if unjudged:
         coarse = "the precision of the loss is too coarse for its differences to judge the gradient"
-        return Level.NOTE, "; ".join([coarse, *said])
+        return Level.NOTE, "; ".join([coarse, *notes])
     right = f"the gradient of {len(batch)} examples is the derivative of their loss, by differences"
-    return Level.OK, "; ".join([right, *said])
+    return Level.OK, "; ".join([right, *notes])
 
 
-def _refuse_detached(risk: Risk, batch: Batch, found: Slopes, point: Params, size: float, eps: float) -> None:
+def _refuse_detached(risk: Risk, batch: Batch, found: WeightedGradient, point: Params, size: float, eps: float) -> None:
     """Refuse parameters on which the loss depends, but whose gradient is zero."""
     if not _depends(risk, batch, found.flat, point, size, eps):
         return
     guilty = [name for name in found.flat if _depends(risk, batch, [name], point, size, eps)] or list(found.flat)
     raise DifferentiationError(
-        f"{risk.where}: the loss depends on {some_names(guilty)}, but its gradient there is zero: the model runs "
-        "them under torch.no_grad() or torch.inference_mode(), or detaches what they give, so that their influence "
-        "would come out as zero. Give a model whose forward does not (freeze parameters by requires_grad_(False) "
-        "instead: that keeps the derivative)"
+        f"{risk.where}: the loss depends on {some_names(guilty)}, but its gradient there is zero: the model uses "
+        "them under torch.no_grad() or torch.inference_mode(), or detaches the result, so that their influence would "
+        "come out as zero. Give a model whose forward does not (freeze parameters by requires_grad_(False) instead: "
+        "that keeps the derivative)"
     )
 
 
 def _depends(risk: Risk, batch: Batch, names: Sequence[str], point: Params, size: float, eps: float) -> bool:
-    """Whether differences say that the loss has a slope in these parameters, beyond doubt."""
+    """Whether differences show, beyond their uncertainty, that the loss depends on these parameters."""
     measured = _along(risk, batch, point, direction_of({name: point[name] for name in names}), size, eps)
     return abs(measured.value) > 5 * measured.uncertainty
 
 
 def _along(risk: Risk, batch: Batch, point: Params, direction: Params, size: float, eps: float) -> Difference:
     def at(step: float) -> float:
-        moved = {name: value + (step * direction[name]).to(value) for name, value in point.items() if name in direction}
-        return float(_total(risk, {**point, **moved}, batch))
+        shifted = {
+            name: value + (step * direction[name]).to(value) for name, value in point.items() if name in direction
+        }
+        return float(_total(risk, {**point, **shifted}, batch))
 
     return difference(at, size, eps)
 
 
 def difference(at: Callable[[float], float], size: float, eps: float) -> Difference:
-    """The slope at 0 of a function of a step, of values of about `size` known to `eps`.
+    """The derivative at 0 of a function of a step, whose values are about `size` and exact to `eps`.
 
-    The best of a few steps, by its own uncertainty: how far half the step changes the answer, and rounding.
+    The best of a few steps, by its uncertainty: the change from halving the step, and rounding.
 
     Example:
         >>> import math
-        >>> slope = difference(math.sin, 1.0, 2.2e-16)
-        >>> abs(slope.value - 1) < slope.uncertainty < 1e-9
+        >>> found = difference(math.sin, 1.0, 2.2e-16)
+        >>> abs(found.value - 1) < found.uncertainty < 1e-9
         True
     """
     best = Difference(0.0, float("inf"))

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from stagetrace.errors import StagetraceError
-from stagetrace.stages.data import Batch, to_device
+from stagetrace.stages.data import Batch
+from stagetrace.stages.device import to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params

@@ -11,13 +11,13 @@ from stagetrace.stages.risk import Risk
 
 
 def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, lookout: Lookout, rounding: Rounding) -> str:
-    """Refuse losses `[batch]` that are others in another batch: in either half of this one, or alone.
+    """Refuse losses `[batch]` that change with the batch: in either half of this one, or alone.
 
     batch: the examples of the lookout, in its order. Its halves are the shorter and the longer ones, which are padded
         differently.
 
     Raises:
-        DataError: with the example, and its loss in either company.
+        DataError: with the example, and its loss in both batches.
     """
     if len(batch) == 1:
         return "one example only: nothing else can be in its batch"
@@ -36,7 +36,7 @@ def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, lookout: Look
             raise DataError(
                 f"{risk.where}: the loss of example {company[worst]} depends on what else is in its batch "
                 f"({float(losses[here[worst]]):.6g} with {len(batch)} examples, {float(again[worst]):.6g} with "
-                f"{len(company)}); it must be the example's own: mask padding, do not normalise by the "
+                f"{len(company)}); it must depend on the example alone: mask padding, do not normalise by the "
                 "batch, and let collate= keep the order of the examples"
             )
     return (

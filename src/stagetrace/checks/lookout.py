@@ -1,4 +1,4 @@
-"""Which examples the checks look at: those on which a fault is likeliest to show."""
+"""Which examples the checks use: those on which an error is most likely to show."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ MEASURED = 20_000
 """Most examples whose length is read; of a larger data set they are drawn by a seed."""
 
 SECONDS = 10.0
-"""Of processor time for that: what is not read by then is left to chance."""
+"""Of processor time for that; the rest is chosen at random."""
 
 
 @final
@@ -31,7 +31,7 @@ SECONDS = 10.0
 class Lookout:
     """Some examples: the shortest and the longest, the first, the last, and others drawn at random.
 
-    together: a batch of the real size, short and long ones in turn, so that an order of its own is seen too;
+    together: a batch of the real size, short and long ones in turn, so that a collation that reorders is seen too;
         by_length: the same, from the shortest to the longest; alone: a few of these.
     measured: of how many examples the length is known; 0 where all have the same by construction.
     """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stagetrace.checks.dependence import direction_of, leaves_of
 from stagetrace.checks.derivative import AGREED, JUDGED, beside_padding
 from stagetrace.checks.finding import Level
-from stagetrace.curvature.chunk import hessian_anew, hessian_graph
+from stagetrace.curvature.chunk import hessian_recomputed, hessian_retained_graph
 from stagetrace.curvature.mixed import coupling_of
 from stagetrace.errors import StagetraceError
 from stagetrace.stages.data import Batch
@@ -40,7 +40,10 @@ def second_derivative_is_right(risk: Risk, batch: Batch) -> tuple[Level, str]:
     products: dict[str, tuple[slice, tuple[Way, ...]]] = {
         "Hessian": (
             slice(0, risk.trained.size),
-            (lambda: hessian_graph(risk, batch)(along)[:, 0], lambda: hessian_anew(risk, batch)(along)[:, 0]),
+            (
+                lambda: hessian_retained_graph(risk, batch)(along)[:, 0],
+                lambda: hessian_recomputed(risk, batch)(along)[:, 0],
+            ),
         ),
         "coupling": (
             slice(risk.trained.size, None),

@@ -58,7 +58,7 @@ def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = 
     Raises:
         DataError: an example differs between two reads; the losses are not one per example; one is NaN or infinite;
             they are random; an example's loss depends on what else is in its batch.
-        DescriptionError: the loss depends on tensors that are no parameters of the model it is handed.
+        DescriptionError: the loss depends on tensors that are no parameters of the model it is passed.
         DifferentiationError: the loss depends on parameters in which its gradient is zero.
     """
     with torch.random.fork_rng(devices=[]):  # a loss that draws is refused, and has drawn nothing from the caller

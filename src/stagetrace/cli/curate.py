@@ -92,7 +92,7 @@ def curate_run(
     files = write(record, out)
     _show(curation, console)
     if job is not None:
-        runs = range(seeds if any(each.draws for each in fitted.values()) else 1)
+        runs = range(seeds if any(each.is_stochastic for each in fitted.values()) else 1)
         found = verify(
             curation,
             job.chain,

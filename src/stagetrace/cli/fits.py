@@ -12,13 +12,13 @@ from stagetrace.errors import refuse
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import SGD, Adam, AdamW, Fit, Resolve, Steps
-from stagetrace.validation.fits import Call, as_fit
-from stagetrace.validation.fits.rules import Rule
+from stagetrace.validation.fits import CustomTraining, as_fit
+from stagetrace.validation.fits.optimizers import OptimizerSettings
 from stagetrace.validation.fits.steps import SCHEDULES
 
 # Adam at 1e-3, restarted without its state, moves every parameter by the whole rate at first: on MNIST two batch orders
 # agreed at r = 0.41; at 1e-4 the means of three orders agreed at 0.80.
-RULES: dict[str, Rule] = {"adam": Adam(rate=1e-4), "adamw": AdamW(rate=1e-4), "sgd": SGD()}
+OPTIMIZERS: dict[str, OptimizerSettings] = {"adam": Adam(lr=1e-4), "adamw": AdamW(lr=1e-4), "sgd": SGD()}
 
 RETRAIN = Grammar(
     "--retrain",
@@ -35,7 +35,7 @@ RETRAIN = Grammar(
         "proximity": real,
     },
     "--retrain pretrain=adam:lr=1e-4,steps=300",
-    {"lr": "rate"},
+    {"decay": "weight_decay"},
 )
 
 
@@ -69,10 +69,10 @@ def describe(fit: Fit) -> str:
         pull = f", a pull of {fit.proximity:g} towards the trained values" if fit.proximity else ""
         return f"resolve: Newton steps to a gradient norm of {fit.tolerance:g}{pull}"
     if isinstance(fit, Steps):
-        rule = type(fit.rule).__name__
-        rate = f"rate {fit.rule.rate:g}" + ("" if fit.schedule == "constant" else f" ({fit.schedule})")
-        return f"{rule}: {fit.steps} steps, {rate}, batches of {fit.batch_size}, {fit.start} start"
-    if isinstance(fit, Call):
+        optimizer = type(fit.optimizer).__name__
+        rate = f"learning rate {fit.optimizer.lr:g}" + ("" if fit.schedule == "constant" else f" ({fit.schedule})")
+        return f"{optimizer}: {fit.steps} steps, {rate}, batches of {fit.batch_size}, {fit.start} start"
+    if isinstance(fit, CustomTraining):
         return f"{getattr(fit.function, '__name__', 'a function')}(): the target's own training"
     return f"{fit}"
 
@@ -93,7 +93,7 @@ def _new(bound: BoundStage, kind: str, spec: Spec) -> Fit:
         return Resolve()
     examples = len(bound.stage.examples)
     size = spec.settings.get("batch_size", BATCH)
-    return Steps(RULES[kind], EPOCHS * math.ceil(examples / size), min(size, examples))
+    return Steps(OPTIMIZERS[kind], EPOCHS * math.ceil(examples / size), min(size, examples))
 
 
 def _change(chosen: dict[str, Fit], specs: Mapping[str, Spec], key: str) -> None:

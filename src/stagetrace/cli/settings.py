@@ -8,7 +8,7 @@ import torch
 
 from stagetrace.cli.options import EXACT_RTOL, EXACT_STEPS, QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS
 from stagetrace.cli.spec import Grammar, applies, by_stage, count, damping, one_of, real, whole, whole_from, with_field
-from stagetrace.curvature.auto import Auto, subset_in_words
+from stagetrace.curvature.auto import Auto, describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import Count
@@ -75,7 +75,7 @@ def curvatures(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Cur
 
 def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
     """A line for each stage whose curvature is that of some of its examples."""
-    notes = [(bound, subset_in_words(curvature[bound.name], bound)) for bound in chain]
+    notes = [(bound, describe_subset(curvature[bound.name], bound)) for bound in chain]
     return [f"{bound.stage.where}: {text}" for bound, text in notes if text]
 
 

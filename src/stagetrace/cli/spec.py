@@ -38,7 +38,7 @@ class Grammar:
         """
         if not self.applies(setting, key):
             able = ", ".join(each for each in self.keys if self.applies(setting, each)) or "no settings"
-            name = type(getattr(setting, "rule", setting) if _has(setting, "rule") else setting).__name__
+            name = type(getattr(setting, "optimizer", setting) if _has(setting, "optimizer") else setting).__name__
             refuse(f"{self.option}: {key} does not apply to {name}, which takes {able}")
         return with_field(setting, self.fields.get(key, key), value)
 
@@ -192,5 +192,5 @@ def _has(setting: Any, field: str) -> bool:
 
 def _wrapper(setting: Any, field: str) -> str | None:
     """The field that holds what has the field."""
-    held = (name for name in ("inner", "rule") if _has(setting, name) and _has(getattr(setting, name), field))
+    held = (name for name in ("inner", "optimizer") if _has(setting, name) and _has(getattr(setting, name), field))
     return next(held, None)

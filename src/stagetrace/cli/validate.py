@@ -11,10 +11,10 @@ from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.stages.identity.settings import settings_of
 from stagetrace.terminal import terminal
-from stagetrace.validation import Drawn, Fit, Groups, Largest, Resolve
+from stagetrace.validation import Fit, GroupRemovals, RandomRemovals, Resolve, TopRemovals
 from stagetrace.validation import validate as compare
 from stagetrace.validation.fits.fit import described
-from stagetrace.validation.removals import Choice
+from stagetrace.validation.removals import RemovalPlan
 from stagetrace.validation.report import save
 
 FEWEST = 3
@@ -53,7 +53,7 @@ def validate(
     chosen = _choices(largest, random, groups, group_count, by, fitted, seed)
     _check_counts({"--largest": largest, "--random": random}, len(chain[stage].stage.examples), stage)
     found, asked = controls.estimators(chain, typed, job.options, embedding, text, seed)
-    runs = range(seeds if any(fit.draws for fit in fitted.values()) else 1)
+    runs = range(seeds if any(fit.is_stochastic for fit in fitted.values()) else 1)
     progress = Bars()
 
     def say(line: str) -> None:
@@ -88,16 +88,18 @@ def _choices(
     by: Sequence[float],
     fitted: Mapping[str, Fit],
     seed: int,
-) -> list[Choice]:
+) -> list[RemovalPlan]:
     """What was typed, or by default whole removals; and tenths of single ones where the truth is exact enough."""
     exact = all(isinstance(fit, Resolve) for fit in fitted.values())
     parts = list(dict.fromkeys(by)) or ([1.0, 0.1] if exact else [1.0])
-    chosen: list[Choice] = []
+    chosen: list[RemovalPlan] = []
     if largest:
-        chosen += [Largest(largest, part) for part in parts]
+        chosen += [TopRemovals(largest, part) for part in parts]
     if random:
-        chosen += [Drawn(random, part, seed) for part in parts]
-    chosen += [Groups(share, count, seed, part) for share in dict.fromkeys(shares) for part in (by and parts) or [1.0]]
+        chosen += [RandomRemovals(random, part, seed) for part in parts]
+    chosen += [
+        GroupRemovals(share, count, seed, part) for share in dict.fromkeys(shares) for part in (by and parts) or [1.0]
+    ]
     if not chosen:
         refuse("nothing to remove: type --largest, --random or --groups with something above 0")
     return chosen
@@ -112,7 +114,7 @@ def _check_counts(counts: Mapping[str, int], examples: int, stage: str) -> None:
 
 
 def _settings(
-    job: Target, typed: settings.SolveOptions, fitted: Mapping[str, Fit], chosen: Sequence[Choice]
+    job: Target, typed: settings.SolveOptions, fitted: Mapping[str, Fit], chosen: Sequence[RemovalPlan]
 ) -> dict[str, JSON]:
     """What was chosen, by the command line and by the target."""
     recorded: dict[str, JSON] = {

@@ -1,19 +1,27 @@
 """What to train on next: examples kept and dropped by their scores, what that is predicted to change, and the check."""
 
-from stagetrace.curate.curation import Curation as Curation
-from stagetrace.curate.curation import curate as curate
-from stagetrace.curate.groups import GroupTotal as GroupTotal
-from stagetrace.curate.rows import Rows as Rows
-from stagetrace.curate.rows import read_rows as read_rows
-from stagetrace.curate.rules import Drop as Drop
-from stagetrace.curate.rules import DropAbove as DropAbove
-from stagetrace.curate.rules import KeepTop as KeepTop
-from stagetrace.curate.rules import Rule as Rule
-from stagetrace.curate.verify import Verified as Verified
-from stagetrace.curate.verify import verify as verify
+from typing import TYPE_CHECKING
 
+from stagetrace.curate.curation import Curation, curate
+from stagetrace.curate.groups import GroupTotal
+from stagetrace.curate.rows import Rows, read_rows
+from stagetrace.curate.rules import Drop, DropAbove, KeepTop, Rule
+from stagetrace.curate.verify import Verified, verify
+from stagetrace.renamed import removed
 
-def __getattr__(name: str) -> object:
-    if name in ("Table", "HuggingFace"):
-        raise ImportError(f"stagetrace.curate.{name} is now Rows; write Rows(place, data), or read_rows(place)")
-    raise AttributeError(f"module 'stagetrace.curate' has no attribute '{name}'")
+__all__ = [
+    "Curation",
+    "Drop",
+    "DropAbove",
+    "GroupTotal",
+    "KeepTop",
+    "Rows",
+    "Rule",
+    "Verified",
+    "curate",
+    "read_rows",
+    "verify",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = removed(__name__, dict.fromkeys(("HuggingFace", "Table"), "Rows(place, data), or read_rows(place)"))

@@ -19,7 +19,7 @@ from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.describe import describe
 from stagetrace.tracing.query import Query
-from stagetrace.validation import Choice, validate
+from stagetrace.validation import RemovalPlan, validate
 from stagetrace.validation.estimators.estimator import Precomputed
 from stagetrace.validation.removals import Removal
 
@@ -78,7 +78,7 @@ class Verified:
 
 @final
 @dataclass(frozen=True)
-class FixedSets(Choice):
+class FixedSets(RemovalPlan):
     """Sets of examples that are known already: first what was dropped, then the random ones."""
 
     sets: tuple[Removal, ...]

@@ -1,7 +1,13 @@
 """A stage's curvature as a linear operator."""
 
-from stagetrace.curvature.auto import Auto as Auto
-from stagetrace.curvature.choices import GaussNewton as GaussNewton
-from stagetrace.curvature.choices import Hessian as Hessian
-from stagetrace.curvature.choices import Identity as Identity
-from stagetrace.curvature.operator import LinearOperator as LinearOperator
+from stagetrace.curvature.auto import Auto
+from stagetrace.curvature.choices import GaussNewton, Hessian, Identity
+from stagetrace.curvature.operator import LinearOperator
+
+__all__ = [
+    "Auto",
+    "GaussNewton",
+    "Hessian",
+    "Identity",
+    "LinearOperator",
+]

@@ -11,7 +11,7 @@ from torch import Tensor
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, in_words, seeded_subset
+from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, seeded_subset, subset_text
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
 
@@ -19,18 +19,18 @@ from stagetrace.stages.bound import BoundStage
 @final
 @dataclass(frozen=True)
 class Auto:
-    """The exact Hessian, with the Gauss-Newton matrix at hand for where the Hessian turns out to be indefinite.
+    """The exact Hessian, with the Gauss-Newton matrix as a fallback where the Hessian is indefinite.
 
-    At a strict minimum the Hessian is what retraining follows. Where training stopped before one, some of its
-    eigenvalues are negative, and its inverse takes them for curvatures of a minimum; there a solver with
+    At a strict minimum the inverse Hessian predicts retraining. Where training stopped before one, some of its
+    eigenvalues are negative, and its inverse treats them as curvatures of a minimum; there a solver with
     `damping="auto"` inverts `Gauss-Newton + |most negative eigenvalue|` in its place and says so in the Solution's
-    notes. A solver with a damping of its own sees the Hessian alone (and so do `Normal` and the coupling between
-    stages, which is always exact). An objective that is a plain loss function has no Gauss-Newton matrix: the Hessian
+    notes. A solver with a fixed damping uses the Hessian alone (and so do `Normal` and the coupling between stages,
+    which is always exact). An objective that is a plain loss function has no Gauss-Newton matrix: the Hessian
     stays.
 
     Args:
-        examples, seed, memory: as for `Hessian`, except that nothing said means "auto": all of up to 1,000 examples, of
-            more 1,000 drawn by the seed. None takes all. Both matrices average over the same examples.
+        examples, seed, memory: as for `Hessian`, but the default is "auto": all of up to 1,000 examples, of more
+            1,000 drawn by the seed. None takes all. Both matrices average over the same examples.
 
     Source: measured against retraining in `docs/how-to-choose.md`.
 
@@ -89,7 +89,7 @@ class HessianWithFallback(LinearOperator):
         return self.hessian.cost()
 
 
-def coupled(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:
+def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:
     """The examples whose mixed derivative couples a stage to the one before: its curvature's, or by the rule more.
 
     columns: right-hand sides, for each of which they are multiplied once.
@@ -99,9 +99,9 @@ def coupled(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[i
     return curvature.indices(bound)
 
 
-def subset_in_words(curvature: Curvature, bound: BoundStage) -> str | None:
-    """Which of a stage's examples a choice of curvature averages over; None where it is all of them."""
+def describe_subset(curvature: Curvature, bound: BoundStage) -> str | None:
+    """Which of a stage's examples a curvature averages over, as text; None where it is all of them."""
     chosen, total = len(curvature.indices(bound)), len(bound.stage.examples)
     if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton):
         return None
-    return in_words(chosen, total, curvature.examples, curvature.seed)
+    return subset_text(chosen, total, curvature.examples, curvature.seed)

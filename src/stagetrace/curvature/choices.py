@@ -1,4 +1,4 @@
-"""Which curvature stands for a stage's second derivative: what the user chooses from."""
+"""The curvatures a user chooses from: what stands for a stage's second derivative."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Hessian:
             rule says (`subset.py`). A subset is drawn without replacement by `seed` and used for the coupling between
             stages too.
         seed: of the draw.
-        memory: bytes that intermediates may take per process; beyond it products are computed anew, chunk by chunk.
+        memory: bytes that intermediates may take per process; beyond it products are recomputed, chunk by chunk.
 
     Source: Chen et al. (2020), eq. 9-15; Pearlmutter (1994) for the products.
 
@@ -77,7 +77,8 @@ class GaussNewton:
     """The Gauss-Newton part of the Hessian: `(1/n) sum_i J_i' (d2 loss_i / d outputs2) J_i` and the penalties.
 
     Positive semi-definite for the usual losses, so it can be inverted where the Hessian is indefinite; equal to the
-    Hessian for linear models and where the loss's slopes vanish. Needs an objective split into outputs and losses.
+    Hessian for linear models and where the loss's gradients at the outputs vanish. Needs an objective split into
+    outputs and losses.
 
     Args:
         examples, seed, memory: as for `Hessian`.

@@ -2,10 +2,10 @@
 
 Work per product, counted in gradients of the chunk (forward + backward):
 
-    linearised once     about 1.7, after a set-up that traces the tangent map; keeps the intermediates
-    graph kept          about 2.3, after one gradient; keeps the graph; needs no forward mode
-    anew, forward       about 3.5, keeps nothing: a tangent through forward and backward
-    anew, reverse       about 3.5 for one vector, 1.5 + 2k for k; keeps nothing; needs no forward mode
+    linearised            about 1.7, after the tangent map has been traced once; holds its intermediates
+    retained graph        about 2.3, after one gradient; holds the graph; needs no forward mode
+    recomputed forward    about 3.5, holds nothing: a tangent through forward and backward pass
+    recomputed reverse    about 3.5 for one vector, 1.5 + 2k for k; holds nothing; needs no forward mode
 
 All are exact and agree to rounding. A chunk is a function `[trained.size, k] -> [trained.size, k]`.
 """
@@ -38,7 +38,7 @@ def hessian_linearised(risk: Risk, batch: Batch) -> Product:
     return _by_columns(risk, tangent)
 
 
-def hessian_anew(risk: Risk, batch: Batch) -> Product:
+def hessian_recomputed(risk: Risk, batch: Batch) -> Product:
     """Forward-over-reverse, from scratch for each vector."""
     gradient = _gradient(risk, batch)
     return _by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
@@ -46,7 +46,7 @@ def hessian_anew(risk: Risk, batch: Batch) -> Product:
 
 @final
 @dataclass(frozen=True)
-class Slope:
+class GradientGraph:
     """A weighted sum of a chunk's losses: value, gradient, and products on the gradient's graph; vectors by name."""
 
     value: Tensor
@@ -54,12 +54,12 @@ class Slope:
     product: Linear
 
 
-def hessian_graph(risk: Risk, batch: Batch) -> Product:
-    """Reverse-over-reverse on a kept graph of the gradient."""
-    return _by_columns(risk, slope(risk, batch).product, batched=False)
+def hessian_retained_graph(risk: Risk, batch: Batch) -> Product:
+    """Reverse-over-reverse on the retained graph of the gradient."""
+    return _by_columns(risk, gradient_graph(risk, batch).product, batched=False)
 
 
-def slope(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: bool = True) -> Slope:
+def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: bool = True) -> GradientGraph:
     """The sum of the chunk's losses, each times its weight of `[batch]`, at the values of `risk`.
 
     checked: whether operations that are differentiable once are looked for, which takes as long as a small model.
@@ -73,7 +73,7 @@ def slope(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: b
         losses = risk.losses(trained, risk.inherited_values, batch)
         total = losses.sum() if weights is None else weights @ losses
         if not total.requires_grad:  # a loss without the parameters
-            return Slope(total.detach(), *_nothing(trained))
+            return GradientGraph(total.detach(), *_nothing(trained))
         gradients = torch.autograd.grad(total, inputs, create_graph=True, materialize_grads=True)
     if checked:
         check_differentiable_again(gradients)
@@ -86,24 +86,26 @@ def slope(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: b
         rows = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, materialize_grads=True)
         return dict(zip(trained, rows, strict=True))
 
-    return Slope(total.detach(), {name: g.detach() for name, g in zip(trained, gradients, strict=True)}, product)
+    return GradientGraph(
+        total.detach(), {name: g.detach() for name, g in zip(trained, gradients, strict=True)}, product
+    )
 
 
 def _nothing(trained: Params) -> tuple[Params, Linear]:
-    """The gradient and the products of what does not depend on the parameters."""
+    """The gradient and the products of a loss that does not depend on the parameters."""
     zeros = {name: torch.zeros_like(value) for name, value in trained.items()}
     return zeros, lambda vector: {name: torch.zeros_like(value) for name, value in vector.items()}
 
 
 def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` with the tangent map J traced once and the graph for J' kept."""
+    """`J' H_out J v` with the tangent map J traced once and the graph for J' retained."""
     function = _outputs(risk, batch)
     outputs, tangent = _traced(function, risk.trained_values)
     _, transposed = _pulled(function, risk.trained_values)
     return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
 
 
-def gauss_newton_anew(risk: Risk, batch: Batch) -> Product:
+def gauss_newton_recomputed(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` by one forward-mode and one reverse pass, from scratch for each vector."""
     function = _outputs(risk, batch)
 
@@ -115,7 +117,7 @@ def gauss_newton_anew(risk: Risk, batch: Batch) -> Product:
     return _by_columns(risk, product)
 
 
-def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
+def gauss_newton_retained_graph(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` without forward mode: `J v` is the derivative in u of `<J' u, v>`, which is linear in u."""
     trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inputs = tuple(trained.values())
@@ -128,6 +130,7 @@ def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
     check_differentiable_again(pulled)
 
     def product(vector: Params) -> Params:
+        # J v = d/du <J' u, v>
         (tangent,) = torch.autograd.grad(
             pulled, u, [vector[name] for name in trained], retain_graph=True, materialize_grads=True
         )
@@ -141,9 +144,9 @@ def gauss_newton_graph(risk: Risk, batch: Batch) -> Product:
 def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
     """The value of a function and its tangent map at a point, traced once and checked.
 
-    Where a layer works in place (recurrent layers, attention) the tracer can record wrong views, or keep what the next
-    call writes into, and says nothing. Tracing the function with its in-place operations taken out cures that, at the
-    price of slower products (a quarter to a half), so it is done only where the plain trace is wrong.
+    Where a layer works in place (recurrent layers, attention) the tracer can silently record wrong views, or a buffer
+    that the next call overwrites. Tracing the function without its in-place operations avoids that, but makes products
+    slower by a quarter to a half, so it is done only where the plain trace is wrong.
 
     Raises:
         RuntimeError: neither trace is the tangent map.
@@ -197,7 +200,7 @@ def check_differentiable_again(gradients: Iterable[Tensor]) -> None:
 
 
 def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Callable[[Tensor], Params]]:
-    """The value of a function and its transposed derivative at a point, the graph kept."""
+    """The value of a function and its transposed derivative at a point; the graph is retained."""
     value, transposed, *_ = vjp(function, at)
     return value, lambda cotangent: transposed(cotangent)[0]
 

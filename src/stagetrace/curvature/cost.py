@@ -9,25 +9,25 @@ from typing import final
 class Cost:
     """How products with a mean over examples are computed.
 
-    matrix: which one. way: see `chunk.py`. examples: that the mean is over.
+    matrix: "Hessian" or "GaussNewton". way: see `chunk.py`. examples: the number averaged over.
     gradients_per_product: seconds of a product over seconds of a gradient over the same examples.
-    kept_bytes: between products, in each process.
+    cached_bytes: held between products, in each process.
     no_forward_mode, not_traced: why a faster way was not taken, where one was not.
-    rounding: of a product, where that is coarser than the parameters' dtype.
+    rounding: relative, of a product, where it is coarser than the parameters' dtype.
     """
 
     matrix: str
     way: str
     examples: int
     gradients_per_product: float
-    kept_bytes: int
+    cached_bytes: int
     no_forward_mode: str | None = None
     not_traced: str | None = None
     rounding: float | None = None
 
     @property
-    def lacking(self) -> tuple[str, ...]:
-        """Why a faster way was not taken, in words."""
+    def limitations(self) -> tuple[str, ...]:
+        """Why a faster way was not taken, as text."""
         found = (("no forward mode", self.no_forward_mode), ("not traced", self.not_traced))
         return tuple(f"{what}: {why}" for what, why in found if why)
 
@@ -38,7 +38,7 @@ class Cost:
             "way": self.way,
             "examples": self.examples,
             "gradients per product": self.gradients_per_product,
-            "kept bytes": self.kept_bytes,
+            "cached bytes": self.cached_bytes,
             "no forward mode": self.no_forward_mode,
             "not traced": self.not_traced,
             **({} if self.rounding is None else {"rounding": self.rounding}),

@@ -37,12 +37,7 @@ class Eigen:
             SolveError: it is not finite, or farther from symmetric than rounding goes.
         """
         matrix = matrix.double()
-        bad = (~torch.isfinite(matrix)).any(dim=0).nonzero().flatten().tolist()
-        if bad:
-            others = f" and {len(bad) - 1} more" if bad[1:] else ""
-            raise SolveError(
-                f"{name} written as a matrix is not finite in column {bad[0]}{others}: it has NaN or infinity"
-            )
+        require_finite(matrix, f"{name} written as a matrix")
         # Sums over many examples are rounded too: half the digits that a product has is generous.
         asymmetry, scale = float((matrix - matrix.T).abs().max()), float(matrix.abs().max())
         if asymmetry > rounding**0.5 * scale:
@@ -69,3 +64,11 @@ class Eigen:
             if two.vectors is None and (one.vectors is None or alike):
                 return Eigen(one.values + two.values, one.vectors, one.asymmetry)
         return None
+
+
+def require_finite(columns: Tensor, what: str) -> None:
+    """Raise a `SolveError` that names `what` and its columns with NaN or infinity."""
+    bad = (~torch.isfinite(columns)).any(dim=0).nonzero().flatten().tolist()
+    if bad:
+        others = f" and {len(bad) - 1} more" if bad[1:] else ""
+        raise SolveError(f"{what} is not finite in column {bad[0]}{others}: it has NaN or infinity")

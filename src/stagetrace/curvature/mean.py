@@ -10,8 +10,8 @@ from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.order import by_size
-from stagetrace.curvature.plan import Matrix, Plan, first_line, make_plan
-from stagetrace.errors import SolveError, StagetraceError
+from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import part_done
 from stagetrace.stages.cached import BATCH_BYTES, CachedBatches
@@ -23,7 +23,7 @@ from stagetrace.stages.risk import Risk
 class MeanCurvature(LinearOperator):
     """`(1/n) sum_i d2 loss_i` (or its Gauss-Newton part) over some examples, in a stage's trained parameters.
 
-    Examples are sharded over processes, vectors are not. Chunks are kept between products where the plan says so.
+    Examples are sharded over processes, vectors are not. Chunks are cached between products where the plan says so.
 
     Args:
         risk: the losses and the point they are differentiated at.
@@ -37,8 +37,8 @@ class MeanCurvature(LinearOperator):
         self._mine = world().shard(indices)
         self._plan = risk.examples.batch_indices(self._mine, size=plan.chunk_examples)
         self._kept: list[Product] | None = None
-        # where chunks are kept, so is what they need of their examples
-        self._batches = CachedBatches(risk, self._plan, 0 if plan.keeps else BATCH_BYTES)
+        # cached chunks hold what they need of their examples
+        self._batches = CachedBatches(risk, self._plan, 0 if plan.caches else BATCH_BYTES)
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
@@ -60,13 +60,13 @@ class MeanCurvature(LinearOperator):
             part_done(done / len(self._plan))
         total = world().sum(total) / len(self.indices)
         if not bool(torch.isfinite(total.sum())):
-            self._explain()
+            self._raise_not_finite()
         return total
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
-        """The same curvature over `examples` of its examples, drawn without replacement and computed anew."""
+        """The same curvature over `examples` of its examples, drawn without replacement and not cached."""
         drawn = sorted(torch.randperm(len(self.indices), generator=generator)[:examples].tolist())
-        return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.anew())
+        return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.without_caching())
 
     def cost(self) -> Cost:
         plan = self.plan
@@ -75,14 +75,14 @@ class MeanCurvature(LinearOperator):
             plan.way,
             len(self.indices),
             plan.gradients_per_product,
-            plan.kept_bytes,
+            plan.cached_bytes,
             plan.missing,
             plan.untraced,
             self.rounding if self.rounding > torch.finfo(self.dtype).eps else None,
         )
 
     def _products(self) -> Iterator[Product]:
-        if self._kept is None and self.plan.keeps:
+        if self._kept is None and self.plan.caches:
             self._kept = self._chunks()
         if self._kept is not None:
             yield from self._kept
@@ -91,7 +91,7 @@ class MeanCurvature(LinearOperator):
                 yield self.plan.chunk(self.risk, batch)
 
     def _chunks(self) -> list[Product]:
-        """Every chunk, ready to be multiplied many times; a trace that fails on one gives way to kept graphs."""
+        """Every chunk, ready to be multiplied many times; if tracing fails on one, all retain graphs instead."""
         try:
             return [self.plan.chunk(self.risk, batch) for batch in self._batches]
         except StagetraceError:
@@ -99,10 +99,10 @@ class MeanCurvature(LinearOperator):
         except RuntimeError as cause:
             if self.plan.way != "linearised":
                 raise
-            self.plan = self.plan.by_graphs(first_line(cause))
+            self.plan = self.plan.with_retained_graphs(first_line(cause))
             return [self.plan.chunk(self.risk, batch) for batch in self._batches]
 
-    def _explain(self) -> None:
+    def _raise_not_finite(self) -> None:
         for batch in self.risk.read(self.risk.examples.batch_indices(self._mine)):
             explain_not_finite(self.risk, batch)
         raise SolveError(

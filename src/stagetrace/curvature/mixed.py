@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from stagetrace.curvature.chunk import check_differentiable_again
-from stagetrace.curvature.plan import first_line
-from stagetrace.errors import DifferentiationError
+from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch

@@ -1,4 +1,4 @@
-"""Examples of like length in the same chunk: a chunk is padded to its longest, and padding costs as much as words."""
+"""Examples of similar length in one chunk: a chunk is padded to its longest, and padding costs as much as words."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from stagetrace.stages.data import Examples
 
 LOOKED_AT = 8
-"""Examples spread through the data set: if they are of one size, all are taken to be, and the order stays."""
+"""Examples spread through the data set: if they have one size, all are assumed to, and the order stays."""
 
 
 def by_size(examples: Examples, indices: Sequence[int]) -> tuple[Sequence[int], bool]:

@@ -1,46 +1,44 @@
-"""Which way to multiply: decided once per stage from a probe, by counted bytes.
+"""How to multiply: decided once per stage from a probe, by counted bytes.
 
 The probe differentiates a few examples twice. It tells whether the model has forward-mode derivatives, and how many
-bytes an example's intermediates take; with the memory budget that decides between keeping them (a product then costs
-1.7 to 2.3 gradients) and computing them anew (3.5). Tracing the tangent map costs up to some seconds whatever the size,
-so small problems keep the graph instead. Counted bytes and operations decide, not seconds: the same run always goes the
-same way.
+bytes an example's intermediates take; with the memory budget that decides between holding them (a product then costs
+1.7 to 2.3 gradients) and recomputing them (3.5). Tracing the tangent map costs up to some seconds whatever the size,
+so small problems retain the graph instead. Counted bytes and operations decide, not seconds: the same run always takes
+the same way.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagetrace.curvature.chunk import (
     Product,
-    gauss_newton_anew,
-    gauss_newton_graph,
     gauss_newton_linearised,
-    hessian_anew,
-    hessian_graph,
+    gauss_newton_recomputed,
+    gauss_newton_retained_graph,
     hessian_linearised,
+    hessian_recomputed,
+    hessian_retained_graph,
 )
+from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.rounding import coarsest
-from stagetrace.errors import DifferentiationError, StagetraceError
-from stagetrace.errors import first_line as first_line
+from stagetrace.errors import DifferentiationError, StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
-from stagetrace.stages.sparse import storages_of
 
 Matrix = Literal["Hessian", "GaussNewton"]
-Way = Literal["linearised", "graph kept", "forward anew", "reverse anew"]
+Way = Literal["linearised", "retained graph", "recomputed forward", "recomputed reverse"]
 
 LINEARISED = {"Hessian": hessian_linearised, "GaussNewton": gauss_newton_linearised}
-ANEW = {"Hessian": hessian_anew, "GaussNewton": gauss_newton_anew}
-GRAPH = {"Hessian": hessian_graph, "GaussNewton": gauss_newton_graph}
+RECOMPUTED = {"Hessian": hessian_recomputed, "GaussNewton": gauss_newton_recomputed}
+RETAINED = {"Hessian": hessian_retained_graph, "GaussNewton": gauss_newton_retained_graph}
 
-COST = {"linearised": 1.7, "graph kept": 2.3, "forward anew": 3.5, "reverse anew": 3.5}
+COST = {"linearised": 1.7, "retained graph": 2.3, "recomputed forward": 3.5, "recomputed reverse": 3.5}
 """Seconds of a product over seconds of a gradient, for one vector; `benchmarks/products.py` measures them."""
 
 CHUNK_EXAMPLES = 1024
@@ -62,7 +60,7 @@ ASYMMETRY = 0.02
 half precision, below what a wrong derivative does."""
 
 TRACED_BYTES = 3
-"""What a traced tangent map keeps, at most, over what the graph of the same gradient keeps."""
+"""What a traced tangent map holds, at most, over what the graph of the same gradient holds."""
 
 
 @final
@@ -70,8 +68,8 @@ TRACED_BYTES = 3
 class Plan:
     """How a stage's curvature products are computed.
 
-    way: what each chunk does; chunk_examples: examples per chunk; keeps: whether chunks are kept between products.
-    bytes_per_example: measured intermediates; kept_bytes: what all chunks of this process hold together.
+    way: what each chunk does; chunk_examples: examples per chunk; caches: whether chunks are held between products.
+    bytes_per_example: measured intermediates; cached_bytes: what all chunks of this process hold together.
     missing: why there is no forward mode, in PyTorch's words; None where there is.
     untraced: why the tangent map could not be traced although there is forward mode; None where it could, or need not.
     rounding: relative, of the coarsest dtype that the model computes in.
@@ -81,22 +79,22 @@ class Plan:
     way: Way
     chunk_examples: int
     bytes_per_example: int
-    kept_bytes: int
+    cached_bytes: int
     missing: str | None
     untraced: str | None = None
     rounding: float = 0.0
 
     @property
-    def keeps(self) -> bool:
-        return self.way in ("linearised", "graph kept")
+    def caches(self) -> bool:
+        return self.way in ("linearised", "retained graph")
 
-    def anew(self) -> "Plan":
-        """The same without keeping anything: for examples that are multiplied once."""
-        return replace(self, way="forward anew" if self.missing is None else "reverse anew", kept_bytes=0)
+    def without_caching(self) -> "Plan":
+        """The same without holding anything between products: for examples that are multiplied once."""
+        return replace(self, way="recomputed forward" if self.missing is None else "recomputed reverse", cached_bytes=0)
 
-    def by_graphs(self, why: str) -> "Plan":
-        """The same by kept graphs, where tracing failed."""
-        return replace(self, way="graph kept", kept_bytes=self.kept_bytes // TRACED_BYTES, untraced=why)
+    def with_retained_graphs(self, why: str) -> "Plan":
+        """The same with retained graphs, where tracing failed."""
+        return replace(self, way="retained graph", cached_bytes=self.cached_bytes // TRACED_BYTES, untraced=why)
 
     @property
     def gradients_per_product(self) -> float:
@@ -107,9 +105,9 @@ class Plan:
         """The product of one chunk."""
         if self.way == "linearised":
             return LINEARISED[self.matrix](risk, batch)
-        if self.way == "forward anew":
-            return ANEW[self.matrix](risk, batch)
-        return GRAPH[self.matrix](risk, batch)
+        if self.way == "recomputed forward":
+            return RECOMPUTED[self.matrix](risk, batch)
+        return RETAINED[self.matrix](risk, batch)
 
 
 def make_plan(
@@ -144,26 +142,28 @@ def _planned(
     saved = [_bytes_saved(risk, matrix, one, few) for one, few in probes]
     per_example, per_chunk = sum(each for each, _ in saved) // len(saved), max(rest for _, rest in saved)
     one, few = probes[0]
-    missing = _failure(ANEW[matrix], risk, one)
+    missing = _failure(RECOMPUTED[matrix], risk, one)
     chunk_examples = max(1, min(most, share, (memory - per_chunk) // max(each for each, _ in saved)))
-    kept_bytes = per_example * share + per_chunk * -(-share // chunk_examples)
-    if kept_bytes > memory:
-        return Plan(matrix, "reverse anew" if missing else "forward anew", chunk_examples, per_example, 0, missing)
-    traced = not missing and kept_bytes * TRACED_BYTES <= memory
+    cached_bytes = per_example * share + per_chunk * -(-share // chunk_examples)
+    if cached_bytes > memory:
+        return Plan(
+            matrix, "recomputed reverse" if missing else "recomputed forward", chunk_examples, per_example, 0, missing
+        )
+    traced = not missing and cached_bytes * TRACED_BYTES <= memory
     if traced and _tracing_pays(risk, few, chunk_examples):
         untraced = _failure(LINEARISED[matrix], risk, one)
         if untraced:
-            return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, None, untraced)
-        return Plan(matrix, "linearised", chunk_examples, per_example, kept_bytes * TRACED_BYTES, None)
-    return Plan(matrix, "graph kept", chunk_examples, per_example, kept_bytes, missing)
+            return Plan(matrix, "retained graph", chunk_examples, per_example, cached_bytes, None, untraced)
+        return Plan(matrix, "linearised", chunk_examples, per_example, cached_bytes * TRACED_BYTES, None)
+    return Plan(matrix, "retained graph", chunk_examples, per_example, cached_bytes, missing)
 
 
 def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
-    """Refuse second derivatives that are no second derivatives: `u' H v = v' H u` holds for right ones.
+    """Refuse second derivatives that are wrong: right ones satisfy `u' H v = v' H u`.
 
     A fused operation can have a first derivative that is right and, silently, a second one that is not.
     """
-    product = (GRAPH if plan.way in ("graph kept", "reverse anew") else ANEW)[plan.matrix](risk, few)
+    product = (RETAINED if plan.way in ("retained graph", "recomputed reverse") else RECOMPUTED)[plan.matrix](risk, few)
     generator = torch.Generator().manual_seed(0)
     pair = torch.randn(risk.trained.size, 2, generator=generator).to(risk.trained.device, risk.trained.dtype)
     products = product(pair)
@@ -180,7 +180,7 @@ def _check_symmetric(risk: Risk, plan: Plan, few: Batch) -> None:
 
 
 def _tracing_pays(risk: Risk, batch: Batch, chunk_examples: int) -> bool:
-    """Whether a chunk's gradient, three times its forward pass, is work enough for what it takes to trace it."""
+    """Whether a chunk's gradient, three forward passes, is enough work to pay for tracing it."""
     operations, calls = _counted(risk, batch)
     return 3 * operations * chunk_examples / len(batch) >= TRACED_OPERATIONS * calls**2
 
@@ -221,19 +221,8 @@ def _bytes_saved(risk: Risk, matrix: Matrix, one: Batch, few: Batch) -> tuple[in
 
 
 def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
-    data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
-    known = (*risk.trained_values.values(), *risk.inherited_values.values(), *data)
-    known = (*known, *risk.evaluation.model.buffers())
-    there_anyway = {address for tensor in known for address in storages_of(tensor)}
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        saved.update((address, size) for address, size in storages_of(tensor).items() if address not in there_anyway)
-        return tensor
-
     try:
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            product = GRAPH[matrix](risk, batch)
+        product, size = graph_bytes(risk, batch, partial(RETAINED[matrix], risk, batch))
         product(risk.trained.zeros(1))
     except StagetraceError:
         raise
@@ -243,7 +232,7 @@ def _bytes_of(risk: Risk, matrix: Matrix, batch: Batch) -> int:
             f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
             f"{_instead(cause)}"
         ) from cause
-    return sum(saved.values())
+    return size
 
 
 INSTEAD = {

@@ -1,8 +1,8 @@
-"""How coarsely a model computes: the dtype of its parameters is not always that of its arithmetic.
+"""The precision a model computes in: the dtype of its parameters is not always that of its arithmetic.
 
 Many models take their norms or their attention weights in single precision whatever their parameters are, and some
-compute in half precision inside. What they give is then rounded as that dtype rounds, and a check that goes by the
-parameters' dtype finds faults that are none.
+compute in half precision inside. Their results are rounded to that dtype, and a check that assumes the parameters'
+dtype would report false errors.
 """
 
 from typing import Any, final
@@ -29,7 +29,7 @@ def coarsest(risk: Risk, batch: Batch) -> torch.dtype:
 
 @final
 class RoundedTo(TorchDispatchMode):
-    """Notes the coarsest floating-point dtype of a result that has a finer argument."""
+    """Records the coarsest floating-point dtype of a result that has a finer argument."""
 
     def __init__(self, finest: torch.dtype) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Which of a stage's examples its curvature averages over, and the rule where nobody said how many.
+"""Which of a stage's examples its curvature averages over, and the default rule.
 
 The rule: all of up to 1,000 examples; of more, 1,000 drawn by the seed. An example of many predictions, as a text is of
 its tokens, counts for more: then as many examples as hold 8,000 predictions, but no fewer than 250. For the coupling
 between stages it is 40,000 examples over the number of right-hand sides.
 
-A mean over examples needs no more of them the more there are: what a subset leaves open depends on its own size. With
+The accuracy of a mean over a subset depends on the size of the subset, not of the data set. With
 100 or 300 images instead of 1,000 the Hessian was more indefinite, the damping followed, and the scores predicted
 retraining less (`docs/how-to-choose.md`).
 """
@@ -22,15 +22,14 @@ Count = int | Literal["auto"] | None
 """A number of examples; "auto" is the rule's, None is all of them."""
 
 ENOUGH = 1000
-"""Examples that a curvature averages over where nobody said how many."""
+"""Examples that a curvature averages over by default."""
 
 PREDICTIONS, FEWEST = 8000, 250
-"""Predictions that are enough where an example holds many of them, and examples that are needed in any case."""
-
+"""Predictions that suffice where an example holds many of them, and examples that are needed in any case."""
 
 COUPLED = 40_000
-"""Examples times right-hand sides that the coupling to the stage before takes where nobody said how many: about as many
-as a solve multiplies. It is a mean that largely cancels, so that it wants more of them than a curvature does."""
+"""Examples times right-hand sides that the coupling to the stage before takes by default: about as many as a solve
+multiplies. The coupling is a mean that largely cancels, so it needs more examples than a curvature."""
 
 
 def seeded_subset(total: int, examples: Count, seed: int) -> Sequence[int]:
@@ -61,11 +60,11 @@ def enough(bound: BoundStage) -> int:
     return ENOUGH if of_one == 1 else min(ENOUGH, max(FEWEST, PREDICTIONS // of_one))
 
 
-def in_words(chosen: int, total: int, examples: Count, seed: int) -> str:
-    """Of how many examples a curvature is the mean, and how all are taken where that was nobody's wish.
+def subset_text(chosen: int, total: int, examples: Count, seed: int) -> str:
+    """How many examples a curvature averages over, as text, and by default how to take all.
 
     Example:
-        >>> in_words(50, 20_000, 50, seed=3)
+        >>> subset_text(50, 20_000, 50, seed=3)
         'the curvature is the mean over 50 of 20,000 examples, drawn by seed 3'
     """
     text = f"the curvature is the mean over {chosen:,} of {total:,} examples, drawn by seed {seed}"

@@ -8,10 +8,10 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.chunk import Linear, Slope, slope
+from stagetrace.curvature.chunk import GradientGraph, Linear, gradient_graph
+from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.plan import first_line
-from stagetrace.errors import DifferentiationError
+from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.cached import CachedBatches
 from stagetrace.stages.data import Batch
@@ -30,7 +30,7 @@ class WeightedLosses:
     Args:
         risk: the losses.
         weights: one per example, `[n]`.
-        memory: bytes of kept graphs per process; what does not fit is computed anew for each product.
+        memory: bytes of retained graphs per process; the rest is recomputed for each product.
     """
 
     def __init__(self, risk: Risk, weights: Tensor, memory: int) -> None:
@@ -45,11 +45,11 @@ class WeightedLosses:
         """Each batch with its weights."""
         return ((batch, self._weights[list(batch.indices)]) for batch in self._batches)
 
-    def at(self, trained: Params) -> "Point":
+    def at(self, trained: Params) -> "PointHessian":
         """The sum at a point; the value is NaN or infinite where a loss is."""
-        return Point(self, self.risk.at(trained))
+        return PointHessian(self, self.risk.at(trained))
 
-    def explain(self, trained: Params) -> None:
+    def raise_not_finite(self, trained: Params) -> None:
         """Find the example whose loss is not finite, and raise.
 
         Raises:
@@ -66,24 +66,18 @@ class WeightedLosses:
         """Whether a batch has been evaluated, and what its graph keeps been counted."""
         return self._bytes is not None
 
-    def bytes_of_graph(self, evaluate: Callable[[], Slope]) -> tuple[Slope, int]:
-        """A batch's part, and the bytes that its graph keeps: counted for the first, all others taken to be like it."""
+    def counted_bytes(
+        self, risk: Risk, batch: Batch, evaluate: Callable[[], GradientGraph]
+    ) -> tuple[GradientGraph, int]:
+        """A batch's part, and the bytes its graph keeps: counted for the first batch and assumed for all others."""
         if self._bytes is not None:
             return evaluate(), self._bytes
-        saved: dict[int, int] = {}
-
-        def count(tensor: Tensor) -> Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            found = evaluate()
-        self._bytes = sum(saved.values())
+        found, self._bytes = graph_bytes(risk, batch, evaluate)
         return found, self._bytes
 
 
 @final
-class Point(LinearOperator):
+class PointHessian(LinearOperator):
     """The Hessian of the sum at one point, with the sum's `value` and `gradient` `[trained.size]` there.
 
     Raises:
@@ -94,20 +88,20 @@ class Point(LinearOperator):
         self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
         self._risk, self._losses, self._kept = risk, losses, list[Linear]()
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._computed_anew = False
+        self._recomputes = False
         self.gradient = world().sum(self._summed(self._gradients()))
         self.value = float(world().sum(self._total))
 
     def _gradients(self) -> Iterator[Params]:
-        """Each batch's gradient; its value is added up, and its graph kept while there is room."""
+        """Each batch's gradient; its value is added up, and its retained graph while there is room."""
         room = self._losses.memory
         for batch, weights in self._losses.batches:
-            part, size = self._losses.bytes_of_graph(partial(self._part, batch, weights))
+            part, size = self._losses.counted_bytes(self._risk, batch, partial(self._part, batch, weights))
             self._total += part.value
             room -= size
             if room >= 0:
                 self._kept.append(part.product)
-            self._computed_anew = room < 0
+            self._recomputes = room < 0
             yield part.gradient
 
     def apply(self, vectors: Tensor) -> Tensor:
@@ -118,7 +112,7 @@ class Point(LinearOperator):
         """Each batch's product."""
         for product in self._kept:
             yield self._differentiable(partial(product, vector))
-        if self._computed_anew:
+        if self._recomputes:
             for batch, weights in islice(self._losses.batches, len(self._kept), None):
                 yield self._differentiable(partial(self._part(batch, weights).product, vector))
 
@@ -131,8 +125,10 @@ class Point(LinearOperator):
         trained = self._risk.trained
         return trained.flatten(dict(zip(trained.names, total, strict=True))) if total else trained.zeros(1).squeeze(1)
 
-    def _part(self, batch: Batch, weights: Tensor) -> Slope:
-        return self._differentiable(partial(slope, self._risk, batch, weights, checked=not self._losses.counted))
+    def _part(self, batch: Batch, weights: Tensor) -> GradientGraph:
+        return self._differentiable(
+            partial(gradient_graph, self._risk, batch, weights, checked=not self._losses.counted)
+        )
 
     def _differentiable(self, evaluate: Callable[[], T]) -> T:
         try:

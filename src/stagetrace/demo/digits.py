@@ -15,7 +15,8 @@ from stagetrace.errors import DescriptionError, SolveError, refuse
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.stages.bound import BoundStage
-from stagetrace.validation import Minimum, polish
+from stagetrace.validation import polish
+from stagetrace.validation.minimum import Minimum
 
 
 @final

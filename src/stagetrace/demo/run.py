@@ -17,7 +17,7 @@ from stagetrace.errors import ResultsError
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.files import filled, is_litter
 from stagetrace.results.jsonable import JSON, json_text
-from stagetrace.validation import query_loss
+from stagetrace.validation.resolving import query_loss
 
 RECORD = "demo.json"
 

@@ -1,7 +1,13 @@
 """Scores for other tools, and theirs for this one: their file formats, and their sign."""
 
-from stagetrace.export.formats import FORMATS as FORMATS
-from stagetrace.export.formats import Written as Written
-from stagetrace.export.formats import export as export
-from stagetrace.export.kronfluence import read_kronfluence as read_kronfluence
-from stagetrace.export.orient import proponents as proponents
+from stagetrace.export.formats import FORMATS, Written, export
+from stagetrace.export.kronfluence import read_kronfluence
+from stagetrace.export.orient import proponents
+
+__all__ = [
+    "FORMATS",
+    "Written",
+    "export",
+    "proponents",
+    "read_kronfluence",
+]

@@ -1,4 +1,4 @@
-"""Whether a model in memory can be traced: what stands around it comes off, what cannot be traced is refused."""
+"""Whether a model in memory can be traced: wrappers are removed, and what cannot be traced is refused."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def unwrapped(model: Any, where: str) -> Any:
 
 
 def admit(model: Any, where: str) -> None:
-    """Refuse a model of transformers or peft on which every number would be wrong.
+    """Refuse a model of transformers or peft whose scores would all be wrong.
 
     Raises:
         DescriptionError: quantised weights, weights that were not loaded (on the meta device or offloaded), adapters

@@ -1,4 +1,4 @@
-"""Settings of a description, each of its kind before anything is loaded."""
+"""Checks of the arguments of `hf.stage`, before anything is loaded."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -21,7 +21,7 @@ SEQUENCES = (*MASKS, "input_ids", "decoder_input_ids", "token_type_ids", "positi
 @final
 @dataclass(frozen=True)
 class Collation:
-    """Pads each feature to the longest of the batch, on the right; what was added is masked and has the label -100.
+    """Pads each feature to the longest of the batch, on the right; padding is masked and has the label -100.
 
     Padding does not change an example's loss, so any token will do where a model has no padding token of its own.
     Only what has an entry per token is padded; images of unequal size, say, are refused.

@@ -11,16 +11,16 @@ from stagetrace.hf.packages import base_of
 from stagetrace.hf.signature import main_of, needs, takes
 from stagetrace.hf.task import Task
 from stagetrace.objectives.objective import Objective, splits
-from stagetrace.stages.data import to_device
+from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
 
 DECODER = "decoder_input_ids"
 
 
 def check_fits(stage: Stage, task: Task) -> None:
-    """Refuse a first example from which the model's forward lacks something. A loss of the user's own is let be.
+    """Refuse a first example from which the model's forward lacks something. A custom loss is not checked.
 
-    task: by the model's class. A class without a loss of its own here, and one that reads no tokens, is run on it.
+    task: by the model's class. A class without a ready-made loss, and one that reads no tokens, is run on it.
 
     A first example that cannot be read is left to the reading, which names it.
 

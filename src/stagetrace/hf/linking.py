@@ -21,7 +21,7 @@ from stagetrace.stages.stage import Stage
 def link_to(
     model: nn.Module, after: Stage, link: Link | None, alpha: float | Literal["auto"], where: str
 ) -> tuple[nn.Module, Link]:
-    """The link, and the model with what it kept marked as kept.
+    """The link, and the model with its unchanged shared parameters frozen.
 
     All shared values unchanged: `Frozen`. Otherwise `Proximal`, and the unchanged tensors require no gradient: a tensor
     that training does not change at all was not trained. A vocabulary that grew is cut into the rows of before and
@@ -44,7 +44,7 @@ def link_to(
         _check_trained(model, found, after)
     except DescriptionError as cause:
         refuse(f"{where}: {cause}")
-    _say_reshaped(model, found, where)
+    _warn_of_reshaped(model, found, where)
     pairs = dict(found)  # a plain dict: a run is recognised by how its links read
     if not found.moved:
         return model, Frozen(pairs)
@@ -52,7 +52,7 @@ def link_to(
 
 
 def _check_trained(model: nn.Module, found: Shared, after: Stage) -> None:
-    """Refuse parameters that moved and are said to be constants."""
+    """Refuse parameters that changed although they have `requires_grad=False`."""
     fixed = [name for name in found.moved if not model.get_parameter(name).requires_grad]
     if fixed:
         refuse(
@@ -62,14 +62,14 @@ def _check_trained(model: nn.Module, found: Shared, after: Stage) -> None:
         )
 
 
-def _say_reshaped(model: nn.Module, found: Shared, where: str) -> None:
-    """Warn of tensors below the heads that have another shape than before: what they learnt before is not traced."""
+def _warn_of_reshaped(model: nn.Module, found: Shared, where: str) -> None:
+    """Warn of tensors below the heads that have another shape than before: what they learned before is not traced."""
     plain = plain_names(model)
     for name, (ours, theirs) in found.reshaped.items():
         if plain[name][0] == "base":
             warnings.warn(
-                f"{where}: '{name}' has shape {list(ours)}, before it was {list(theirs)}, so it is not shared: what "
-                "the stage before put into it is not traced through it",
+                f"{where}: '{name}' has shape {list(ours)}, before it was {list(theirs)}, so it is not shared, and "
+                "effects of the stage before through it are not traced",
                 StagetraceWarning,
                 stacklevel=4,
             )

@@ -29,7 +29,7 @@ AUTO = {Task.CLASSIFICATION: "AutoModelForSequenceClassification", Task.TOKENS: 
 class Loaded:
     """A model, and where a tokenizer may lie: folders or hub names, the likelier first.
 
-    notices: what was left aside and should be known.
+    notices: what was ignored, for the user to know.
     """
 
     model: Any
@@ -46,7 +46,7 @@ def load(model: Any, where: str) -> Loaded:
     Raises:
         DescriptionError: nothing to load there; files that are no safetensors; code of the folder's own; weights that
             are missing, quantised, of another shape, or left over below the base model; adapters that are not in use.
-            A left-over head (as for next sentences in BERT's own files) is said in a notice.
+            A left-over head (such as BERT's for next sentences) is reported in a notice.
     """
     transformers = package("transformers")
     model = unwrapped(model, where)
@@ -220,7 +220,7 @@ def _check_complete(
     over -= heads
     misshapen = {str(key) for key in report["mismatched_keys"]}
     faults = {
-        "lacks weights that would be drawn anew": missing,
+        "lacks weights, which would be random": missing,
         "has weights that the model does not": over,
         "has weights of another shape": misshapen,
     }
@@ -232,12 +232,12 @@ def _check_complete(
             )
     if not heads:
         return ()
-    return (f"{where}: the file in {place} has a head that this model has not, and that is left out: {_few(heads)}",)
+    return (f"{where}: the file in {place} has a head that this model does not have, which is left out: {_few(heads)}",)
 
 
 @contextmanager
 def _same_draws() -> Generator[None]:
-    """The same numbers each time for what is drawn and replaced: the head of a base whose adapters bring another."""
+    """The same random numbers each time for weights that are replaced, such as the head of a base with adapters."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

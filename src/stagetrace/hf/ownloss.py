@@ -1,4 +1,4 @@
-"""The loss that a stage is given, held against the one that its model computes itself."""
+"""The loss that a stage is given, compared with the one that its model computes itself."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ from stagetrace.hf.task import Task
 from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives.objective import Objective
 from stagetrace.objectives.tokens import IGNORED
-from stagetrace.stages.data import to_device
+from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
 
 ALONE, SAMPLED, TOGETHER = 4, 64, 32

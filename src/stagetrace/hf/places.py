@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, or a name on the Hub, found out without waiting for a network that does not answer."""
+"""Where a model is: a folder, or a name on the Hub, without waiting for a network that does not answer."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def _looks_local(text: str) -> bool:
 
 
 def _nearest(path: Path) -> str:
-    """The folders beside the missing one, where there are some: a slip of the pen shows at a glance."""
+    """The folders beside the missing one, where there are some, to show a misspelling at a glance."""
     parent = path.parent
     if not parent.is_dir():
         return f" (and no {parent})"

@@ -38,8 +38,8 @@ def query(
 ) -> Query:
     """A query whose examples are read as a stage of `hf.stage` reads its own: tokenizer, columns, labels, masks.
 
-    Columns that the stage's rows have not are looked at anew: labels of tokens (-100 where nothing is asked), a
-    `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for.
+    Columns that the stage's rows do not have are inferred from the query's: labels of tokens (-100 where nothing is
+    asked), a `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for.
 
     Args:
         data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
@@ -86,10 +86,10 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
         reader, collate = _reader_of(stage), collation_of(stage.model, _tokenizer(stage), _task(stage), WHERE)
     else:
         collate = stage.collate
-    return Sentences(rows, _anew(reader, row, rows, stage)), collate
+    return Sentences(rows, _with_query_columns(reader, row, rows, stage)), collate
 
 
-def _anew(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Reader:
+def _with_query_columns(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Reader:
     """The stage's reader for the columns that the query's rows have."""
     old, task = reader.columns, reader.task
     tokenised = any(name in present(row) for name in (old.main, TOKENISED, EMBEDDED))

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 from stagetrace.errors import DataError, refuse
 
 LOOKED_AT = 10_000
-"""Rows looked at for what is said beforehand: empty texts, cut texts, the kind of the labels."""
+"""Rows that are examined for notices: empty texts, truncated texts, the kind of the labels."""
 
 FRAMES = {
     "pandas": "datasets.Dataset.from_pandas(frame)",

@@ -8,7 +8,7 @@ from stagetrace.errors import refuse
 from stagetrace.hf.task import Task
 
 ONE: tuple[tuple[str, ...], ...] = (("text",), ("sentence",), ("content",))
-"""Columns taken for the text, where `text=` names none and no other column could be meant."""
+"""Columns that are read as the text, where `text=` names none and no other column could be meant."""
 
 PAIRS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
@@ -51,11 +51,11 @@ BESIDE = frozenset(
         *("date", "time", "timestamp", "meta", "metadata"),
     }
 )
-"""Columns that say where a text comes from: passed over, and said."""
+"""Columns with the source of a text: ignored, with a notice."""
 
 
 def texts_of(row: Mapping[str, Any], task: Task, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns with the text, and those that were passed over.
+    """The columns with the text, and those that were ignored.
 
     Every column of strings counts but labels and what `BESIDE` names. Exactly one known column or one known pair must
     be left.

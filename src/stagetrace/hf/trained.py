@@ -93,7 +93,7 @@ def check_rows(trainer: Any, where: str) -> None:
 
 
 def _is_own(trainer: Any, name: str) -> bool:
-    """Whether a method is another one than those of transformers: of a user's class, or set on the Trainer itself."""
+    """Whether a method is not one of transformers: of a user's class, or set on the Trainer itself."""
     if name in vars(trainer):
         return True
     owner = next((cls for cls in type(trainer).__mro__ if name in vars(cls)), None)
@@ -152,7 +152,7 @@ def groups_by_length(trainer: Any) -> bool:
 
 
 def check_collator(collator: Any, args: Any, where: str) -> None:
-    """Refuse collators that make of several examples one.
+    """Refuse collators that merge several examples into one.
 
     Raises:
         DescriptionError: packing; with what to type.

@@ -55,7 +55,7 @@ def from_trainer(
 ) -> Stage:
     """The stage that a Trainer trained: its model, its training data, its collator, the loss of the model's class.
 
-    Masks are the exception: `DataCollatorForLanguageModeling(mlm=True)` draws them anew whenever a batch is read, so
+    Masks are the exception: `DataCollatorForLanguageModeling(mlm=True)` draws them again whenever a batch is read, so
     `Masking` of the same probabilities takes its place, and the stage says so.
 
     What is not taken over from the Trainer: its `weight_decay` shrinks some of the weights beside the gradient
@@ -170,7 +170,7 @@ def _masked(rows: Any, collator: Any, model: Any, task: Task, seed: int, where: 
     labels = Labels.of(task, base_of(model).config)
     reader = Reader(task, Columns((), None), labels, collator.tokenizer, takes(model), None, masking, where)
     notice = (
-        f"{where}: the Trainer drew masks anew in every epoch; the scores are those of one fixed draw for each "
+        f"{where}: the Trainer drew new masks in every epoch; the scores are those of one fixed draw for each "
         f"example, {masking}"
     )
     return Sentences(rows, reader, (notice,)), collation_of(model, collator.tokenizer, task, where)

@@ -91,7 +91,7 @@ def check_outputs(outputs: Tensor, targets: Tensor, objective: str) -> None:
 
 
 def dtype_of(tensor: Tensor) -> str:
-    """The dtype in a word.
+    """The dtype as text.
 
     Example:
         >>> import torch

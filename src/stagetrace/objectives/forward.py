@@ -1,4 +1,4 @@
-"""How the ready-made objectives call a model: its inputs by position or by name, its output tensor taken out."""
+"""How the ready-made objectives call a model: its inputs by position or by name, and which tensor is its output."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from stagetrace.errors import BatchError
 from stagetrace.objectives.batches import BY_HAND, LABELS, in_short, targets_of
 
 BOOKKEEPING = ("index", "idx", "id", "ids")
-"""Names under which an example's number comes along; no input of a model, unless its `forward` takes them."""
+"""Names of an example's number; not an input of the model, unless its `forward` takes them."""
 
 
 def call(model: nn.Module, batch: Any) -> Tensor:
@@ -33,7 +33,7 @@ def call(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _called(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
-    """The model's return value; arguments that `forward` cannot take are told in words."""
+    """The model's return value; arguments that `forward` cannot take are refused with its signature."""
     try:
         return model(*inputs, **named)
     except TypeError as cause:
@@ -77,7 +77,7 @@ def _check_names(
     missing = [key for key, p in parameters.items() if p.kind in named and p.default is p.empty and key not in known]
     hooks = model._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]  (one may give what the batch lacks)
     if missing and not hooks:
-        also = f"; '{missing[0]}' is taken for the labels and is not passed on" if missing[0] in LABELS else ""
+        also = f"; '{missing[0]}' is read as the labels and not passed on" if missing[0] in LABELS else ""
         raise BatchError(
             f"{type(model).__name__}.forward takes ({_signature(model)}), but the batch has no {_quoted(missing)}; its "
             f"inputs are {_quoted(inputs) or 'none'}{also}; rename them in the data set or by collate=, or {BY_HAND}"

@@ -52,17 +52,17 @@ def check_indices(labels: Tensor, classes: int, what: str, *, ignored: bool) -> 
     if position is None:
         return
     value = int(whole[position][wrong[position]].reshape(-1)[0])
-    said = f"{what} is {value}, but the model gives {classes} logits, so labels are 0 to {classes - 1}"
-    said += f", or {IGNORED} where nothing is predicted" if ignored else ""
+    message = f"{what} is {value}, but the model gives {classes} logits, so labels are 0 to {classes - 1}"
+    message += f", or {IGNORED} where nothing is predicted" if ignored else ""
     if value == IGNORED:
-        said += f"; {IGNORED} marks what is not to be predicted: leave these examples out of the data set"
+        message += f"; {IGNORED} marks what is not to be predicted: leave these examples out of the data set"
     elif value < 0:
-        said += "; leave out examples without a label, or number the classes from 0"
+        message += "; leave out examples without a label, or number the classes from 0"
     elif value == classes and not bool((whole == 0).any()):
-        said += "; number the classes from 0 (labels - 1), or give the model another output"
+        message += "; number the classes from 0 (labels - 1), or give the model another output"
     else:
-        said += "; correct the label, or give the model as many outputs as there are classes"
-    raise BatchError(said, position)
+        message += "; correct the label, or give the model as many outputs as there are classes"
+    raise BatchError(message, position)
 
 
 def check_probabilities(labels: Tensor) -> None:
@@ -79,12 +79,12 @@ def check_probabilities(labels: Tensor) -> None:
         return
     row = values[position]
     if bool(row.isnan().any()):
-        said = "the label has NaN among its probabilities; correct the label or leave the example out"
+        message = "the label has NaN among its probabilities; correct the label or leave the example out"
     elif bool((row < 0).any()):
-        said = f"the label has the probability {float(row.min()):.6g}; give probabilities of at least 0"
+        message = f"the label has the probability {float(row.min()):.6g}; give probabilities of at least 0"
     else:
-        said = f"the probabilities of the label sum to {float(row.sum()):.6g}, not to 1; divide them by their sum"
-    raise BatchError(f"{said}. For several labels at once use MultiLabel()", position)
+        message = f"the probabilities of the label sum to {float(row.sum()):.6g}, not to 1; divide them by their sum"
+    raise BatchError(f"{message}. For several labels at once use MultiLabel()", position)
 
 
 def check_finite_labels(labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What is easily taken for an objective and is none: PyTorch's own losses, and functions of outputs and labels."""
+"""Refusals of what is easily mistaken for an objective: PyTorch's losses, and functions of outputs and labels."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What a loss is: outputs of the model, then one loss per example, never reduced.
+"""The interface of a loss: outputs of the model, then one loss per example, never reduced.
 
 The split into `outputs` and `losses` is where the Gauss-Newton matrix splits (`J' H_outputs J`); the library
 owns the mean over examples, the weights and the penalties.
@@ -15,7 +15,7 @@ from stagetrace.objectives.mistaken import refuse_pytorch_s_own, refuse_signatur
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training loss, split where the mathematics splits. Any object with these two methods is one.
+    """A training loss, split where the mathematics splits. Any object with these two methods is an objective.
 
     Example:
         >>> import torch
@@ -39,10 +39,10 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Checks(Protocol):
-    """What an objective has beside its two methods where it can tell labels that it takes from others."""
+    """A third method of objectives that can tell valid labels from invalid ones."""
 
     def check(self, batch: Any, shape: Sequence[int]) -> None:
-        """Refuse labels that are not for this loss: called once for each batch that is read, before it is used.
+        """Refuse labels that do not fit this loss: called once for each batch that is read, before it is used.
 
         Called outside every derivative, on tensors that have values, on the CPU and as the data set gives them.
 
@@ -58,7 +58,7 @@ class Checks(Protocol):
 
 @runtime_checkable
 class CountsLabels(Protocol):
-    """What an objective has beside its two methods where examples may be without anything to predict."""
+    """A third method of objectives whose examples may have nothing to predict."""
 
     def labelled(self, batch: Any) -> int:
         """How many predictions of the batch count in its losses."""
@@ -115,7 +115,7 @@ def splits(objective: Objective) -> bool:
 
 
 def name_of(objective: Objective) -> str:
-    """The objective in a word, for fingerprints and messages."""
+    """The name of the objective, for fingerprints and messages."""
     if isinstance(objective, Plain):
         function = objective.function
         return getattr(function, "__qualname__", type(function).__qualname__)

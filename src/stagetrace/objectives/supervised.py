@@ -74,7 +74,7 @@ class Classification:
             return F.cross_entropy(outputs, targets.long(), reduction="none")
         if not targets.is_floating_point():
             raise BatchError(
-                "labels of shape [batch, classes] are taken for probabilities and must be floats; for classes marked "
+                "labels of shape [batch, classes] are read as probabilities and must be floats; for classes marked "
                 "by a one give labels.argmax(dim=1), for several labels at once use MultiLabel()"
             )
         return F.cross_entropy(outputs, targets.to(outputs.dtype), reduction="none")
@@ -83,7 +83,7 @@ class Classification:
         """Refuse labels that are no classes; `shape` is that of an example's outputs, `[classes]`."""
         targets = target_tensor(batch, "Classification")
         if len(shape) != 1 or shape[0] == 1:
-            return  # the shapes are to blame, not the labels
+            return  # the shapes are wrong, not the labels
         if targets.ndim == 1:
             check_whole(targets, "class indices")
             check_indices(targets, shape[0], "the label", ignored=False)

@@ -20,7 +20,7 @@ from stagetrace.objectives.labels import check_indices, check_whole, first_with
 TokenReduction = Literal["mean", "sum"]
 
 TELLING = 2
-"""Labelled tokens that must speak for labels shifted once too often, or not at all, before a batch is refused."""
+"""Labelled tokens that must indicate shifted labels before a batch is refused."""
 
 
 def _check_reduction(objective: str, reduction: str) -> None:

@@ -1,5 +1,10 @@
-"""Everything that can be known before a long run: what would be wrong, and what it would cost."""
+"""What can be known before a long run: what would go wrong, and what it would cost."""
 
-from stagetrace.checks.finding import Finding as Finding
-from stagetrace.checks.finding import Level as Level
-from stagetrace.preflight.inspect import inspect as inspect
+from stagetrace.checks.finding import Finding, Level
+from stagetrace.preflight.inspect import inspect
+
+__all__ = [
+    "Finding",
+    "Level",
+    "inspect",
+]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from stagetrace.checks import Finding, Level, in_short, verify_query, verify_stage
-from stagetrace.curvature.auto import subset_in_words
+from stagetrace.curvature.auto import describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
 from stagetrace.preflight.recorded import replays
@@ -13,7 +13,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.coverage import Coverage, moved_statistics, notices, unfollowed_statistics
+from stagetrace.stages.coverage import Coverage, changed_statistics, notices, unfollowed_statistics
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.tracing.query import Query
 
@@ -39,7 +39,7 @@ def inspect(
         if bound.previous is not None:
             yield Finding(bound.name, "mapping", Level.OK, _mapping(bound))
             yield from displacement(bound)
-            said = *moved_statistics(bound), *unfollowed_statistics(bound)
+            said = *changed_statistics(bound), *unfollowed_statistics(bound)
             yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in said)
         if bound.recording is not None:
             yield replays(bound, progress)
@@ -63,7 +63,7 @@ def inspect(
 
 
 def _subset(curvature: Curvature, bound: BoundStage) -> Iterator[Finding]:
-    text = subset_in_words(curvature, bound)
+    text = describe_subset(curvature, bound)
     if text:
         yield Finding(bound.name, "examples", Level.OK, text)
 
@@ -74,7 +74,7 @@ def _coverage(bound: BoundStage) -> tuple[Level, str]:
     if coverage.buffers:
         text += f"; buffers are constants ({_some(coverage.buffers)})"
     if coverage.shared_buffers:
-        still = "moved" if coverage.moved_buffers else "the same in both stages"
+        still = "changed" if coverage.moved_buffers else "the same in both stages"
         if bound.stage.link is not None and not bound.stage.link.keeps_shared:
             still = "trained further with their layers"
         text += f"; shared with the previous stage: {_some(coverage.shared_buffers)}, {still}"
@@ -89,4 +89,4 @@ def _mapping(bound: BoundStage) -> str:
     pairs = {**bound.inherited_from, **bound.anchored_to}
     some = ", ".join(f"{ours} <- {theirs}" for ours, theirs in list(pairs.items())[:4])
     more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
-    return f"{len(bound.inherited_from)} parameters kept, {len(bound.anchored_to)} moved: {some}{more}"
+    return f"{len(bound.inherited_from)} parameters inherited, {len(bound.anchored_to)} trained further: {some}{more}"

@@ -1,4 +1,4 @@
-"""What a run will cost: memory and time of solving and of scoring, from measured products and one batch."""
+"""The cost of a run: memory and time of solving and of scoring, from measured products and one batch."""
 
 import time
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from math import ceil, log, sqrt
 from typing import final
 
 from stagetrace.checks.finding import Finding, Level
-from stagetrace.curvature.auto import coupled
+from stagetrace.curvature.auto import coupling_indices
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.preflight.work import Look
 from stagetrace.progress.task import clock
 from stagetrace.solvers import Direct, EarlyStopping, Lanczos
 from stagetrace.solvers.base import Solver
-from stagetrace.solvers.damping import LOOK_STEPS
-from stagetrace.solvers.settings import most_steps
+from stagetrace.solvers.damping import SPECTRUM_STEPS
+from stagetrace.solvers.settings import step_limit
 from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
@@ -25,7 +25,7 @@ from stagetrace.tracing.score import Scorer
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one part of a run; None where they cannot be told."""
+    """Seconds of one part of a run; None where there is no estimate."""
 
     seconds: float | None
     finding: Finding
@@ -34,23 +34,23 @@ class Estimate:
 def plan_solve(
     bound: BoundStage, curvature: Curvature, operator: LinearOperator, solver: Solver, look: Look, columns: int
 ) -> Estimate:
-    """How products are computed, what they keep in memory, how many it can take, and how long that is at most.
+    """How products are computed, the memory they hold, how many there can be, and how long that takes at most.
 
     The time includes the coupling to the stage before, which costs about a product over its examples.
     """
     most = most_products(bound, operator, solver, look)
     text, seconds = f"{solver}: {look.seconds:.2g} s a product", None
     if most is not None:
-        passes = len(coupled(curvature, bound, columns)) / max(1, look.of) if bound.inherited_from else 0.0
+        passes = len(coupling_indices(curvature, bound, columns)) / max(1, look.of) if bound.inherited_from else 0.0
         seconds = look.seconds * (most + passes) * columns
         each = f"{columns:,} x " if columns > 1 else ""
         text = f"{solver}: at most {each}{most:,} products x {look.seconds:.2g} s, {clock(seconds)} in all"
     if look.cost is None:
         return Estimate(seconds, Finding(bound.name, "solving", Level.OK, text))
-    way = f"{look.cost.way}, keeps {look.cost.kept_bytes / 2**20:,.0f} MiB"
+    way = f"{look.cost.way}, {look.cost.cached_bytes / 2**20:,.0f} MiB in memory"
     text += f"; over {look.of:,} of {len(bound.stage.examples):,} examples ({way})"
-    level = Level.NOTE if look.cost.lacking else Level.OK
-    return Estimate(seconds, Finding(bound.name, "solving", level, "; ".join((text, *look.cost.lacking[:1]))))
+    level = Level.NOTE if look.cost.limitations else Level.OK
+    return Estimate(seconds, Finding(bound.name, "solving", level, "; ".join((text, *look.cost.limitations[:1]))))
 
 
 def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, look: Look) -> int | None:
@@ -62,11 +62,11 @@ def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, l
     """
     if isinstance(solver, EarlyStopping):
         return solver.most_products(operator)
-    system, size = solver.rule.given(operator, look.spectrum), bound.trained.size
-    looked = 0 if system.spectrum is None else min(LOOK_STEPS, size)
+    system, size = solver.rule.with_spectrum(operator, look.spectrum), bound.trained.size
+    looked = 0 if system.spectrum is None else min(SPECTRUM_STEPS, size)
     if isinstance(solver, Direct):
         return looked + size
-    limit = most_steps(solver)
+    limit = step_limit(solver)
     if limit is None or not isinstance(solver, Lanczos):
         return limit if limit is None else looked + limit
     low, high = look.spectrum.smallest, max(abs(look.spectrum.smallest), abs(look.spectrum.largest))
@@ -90,7 +90,7 @@ def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
     contract(scorer.way, bound.risk, batch, scorer.adjoints)
     examples = len(bound.stage.examples)
     scored = (time.perf_counter() - started) / len(batch) * examples
-    twice = 2 * read / len(batch) * examples  # once to recognise the data, once to score them
+    twice = 2 * read / len(batch) * examples  # once for their digest, once to score them
     text = (
         f"{examples:,} examples by {scorer.way} ({scorer.why}): about {clock(scored)}, and {clock(twice)} to read them"
         " twice"
@@ -100,8 +100,8 @@ def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
 
 
 def total(costs: Sequence[Estimate]) -> Finding:
-    """What all of a run takes at most, beside the query's gradient and the report."""
+    """What a run takes at most, without the query's gradient and the report."""
     known = [cost.seconds for cost in costs if cost.seconds is not None]
-    more = "" if len(known) == len(costs) else ", and what has no limit"
-    text = f"at most {clock(sum(known))} on this machine as it is now{more}; a solve that converges sooner ends sooner"
+    more = "" if len(known) == len(costs) else ", and the parts without a limit"
+    text = f"at most {clock(sum(known))} on this machine now{more}; a solve that converges early takes less"
     return Finding("run", "time", Level.OK, text)

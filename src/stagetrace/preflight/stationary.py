@@ -12,7 +12,7 @@ from stagetrace.errors import DescriptionError
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
-from stagetrace.solvers.damping import cut_of
+from stagetrace.solvers.damping import cutoff
 from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.flow import Flow
 from stagetrace.stages.bound import BoundStage
@@ -20,15 +20,15 @@ from stagetrace.stages.gradient import batch_gradient, mean_gradient
 from stagetrace.stages.space import Params
 
 LOOKED_AT = 64
-"""Examples whose single gradients give the scale that the mean gradient is compared with."""
+"""Examples whose individual gradients give the scale for the mean gradient."""
 
 
 def stationarity(bound: BoundStage, solver: Solver, progress: Progress) -> Finding:
     """The gradient of what the stage minimised, next to the size of single examples' gradients.
 
-    At a minimum they cancel. Far from one, influence is the derivative of a training that did not happen, unless the
-    solver assumes none. Of more than
-    1,000 examples the mean is that of 1,000, whose standard error is taken off: `|g|^2 = |mean|^2 - spread / n`.
+    At a minimum they cancel. Far from one, a score is the derivative of a training that did not happen, unless the
+    solver assumes no minimum. Of more than
+    1,000 examples the mean is that of 1,000, whose standard error is subtracted: `|g|^2 = |mean|^2 - spread / n`.
     """
     total = len(bound.stage.examples)
     indices = seeded_subset(total, "auto", seed=0)
@@ -55,28 +55,28 @@ def stationarity(bound: BoundStage, solver: Solver, progress: Progress) -> Findi
 
 
 def displacement(bound: BoundStage) -> Iterator[Finding]:
-    """How far a stage moved the shared parameters, and the pull that its link assumes."""
+    """How far a stage changed the shared parameters, and the pull that its link assumes."""
     if not bound.anchored_to:
         return
     norm, start = _norm(bound.anchored.displacement), _norm(bound.anchored.values)
     relative = norm / start if start else 0.0
     try:
         settings = [f"; {name} {_short(value)}" for name, value in bound.link_settings.items()]
-        text = f"shared parameters moved by {norm:.3g} ({relative:.1%} of their norm){''.join(settings)}"
+        text = f"shared parameters changed by {norm:.3g} ({relative:.1%} of their norm){''.join(settings)}"
         yield Finding(bound.name, "distance", Level.NOTE if relative > 0.5 else Level.OK, text)
     except DescriptionError as cause:
         yield Finding(bound.name, "distance", Level.WARNING, str(cause))
 
 
 def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solver, look: Look) -> Finding:
-    """The ends of the spectrum, and what to type where the solve does not deal with its negative end."""
+    """The extreme eigenvalues, and what to type where the solve does not handle negative curvature."""
     low, high = look.spectrum.smallest, look.spectrum.largest
     text = f"eigenvalues from {low:.2e} to {high:.2e} ({look.products} Lanczos steps"
-    text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: fewer look more negative)"
+    text += ")" if look.whole else f" over {look.examples:,} of {look.of:,} examples: a subset looks more negative)"
     if low >= -1e-5 * abs(high):
         return Finding(bound.name, "curvature", Level.OK, text)
     text += "; negative curvature: not a minimum"
-    system = solver.rule.given(operator, look.spectrum)
+    system = solver.rule.with_spectrum(operator, look.spectrum)
     if isinstance(system.filter, Flow):
         done = "takes Gauss-Newton in its place" if system.matrix == "G" else "lets effects grow along it"
         level = Level.NOTE if system.matrix == "G" else Level.WARNING
@@ -93,7 +93,7 @@ def curvature_finding(bound: BoundStage, operator: LinearOperator, solver: Solve
 
 def _advice(bound: BoundStage, operator: LinearOperator, low: float, high: float) -> str:
     """What to type."""
-    cut = cut_of(low, high, operator.dtype)
+    cut = cutoff(low, high, operator.dtype)
     stage = bound.name
     return (
         f"type --solve {stage}=lanczos:damping=auto,curvature=auto (the default), or "

@@ -1,7 +1,7 @@
-"""Counted work: over how many examples the preflight may multiply, so that it answers within a minute.
+"""How many examples the preflight may multiply over, so that it ends within a minute.
 
-What a look costs is bounded by floating-point operations and not by seconds, so that the same chain is looked at in the
-same way on every machine.
+Its work is bounded by floating-point operations and not by seconds, so that a chain is examined in the same way on
+every machine.
 """
 
 import time
@@ -15,25 +15,25 @@ from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.curvature.plan import COST, PROBE_EXAMPLES, counted_operations
 from stagetrace.progress import Progress
-from stagetrace.solvers.base import Spectrum
 from stagetrace.solvers.damping import settled
 from stagetrace.solvers.spectrum import extreme_ritz_values
+from stagetrace.solvers.system import Spectrum
 from stagetrace.stages.bound import BoundStage
 
 SPECTRUM_STEPS = 20
-"""Products of the look at the spectrum, at most."""
+"""Products that estimate the spectrum, at most."""
 
 OPERATIONS = 1e11
-"""Floating-point operations (of matrix products and convolutions) that the look at one stage's spectrum may take."""
+"""Floating-point operations (of matrix products and convolutions) that estimating one stage's spectrum may take."""
 
 FEWEST = 64
-"""Examples that the spectrum is looked at over, however much work they are."""
+"""Examples that the spectrum is estimated over, whatever they cost."""
 
 
 @final
 @dataclass(frozen=True)
 class Look:
-    """What a short Lanczos run said of a stage's curvature, and what a product of the solve will take.
+    """A stage's curvature as a short Lanczos run found it, and what a product of the solve will take.
 
     examples: that the run averaged over. of: that the stage's curvature averages over; 0 where it is no average.
     products: of the run. seconds: of one product over `of` examples, from those of the run.
@@ -77,7 +77,7 @@ class Look:
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
         if cost is not None and few < of:
-            each *= of / few * cost.gradients_per_product / COST["forward anew"]
+            each *= of / few * cost.gradients_per_product / COST["recomputed forward"]
         return Look(spectrum, products, few, of, each, cost)
 
 
@@ -86,5 +86,5 @@ def affordable(bound: BoundStage) -> int:
     risk = bound.risk
     few = range(min(PROBE_EXAMPLES, len(risk.examples)))
     forward = counted_operations(risk, next(iter(risk.read([few])))) / len(few)
-    product = 3 * COST["forward anew"] * forward  # a gradient is three forward passes
+    product = 3 * COST["recomputed forward"] * forward  # a gradient is three forward passes
     return max(FEWEST, int(OPERATIONS / (SPECTRUM_STEPS * max(1.0, product))))

@@ -1,13 +1,18 @@
-"""What a long job tells while it runs: one task at a time, with a total where it is known.
+"""Progress of a long job: one task at a time, with a total where it is known.
 
-The library calls `Progress`; what is drawn is the caller's choice: `Silent` draws nothing and is the default, `Bars`
-draws on standard error.
+The library reports to a `Progress`; the caller chooses what is shown: `Silent` shows nothing and is the default, `Bars`
+writes to standard error.
 """
 
-from stagetrace.progress.bars import Bars as Bars
-from stagetrace.progress.progress import KEPT as KEPT
-from stagetrace.progress.progress import Advance as Advance
-from stagetrace.progress.progress import Progress as Progress
-from stagetrace.progress.progress import Silent as Silent
-from stagetrace.progress.progress import listening as listening
-from stagetrace.progress.progress import part_done as part_done
+from stagetrace.progress.bars import Bars
+from stagetrace.progress.progress import KEPT, Advance, Progress, Silent, listening, part_done
+
+__all__ = [
+    "KEPT",
+    "Advance",
+    "Bars",
+    "Progress",
+    "Silent",
+    "listening",
+    "part_done",
+]

@@ -1,4 +1,4 @@
-"""Progress as people read it: a line that moves on a terminal, and a line every few seconds elsewhere."""
+"""Progress for people: a live line on a terminal, and a line every few seconds elsewhere."""
 
 import time
 from collections.abc import Callable, Generator
@@ -20,9 +20,9 @@ PERIOD = 5.0
 
 @final
 class Bars:
-    """Draws what is done, how far, how fast, the time left and a note (the residual of a solve), as wide as there is.
+    """Shows the task, how far and how fast it is, the time left and a note (the residual of a solve), in one line.
 
-    On a terminal the line moves. In a file or a pipe there is a line every few seconds, and one at the end of a task.
+    On a terminal the line is live. In a file or a pipe there is a line every few seconds, and one at the end of a task.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Bars:
 
     @contextmanager
     def _written(self, task: Task) -> Generator[Callable[[], None]]:
-        said = self._clock()
+        written = self._clock()
 
         def write() -> None:
-            nonlocal said
-            said = self._clock()
-            self.console.print(Text(task.line(said)), soft_wrap=True)
+            nonlocal written
+            written = self._clock()
+            self.console.print(Text(task.line(written)), soft_wrap=True)
 
         def changed() -> None:
-            if self._clock() - said >= self._period:
+            if self._clock() - written >= self._period:
                 write()
 
         try:
@@ -74,7 +74,7 @@ class Bars:
 
 @final
 class _Line:
-    """A task's line, composed anew each time it is drawn."""
+    """A task's line, composed each time it is shown."""
 
     def __init__(self, task: Task, clock: Callable[[], float]) -> None:
         self._task, self._clock = task, clock

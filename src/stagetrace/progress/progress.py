@@ -1,4 +1,4 @@
-"""Where a job says what it is doing, and how it says that part of a unit is done."""
+"""Where a job reports its progress, also within a unit."""
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,13 +9,13 @@ Advance = Callable[..., None]
 """`advance(n, note="")`: n more units are done; the note replaces the one shown. `KEPT` units took no time."""
 
 KEPT = "kept"
-"""The note of units that an earlier run had done: they say nothing of how fast this one is."""
+"""The note of units that an earlier run had done: they do not count for the speed of this one."""
 
 _listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
 
 
 class Progress(Protocol):
-    """Where a job says what it is doing."""
+    """Where a job reports its progress."""
 
     def task(self, what: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
         """Begin a task of `total` `unit`s (None: not known); the context's value advances it."""
@@ -23,7 +23,7 @@ class Progress(Protocol):
 
 
 def part_done(share: float) -> None:
-    """Say how much of the unit under way is done, from 0 to 1: a product over many examples can take seconds."""
+    """Report how much of the current unit is done, from 0 to 1: a product over many examples can take seconds."""
     hear = _listener.get()
     if hear is not None:
         hear(share)

@@ -27,7 +27,6 @@ from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, re
 from stagetrace.recording.state_of import slots_of, state_of
 from stagetrace.recording.step import Clip, Micro, State, Step
 
-
 # of all tensors at once: private, but what torch.optim itself is made of
 foreach_copy: Callable[[list[Tensor], list[Tensor]], None] = getattr(torch, "_foreach_copy_")  # noqa: B009
 foreach_norm: Callable[[list[Tensor]], tuple[Tensor, ...]] = getattr(torch, "_foreach_norm")  # noqa: B009

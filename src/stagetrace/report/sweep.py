@@ -62,7 +62,7 @@ class Rescaled:
 
     @property
     def rule(self) -> Damping:
-        return self.inner.rule.times(self.factor)
+        return self.inner.rule.scaled(self.factor)
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Inverse:
         return self.inner.prepare(system, preconditioner)
@@ -102,7 +102,7 @@ def check_damped(solvers: Mapping[str, Solver]) -> None:
     Raises:
         DescriptionError: no stage is damped.
     """
-    if all(each.rule.times(2.0) == each.rule for each in solvers.values()):
+    if all(each.rule.scaled(2.0) == each.rule for each in solvers.values()):
         refuse("the damping sweep: no stage is damped, so there is nothing to multiply; leave --sweep out")
 
 

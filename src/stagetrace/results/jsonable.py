@@ -69,7 +69,7 @@ def from_json(kind: type[T], content: object, **given: object) -> T:
         ValueError: a field without a default is missing, or one is unknown or of another type; the message names it.
 
     Example:
-        >>> from stagetrace.solvers.base import Spectrum
+        >>> from stagetrace.solvers.system import Spectrum
         >>> from_json(Spectrum, {"ritz": [1, "inf"]})
         Spectrum(ritz=(1.0, inf))
     """

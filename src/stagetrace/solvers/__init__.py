@@ -16,29 +16,38 @@ x = phi_t(H) b                    EarlyStopping(time=...)                      w
 With damping="auto" each of them takes the damping from the operator's spectrum, see `damping.py`.
 """
 
-# what is solved, the two nouns and the verb
-from stagetrace.solvers.base import Damping as Damping
-from stagetrace.solvers.base import Inverse as Inverse
-from stagetrace.solvers.base import Solution as Solution
-from stagetrace.solvers.base import Solver as Solver
-from stagetrace.solvers.base import Spectrum as Spectrum
-from stagetrace.solvers.base import Status as Status
-from stagetrace.solvers.base import solve as solve
+from stagetrace.solvers.base import Damping, Inverse, Solution, Solver, Status, solve
+from stagetrace.solvers.cg import CG
+from stagetrace.solvers.damping import Fixed, FromSpectrum
+from stagetrace.solvers.direct import Direct
+from stagetrace.solvers.early_stopping import EarlyStopping
+from stagetrace.solvers.filters import Filter, Shift, Tikhonov
+from stagetrace.solvers.flow import Flow
+from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.solvers.lissa import LiSSA
+from stagetrace.solvers.normal import Normal
+from stagetrace.solvers.system import Equation, Spectrum, System
 
-# solvers
-from stagetrace.solvers.cg import CG as CG
-
-# which system of an operator
-from stagetrace.solvers.damping import Fixed as Fixed
-from stagetrace.solvers.damping import FromSpectrum as FromSpectrum
-from stagetrace.solvers.direct import Direct as Direct
-from stagetrace.solvers.early_stopping import EarlyStopping as EarlyStopping
-from stagetrace.solvers.filters import Filter as Filter
-from stagetrace.solvers.filters import Shift as Shift
-from stagetrace.solvers.filters import Tikhonov as Tikhonov
-from stagetrace.solvers.flow import Flow as Flow
-from stagetrace.solvers.lanczos import Lanczos as Lanczos
-from stagetrace.solvers.lissa import LiSSA as LiSSA
-from stagetrace.solvers.normal import Normal as Normal
-from stagetrace.solvers.system import Equation as Equation
-from stagetrace.solvers.system import System as System
+__all__ = [
+    "CG",
+    "Damping",
+    "Direct",
+    "EarlyStopping",
+    "Equation",
+    "Filter",
+    "Fixed",
+    "Flow",
+    "FromSpectrum",
+    "Inverse",
+    "Lanczos",
+    "LiSSA",
+    "Normal",
+    "Shift",
+    "Solution",
+    "Solver",
+    "Spectrum",
+    "Status",
+    "System",
+    "Tikhonov",
+    "solve",
+]

@@ -1,9 +1,9 @@
-"""What every solver promises: prepare a system once, solve for many right-hand sides, say how well.
+"""The contract of every solver: prepare a system once, solve for many right-hand sides, report how well.
 
-A solver sees a `LinearOperator` and vectors; it never sees a model, a data set or a process group. It is a
-frozen record of hyper-parameters, checked on construction. Its damping rule makes the `System` of an operator; outcome
-is a value: every solve returns a `Solution`, whose residual is measured by extra products with the operator and not
-taken from a recurrence.
+A solver sees a `LinearOperator` and vectors; it never sees a model, a data set or a process group. It is a frozen
+record of hyper-parameters, checked on construction. Its damping rule makes the `System` of an operator. The outcome is
+a value: every solve returns a `Solution`, whose residual is measured by extra products with the operator and not taken
+from a recurrence.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,9 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError, refuse
+from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.numerics import as_columns
-from stagetrace.solvers.process import Report as Report
-from stagetrace.solvers.process import silent as silent
-from stagetrace.solvers.system import Equation, Steps, System
-from stagetrace.solvers.system import Spectrum as Spectrum
+from stagetrace.solvers.system import Equation, Spectrum, Steps, System
 
 
 @final
@@ -97,20 +95,20 @@ class Damping(Protocol):
     """A rule that makes the system of an operator: which matrix is inverted, and how it is damped."""
 
     def __call__(self, operator: LinearOperator, report: Report = silent) -> System:
-        """The system to solve; what the rule looks at is paid here."""
+        """The system to solve; the products that the rule needs are spent here."""
         ...
 
-    def given(self, operator: LinearOperator, spectrum: Spectrum) -> System:
-        """The system that the rule makes of an operator with these extreme eigenvalues, without a product."""
+    def with_spectrum(self, operator: LinearOperator, spectrum: Spectrum) -> System:
+        """The system for an operator whose extreme eigenvalues are known, without a product."""
         ...
 
-    def times(self, factor: float) -> "Damping":
-        """The same rule with a damping that many times as large."""
+    def scaled(self, factor: float) -> "Damping":
+        """The same rule with its damping multiplied by `factor`."""
         ...
 
 
 class Inverse(Protocol):
-    """A system made ready to be solved: what depends on the operator alone has been paid."""
+    """A system ready to be solved: the work that depends on the operator alone is done."""
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         """Solve for `rhs` `[dim]` or `[dim, k]`; columns are independent right-hand sides."""
@@ -118,7 +116,7 @@ class Inverse(Protocol):
 
 
 class Solver(Protocol):
-    """A frozen record of hyper-parameters that can make systems ready to be solved."""
+    """A frozen record of hyper-parameters that prepares systems to be solved."""
 
     @property
     def rule(self) -> Damping:
@@ -126,7 +124,7 @@ class Solver(Protocol):
         ...
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Inverse:
-        """Pay what depends on the operator alone (a factorisation, a scale).
+        """Do the work that depends on the operator alone (a factorisation, a scale).
 
         preconditioner: a positive definite operator near the system's inverse; refused by a solver that uses none.
         """
@@ -135,8 +133,8 @@ class Solver(Protocol):
 
 @final
 @dataclass(frozen=True)
-class Found:
-    """What an algorithm found for the columns `[dim, k]` of a right-hand side; fields as in `Solution`."""
+class ColumnSolutions:
+    """An algorithm's answers for the columns `[dim, k]` of a right-hand side; fields as in `Solution`."""
 
     value: Tensor
     residuals: tuple[float, ...]
@@ -151,12 +149,12 @@ class Found:
 
 @final
 class Prepared:
-    """A system and the algorithm that solves it; what was paid in advance is counted in the first solve.
+    """A system and the algorithm that solves it; products of the preparation are counted in the first solve.
 
-    algorithm: from the columns `[dim, k]` and a report to what it found. setup: products of the preparation.
+    algorithm: from the columns `[dim, k]` and a report to their solutions. setup: products of the preparation.
     """
 
-    def __init__(self, system: System, algorithm: Callable[[Tensor, Report], Found], setup: int = 0) -> None:
+    def __init__(self, system: System, algorithm: Callable[[Tensor, Report], ColumnSolutions], setup: int = 0) -> None:
         self.system, self._algorithm = system, algorithm
         self._uncounted = system.products + setup
 
@@ -167,9 +165,9 @@ class Prepared:
         return solution(self.system, found, rhs, setup)
 
 
-def solution(system: System, found: Found, rhs: Tensor, setup: int = 0) -> Solution:
-    """What was found, as a solution of a system, in the shape of the right-hand side."""
-    # of a matrix that stands in for another, the spectrum is of no interest: the other's says where the stage is
+def solution(system: System, found: ColumnSolutions, rhs: Tensor, setup: int = 0) -> Solution:
+    """The columns' solutions as one `Solution`, in the shape of the right-hand side."""
+    # where G is inverted in place of H, it is the spectrum of H that says whether the stage is at a minimum
     spectrum = system.spectrum if system.matrix == "G" or found.spectrum is None else found.spectrum
     return Solution(
         value=found.value.reshape(rhs.shape),
@@ -198,11 +196,11 @@ def solve(operator: LinearOperator, rhs: Tensor, solver: Solver, report: Report 
     """
     as_columns(operator, rhs)  # a bad right-hand side is refused before any product
     system = solver.rule(operator, report)
-    return solver.prepare(system).solve(rhs, later(report, system.products))
+    return solver.prepare(system).solve(rhs, counted_from(report, system.products))
 
 
-def later(report: Report, done: int) -> Report:
-    """A report of steps that come after `done` others."""
+def counted_from(report: Report, done: int) -> Report:
+    """A report whose steps are counted on from `done`."""
     return (lambda step, residual, /: report(done + step, residual)) if done else report
 
 

@@ -1,4 +1,4 @@
-"""The kept Lanczos basis: every vector remembered, so that the run stays orthogonal to rounding."""
+"""The full Lanczos basis: every vector is stored, so that the run stays orthogonal to rounding."""
 
 from collections.abc import Sequence
 from typing import final
@@ -14,7 +14,7 @@ BLOCK = 32
 
 @final
 class Basis:
-    """Orthonormal vectors `[dim]`, at most `limit`, kept as the rows of a few matrices.
+    """Orthonormal vectors `[dim]`, at most `limit`, stored as the rows of a few matrices.
 
     Example:
         >>> import torch
@@ -44,11 +44,11 @@ class Basis:
         # Twice is enough (Parlett 1998, after Kahan): once leaves what cancellation in the first pass amplified.
         return without(without(w, self._filled()), self._filled())
 
-    def follow(self, j: int, q: Tensor, column: Column) -> None:
-        """The answers are put together at the end, from the whole basis."""
+    def update(self, j: int, q: Tensor, column: Column) -> None:
+        """Nothing: the solutions are formed at the end, from the whole basis."""
         del j, q, column
 
-    def answer(self, j: int, system: ShiftedQR) -> Tensor:
+    def solution(self, j: int, system: ShiftedQR) -> Tensor:
         """`Q Re y`."""
         del j
         return self.combine(system.coordinates())

@@ -3,8 +3,8 @@
 Differs from SciPy's `cg` in four ways. It stops at non-positive curvature and says so, where SciPy goes on and
 returns numbers. It returns its best iterate by residual, not the last. When the recurrence claims convergence the
 residual is measured by a product, and if the claim is wrong (rounding, in float32 above all) the recurrence
-starts again from the measured residual for as long as that at least halves it. And the stopping rule is
-relative alone.
+starts again from the measured residual for as long as that at least halves it. And its stopping rule is relative
+only.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from typing import Literal, final
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import Damping, Found, Prepared, Report, require_shift
+from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, require_shift
+from stagetrace.solvers.batched import run_batched
+from stagetrace.solvers.conjugate_gradients import CGSettings, conjugate_gradients
 from stagetrace.solvers.damping import rule_of
-from stagetrace.solvers.descent import Terms, conjugate_gradients
 from stagetrace.solvers.filters import Shift
-from stagetrace.solvers.lockstep import lockstep
-from stagetrace.solvers.numerics import stacked
-from stagetrace.solvers.settings import check_count, check_rtol, check_rule, compact
+from stagetrace.solvers.iteration import Report
+from stagetrace.solvers.numerics import stack_columns
+from stagetrace.solvers.settings import check_count, check_rtol, check_rule, short_repr
 from stagetrace.solvers.system import System
 
 
@@ -29,7 +30,7 @@ from stagetrace.solvers.system import System
 class CG:
     """Conjugate gradients for `(H + damping I) x = b`, one product per column and step.
 
-    damping: a number of at least 0, or "auto": from the ends of the spectrum. Where the operator has a positive
+    damping: a number of at least 0, or "auto": from the extreme eigenvalues. Where the operator has a positive
         semi-definite approximation `G` and negative eigenvalues, that is `(G + |smallest| I) x = b`; else the damping
         makes the smallest eigenvalue of `H + damping I` as large as the most negative one of `H`; see `damping.py`.
 
@@ -61,7 +62,7 @@ class CG:
         check_count("CG", "max_steps", self.max_steps, 1000)
 
     def __str__(self) -> str:
-        return compact(self)
+        return short_repr(self)
 
     @property
     def rule(self) -> Damping:
@@ -69,13 +70,15 @@ class CG:
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
         require_shift("CG", system)
-        terms = Terms(self.rtol, self.max_steps, system.linear.damping, preconditioner)
-        return Prepared(system, partial(self._solve, system.operator, terms))
+        settings = CGSettings(self.rtol, self.max_steps, system.linear.damping, preconditioner)
+        return Prepared(system, partial(self._solve, system.operator, settings))
 
-    def _solve(self, operator: LinearOperator, terms: Terms, columns: Tensor, report: Report) -> Found:
-        run = lockstep(operator, [conjugate_gradients(column, terms) for column in columns.unbind(1)], report)
-        return Found(
-            value=stacked([end.value for end in run.outcomes], columns),
+    def _solve(
+        self, operator: LinearOperator, settings: CGSettings, columns: Tensor, report: Report
+    ) -> ColumnSolutions:
+        run = run_batched(operator, [conjugate_gradients(column, settings) for column in columns.unbind(1)], report)
+        return ColumnSolutions(
+            value=stack_columns([end.value for end in run.outcomes], columns),
             residuals=tuple(end.residual for end in run.outcomes),
             statuses=tuple(end.status for end in run.outcomes),
             products=run.products,

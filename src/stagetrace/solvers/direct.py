@@ -1,4 +1,4 @@
-"""In a basis of eigenvectors: exact, for operators that know theirs or are small enough to be written down."""
+"""The exact solution in a basis of eigenvectors, for operators that know theirs or are small enough to be dense."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +10,12 @@ from torch import Tensor
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
-from stagetrace.solvers.base import Damping, Found, Prepared, Report, Spectrum, Status, refuse_preconditioner
+from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner
 from stagetrace.solvers.damping import rule_of
-from stagetrace.solvers.filters import Filter, Tikhonov, gains_are_finite
-from stagetrace.solvers.settings import check_count, check_rule, compact
-from stagetrace.solvers.system import System
+from stagetrace.solvers.filters import Filter, Tikhonov, invertible
+from stagetrace.solvers.iteration import Report
+from stagetrace.solvers.settings import check_count, check_rule, short_repr
+from stagetrace.solvers.system import Spectrum, System
 
 
 @final
@@ -22,14 +23,14 @@ from stagetrace.solvers.system import System
 class Direct:
     """`f(H) b` in the operator's eigenbasis, in float64; damping 0 is the plain inverse.
 
-    damping: a number of at least 0, or "auto", as for `Lanczos`: the ends of the spectrum decide before the matrix is
-        written down.
+    damping: a number of at least 0, or "auto", as for `Lanczos`: the extreme eigenvalues decide before the dense
+        matrix is built.
 
-    Identity, diagonal and dense operators know their eigenvectors (`LinearOperator.eigen`). Of any other, `prepare`
-    pays `dim` products and O(dim^3) operations; the first `solve` afterwards carries these products in its count, later
-    ones cost none. Directions along which the system cannot be divided (eigenvalues at rounding
-    level, without damping) are left out of the answer, and then the status is `Status.SINGULAR` and a note says
-    how many they are. The tolerance it holds itself to is the square root of the dtype's rounding.
+    Identity, diagonal and dense operators know their eigenvectors (`LinearOperator.eigen`). Any other costs `prepare`
+    `dim` products and O(dim^3) operations; the first `solve` counts these products, later ones cost none. Directions in
+    which the system cannot be inverted (eigenvalues at rounding level, without damping) are left out of the answer; the
+    status is then `Status.SINGULAR`, and a note says how many they are. Its tolerance is the square root of the dtype's
+    rounding.
 
     filter: `Tikhonov` for `(H^2 + damping I) x = H b`, `Shift` for `(H + damping I) x = b`.
 
@@ -55,7 +56,7 @@ class Direct:
         check_count("Direct", "max_size", self.max_size, 8192)
 
     def __str__(self) -> str:
-        return compact(self)
+        return short_repr(self)
 
     @property
     def rule(self) -> Damping:
@@ -71,7 +72,7 @@ class Direct:
             # The matrix as multiplied, its float64 copy, the eigenvectors, and the decomposition's own work space.
             needed = operator.size**2 * (4 * 8)
             raise SolveError(
-                f"Direct would write down a {operator.size:,} x {operator.size:,} matrix, about {needed / 1e9:,.1f} GB "
+                f"Direct would build a {operator.size:,} x {operator.size:,} matrix, about {needed / 1e9:,.1f} GB "
                 f"of work space; the limit is {self.max_size:,} parameters. Use Lanczos(damping=...), which needs only "
                 f"products, or allow it: Direct(max_size={operator.size})"
             )
@@ -79,7 +80,7 @@ class Direct:
         return Prepared(system, partial(_solve, system, eigen), setup=operator.size)
 
 
-def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Found:
+def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> ColumnSolutions:
     """`V f(values) V' b`, and its residual by true products."""
     usable = _usable(system, eigen)
     tolerance = max(torch.finfo(columns.dtype).eps, system.operator.rounding) ** 0.5
@@ -87,7 +88,7 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Fou
     value = eigen.out(gains.unsqueeze(1) * eigen.into(columns)).to(columns.dtype)
     measured = system.linear.measure(system.operator, columns, value)
     report(1, max(measured.residuals, default=0.0))
-    return Found(
+    return ColumnSolutions(
         value=value,
         residuals=measured.residuals,
         statuses=tuple(_status(residual, tolerance, bool(usable.all())) for residual in measured.residuals),
@@ -101,12 +102,12 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Fou
 
 
 def _usable(system: System, eigen: Eigen) -> Tensor:
-    """Which eigenvalues the system can be divided by: those above rounding level."""
+    """Which eigenvalues the system can invert: those above rounding level."""
     operator, exact = system.operator, torch.finfo(system.operator.dtype).eps
     level = operator.size * exact
     if operator.rounding > exact:  # eigenvalues are off by the norm of what is rounded: about this much
         level = max(level, operator.size**0.5 * eigen.asymmetry)
-    return gains_are_finite(system.linear, eigen.values, level)
+    return invertible(system.linear, eigen.values, level)
 
 
 def _status(residual: float, tolerance: float, regular: bool) -> Status:

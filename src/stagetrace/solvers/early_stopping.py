@@ -19,11 +19,19 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
-from stagetrace.solvers.base import Found, Prepared, Report, Spectrum, later, refuse_preconditioner, silent
+from stagetrace.solvers.base import (
+    ColumnSolutions,
+    Prepared,
+    Report,
+    Spectrum,
+    counted_from,
+    refuse_preconditioner,
+    silent,
+)
+from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.flow import Flow
 from stagetrace.solvers.krylov import Memory
-from stagetrace.solvers.lockstep import lockstep
-from stagetrace.solvers.numerics import stacked
+from stagetrace.solvers.numerics import stack_columns
 from stagetrace.solvers.scaled import ScaledOperator
 from stagetrace.solvers.settings import check_count, check_damping, check_rtol
 from stagetrace.solvers.stopped import Stopped, run_stopped
@@ -104,7 +112,7 @@ class EarlyStopping:
         refuse_preconditioner("EarlyStopping", preconditioner)
         flow = self.rule.flow
         if system.filter != flow:
-            refuse(f"EarlyStopping applies the function of its own rule, {flow.words('H')}, got {system}")
+            refuse(f"EarlyStopping applies the function of its own rule, {flow.text('H')}, got {system}")
         operator = system.operator
         root = None if self.metric is None else self._placed("metric", self.metric.double().rsqrt(), operator)
         decay = self._placed("decay", self.decay, operator) if isinstance(self.decay, Tensor) else self.decay
@@ -114,7 +122,7 @@ class EarlyStopping:
     def most_products(self, operator: LinearOperator) -> int:
         """The products that one right-hand side takes at most, without the one that measures its residual."""
         columns = torch.empty(operator.size, 1, dtype=operator.dtype, device="meta")
-        kept = Memory.plan(columns, 1, self.max_steps, self.memory).kept
+        kept = Memory.plan(columns, 1, self.max_steps, self.memory).full_basis
         return min(self.max_steps, operator.size) if kept else 2 * self.max_steps - 1
 
     def _placed(self, name: str, entries: Tensor, operator: LinearOperator) -> Tensor:
@@ -128,21 +136,23 @@ class EarlyStopping:
 
     def _solve(
         self, operator: LinearOperator, root: Tensor | None, flow: Flow, columns: Tensor, report: Report
-    ) -> Found:
+    ) -> ColumnSolutions:
         starts = columns if root is None else root * columns
         memory = Memory.plan(columns, 1, self.max_steps, self.memory)
         runs: list[Stopped] = []
         products = checks = done = 0
         for group in starts.split(memory.group, dim=1):
-            processes = [run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.kept) for c in group.unbind(1)]
-            finished = lockstep(operator, processes, later(report, done))
+            iterations = [
+                run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.full_basis) for c in group.unbind(1)
+            ]
+            finished = run_batched(operator, iterations, counted_from(report, done))
             runs.extend(finished.outcomes)
             products, checks = products + finished.products, checks + finished.checks
             steps = max((run.steps for run in finished.outcomes), default=0)
-            done += (steps + 1 if memory.kept else 2 * steps) if steps else 0  # the last of them measures
-        value = stacked([run.value for run in runs], columns)
+            done += (steps + 1 if memory.full_basis else 2 * steps) if steps else 0  # the last of them measures
+        value = stack_columns([run.value for run in runs], columns)
         ritz = [theta for run in runs for theta in run.ritz]
-        return Found(
+        return ColumnSolutions(
             value=value if root is None else root * value,
             residuals=tuple(run.residual for run in runs),
             statuses=tuple(run.status(self.rtol) for run in runs),

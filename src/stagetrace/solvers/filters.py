@@ -1,11 +1,11 @@
-"""Which function of the curvature is applied to a vector; kept apart from which engine applies it.
+"""Which function of the curvature is applied to a vector, whichever algorithm applies it.
 
 Both filters are the real part of one shifted inverse, `f(h) = Re 1 / (h + s)`:
 
     Shift       s = lambda             f(h) = 1 / (h + lambda)
     Tikhonov    s = i sqrt(lambda)     f(h) = h / (h^2 + lambda)
 
-since `1 / (h + i sqrt(lambda)) = (h - i sqrt(lambda)) / (h^2 + lambda)`. An engine that solves
+since `1 / (h + i sqrt(lambda)) = (h - i sqrt(lambda)) / (h^2 + lambda)`. An algorithm that solves
 `(H + s I) z = b` and returns `Re z` therefore serves both. With `lambda = 0` both are the plain inverse.
 """
 
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.lockstep import lockstep
+from stagetrace.solvers.batched import run_batched
+from stagetrace.solvers.iteration import Matvec, silent
 from stagetrace.solvers.numerics import relative
-from stagetrace.solvers.process import Ask, silent
 from stagetrace.solvers.settings import check_damping
 from stagetrace.solvers.vectors import norm, norm_of_sum
 
@@ -29,7 +29,7 @@ from stagetrace.solvers.vectors import norm, norm_of_sum
 @final
 @dataclass(frozen=True)
 class Measured:
-    """True relative residuals, one per column, and the operator-vector products that measuring them took."""
+    """True relative residuals, one per column, and the products with the operator that measured them."""
 
     residuals: tuple[float, ...]
     checks: int = 0
@@ -39,8 +39,8 @@ class Measured:
         return max(self.residuals, default=0.0)
 
 
-Measuring = Generator[Ask, Tensor, Measured]
-"""A measurement as a process for `lockstep`."""
+Measurement = Generator[Matvec, Tensor, Measured]
+"""A measurement as an iteration for `run_batched`."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ class Filter(ABC):
 
     @classmethod
     @abstractmethod
-    def cutting(cls, cut: float, smallest: float) -> "Filter":
-        """The filter that inverts no curvature below `cut`, for a spectrum whose smallest eigenvalue is `smallest`."""
+    def for_cutoff(cls, cut: float, smallest: float) -> "Filter":
+        """The filter that inverts no curvature below `cut`; smallest: the smallest eigenvalue."""
 
     @abstractmethod
-    def words(self, matrix: str) -> str:
-        """The linear system in words, for a curvature called `matrix`."""
+    def text(self, matrix: str) -> str:
+        """The linear system as text, for a curvature called `matrix`."""
 
     @abstractmethod
-    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
-        """The measurement as a process, which asks for blocks of vectors."""
+    def measurement(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measurement:
+        """The measurement as an iteration for `run_batched`, which asks for blocks of vectors."""
 
     @final
     def measure(
@@ -79,7 +79,7 @@ class Filter(ABC):
         A zero column of `rhs` costs no product and has residual 0. `targets` are the norms of the system's own
         right-hand side, where the caller knows them from a product already made. Norms are taken in float64.
         """
-        run = lockstep(operator, [self.measuring(rhs, value, targets)], silent, finite=False)
+        run = run_batched(operator, [self.measurement(rhs, value, targets)], silent, finite=False)
         return Measured(run.outcomes[0].residuals, run.checks)
 
     @final
@@ -98,7 +98,7 @@ class Shift(Filter):
     The residual is `|b - (H + lambda I) x| / |b|`, one product per column.
 
     Example:
-        >>> Shift(0.5).words("H")
+        >>> Shift(0.5).text("H")
         '(H + 0.5 I) x = b'
         >>> Shift(1.0)(torch.tensor([1.0, 3.0], dtype=torch.float64))
         tensor([0.5000, 0.2500], dtype=torch.float64)
@@ -109,18 +109,18 @@ class Shift(Filter):
         return complex(self.damping)
 
     @classmethod
-    def cutting(cls, cut: float, smallest: float) -> "Shift":
-        """Shifted until the smallest eigenvalue of `H + lambda I` is the cut."""
+    def for_cutoff(cls, cut: float, smallest: float) -> "Shift":
+        """The shift that makes the smallest eigenvalue of `H + lambda I` equal to `cut`."""
         return cls(cut - min(0.0, smallest))
 
-    def words(self, matrix: str) -> str:
+    def text(self, matrix: str) -> str:
         return f"({matrix} + {self.damping:g} I) x = b" if self.damping else f"{matrix} x = b"
 
-    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+    def measurement(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measurement:
         del targets
         live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
         if live:
-            images = yield Ask(value[:, live], nan, check=True)
+            images = yield Matvec(value[:, live], nan, check=True)
             for image, j in zip(images.unbind(1), live, strict=True):
                 size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
                 residuals[j] = relative(size, norm(rhs[:, j]))
@@ -138,7 +138,7 @@ class Tikhonov(Filter):
     Source: the paper's eq. (16), damped.
 
     Example:
-        >>> Tikhonov(0.01).words("H")
+        >>> Tikhonov(0.01).text("H")
         '(H^2 + 0.01 I) x = H b'
         >>> Tikhonov(1.0)(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
         tensor([-0.5000,  0.0000,  0.5000], dtype=torch.float64)
@@ -149,23 +149,23 @@ class Tikhonov(Filter):
         return complex(0.0, self.damping**0.5)
 
     @classmethod
-    def cutting(cls, cut: float, smallest: float) -> "Tikhonov":
-        """`h / (h^2 + cut^2)` follows `1 / h` where `|h|` is well above the cut, and goes to zero below it."""
+    def for_cutoff(cls, cut: float, smallest: float) -> "Tikhonov":
+        """`h / (h^2 + cut^2)` follows `1 / h` where `|h|` is well above `cut`, and goes to zero below it."""
         del smallest
         return cls(cut**2)
 
-    def words(self, matrix: str) -> str:
+    def text(self, matrix: str) -> str:
         return f"({matrix}^2 + {self.damping:g} I) x = {matrix} b" if self.damping else f"{matrix} x = b"
 
-    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
+    def measurement(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measurement:
         live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
         if self.damping == 0 or not live:
-            return (yield from Shift().measuring(rhs, value, None))
+            return (yield from Shift().measurement(rhs, value, None))
         b, x = rhs[:, live], value[:, live]
-        product = yield Ask(x, nan, check=True)
-        images = yield Ask(b - product, nan, check=True)
+        product = yield Matvec(x, nan, check=True)
+        images = yield Matvec(b - product, nan, check=True)
         if targets is None:
-            known = [norm(image) for image in (yield Ask(b, nan, check=True)).unbind(1)]
+            known = [norm(image) for image in (yield Matvec(b, nan, check=True)).unbind(1)]
         else:
             known = [targets[j] for j in live]
         for i, j in enumerate(live):
@@ -180,7 +180,7 @@ class Squared(Filter):
     """`Tikhonov` by way of its normal equations, which stay squared without damping too: `H^2 x = H b`.
 
     Example:
-        >>> Squared().words("H")
+        >>> Squared().text("H")
         'H^2 x = H b'
     """
 
@@ -189,14 +189,14 @@ class Squared(Filter):
         return Tikhonov(self.damping).shift
 
     @classmethod
-    def cutting(cls, cut: float, smallest: float) -> "Squared":
-        return cls(Tikhonov.cutting(cut, smallest).damping)
+    def for_cutoff(cls, cut: float, smallest: float) -> "Squared":
+        return cls(Tikhonov.for_cutoff(cut, smallest).damping)
 
-    def words(self, matrix: str) -> str:
-        return Tikhonov(self.damping).words(matrix) if self.damping else f"{matrix}^2 x = {matrix} b"
+    def text(self, matrix: str) -> str:
+        return Tikhonov(self.damping).text(matrix) if self.damping else f"{matrix}^2 x = {matrix} b"
 
-    def measuring(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measuring:
-        return (yield from Tikhonov(self.damping).measuring(rhs, value, targets))
+    def measurement(self, rhs: Tensor, value: Tensor, targets: Sequence[float] | None) -> Measurement:
+        return (yield from Tikhonov(self.damping).measurement(rhs, value, targets))
 
 
 FILTERS: Mapping[str, type[Filter]] = {kind.__name__: kind for kind in (Shift, Tikhonov, Squared)}
@@ -207,7 +207,7 @@ def _nonzero(rhs: Tensor) -> list[int]:
     return [j for j, nonzero in enumerate((rhs != 0).any(dim=0).tolist()) if nonzero]
 
 
-def gains_are_finite(filter: Filter, eigenvalues: Tensor, level: float) -> Tensor:
-    """Which eigenvalues `h` the filter can divide by: `|h + s|` above `level` times the largest `|h|`."""
+def invertible(filter: Filter, eigenvalues: Tensor, level: float) -> Tensor:
+    """Which eigenvalues `h` the filter can invert: those with `|h + s|` above `level` times the largest `|h|`."""
     distance = torch.hypot(eigenvalues + filter.shift.real, torch.full_like(eigenvalues, filter.shift.imag))
     return distance > level * eigenvalues.abs().max()

@@ -26,7 +26,7 @@ class Flow:
     `D^-1/2 H D^-1/2`. decayed: whether each step also shrank the parameters themselves.
 
     Example:
-        >>> Flow(0.5, scaled=True).words("G")
+        >>> Flow(0.5, scaled=True).text("G")
         'x = D^-1/2 phi_t(D^-1/2 G D^-1/2) D^-1/2 b, t = 0.5'
         >>> Flow(2.0)(np.array([0.0, 1e3])).tolist()
         [2.0, 0.001]
@@ -43,7 +43,7 @@ class Flow:
                 "learning rates of all steps, such as EarlyStopping(300 * 1e-4)"
             )
 
-    def words(self, matrix: str) -> str:
+    def text(self, matrix: str) -> str:
         """The answer in words, for a curvature called `matrix`."""
         inner = f"D^-1/2 {matrix} D^-1/2" if self.scaled else matrix
         inner += " + decay" if self.decayed else ""

@@ -1,4 +1,4 @@
-"""One Lanczos run for one right-hand side and several dampings, as a process for `lockstep`."""
+"""One Lanczos run for one right-hand side and several dampings, as an iteration for `run_batched`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,35 +10,35 @@ from torch import Tensor
 from stagetrace.solvers.base import Status
 from stagetrace.solvers.basis import Basis
 from stagetrace.solvers.filters import Filter
-from stagetrace.solvers.lockstep import Ask, Process
+from stagetrace.solvers.iteration import Iteration, Matvec
 from stagetrace.solvers.numerics import relative
-from stagetrace.solvers.recurrence import Recurrence, Vectors
+from stagetrace.solvers.recurrence import LanczosVectors, Recurrence
 from stagetrace.solvers.shifted_qr import Column, ShiftedQR
-from stagetrace.solvers.short_recurrence import VECTORS_PER_RUN, VECTORS_PER_SHIFT, Directions
+from stagetrace.solvers.short_recurrence import VECTORS_PER_RUN, VECTORS_PER_SHIFT, ShortRecurrence
 from stagetrace.solvers.vectors import norm
 
 # The run aims a little below the tolerance, so that the measured residual, rounded otherwise, passes it too.
 AIM = 0.9
 
 
-class AnsweringVectors(Vectors, Protocol):
-    """Vectors of a run from which the answers can be had."""
+class SolutionVectors(LanczosVectors, Protocol):
+    """Vectors of a run that also form the solutions."""
 
-    def follow(self, j: int, q: Tensor, column: Column) -> None:
+    def update(self, j: int, q: Tensor, column: Column) -> None:
         """Shift `j` has taken its step along `q`, with this column of R."""
         ...
 
-    def answer(self, j: int, system: ShiftedQR) -> Tensor:
-        """The answer for shift `j`, `[dim]`."""
+    def solution(self, j: int, system: ShiftedQR) -> Tensor:
+        """The solution for shift `j`, `[dim]`."""
         ...
 
 
 @final
 @dataclass(frozen=True)
 class Memory:
-    """What the memory allows: a kept basis or not, and how many columns at a time."""
+    """What fits into memory: the full basis or a few vectors, and how many columns at a time."""
 
-    kept: bool
+    full_basis: bool
     group: int
 
     @staticmethod
@@ -53,7 +53,7 @@ class Memory:
 @final
 @dataclass(frozen=True)
 class Answer:
-    """The answer for one damping, and how the run judged it: nothing more to gain, or a singular system."""
+    """The answer for one damping, whether the run was complete for it, and whether its system is singular."""
 
     value: Tensor
     estimate: float
@@ -82,7 +82,7 @@ class Answer:
 @final
 @dataclass(frozen=True)
 class Krylov:
-    """What a run leaves: an answer for each damping, the Ritz values, and `|H b|`, known from the first product."""
+    """The outcome of a run: an answer for each damping, the Ritz values, and `|H b|`, known from the first product."""
 
     answers: tuple[Answer, ...]
     residual: float
@@ -93,16 +93,16 @@ class Krylov:
 
 @final
 class _Damped:
-    """One damping's share of the run: its QR, its residual estimate, and whether it is done."""
+    """The state of one damping: its QR, its residual estimate, and whether it is done."""
 
     def __init__(self, filter: Filter, length: float) -> None:
         self.system = ShiftedQR(filter.shift, length)
         self.residual, self.done, self.singular = 1.0, False, False
 
-    def judge(self, alpha: float, beta: float, reference: float, aim: float) -> None:
+    def update_residual(self, alpha: float, beta: float, reference: float, aim: float) -> None:
         """Before the step: the residual of a complex shift's answer so far, which takes the new column of T."""
         if self.system.shift.imag and not self.done:
-            self.residual = relative(self.system.look_ahead(alpha, beta), reference)
+            self.residual = relative(self.system.tikhonov_residual(alpha, beta), reference)
             self.done = self.residual <= aim
 
     def step(self, alpha: float, beta: float, length: float, aim: float, level: float) -> Column | None:
@@ -116,13 +116,13 @@ class _Damped:
         if beta == 0:
             self.residual, self.done = 0.0, True
         elif not self.system.shift.imag:
-            self.residual = self.system.size_of_residual / length
+            self.residual = self.system.shifted_residual / length
             self.done = self.residual <= aim
         return column
 
 
-def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: float, max_steps: int) -> Process[Krylov]:
-    """Run until every damping is done; a damping that is done takes no further part."""
+def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: float, max_steps: int) -> Iteration[Krylov]:
+    """Run until every damping is done; one that is done is not updated further."""
     length, aim = norm(b), AIM * rtol
     if length == 0:
         return Krylov(tuple(Answer(torch.zeros_like(b), 0.0, True) for _ in filters), 0.0, 0)
@@ -132,23 +132,23 @@ def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: floa
     image = steps = 0
     while steps < max_steps and not all(one.done for one in damped):
         q = run.q
-        alpha, beta = run.advance((yield Ask(q, max(one.residual for one in damped))))
+        alpha, beta = run.advance((yield Matvec(q, max(one.residual for one in damped))))
         steps += 1
         if steps == 1:
             image = length * (alpha**2 + beta**2) ** 0.5
         for j, one in enumerate(damped):
-            one.judge(alpha, beta, image, aim)
+            one.update_residual(alpha, beta, image, aim)
             column = one.step(alpha, beta, length, aim, run.level)
             if column:
-                vectors.follow(j, q, column)
+                vectors.update(j, q, column)
     answers = tuple(
-        Answer(vectors.answer(j, one.system), one.residual, one.done, one.singular) for j, one in enumerate(damped)
+        Answer(vectors.solution(j, one.system), one.residual, one.done, one.singular) for j, one in enumerate(damped)
     )
     return Krylov(answers, max(one.residual for one in damped), steps, image, run.T.ritz())
 
 
-def vectors_of(b: Tensor, filters: Sequence[Filter], memory: Memory, max_steps: int) -> AnsweringVectors:
-    """What a run from `b` remembers of its vectors: all, or as little as the memory asks for."""
-    if memory.kept:
+def vectors_of(b: Tensor, filters: Sequence[Filter], memory: Memory, max_steps: int) -> SolutionVectors:
+    """What a run from `b` stores of its vectors: all, or a few where the basis does not fit."""
+    if memory.full_basis:
         return Basis(b, min(max_steps, b.numel()))
-    return Directions(b, len(filters), complex_valued=any(filter.shift.imag for filter in filters))
+    return ShortRecurrence(b, len(filters), complex_valued=any(filter.shift.imag for filter in filters))

@@ -14,22 +14,21 @@ from torch import Tensor
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
 from stagetrace.solvers.base import (
+    ColumnSolutions,
     Damping,
-    Found,
     Prepared,
-    Report,
     Solution,
-    later,
+    counted_from,
     refuse_preconditioner,
-    silent,
     solution,
 )
+from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov
+from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.krylov import Answer, Krylov, Memory, run_lanczos
-from stagetrace.solvers.lockstep import lockstep
-from stagetrace.solvers.numerics import as_columns, stacked
-from stagetrace.solvers.settings import check_count, check_damping, check_rtol, check_rule, compact
+from stagetrace.solvers.numerics import as_columns, stack_columns
+from stagetrace.solvers.settings import check_count, check_damping, check_rtol, check_rule, short_repr
 from stagetrace.solvers.system import Spectrum, System
 
 
@@ -38,12 +37,12 @@ from stagetrace.solvers.system import Spectrum, System
 class Lanczos:
     """`(H^2 + damping I) x = H b` for any symmetric `H`, one product per column and step.
 
-    damping: a number of at least 0 (0 is the plain inverse), or "auto": from the ends of the spectrum, see
-        `damping.py`; the Solution's notes say what was chosen. Where the spectrum has a negative end and the operator a
-        positive semi-definite approximation `G` (the default curvature has), that is `(G + |smallest| I) x = b`.
+    damping: a number of at least 0 (0 is the plain inverse), or "auto": from the extreme eigenvalues, see
+        `damping.py`; the Solution's notes say what was chosen. Where the operator is indefinite and has a positive
+        semi-definite approximation `G` (the default curvature has), "auto" solves `(G + |smallest| I) x = b`.
     filter: `Tikhonov` (the above) or `Shift` for `(H + damping I) x = b`, then with the least residual of the Krylov
         space (MINRES), safe for indefinite `H`.
-    memory: bytes for the basis. While it fits it is kept and the run stays orthogonal to rounding; several
+    memory: bytes for the basis. While it fits it is stored and the run stays orthogonal to rounding; several
         columns are solved in groups that fit. Where a single column's basis does not fit, a short recurrence
         solves all columns with a few vectors each: the same answer, with somewhat more steps.
 
@@ -78,7 +77,7 @@ class Lanczos:
         check_count("Lanczos", "memory", self.memory, 2 * 2**30)
 
     def __str__(self) -> str:
-        return compact(self)
+        return short_repr(self)
 
     @property
     def rule(self) -> Damping:
@@ -111,14 +110,14 @@ class Lanczos:
 
     def _run(
         self, operator: LinearOperator, columns: Tensor, filters: Sequence[Filter], report: Report
-    ) -> tuple[Found, ...]:
-        """What is found for each filter, the columns in groups whose bases fit into memory."""
+    ) -> tuple[ColumnSolutions, ...]:
+        """The solutions for each filter, the columns in groups whose bases fit into memory."""
         memory = Memory.plan(columns, len(filters), self.max_steps, self.memory)
         runs: list[Krylov] = []
         products = done = 0
         for group in columns.split(memory.group, dim=1):
-            processes = [run_lanczos(b, filters, memory, self.rtol, self.max_steps) for b in group.unbind(1)]
-            finished = lockstep(operator, processes, later(report, done))
+            iterations = [run_lanczos(b, filters, memory, self.rtol, self.max_steps) for b in group.unbind(1)]
+            finished = run_batched(operator, iterations, counted_from(report, done))
             runs.extend(finished.outcomes)
             products += finished.products
             done += max((run.steps for run in finished.outcomes), default=0)
@@ -126,13 +125,13 @@ class Lanczos:
 
     def _found(
         self, operator: LinearOperator, columns: Tensor, filter: Filter, runs: Sequence[Krylov], j: int, products: int
-    ) -> Found:
+    ) -> ColumnSolutions:
         answers: list[Answer] = [run.answers[j] for run in runs]
-        value = stacked([answer.value for answer in answers], columns)
+        value = stack_columns([answer.value for answer in answers], columns)
         measured = filter.measure(operator, columns, value, [run.image for run in runs])
         ended = list(zip(answers, measured.residuals, strict=True))
         ritz = sorted(theta for run in runs for theta in run.ritz)
-        return Found(
+        return ColumnSolutions(
             value=value,
             residuals=measured.residuals,
             statuses=tuple(answer.status(residual, self.rtol) for answer, residual in ended),

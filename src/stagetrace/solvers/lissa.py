@@ -8,22 +8,14 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
-from stagetrace.solvers.base import (
-    Damping,
-    Found,
-    Prepared,
-    Report,
-    Spectrum,
-    Status,
-    refuse_preconditioner,
-    require_shift,
-)
+from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner, require_shift
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.numerics import relative
-from stagetrace.solvers.settings import check_count, check_rtol, check_rule, compact
+from stagetrace.solvers.settings import check_count, check_rtol, check_rule, short_repr
 from stagetrace.solvers.spectrum import extreme_ritz_values
-from stagetrace.solvers.system import System
+from stagetrace.solvers.system import Spectrum, System
 from stagetrace.solvers.vectors import norm
 
 # Steps of Lanczos that find the largest eigenvalue, and the margin on it: a drawn sample's may be larger.
@@ -42,7 +34,7 @@ class LiSSA:
     number) even then. `scale="auto"` sets `s` from a few Lanczos steps on the full operator; their products are
     counted in the first solve.
 
-    examples: draw this many examples anew for each product, by the seed; the answer is then noisy, no residual
+    examples: draw this many examples for each product, by the seed; the answer is then noisy, no residual
         can stop the run, and all `max_steps` are made. `None` multiplies with the full operator, and `rtol` stops.
 
     Growth ends the run with `Status.DIVERGED`, the last finite value, and a note on what to raise.
@@ -77,7 +69,7 @@ class LiSSA:
             check_count("LiSSA", "examples", self.examples, 64)
 
     def __str__(self) -> str:
-        return compact(self)
+        return short_repr(self)
 
     @property
     def rule(self) -> Damping:
@@ -92,7 +84,7 @@ class LiSSA:
         return Prepared(system, _Series(self, system, scale, ritz).solve, setup=products)
 
     def scale_of(self, system: System) -> tuple[float, tuple[float, ...], int]:
-        """The `s` above, a margin included, from what the rule saw or a few Lanczos steps; Ritz values, products."""
+        """`s` with a margin, from the rule's spectrum or a few Lanczos steps; the Ritz values and products."""
         spectrum, products = system.spectrum, 0
         if spectrum is None or system.matrix == "G":  # then the spectrum is that of H
             spectrum, products = extreme_ritz_values(system.operator, SCALE_STEPS, seed=self.seed)
@@ -104,7 +96,7 @@ class LiSSA:
 @final
 @dataclass(frozen=True)
 class _State:
-    """How far the columns are: answers `[dim, k]`, last residual estimates, statuses, products and steps so far."""
+    """The columns after some steps: answers `[dim, k]`, residual estimates, statuses, products and steps so far."""
 
     value: Tensor
     residuals: tuple[float, ...]
@@ -115,20 +107,20 @@ class _State:
 
 @final
 class _Series:
-    """A system and the scale that its series is run with."""
+    """The series for one system and one scale."""
 
     def __init__(self, solver: LiSSA, system: System, scale: float, ritz: tuple[float, ...]) -> None:
         self.solver, self.operator, self.scale, self.ritz = solver, system.operator, scale, ritz
         self.filter, self.damping = system.linear, system.linear.damping
 
-    def solve(self, columns: Tensor, report: Report) -> Found:
+    def solve(self, columns: Tensor, report: Report) -> ColumnSolutions:
         state = self._iterate(columns, report)
         measured = self.filter.measure(self.operator, columns, state.value)
         statuses = [
             status if status is Status.DIVERGED else self._status(residual)
             for status, residual in zip(state.statuses, measured.residuals, strict=True)
         ]
-        return Found(
+        return ColumnSolutions(
             value=state.value,
             residuals=measured.residuals,
             statuses=tuple(statuses),
@@ -141,7 +133,7 @@ class _Series:
         )
 
     def _iterate(self, b: Tensor, report: Report) -> _State:
-        # In x = u / s the recursion is x <- x + (b - (H + lambda) x) / s: each step's product is also the residual.
+        # with x = u / s the recursion is x <- x + (b - (H + lambda I) x) / s: each product also gives the residual
         sizes = [norm(column) for column in b.unbind(1)]
         x, best = torch.zeros_like(b), [1.0] * len(sizes)
         residuals, statuses = [float(size > 0) for size in sizes], [Status.MAX_STEPS] * len(sizes)
@@ -149,6 +141,7 @@ class _Series:
         generator = torch.Generator().manual_seed(self.solver.seed)
         products = steps = 0
         while live and steps < self.solver.max_steps:
+            # r = b - (H + lambda I) x
             r = b[:, live] - self._drawn(generator) @ x[:, live] - self.damping * x[:, live]
             products, steps = products + len(live), steps + 1
             going: list[int] = []
@@ -159,7 +152,7 @@ class _Series:
                 if statuses[j] is Status.MAX_STEPS:
                     going.append(i)
             live = [live[i] for i in going]
-            x[:, live] += r[:, going] / self.scale
+            x[:, live] += r[:, going] / self.scale  # x <- x + r / s
             report(steps, max(residuals))
         return _State(x, tuple(residuals), tuple(statuses), products, steps)
 
@@ -169,7 +162,7 @@ class _Series:
         return self.operator.subsample(self.solver.examples, generator)
 
     def _judge(self, residual: float, best: float) -> Status:
-        """How a column stands: the full operator's residual can only fall, a sample's may be as large as it was."""
+        """A column's status: with the full operator the residual only falls, with samples it may stay as large."""
         sampled = self.solver.examples is not None
         if not residual <= GROWTH * (1.0 if sampled else best):
             return Status.DIVERGED

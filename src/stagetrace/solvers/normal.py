@@ -7,12 +7,13 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.eigen import require_finite
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
-from stagetrace.solvers.base import Damping, Found, Inverse, Prepared, Report, Solver
+from stagetrace.solvers.base import ColumnSolutions, Damping, Inverse, Prepared, Solver
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Shift, Squared
-from stagetrace.solvers.numerics import require_finite
+from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.settings import check_rule
 from stagetrace.solvers.system import System
 
@@ -44,8 +45,8 @@ class Normal:
     `Lanczos` solves the same system with one. `Solution.products` and `.checks` count products with `H`; there is
     one more product per column for `H b`.
 
-    damping: a number of at least 0, or "auto": the square of the size of the most negative eigenvalue, and of rounding
-        at least (see `damping.py`); it is always H that is inverted.
+    damping: a number of at least 0, or "auto": the square of the size of the most negative eigenvalue, at least of
+        rounding (see `damping.py`); it is always H that is inverted.
 
     Raises:
         DescriptionError: `damping` out of range, or an inner solver with a damping of its own.
@@ -65,7 +66,7 @@ class Normal:
 
     def __post_init__(self) -> None:
         check_rule("Normal", self.damping)
-        if self.inner.rule.times(2.0) != self.inner.rule:
+        if self.inner.rule.scaled(2.0) != self.inner.rule:
             name = type(self.inner).__name__
             refuse(
                 f"Normal adds the damping itself, to H^2: its inner solver must have none, got {self.inner}, which "
@@ -86,14 +87,14 @@ class Normal:
         return Prepared(system, partial(_solve, system.operator, self.inner.prepare(squared, preconditioner)))
 
 
-def _solve(operator: LinearOperator, squared: Inverse, columns: Tensor, report: Report) -> Found:
+def _solve(operator: LinearOperator, squared: Inverse, columns: Tensor, report: Report) -> ColumnSolutions:
     nonzero = (columns != 0).any(dim=0)
     images = torch.zeros_like(columns)
     if nonzero.any():
         images[:, nonzero] = operator @ columns[:, nonzero]
     require_finite(images, f"the product of {type(operator).__name__} with the right-hand side")
     inner = squared.solve(images, report)
-    return Found(
+    return ColumnSolutions(
         value=inner.value,
         residuals=inner.relative_residuals,
         statuses=inner.statuses,

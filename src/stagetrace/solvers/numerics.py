@@ -1,26 +1,27 @@
-"""The checks that every solver makes of its right-hand side, and the shapes of its answers."""
+"""Checks of right-hand sides that all solvers share, and the shape of their answers."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.eigen import require_finite
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.errors import SolveError, refuse
+from stagetrace.errors import refuse
 
 
 def relative(size: float, reference: float) -> float:
-    """`size / reference`, where nothing over nothing is no error at all."""
+    """`size / reference`, with `0 / 0 = 0`."""
     if reference > 0:
         return size / reference
     return 0.0 if size == 0 else float("inf")
 
 
 def as_columns(operator: LinearOperator, rhs: Tensor) -> Tensor:
-    """The right-hand side as a matrix `[dim, k]`, found fit to be solved for.
+    """The right-hand side as a matrix `[dim, k]`, after checks.
 
     Raises:
-        DescriptionError: its shape or dtype is not the operator's.
+        DescriptionError: its shape or dtype does not fit the operator.
         SolveError: it is not finite.
     """
     if rhs.ndim not in (1, 2) or rhs.shape[0] != operator.size:
@@ -32,15 +33,7 @@ def as_columns(operator: LinearOperator, rhs: Tensor) -> Tensor:
     return columns
 
 
-def require_finite(columns: Tensor, what: str) -> None:
-    """Raise a `SolveError` that names `what` and its columns with NaN or infinity."""
-    bad = (~torch.isfinite(columns)).any(dim=0).nonzero().flatten().tolist()
-    if bad:
-        others = f" and {len(bad) - 1} more" if bad[1:] else ""
-        raise SolveError(f"{what} is not finite in column {bad[0]}{others}: it has NaN or infinity")
-
-
-def stacked(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
+def stack_columns(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
     """The vectors as the columns of a matrix, in the shape of the right-hand side `like`."""
     if not vectors:
         return torch.zeros_like(like)

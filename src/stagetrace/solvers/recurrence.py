@@ -13,8 +13,8 @@ from stagetrace.solvers.vectors import dot, norm
 ROUNDINGS = 32
 
 
-class Vectors(Protocol):
-    """What a Lanczos run remembers of its vectors: all of them, or only what the answers need."""
+class LanczosVectors(Protocol):
+    """What a Lanczos run stores of its vectors: all of them, or only what the solutions need."""
 
     @property
     def full(self) -> bool:
@@ -22,11 +22,11 @@ class Vectors(Protocol):
         ...
 
     def keep(self, q: Tensor) -> None:
-        """Take note of the next basis vector `[dim]`."""
+        """Store the next basis vector `[dim]`, where vectors are stored."""
         ...
 
     def orthogonalise(self, w: Tensor) -> Tensor:
-        """`w` `[dim]` without its components along the vectors remembered."""
+        """`w` `[dim]` without its components along the vectors stored."""
         ...
 
 
@@ -55,7 +55,7 @@ class Tridiagonal:
         """The eigenvalues, ascending, and the eigenvectors as columns."""
         return cast("tuple[np.ndarray, np.ndarray]", eigh_tridiagonal(self.alphas, self.betas[:-1]))
 
-    def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
+    def extremes(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """The smallest and the largest eigenvalue of `T`, each with a bound on how far `H` has one from it.
 
         The bound is the residual of the Ritz pair, `beta |last entry of T's eigenvector|` (Parlett 1998, section 13.2).
@@ -76,7 +76,7 @@ class Recurrence:
     Source: Lanczos (1950); Paige (1972) for the order of the operations.
     """
 
-    def __init__(self, b: Tensor, length: float, vectors: Vectors) -> None:
+    def __init__(self, b: Tensor, length: float, vectors: LanczosVectors) -> None:
         self.T = Tridiagonal()
         self.q = b / length
         self.exhausted = False
@@ -92,14 +92,14 @@ class Recurrence:
         """Take `H q`; returns the new `(alpha, beta)` of T."""
         self._vectors.keep(self.q)
         beta_before = self.T.betas[-1] if self.T.betas else 0.0
-        w = torch.sub(product, self._before, alpha=beta_before)
-        alpha = dot(self.q, w)
-        w = self._vectors.orthogonalise(torch.sub(w, self.q, alpha=alpha))
-        beta = norm(w)
+        w = torch.sub(product, self._before, alpha=beta_before)  # w = H q_j - beta_{j-1} q_{j-1}
+        alpha = dot(self.q, w)  # alpha_j = q_j'w
+        w = self._vectors.orthogonalise(torch.sub(w, self.q, alpha=alpha))  # w -= alpha_j q_j
+        beta = norm(w)  # beta_j = |w|
         self.T.extend(alpha, beta)
         self.exhausted = beta <= self.level or self._vectors.full
         if self.exhausted:
             self.T.betas[-1] = beta = 0.0
         else:
-            self._before, self.q = self.q, w / beta
+            self._before, self.q = self.q, w / beta  # q_{j+1} = w / beta_j
         return alpha, beta

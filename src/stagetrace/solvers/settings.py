@@ -1,4 +1,4 @@
-"""The hyper-parameters that solvers share: checked on construction, and shown in one short line."""
+"""Checks of the hyper-parameters that solvers share, and their one-line form."""
 
 from dataclasses import fields
 from math import isfinite
@@ -14,7 +14,7 @@ def check_damping(who: str, damping: float, name: str = "damping") -> None:
 
 
 def check_rule(who: str, damping: object) -> None:
-    """Refuse what is neither a damping, nor "auto", nor a rule that makes the system of an operator."""
+    """Refuse anything but a number, "auto" or a damping rule."""
     if isinstance(damping, str) and damping != "auto":
         refuse(f"{who}(damping=...) must be a number or 'auto', got {damping!r}; type {who}(damping='auto') instead")
     if damping != "auto" and not callable(damping):
@@ -33,18 +33,18 @@ def check_count(who: str, name: str, count: Any, example: int) -> None:
         refuse(f"{who}({name}=...) must be a whole number above 0, got {count!r}; type {who}({name}={example}) instead")
 
 
-def most_steps(solver: Any) -> int | None:
-    """The steps after which a solver gives up, its own or those of the solver that it wraps; None: it has no limit.
+def step_limit(solver: Any) -> int | None:
+    """The most steps a solver takes, or the solver that it wraps; None: there is no limit.
 
     Example:
         >>> from stagetrace.solvers import CG, Direct, Normal
-        >>> most_steps(Normal(CG(max_steps=7), damping=0.1)), most_steps(Direct())
+        >>> step_limit(Normal(CG(max_steps=7), damping=0.1)), step_limit(Direct())
         (7, None)
     """
     return getattr(solver, "max_steps", None) or getattr(getattr(solver, "inner", None), "max_steps", None)
 
 
-def compact(solver: Any) -> str:
+def short_repr(solver: Any) -> str:
     """The solver in one line: its damping and tolerance, and whatever else differs from its default."""
     shown = [
         f"{field.name}={getattr(value, '__name__', value)}"

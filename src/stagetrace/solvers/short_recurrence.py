@@ -1,13 +1,13 @@
 """Lanczos with a few vectors in memory, for when the basis does not fit.
 
-The kept basis forms `x = Re(Q y)` at the end, with `R y = t`. Here the product is taken the other way round,
+The full basis forms `x = Re(Q y)` at the end, with `R y = t`. Here the product is taken the other way round,
 `z = (Q R^-1) t = W t`: R has three diagonals, so the columns of W obey
 
     w_k = (q_k - r_{k-1,k} w_{k-1} - r_{k-2,k} w_{k-2}) / r_kk,        z_k = z_{k-1} + t_k w_k
 
 and no earlier vector is needed. For `s = i sqrt(lambda)` the w are complex though H and the q are real, and
 `x = Re z` is the Tikhonov answer, since `(H^2 + lambda I)^-1 H = Re (H + i sqrt(lambda) I)^-1`; for real `s` all
-is real and this is MINRES. The answer is the kept basis' in exact arithmetic. In floating point the q lose their
+is real and this is MINRES. In exact arithmetic the answer is that of the full basis. In floating point the q lose their
 orthogonality: some more steps, repeated Ritz values, and in float32 a higher floor for the residual.
 
 Source: Paige & Saunders (1975), with a complex shift.
@@ -26,8 +26,8 @@ VECTORS_PER_SHIFT = 7
 
 
 @final
-class Directions:
-    """The last two directions `w` and the answer `x`, for each of several shifts."""
+class ShortRecurrence:
+    """The last two directions `w` and the solution `x`, for each of several shifts."""
 
     def __init__(self, like: Tensor, shifts: int, *, complex_valued: bool) -> None:
         zero = torch.zeros_like(like, dtype=like.dtype.to_complex() if complex_valued else like.dtype)
@@ -41,22 +41,22 @@ class Directions:
         return False
 
     def keep(self, q: Tensor) -> None:
-        """Nothing is kept."""
+        """Nothing: no basis vector is stored."""
         del q
 
     def orthogonalise(self, w: Tensor) -> Tensor:
-        """The recurrence alone must do."""
+        """Unchanged: the recurrence alone makes it orthogonal, up to rounding."""
         return w
 
-    def follow(self, j: int, q: Tensor, column: Column) -> None:
-        """Add the step along `q` to the answer for shift `j`."""
-        above2, above, diagonal, turned = (entry if self._complex else entry.real for entry in column)
+    def update(self, j: int, q: Tensor, column: Column) -> None:
+        """Add the step along `q` to the solution for shift `j`."""
+        super2, super1, diagonal, rotated_rhs = (entry if self._complex else entry.real for entry in column)
         older, last = self._last[j]
-        direction = (q - above * last - above2 * older) / diagonal
+        direction = (q - super1 * last - super2 * older) / diagonal  # w_k
         self._last[j] = (last, direction)
-        step = turned * direction
+        step = rotated_rhs * direction  # t_k w_k
         self._answers[j] += step.real if self._complex else step
 
-    def answer(self, j: int, system: ShiftedQR) -> Tensor:
+    def solution(self, j: int, system: ShiftedQR) -> Tensor:
         del system
         return self._answers[j]

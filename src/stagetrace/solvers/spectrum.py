@@ -1,4 +1,4 @@
-"""The extreme eigenvalues of an operator, from a short Lanczos run that solves nothing."""
+"""The extreme eigenvalues of an operator, from a short Lanczos run without a right-hand side to solve for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,39 +9,40 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.solvers.base import Report, Spectrum, silent
 from stagetrace.solvers.basis import Basis
+from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.iteration import Iteration, Matvec, Report, silent
 from stagetrace.solvers.krylov import Memory, vectors_of
-from stagetrace.solvers.lockstep import Ask, Process, lockstep
-from stagetrace.solvers.recurrence import Recurrence, Tridiagonal, Vectors
+from stagetrace.solvers.recurrence import LanczosVectors, Recurrence, Tridiagonal
+from stagetrace.solvers.system import Spectrum
 from stagetrace.solvers.vectors import norm
 
 MEMORY = 2 * 2**30
-"""Bytes that the basis of a run may take; beyond it the run goes by a short recurrence."""
+"""Bytes that the basis of a run may take; beyond it the run uses the short recurrence."""
 
-End = tuple[float, float]
+RitzValue = tuple[float, float]
 """An extreme Ritz value, and a bound on how far the operator has an eigenvalue from it."""
 
-Ends = tuple[End, End]
-"""The smallest and the largest."""
+Extremes = tuple[RitzValue, RitzValue]
+"""The smallest and the largest Ritz value of a run."""
 
 
 def extreme_ritz_values(
     operator: LinearOperator,
     steps: int,
     report: Report = silent,
-    enough: Callable[[Sequence[Ends]], bool] | None = None,
+    enough: Callable[[Sequence[Extremes]], bool] | None = None,
     seed: int = 0,
 ) -> tuple[Spectrum, int]:
     """Ritz values of a Lanczos run from a random vector, the same on every machine, and its products.
 
-    enough: whether to stop before `steps`, from the ends after each step so far; not asked where the run can exhaust
-        the operator within `steps`.
+    enough: whether to stop before `steps`, given the extremes after each step so far; not asked where `steps` suffice
+        to exhaust the operator.
     """
     start = _start(operator, seed)
     vectors = vectors_of(start, [Shift(0.0)], Memory.plan(start.unsqueeze(1), 1, steps, MEMORY), steps)
-    finished = lockstep(operator, [_run(start, steps, vectors, enough)], report)
+    finished = run_batched(operator, [_run(start, steps, vectors, enough)], report)
     return Spectrum(finished.outcomes[0].T.ritz()), finished.products
 
 
@@ -57,18 +58,18 @@ class Lowest:
 
 
 def lowest_ritz_pair(operator: LinearOperator, steps: int, seed: int = 0) -> Lowest:
-    """The smallest Ritz value of a run from a random vector and its vector, every basis vector kept."""
+    """The smallest Ritz value of a run from a random vector, and its Ritz vector; the basis is stored in full."""
     start = _start(operator, seed)
     basis = Basis(start, min(steps, operator.size))
-    finished = lockstep(operator, [_run(start, steps, basis, None)], silent)
+    finished = run_batched(operator, [_run(start, steps, basis, None)], silent)
     values, vectors = finished.outcomes[0].T.pairs()
     return Lowest(float(values[0]), basis.combine(vectors[:, 0].tolist()), float(values[-1]), finished.products)
 
 
 @final
 @dataclass(frozen=True)
-class _Looked:
-    """The projected operator that a run ended with; it solves nothing, so that there is no residual."""
+class _Projected:
+    """The projected operator at the end of a run; nothing was solved, so there is no residual."""
 
     T: Tridiagonal
     residual: float = nan
@@ -80,14 +81,14 @@ def _start(operator: LinearOperator, seed: int) -> Tensor:
 
 
 def _run(
-    start: Tensor, steps: int, vectors: Vectors, enough: Callable[[Sequence[Ends]], bool] | None
-) -> Process[_Looked]:
+    start: Tensor, steps: int, vectors: LanczosVectors, enough: Callable[[Sequence[Extremes]], bool] | None
+) -> Iteration[_Projected]:
     run = Recurrence(start, norm(start), vectors)
-    seen: list[Ends] = []
+    seen: list[Extremes] = []
     while len(run.T.alphas) < steps and not run.exhausted:
-        run.advance((yield Ask(run.q, nan)))
+        run.advance((yield Matvec(run.q, nan)))
         if enough is not None and start.numel() > steps:
-            seen.append(run.T.ends())
+            seen.append(run.T.extremes())
             if enough(seen):
                 break
-    return _Looked(run.T)
+    return _Projected(run.T)

@@ -1,4 +1,4 @@
-"""One Lanczos run that applies `phi_t` of an operator to a vector, as a process for `lockstep`.
+"""One Lanczos run that applies `phi_t` of an operator to a vector, as an iteration for `run_batched`.
 
 Like those of an inverse, its Krylov approximations leave a residual that is known without a product. With
 `H Q = Q T + beta q e'` and `x = |b| Q phi_t(T) e1`,
@@ -25,8 +25,8 @@ from stagetrace.errors import SolveError
 from stagetrace.solvers.base import Status
 from stagetrace.solvers.basis import Basis
 from stagetrace.solvers.flow import Flow
+from stagetrace.solvers.iteration import Iteration, Matvec
 from stagetrace.solvers.krylov import AIM
-from stagetrace.solvers.process import Ask, Process
 from stagetrace.solvers.recurrence import Recurrence, Tridiagonal
 from stagetrace.solvers.vectors import norm, norm_of_sum
 
@@ -51,7 +51,7 @@ class Stopped:
         return Status.STAGNATED if self.estimate <= AIM * rtol else Status.MAX_STEPS
 
 
-def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: bool) -> Process[Stopped]:
+def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: bool) -> Iteration[Stopped]:
     """`phi_t(H) b` for `b` `[dim]`, until the residual passes `rtol`; the last product measures it.
 
     kept: whether all basis vectors are remembered; where not, a second run makes them once more for the sums.
@@ -66,7 +66,7 @@ def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: boo
     run = Recurrence(b, length, basis or _Sums(b))
     gains: list[np.ndarray] = []
     while steps < max_steps and estimate > AIM * rtol:
-        run.advance((yield Ask(run.q, estimate)))
+        run.advance((yield Matvec(run.q, estimate)))
         steps, gains = steps + 1, _gains(run.T, flow)
         estimate = run.T.betas[-1] * abs(float(gains[0][-1]))
     coordinates = [(length * each).tolist() for each in gains]
@@ -74,7 +74,7 @@ def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: boo
         value, left = yield from _summed_again(b, length, coordinates, estimate)
     else:
         value, left = (basis.combine(each) for each in coordinates)
-    image = yield Ask(value, estimate, check=True)
+    image = yield Matvec(value, estimate, check=True)
     residual = norm_of_sum((1.0, b), (-1.0, image), (-1.0, left)) / length
     return Stopped(value, estimate, residual, steps, run.T.ritz())
 
@@ -116,11 +116,11 @@ class _Sums:
 
 def _summed_again(
     b: Tensor, length: float, coordinates: Sequence[Sequence[float]], estimate: float
-) -> Generator[Ask, Tensor, list[Tensor]]:
+) -> Generator[Matvec, Tensor, list[Tensor]]:
     """The sums of the basis vectors, each made anew: the last without a product."""
     sums = _Sums(b, coordinates)
     run = Recurrence(b, length, sums)
     for _ in range(len(coordinates[0]) - 1):
-        run.advance((yield Ask(run.q, estimate)))
+        run.advance((yield Matvec(run.q, estimate)))
     sums.keep(run.q)
     return sums.sums

@@ -1,7 +1,7 @@
-"""What is solved, as a value: a curvature, a function of it, and why that one.
+"""The system to be solved, as a value: a curvature, a function of it, and why that one.
 
-A damping rule (`damping.py`) makes a `System` of an operator; every solver takes one, and solves no other. A solution
-outlives the operator and what that keeps in memory, so it has the `Equation` alone.
+A damping rule (`damping.py`) makes the `System` of an operator; every solver takes one. A solution outlives the
+operator and what that holds in memory, so it has the `Equation` alone.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Matrix = Literal["H", "G"]
 @final
 @dataclass(frozen=True)
 class Spectrum:
-    """What a solve learned of the operator's eigenvalues on the way (of the curvature alone, undamped).
+    """Estimates of the operator's eigenvalues (the curvature alone, undamped), a by-product of a solve.
 
     `ritz` are ascending estimates; `smallest` and `largest` are rigorous in one direction only: the true
     smallest eigenvalue is at most `smallest`, the true largest at least `largest`.
@@ -40,7 +40,7 @@ class Spectrum:
 @final
 @dataclass(frozen=True)
 class Equation:
-    """Which function of which curvature was applied; its `str` is the linear system in words.
+    """Which function of which curvature was applied; its `str` is the linear system as text.
 
     matrix: "H", the curvature that was asked for, or "G", a positive semi-definite one in its place.
 
@@ -54,7 +54,7 @@ class Equation:
     matrix: Matrix = "H"
 
     def __str__(self) -> str:
-        return self.filter.words(self.matrix)
+        return self.filter.text(self.matrix)
 
     def record(self) -> dict[str, str | float]:
         """The value as JSON holds it."""
@@ -111,8 +111,8 @@ class System:
 
     operator: the curvature to invert, undamped. filter: the function of it that is applied, a damped inverse say.
     matrix: what `operator` is, see `Equation`.
-    spectrum: the extreme eigenvalues of the stage's own curvature, where the rule looked at them.
-    products: with the curvature that the rule spent. notes: what the rule decided, and why.
+    spectrum: the extreme eigenvalues of the stage's own curvature, where the rule estimated them.
+    products: with the curvature, spent by the rule. notes: what the rule decided, and why.
     """
 
     operator: LinearOperator

@@ -35,17 +35,17 @@ def norm(vector: Tensor) -> float:
     return dot(vector, vector) ** 0.5
 
 
-def norm_of_sum(*terms: tuple[float, Tensor]) -> float:
+def norm_of_sum(*settings: tuple[float, Tensor]) -> float:
     """`|c1 v1 + c2 v2 + ...|` for `[dim]` vectors, with the additions too in float64: a residual cancels.
 
     Example:
         >>> norm_of_sum((1.0, torch.tensor([3.0, 4.0])), (-1.0, torch.tensor([0.0, 4.0])))
         3.0
     """
-    coefficients = [coefficient for coefficient, _ in terms]
-    first = terms[0][1]
+    coefficients = [coefficient for coefficient, _ in settings]
+    first = settings[0][1]
     total = torch.zeros((), dtype=torch.float64, device=first.device)
-    for pieces in zip(*(vector.split(CHUNK) for _, vector in terms), strict=True):
+    for pieces in zip(*(vector.split(CHUNK) for _, vector in settings), strict=True):
         summed = torch.zeros_like(pieces[0], dtype=torch.float64)
         for coefficient, piece in zip(coefficients, pieces, strict=True):
             summed += coefficient * piece.double()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.objectives.objective import Objective
+from stagetrace.renamed import renamed_attributes
 from stagetrace.stages.buffers import shared_buffers
 from stagetrace.stages.data import Examples
 from stagetrace.stages.differentiable_norms import running_statistics
@@ -24,6 +25,9 @@ from stagetrace.stages.stage import Stage
 
 
 @final
+@renamed_attributes(
+    own="trained", own_values="trained_values", kept="inherited_from", moved="anchored_to", moved_values="anchored"
+)
 @dataclass(frozen=True, eq=False)
 class BoundStage:
     """What a stage solved, given the one before: `argmin over trained of mean loss(trained, inherited) + penalty`.

@@ -1,7 +1,7 @@
-"""Buffers under shared parameters: running statistics, which training moves without a gradient.
+"""Buffers in layers with shared parameters: running statistics, which training changes without a gradient.
 
-A batch norm's running mean and variance are part of the function that a stage inherits, and no parameter. Scores treat
-them as constants: what an example did to them is not in its score.
+A batch norm's running mean and variance are part of the function that a stage inherits, but no parameters. Scores treat
+them as constants: an example's effect on them is not in its score.
 """
 
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def shared_buffers(link: Link, pairs: dict[str, str], model: nn.Module, previous
 
 
 def moved_buffers(link: Link, shared: dict[str, str], model: nn.Module, previous: nn.Module) -> list[str]:
-    """Those of the shared buffers that differ although the link kept all that is shared."""
+    """The shared buffers that differ although the link froze all that is shared."""
     if not link.keeps_shared:
         return []
     ours, theirs = _floating(model), _floating(previous)

@@ -1,4 +1,4 @@
-"""Batches that are needed again and again: read once, and kept as long as they are small."""
+"""Batches that are needed repeatedly: read once, and cached while they are small."""
 
 from collections.abc import Iterator, Sequence
 from typing import final
@@ -10,23 +10,23 @@ from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
 BATCH_BYTES = 2**28
-"""What a process keeps of the examples it has read, at most, where nothing else is said."""
+"""Bytes of examples that a process caches, by default."""
 
 
 @final
 class CachedBatches:
-    """The batches of a plan as `risk.read` gives them, kept by the first pass if all take at most `budget` bytes."""
+    """The batches of a plan as `risk.read` gives them, cached in the first pass if all fit into `budget` bytes."""
 
     def __init__(self, risk: Risk, plan: Sequence[Sequence[int]], budget: int = BATCH_BYTES) -> None:
         self.risk, self.plan, self.budget = risk, plan, budget
-        self._kept: list[Batch] | None = None
+        self._cached: list[Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._kept is not None:
-            yield from self._kept
+        if self._cached is not None:
+            yield from self._cached
             return
         read, size = list[Batch](), 0
         for batch in self.risk.read(self.plan):
@@ -37,10 +37,10 @@ class CachedBatches:
                 read.clear()
             yield batch
         if size <= self.budget:
-            self._kept = read
+            self._cached = read
 
 
 def bytes_of(batch: Batch) -> int:
-    """What the tensors of a batch take."""
+    """The bytes of a batch's tensors."""
     tensors = (leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import final
 
 from stagetrace.errors import refuse
+from stagetrace.renamed import renamed_attributes
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import Stage
 
 
 @final
+@renamed_attributes(anew="refreshed", problems="bound_stages")
 class Chain:
     """Training stages, first to last; each later stage says by its link how it started from the one before.
 
     Checked on construction: names are unique, links are where they belong, shared names and shapes agree, and
-    parameters that a link says were kept still have the values the previous stage left.
+    parameters that a link froze still have the values the previous stage left.
 
     Args:
         stages: one or more; with one stage the trace is the ordinary, single-stage influence function.
@@ -55,8 +57,8 @@ class Chain:
         for previous, bound in itertools.pairwise(self.bound_stages):
             _check_reaches(previous, bound)
 
-    def anew(self) -> "Chain":
-        """The same stages as they are now: nothing that was read off a model before is used again.
+    def refreshed(self) -> "Chain":
+        """The same stages as they are now, without anything that was cached about their models.
 
         Raises:
             DescriptionError: the stages do not fit together any more.

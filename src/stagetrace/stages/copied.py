@@ -29,7 +29,7 @@ def private_copy(model: nn.Module, where: str) -> nn.Module:
 
 
 def _recomputed(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that a hook makes anew before each call (old weight norm, spectral norm, pruning): no state to copy."""
+    """Tensors that a hook recomputes before each call (old weight norm, spectral norm, pruning): no state to copy."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
             name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)

@@ -1,4 +1,4 @@
-"""What should be known of a stage before anything is read off it: what was handled, what its scores account for."""
+"""Notices about a stage, and which of its parameters and buffers its scores account for."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,39 +20,39 @@ MODE_DEPENDENT = (
 
 
 def notices(stage: Stage) -> list[str]:
-    """What was handled for the user and should be known: what the data set says of itself in an attribute `notices`,
-    and layers that behave otherwise in training mode.
+    """Notices for the user: those in the data set's attribute `notices`, and layers that behave differently in training
+    mode.
     """
-    said: list[str] = [*getattr(stage.data, "notices", ())]
+    given: list[str] = [*getattr(stage.data, "notices", ())]
     found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
     if not found:
-        return said
+        return given
     return [
-        *said,
+        *given,
         f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode",
     ]
 
 
 def notices_at(bound: BoundStage) -> list[str]:
-    """The stage's own notices, and those of its place: what it shares, and what is left out of it."""
-    statistics = *moved_statistics(bound), *unfollowed_statistics(bound)
+    """The stage's own notices, and those of its place in the chain, such as running statistics that changed."""
+    statistics = *changed_statistics(bound), *unfollowed_statistics(bound)
     return [*notices(bound.stage), *statistics, *_hooked(bound), *_forgotten(bound)]
 
 
 def _hooked(bound: BoundStage) -> list[str]:
-    """One notice where gradients of trained parameters pass a hook: training followed what that made of them."""
+    """One notice where gradients of trained parameters pass a hook: training followed the changed gradient."""
     named = bound.stage.model.named_parameters()
     names = [name for name, p in named if p._backward_hooks or p._post_accumulate_grad_hooks]  # pyright: ignore[reportPrivateUsage]
     if not names:
         return []
     return [
         f"{bound.stage.where}: {some_names(names)} {'has' if len(names) == 1 else 'have'} a gradient hook "
-        "(register_hook); scores follow the gradient of the loss, without what the hook makes of it"
+        "(register_hook); scores follow the gradient of the loss, without the hook"
     ]
 
 
 def _forgotten(bound: BoundStage) -> list[str]:
-    """One notice where a constant of the stage is, by name and value, what the stage before trained."""
+    """One notice where a constant of the stage equals, by name and value, what the stage before trained."""
     if bound.previous is None:
         return []
     ours, theirs = (dict(stage.model.named_parameters()) for stage in (bound.stage, bound.previous))
@@ -67,8 +67,8 @@ def _forgotten(bound: BoundStage) -> list[str]:
     them, earlier = "it" if len(same) == 1 else "them", bound.previous.name
     return [
         f"{bound.stage.where}: {some_names(same)} {'is' if len(same) == 1 else 'are'} constant here and equal to "
-        f"what stage '{earlier}' trained under that name, but the link does not share {them}: what examples of "
-        f"'{earlier}' do through {them} is left out; name {them} in the link"
+        f"what stage '{earlier}' trained under that name, but the link does not share {them}: effects of examples of "
+        f"'{earlier}' through {them} are left out; name {them} in the link"
     ]
 
 
@@ -76,15 +76,15 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.detach(), other.detach().to(one))
 
 
-def moved_statistics(bound: BoundStage) -> list[str]:
-    """One notice where running statistics moved although the weights beside them were kept; nothing otherwise."""
+def changed_statistics(bound: BoundStage) -> list[str]:
+    """One notice where running statistics changed although the weights of their layers were inherited."""
     layers = _layers(_buffers(bound)[1])
     if not layers:
         return []
     return [
-        f"{bound.stage.where}: the running statistics (buffers) of {some_names(layers, 3)} moved although the weights "
-        "there were kept; scores treat them as constants. To keep them, call eval() on the kept layers while "
-        "fine-tuning, after model.train()"
+        f"{bound.stage.where}: the running statistics (buffers) of {some_names(layers, 3)} changed although the "
+        "weights there did not; scores treat them as constants. To keep them fixed, call eval() on the frozen layers "
+        "while fine-tuning, after model.train()"
     ]
 
 
@@ -109,7 +109,7 @@ def _layers(buffers: Iterable[str]) -> list[str]:
 
 
 def _buffers(bound: BoundStage) -> tuple[dict[str, str], list[str]]:
-    """The shared buffers, and those of them that moved beside kept weights."""
+    """The shared buffers, and those of them that changed although the weights of their layers were inherited."""
     stage, previous = bound.stage, bound.previous
     if stage.link is None or previous is None:
         return {}, []
@@ -122,9 +122,9 @@ def _buffers(bound: BoundStage) -> tuple[dict[str, str], list[str]]:
 class Coverage:
     """How many of a stage's parameters its scores account for, and the names of those they do not.
 
-    buffers: floating-point buffers, which no score accounts for; a recorded training's running statistics are none.
-    shared_buffers: those beside shared parameters. moved_buffers: those of them that differ from the previous stage's
-        although the parameters were kept.
+    buffers: floating-point buffers, which no score accounts for (the running statistics of a recorded training are
+        none); shared_buffers: those in layers with shared parameters; moved_buffers: those of these that differ from
+        the previous stage's although the parameters were inherited.
     """
 
     trained: int

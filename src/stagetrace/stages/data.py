@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from stagetrace.errors import DataError, DescriptionError, StagetraceError, first_line, refuse
-from stagetrace.stages.device import to_device as to_device
 from stagetrace.stages.mistaken import refuse_no_data_set
 from stagetrace.stages.rows import PlainCollation, UnfitRowError, complaint, has_text, misfit, name_of, unstackable
 
-WORTH_WORKERS = 1.0
+WORKERS_PAY = 1.0
 """Seconds of reading in one process from which workers are started: to start them takes some tenths of a second."""
 
 Collate = Callable[[list[Any]], Any]
@@ -91,7 +90,7 @@ class Examples:
             except Exception as cause:
                 if isinstance(cause, StagetraceError) and not self.workers:
                     raise  # it says where itself; from a worker it comes with the worker's traceback in its text
-                raise self._trouble(indices, cause) from cause
+                raise self._error_of(indices, cause) from cause
             yield Batch(indices, content)
 
     def loaded(self, batches: list[list[int]], workers: int) -> Iterator[Any]:
@@ -112,8 +111,8 @@ class Examples:
         first, stop = indices[0], indices[0] + len(indices)
         return slice(first, stop) if indices == list(range(first, stop)) else indices
 
-    def _trouble(self, indices: list[int], cause: Exception) -> StagetraceError:
-        """Which example of a batch was the trouble, looked for one by one."""
+    def _error_of(self, indices: list[int], cause: Exception) -> StagetraceError:
+        """The error that names which example of a batch failed, found one by one."""
         rows = list[Any]()
         for index in indices:
             try:
@@ -124,9 +123,9 @@ class Examples:
                 return self._unreadable(index, error)
         if isinstance(self.collate, PlainCollation):
             for index, row in zip(indices, rows, strict=True):
-                said = complaint(row) or misfit(rows[0], row) or unstackable(rows[0], row)
-                if said:
-                    return DataError(f"{self.where}, example {index}: {said}")
+                message = complaint(row) or misfit(rows[0], row) or unstackable(rows[0], row)
+                if message:
+                    return DataError(f"{self.where}, example {index}: {message}")
         where = f"{self.where}: examples {indices[0]}..{indices[-1]} cannot be read or collated"
         what = first_line(cause) if not isinstance(cause, UnfitRowError) else str(cause)
         remedy = "fix the data set or give collate="
@@ -136,7 +135,7 @@ class Examples:
                 "the stage by stagetrace.hf.stage(...) and the query by stagetrace.hf.query(data, stage=...)"
             )
         elif not isinstance(self.collate, PlainCollation):
-            odd = [(i, said) for i, row in zip(indices, rows, strict=True) if (said := unstackable(rows[0], row))]
+            odd = [(i, message) for i, row in zip(indices, rows, strict=True) if (message := unstackable(rows[0], row))]
             seen = f"in example {odd[0][0]} {odd[0][1]}; " if odd else ""
             remedy = f"{seen}fix the data set or give collate= another than {name_of(self.collate)}"
         return DataError(f"{where} ({type(cause).__name__}: {what}); {remedy}")
@@ -162,8 +161,8 @@ class Examples:
 class _Contents:
     """The batches' contents, in order: read by this process, and by workers as soon as that pays.
 
-    Each read starts its workers anew, so that of little data they would make every product and every pass slower. What
-    is read does not depend on who reads it.
+    Each read starts its own workers, which would slow down every pass over little data. The contents do not depend on
+    which process reads them.
     """
 
     def __init__(self, examples: Examples, batches: list[list[int]]) -> None:
@@ -177,7 +176,7 @@ class _Contents:
 
     def __next__(self) -> Any:
         examples, batches = self._examples, self._batches
-        helps = examples.workers > 0 and examples.pace * self._left > WORTH_WORKERS
+        helps = examples.workers > 0 and examples.pace * self._left > WORKERS_PAY
         if self._done == 0 or (helps and not self._helped):
             self._source = examples.loaded(batches[self._done :], examples.workers if helps else 0)
             self._helped = helps

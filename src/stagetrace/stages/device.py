@@ -1,4 +1,4 @@
-"""Batches where the model lies: on its device, floating-point tensors in its dtype; their class stays what it is."""
+"""Batches on the model's device, floating-point tensors in its dtype; containers keep their class."""
 
 import copy
 import enum
@@ -46,29 +46,29 @@ _DEEPEST = 30
 def to_device(content: Any, dtype: torch.dtype, device: torch.device, where: str = "the data") -> Any:
     """The batch on the model's device, its floating-point tensors in the model's dtype.
 
-    Looked into are mappings, sequences, dataclasses and objects of any class by their attributes; an object is copied
-    where a tensor in it changes. Integers keep their type; complex tensors take the precision. Tensors made under
+    Mappings, sequences, dataclasses and the attributes of any object are searched; an object is copied where a tensor
+    in it changes. Integers keep their type; complex tensors take the precision. Tensors made under
     `torch.inference_mode()` come back as ordinary ones.
 
     Raises:
         DataError: an object holds tensors for another device or of another dtype, and cannot be copied.
     """
-    return _Placing(dtype, device, where).placed(content, 0)
+    return _Transfer(dtype, device, where).transferred(content, 0)
 
 
 @final
-class _Placing:
+class _Transfer:
     def __init__(self, dtype: torch.dtype, device: torch.device, where: str) -> None:
         self._dtype, self._device, self._where = dtype, device, where
         self._done: dict[int, tuple[Any, Any]] = {}
 
-    def placed(self, content: Any, depth: int) -> Any:
+    def transferred(self, content: Any, depth: int) -> Any:
         if isinstance(content, Tensor):
             return self._tensor(content)
         if isinstance(content, _AS_IT_IS) or depth > _DEEPEST:
             return content
         if id(content) not in self._done:
-            self._done[id(content)] = content, content  # what an object in a circle finds again
+            self._done[id(content)] = content, content  # found again by objects in a reference cycle
             self._done[id(content)] = content, self._inside(content, depth + 1)
         return self._done[id(content)][1]
 
@@ -96,40 +96,40 @@ class _Placing:
         return self._object(content, depth)
 
     def _mapping(self, content: Mapping[Any, Any], depth: int) -> Any:
-        placed = {key: self.placed(value, depth) for key, value in content.items()}
+        moved = {key: self.transferred(value, depth) for key, value in content.items()}
         if type(content) is dict:
-            return placed
+            return moved
         if isinstance(content, UserDict):
-            return self._with(content, {"data": placed}) if self._moved(content, placed) else content
-        if not self._moved(content, placed):
+            return self._with(content, {"data": moved}) if self._changed(content, moved) else content
+        if not self._changed(content, moved):
             return content
         if not isinstance(content, MutableMapping):
-            return placed
+            return moved
         try:
             copied = copy.copy(content)
-            for key, value in placed.items():
+            for key, value in moved.items():
                 copied[key] = value
         except Exception as cause:
             raise self._refusal(content, cause) from cause
         return copied
 
     def _items(self, content: Any, depth: int) -> Any:
-        placed = [self.placed(value, depth) for value in content]
+        moved = [self.transferred(value, depth) for value in content]
         kind = type(content)
         if kind in (tuple, list):
-            return kind(placed)
-        if all(one is other for one, other in zip(placed, content, strict=True)):
+            return kind(moved)
+        if all(one is other for one, other in zip(moved, content, strict=True)):
             return content
         try:
             make = getattr(kind, "_make", kind)  # a named tuple's
-            return make(placed)
+            return make(moved)
         except Exception as cause:
             raise self._refusal(content, cause) from cause
 
     def _object(self, content: Any, depth: int) -> Any:
         held = attributes_of(content)
-        placed = {name: self.placed(value, depth) for name, value in held.items()}
-        changed = {name: value for name, value in placed.items() if _differs(value, held[name])}
+        moved = {name: self.transferred(value, depth) for name, value in held.items()}
+        changed = {name: value for name, value in moved.items() if _differs(value, held[name])}
         return self._with(content, changed) if changed else content
 
     def _with(self, content: Any, attributes: Mapping[str, Any]) -> Any:
@@ -144,8 +144,8 @@ class _Placing:
             raise self._refusal(content, None)
         return copied
 
-    def _moved(self, content: Mapping[Any, Any], placed: Mapping[Any, Any]) -> bool:
-        return any(_differs(value, content[key]) for key, value in placed.items())
+    def _changed(self, content: Mapping[Any, Any], moved: Mapping[Any, Any]) -> bool:
+        return any(_differs(value, content[key]) for key, value in moved.items())
 
     def _refusal(self, content: Any, cause: Exception | None) -> DataError:
         why = f" ({type(cause).__name__}: {cause})" if cause is not None else ""

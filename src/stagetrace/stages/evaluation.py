@@ -1,4 +1,4 @@
-"""A model as a function of its parameters: other values are put in the places of its own while it is called."""
+"""A model as a function of its parameters: during a call other values take the places of its parameters."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Examples without a label have loss 0 and teach nothing: some are as they should be, all of them never are."""
+"""Examples without a label have loss 0: some are fine, all of them never are."""
 
 from collections.abc import Sequence
 

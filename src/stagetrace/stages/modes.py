@@ -1,7 +1,7 @@
-"""What the caller's surroundings would do to a derivative, switched off while the library works.
+"""Global modes of the caller that would change a derivative, switched off while the library works.
 
 Under `torch.inference_mode` every gradient is silently zero; under `torch.autocast` the loss is another, rounded one;
-a default device places what the library draws.
+a default device changes where the library's random numbers lie.
 """
 
 from collections.abc import Callable, Generator, Iterator

@@ -1,4 +1,4 @@
-"""Which stage and which example a message is about: an objective sees a batch only, and PyTorch not even that."""
+"""Adds the stage and the example to error messages: an objective knows only its batch, and PyTorch not even that."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ def place_of(where: str, batch: Batch, position: int | None = None) -> str:
 
 @contextmanager
 def naming(where: str, batch: Batch, out_of_range: Callable[[Batch], int | None]) -> Generator[None]:
-    """Put stage and example in front of what an objective says of a batch, and of an index that is out of range.
+    """Put stage and example before an objective's message about a batch, and before that of an index out of range.
 
     out_of_range: the place of the first example that alone raises an `IndexError`; None if it is none's.
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
-from stagetrace.stages.data import Batch, Examples, to_device
+from stagetrace.stages.data import Batch, Examples
+from stagetrace.stages.device import to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
 from stagetrace.stages.space import ParameterSpace, Params

@@ -26,9 +26,9 @@ class PlainCollation:
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         for row in rows:
-            said = complaint(row) or misfit(rows[0], row)
-            if said:
-                raise UnfitRowError(said)
+            message = complaint(row) or misfit(rows[0], row)
+            if message:
+                raise UnfitRowError(message)
         return default_collate(list(rows))
 
 
@@ -44,12 +44,14 @@ def complaint(row: object) -> str | None:
     """
     if isinstance(row, Mapping):
         entries = cast("Mapping[object, object]", row)
-        return next((said for key, value in entries.items() if (said := _within(repr(key), value))), None)
+        return next((message for key, value in entries.items() if (message := _within(repr(key), value))), None)
     if isinstance(row, (list, tuple)):
         items = cast("Sequence[object]", row)
         if len(items) > 2 and isinstance(row, list) and all(isinstance(item, _NUMBERS) for item in items):
             return _turned("it", items)
-        return next((said for place, value in enumerate(items) if (said := _within(f"item {place}", value))), None)
+        return next(
+            (message for place, value in enumerate(items) if (message := _within(f"item {place}", value))), None
+        )
     return _within("it", row)
 
 
@@ -96,14 +98,16 @@ def _within(name: str, value: object) -> str | None:
         return None
     if isinstance(value, Mapping):
         entries = cast("Mapping[object, object]", value)
-        return next((said for key, item in entries.items() if (said := _within(f"{name}[{key!r}]", item))), None)
+        return next((message for key, item in entries.items() if (message := _within(f"{name}[{key!r}]", item))), None)
     if isinstance(value, (list, tuple)):
         items = cast("Sequence[object]", value)
         if not items:
             return f"{name} is an empty {type(value).__name__}, which no tensor holds; give a tensor, or collate="
         if all(_is_one_number(item) for item in items):
             return _turned(name, items)
-        return next((said for place, item in enumerate(items) if (said := _within(f"{name}[{place}]", item))), None)
+        return next(
+            (message for place, item in enumerate(items) if (message := _within(f"{name}[{place}]", item))), None
+        )
     if value is None:
         return f"{name} is None, which no tensor holds; leave it out of every row, or give collate="
     kind = type(value)

@@ -25,11 +25,11 @@ class Stage:
     """A training stage: the model as it left it, what it minimised, and on which examples.
 
     The stage minimised `mean_i loss_i + weight_decay / 2 * |parameters|^2` over the parameters that require a gradient
-    (and that its link did not keep), plus the pull of its link, if it has one.
+    (and that its link did not freeze), plus the pull of its link, if it has one.
 
     Args:
         name: how results refer to the stage; letters, digits, `.`, `_` and `-`.
-        model: the module as this stage left it. Never mutated, moved or left in another mode; it is evaluated in
+        model: the module as this stage left it. It is never changed, moved or left in another mode, and is evaluated in
             eval mode. Parameters with `requires_grad=False` are constants.
         objective: an `Objective` (`stagetrace.objectives`), or a function `losses(model, batch) -> Tensor[batch]`.
         data: a map-style data set (PyTorch, Hugging Face, a list); an example's id is its index.

@@ -1,6 +1,6 @@
-"""What training put around a model and left there, taken off the library's own copy: none of it is the model.
+"""What training libraries added to a model, removed from the library's own copy: none of it is part of the model.
 
-Recognised by name: the libraries that put it there are not imported.
+Recognised by name: those libraries are not imported.
 """
 
 from types import MethodType
@@ -23,9 +23,9 @@ def without_training_aids(model: nn.Module, where: str) -> nn.Module:
     - hooks that mark the output of embeddings as requiring a gradient (gradient checkpointing), or add noise to it
       (NEFTune);
     - fused kernels for mixtures of experts, which have neither a second derivative nor forward mode;
-    - DoRA's weight norm taken for a constant: peft detaches it, so what training followed is no gradient of the loss.
-      Both vanish at the same points (what is left out is along the magnitude's own derivative), but derivatives with
-      respect to the weights below, which an earlier stage trained, are right only with the norm in them.
+    - DoRA's weight norm treated as a constant: peft detaches it, so training did not follow the gradient of the loss.
+      Both vanish at the same points (the part left out is along the magnitude's derivative), but derivatives with
+      respect to the weights below, which an earlier stage trained, are right only if they include the norm.
 
     Raises:
         DescriptionError: DoRA on a layer that is not linear, which has no plain form here.
@@ -71,7 +71,7 @@ def _with_norm(name: str, module: nn.Module, where: str) -> None:
     kind = type(module).__name__
     if kind != "DoraLinearLayer":
         refuse(
-            f"{where}: '{name}' is DoRA on a layer that is not linear ({kind}), whose weight norm peft takes for a "
+            f"{where}: '{name}' is DoRA on a layer that is not linear ({kind}), whose weight norm peft treats as a "
             "constant, so its derivatives are not those of the loss; describe the stage by its merged model "
             "(model.merge_and_unload())"
         )

@@ -1,4 +1,4 @@
-"""Modules around a model, which are not the model: what to give instead."""
+"""Refusals of wrapped models, with what to give instead."""
 
 import torch
 from torch import nn
@@ -9,9 +9,9 @@ from stagetrace.errors import refuse
 
 
 def refuse_wrapped(model: nn.Module, where: str) -> None:
-    """Refuse modules whose parameters or derivatives are out of reach.
+    """Refuse modules whose parameters or derivatives cannot be reached.
 
-    A compiled module (`torch.compile`) is none of them: it is evaluated without the compiler.
+    A compiled module (`torch.compile`) is accepted: it is evaluated without the compiler.
 
     Raises:
         DescriptionError: the model is wrapped for several devices, or is (or has) a scripted module; says what to give.
@@ -30,8 +30,8 @@ def refuse_wrapped(model: nn.Module, where: str) -> None:
             )
         if isinstance(module, ScriptModule):
             refuse(
-                f"{where}: {_at(name)} is a scripted or traced module ({type(module).__name__}), in which no "
-                "parameter can be exchanged; give the plain module it was made from, filled by "
+                f"{where}: {_at(name)} is a scripted or traced module ({type(module).__name__}), whose "
+                "parameters cannot be replaced; give the plain module it was made from, filled by "
                 "plain.load_state_dict(scripted.state_dict())"
             )
 

@@ -1,4 +1,9 @@
 """The method: from a query's loss back through the stages to their examples."""
 
-from stagetrace.tracing.query import Query as Query
-from stagetrace.tracing.trace import trace as trace
+from stagetrace.tracing.query import Query
+from stagetrace.tracing.trace import trace
+
+__all__ = [
+    "Query",
+    "trace",
+]

@@ -1,4 +1,4 @@
-"""What is easily given in the place of a chain or a query."""
+"""Refusals of what is easily passed instead of a chain or a query."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +12,7 @@ from stagetrace.tracing.query import Query
 
 
 def check_arguments(chain: object, query: object) -> None:
-    """Refuse what is no chain, or no query.
+    """Refuse anything but a chain and a query.
 
     Raises:
         DescriptionError: says what to write.

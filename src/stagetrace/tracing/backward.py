@@ -29,7 +29,7 @@ def backward_pass(
     once the next one is asked for.
 
     Args:
-        responses: by the stages' names, as far back as is walked.
+        responses: by the stages' names, as far back as they are needed.
         gradient: the query's, at the last stage.
     """
     for bound in reversed(chain):

@@ -1,4 +1,4 @@
-"""What makes a run this run: its settings by stage, and the fingerprints of everything it reads."""
+"""What identifies a run: its settings by stage, and the fingerprints of everything it reads."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 NAMED: Mapping[str, Mapping[str, Any]] = {"curvature": CURVATURES, "solver": SOLVERS}
-"""What may be given by its name on the command line, by the argument of `trace`."""
+"""What may be given by name, for each argument of `trace`."""
 
 
 def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, default: T, what: str) -> dict[str, T]:

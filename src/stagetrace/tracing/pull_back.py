@@ -36,7 +36,8 @@ def pull_back(
 ) -> Gradient:
     """The query's gradient at `previous`, given the adjoint `[trained.size, k]` and gradient at `bound`.
 
-    indices: the examples of `bound` whose mixed derivative couples it to `previous`; see `curvature.auto.coupled`.
+    indices: the examples of `bound` whose mixed derivative couples it to `previous`; see
+        `curvature.auto.coupling_indices`.
     """
     inherited_part = gradient.inherited - mixed_product(bound.risk, indices, adjoint, progress)  # (11)
     anchored_part = bound.pull.unsqueeze(1) * adjoint  # (15)

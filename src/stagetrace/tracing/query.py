@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+import torch
+from torch import Tensor
+
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.progress import Progress
@@ -11,6 +14,7 @@ from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Examples
 from stagetrace.stages.gradient import Gradient, each_gradient, mean_gradient
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.space import Params
 from stagetrace.stages.stage import check_count
 
 WHERE = "the query"
@@ -60,11 +64,24 @@ class Query:
         """Rows of scores: None for one score per training example, else the number of query examples."""
         return len(self.data) if self.reduction == "none" else None
 
+    def reduce(self, values: Tensor) -> Tensor:
+        """`[n_queries, ...]` reduced as the query's losses are: `[...]`, or unchanged with "none"."""
+        return {"mean": values.mean(dim=0), "sum": values.sum(dim=0), "none": values}[self.reduction]
+
     def risk(self, last: BoundStage) -> Risk:
         """The query's losses at the last stage's parameters."""
         objective = last.stage.loss if self.objective is None else as_objective(self.objective, WHERE)
         examples = Examples(self.data, self.batch_size, self.collate or last.stage.collate, self.workers, WHERE)
         return last.risk_of(WHERE, objective, examples)
+
+    def loss(self, last: BoundStage, values: Params | None = None) -> Tensor:
+        """The reduced loss, float64 on the CPU; values: of all the stage's parameters, its own by default."""
+        risk = self.risk(last)
+        values = values or {**risk.trained_values, **risk.inherited_values}
+        trained, inherited = ({name: values[name] for name in space.names} for space in (risk.trained, risk.inherited))
+        with torch.no_grad():
+            losses = [risk.losses(trained, inherited, batch) for batch in risk.read(risk.examples.batch_indices())]
+        return self.reduce(torch.cat(losses).double().cpu())
 
     def gradient(self, last: BoundStage, progress: Progress | None = None) -> Gradient:
         """d(query loss) at the last stage, in all that a `Gradient` has: one column, or one per query with "none".

@@ -17,7 +17,7 @@ from stagetrace.stages.space import Params
 from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
 
 PROBED = 6
-"""Examples, drawn by a seed, on which a way to contract is held against plain autograd."""
+"""Examples, drawn by a seed, on which a way to contract is compared with plain autograd."""
 
 
 @final
@@ -47,7 +47,7 @@ class Scorer:
 
     @cached_property
     def _directions(self) -> tuple[Params, ...] | None:
-        """The adjoints as forward mode wants them: made once, used for every batch."""
+        """The adjoints in the layout of forward mode: made once, used for every batch."""
         return directions(self.risk.trained, self.adjoints) if self.way == "forward mode" else None
 
     @property
@@ -58,7 +58,7 @@ class Scorer:
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
     ) -> list[Part]:
-        """Every part of the stage, in order: kept ones as they were, the others computed and kept.
+        """Every part of the stage, in order: saved ones are read, the others are computed and saved.
 
         Raises:
             DataError: an example's loss is NaN or infinite.
@@ -80,7 +80,7 @@ class Scorer:
         """Score some consecutive examples, their batches shared out over processes."""
         mine = world().shard(self.risk.examples.batch_indices(indices))
         scored = [index for indices in mine for index in indices]
-        # one block for all, so that small results do not come to lie between the batches' large intermediates
+        # one block for all, so that small results do not fragment the memory between the batches' large intermediates
         losses = self.adjoints.new_empty(len(scored))
         dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
         done = 0
@@ -89,7 +89,7 @@ class Scorer:
             losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints, self._directions)
             done += len(batch)
             advance(len(batch) * world().size)
-        # looked at once a part, so that an accelerator is not waited for after every batch
+        # checked once a part, so that an accelerator is not waited for after every batch
         check_finite(losses, scored, self.risk.where)
         check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
         scores = -torch.cat(world().gather(dots.double().cpu())).mT  # [k, examples of the part]

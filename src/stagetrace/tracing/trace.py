@@ -59,15 +59,16 @@ def trace(
             "gauss-newton", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
             damping is taken from the stage's spectrum. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
-        of: names of the stages whose examples are scored; None scores every stage's. The walk ends at the earliest.
+        of: names of the stages whose examples are scored; None scores every stage's. The backward pass ends at the
+            earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
         out: a folder to keep the run in as it goes; the same call after a kill continues there.
         progress: True draws progress bars on standard error.
 
     Returns:
-        A `Trace`: `Scores` by stage name. Score i is d(query loss)/d(epsilon) where the stage minimised
-        `mean loss + epsilon * loss_i` and every later stage was trained anew: **positive = harmful**. Unit: query loss.
+        A `Trace`: `Scores` by stage name. Score i is d(query loss)/d(epsilon) where the stage minimised `mean loss +
+        epsilon * loss_i` and every later stage was trained again: **positive = harmful**. Unit: query loss.
 
     Raises:
         DescriptionError: a setting does not fit the chain.
@@ -104,7 +105,7 @@ def trace(
     if out is not None and world().is_first:
         refuse_in_use(out)  # now, and not after the data have been read
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
-    chain = chain.anew()  # a model may have been trained on since the chain was made
+    chain = chain.refreshed()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     solvers = by_stage(chain, solver, Lanczos(), "solver")
     scored = scored_stages(chain, of)
@@ -174,7 +175,7 @@ def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Respon
 
 
 def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
-    """Refuse what cannot give right numbers; say what was handled, and what is not as a derivative should be."""
+    """Refuse what would give wrong numbers; warn of what was handled and of doubtful derivatives."""
     found: list[Finding] = []
     for bound in chain:
         for notice in notices_at(bound):
@@ -195,7 +196,7 @@ def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
 
 
 def _check_not_flat(gradient: Gradient, query: Query) -> None:
-    """Refuse a query whose loss has no slope, and name single ones: all their scores would be zero.
+    """Refuse a query whose gradient is zero, and name single examples: all their scores would be zero.
 
     Raises:
         DataError: the gradient is zero in every parameter.
@@ -204,32 +205,32 @@ def _check_not_flat(gradient: Gradient, query: Query) -> None:
     if bool(flat.all()):
         raise DataError(
             "the query: the gradient of its loss is zero in every parameter of the last stage, so every score would be "
-            "zero: the loss does not depend on the model, or is at its least to the last digit (a prediction that is "
+            "zero: the loss does not depend on the model, or is at its minimum to the last digit (a prediction that is "
             "certain in the model's precision: use float64, or another query loss)"
         )
     if query.reduction == "none" and bool(flat.any()):
         some = flat.nonzero().flatten().tolist()
         warnings.warn(
-            f"the query: the loss of example {some[0]}{f' and {len(some) - 1} more' if some[1:] else ''} has no slope "
-            "(its prediction is certain in the model's precision), so its scores are zero",
+            f"the query: the gradient of the loss of example {some[0]}"
+            f"{f' and {len(some) - 1} more' if some[1:] else ''} is zero (its prediction is certain in "
+            "the model's precision), so its scores are zero",
             StagetraceWarning,
             stacklevel=4,
         )
 
 
 def _some_influence(scores: Scores, bound: BoundStage) -> Scores:
-    """The scores, unless all of them are zero: that is no answer, but a sign that nothing flows.
+    """The scores; refused if all of them are zero, since that is a sign of a broken connection.
 
     Raises:
-        DataError: with where it ends, as far as that is known.
+        DataError: with what to check.
     """
     if bool(scores.values.any()):
         return scores
     raise DataError(
         f"{bound.stage.where}: every score is zero: the query does not depend on what this stage trained, or every "
-        f"example is fitted without any loss. If that is what you expect of '{bound.name}', score the others by "
-        "of=[...]; else look whether the later stages' models and the query's loss really use the parameters that they "
-        "share with it"
+        f"example is fitted with zero loss. If you expect that of '{bound.name}', score only the others with of=[...]; "
+        "otherwise check that the later stages' models and the query's loss use the parameters that they share with it"
     )
 
 

@@ -1,36 +1,81 @@
-"""What really happens: stages trained again without chosen examples, and how well scores predicted it."""
+"""What really happens: stages trained again without chosen examples, and how well scores predicted it.
 
-from stagetrace.validation.agreement import Agreement as Agreement
-from stagetrace.validation.datamodel import LinearDatamodelling as LinearDatamodelling
-from stagetrace.validation.estimators import BM25 as BM25
-from stagetrace.validation.estimators import EmbeddingSimilarity as EmbeddingSimilarity
-from stagetrace.validation.estimators import Estimator as Estimator
-from stagetrace.validation.estimators import GradientDot as GradientDot
-from stagetrace.validation.estimators import Influence as Influence
-from stagetrace.validation.estimators import Random as Random
-from stagetrace.validation.estimators import SingleStage as SingleStage
-from stagetrace.validation.fits import SGD as SGD
-from stagetrace.validation.fits import Adam as Adam
-from stagetrace.validation.fits import AdamW as AdamW
-from stagetrace.validation.fits import Fit as Fit
-from stagetrace.validation.fits import Resolve as Resolve
-from stagetrace.validation.fits import Steps as Steps
-from stagetrace.validation.minimum import Minimum as Minimum
-from stagetrace.validation.newton import minimise as minimise
-from stagetrace.validation.preconditioner import Preconditioner as Preconditioner
-from stagetrace.validation.reliability import MeanInterval as MeanInterval
-from stagetrace.validation.reliability import Reliability as Reliability
-from stagetrace.validation.reliability import mean_over_seeds as mean_over_seeds
-from stagetrace.validation.removals import Choice as Choice
-from stagetrace.validation.removals import Drawn as Drawn
-from stagetrace.validation.removals import Groups as Groups
-from stagetrace.validation.removals import Largest as Largest
-from stagetrace.validation.resolve import Resolved as Resolved
-from stagetrace.validation.resolve import leave_out as leave_out
-from stagetrace.validation.resolve import polish as polish
-from stagetrace.validation.resolve import query_loss as query_loss
-from stagetrace.validation.resolve import removal_effects as removal_effects
-from stagetrace.validation.resolve import resolve as resolve
-from stagetrace.validation.validate import Measured as Measured
-from stagetrace.validation.validate import Validation as Validation
-from stagetrace.validation.validate import validate as validate
+Stages solved to a strict minimum: `stagetrace.validation.resolving` and `stagetrace.validation.newton`; means over
+seeds: `stagetrace.validation.reliability`.
+"""
+
+from typing import TYPE_CHECKING
+
+from stagetrace.renamed import removed
+
+# compare
+from stagetrace.validation.agreement import Agreement
+from stagetrace.validation.datamodel import LinearDatamodelling
+
+# predict
+from stagetrace.validation.estimators import (
+    BM25,
+    EmbeddingSimilarity,
+    Estimator,
+    GradientDot,
+    Influence,
+    Random,
+    SingleStage,
+)
+
+# train again
+from stagetrace.validation.fits import SGD, Adam, AdamW, Fit, Resolve, Steps
+from stagetrace.validation.reliability import Reliability
+
+# remove
+from stagetrace.validation.removals import GroupRemovals, RandomRemovals, RemovalPlan, TopRemovals
+from stagetrace.validation.resolving import polish, removal_effects
+from stagetrace.validation.validate import Validation, validate
+
+__all__ = [
+    "BM25",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Agreement",
+    "EmbeddingSimilarity",
+    "Estimator",
+    "Fit",
+    "GradientDot",
+    "GroupRemovals",
+    "Influence",
+    "LinearDatamodelling",
+    "Random",
+    "RandomRemovals",
+    "Reliability",
+    "RemovalPlan",
+    "Resolve",
+    "SingleStage",
+    "Steps",
+    "TopRemovals",
+    "Validation",
+    "polish",
+    "removal_effects",
+    "validate",
+]
+
+if not TYPE_CHECKING:
+    __getattr__ = removed(
+        __name__,
+        {
+            "Choice": "RemovalPlan",
+            "Drawn": "RandomRemovals",
+            "Groups": "GroupRemovals",
+            "Largest": "TopRemovals",
+            "MeanInterval": "from stagetrace.validation.reliability import MeanInterval",
+            "Measured": "from stagetrace.validation.validate import Measured",
+            "Minimum": "from stagetrace.validation.minimum import Minimum",
+            "Preconditioner": "from stagetrace.validation.preconditioner import Preconditioner",
+            "Resolved": "from stagetrace.validation.resolving import Resolved",
+            "leave_out": "from stagetrace.validation.resolving import leave_out",
+            "mean_over_seeds": "from stagetrace.validation.reliability import mean_over_seeds",
+            "minimise": "from stagetrace.validation.newton import minimise",
+            "query_loss": "from stagetrace.validation.resolving import query_loss",
+            "resolve": "from stagetrace.validation.resolving import resolve",
+        },
+    )

@@ -1,4 +1,4 @@
-"""What a minimisation found, and how well."""
+"""The result of a minimisation."""
 
 from dataclasses import dataclass
 from typing import final
@@ -10,14 +10,14 @@ from stagetrace.stages.space import Params
 @final
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where a minimisation ended, and how well.
+    """Where a minimisation ended.
 
     values: the trained parameters, by name.
     objective: the weighted mean loss with its penalties.
     gradient_norm: Euclidean, of that objective, measured at `values`.
-    steps: Newton steps; products: with the Hessian, over the whole examples each.
-    smallest_ritz: the smallest eigenvalue estimate of the last Hessian looked at; the true one is at most this.
-        Not above 0: no strict minimum. Infinite where no product was needed. With a preconditioner it is one of
+    steps: Newton steps; products: with the Hessian, each over all examples.
+    smallest_ritz: the smallest Ritz value of the last Hessian; its smallest eigenvalue is at most this. If it is not
+        above 0, this is no strict minimum. Infinite where no product was needed. With a preconditioner it is one of
         `M^-1 H`, of the same sign.
     converged: the gradient norm is at most `tolerance`, and no negative curvature was met there.
     """

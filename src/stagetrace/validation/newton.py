@@ -1,4 +1,4 @@
-"""A stage's strict minimum by truncated Newton: what "trained to the end" means, to ten digits."""
+"""A stage's strict minimum by truncated Newton: training to convergence, to ten digits."""
 
 from dataclasses import replace
 from typing import final
@@ -11,15 +11,15 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.solvers.spectrum import Lowest, lowest_ritz_pair
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import check_count
-from stagetrace.validation.descent import newton_direction
-from stagetrace.validation.landscape import Linearization, WeightedObjective
 from stagetrace.validation.minimum import Minimum
+from stagetrace.validation.newton_direction import newton_direction
 from stagetrace.validation.preconditioner import Preconditioner
+from stagetrace.validation.weighted_objective import Linearization, WeightedObjective
 
 GIB = 2**30
 
 PROBES = 40
-"""Products that look for negative curvature at a stationary point."""
+"""Products that check a stationary point for negative curvature."""
 
 
 def minimise(
@@ -37,25 +37,26 @@ def minimise(
 ) -> Minimum:
     """Minimise `(1/n) sum_i w_i loss_i + penalty` over the stage's trained parameters, from where they are.
 
-    n is the number of examples whatever their weights, so weight 0 removes an example as the score means it:
+    n is the number of examples whatever their weights, so weight 0 removes an example in the sense of the score,
     `epsilon = -1/n`. The penalty is weight decay and the pull of the stage's link. Full batch, in the
-    model's dtype; the model is not touched. Newton steps are solved as exactly as pays (Eisenstat & Walker 1996,
-    choice 2: quadratic convergence at the end), with backtracking, and go round negative curvature.
+    model's dtype; the model is not touched. Newton steps are solved inexactly, with the forcing terms of
+    Eisenstat & Walker (1996, choice 2: quadratic convergence at the end), with backtracking, and follow negative
+    curvature where they meet it.
 
     Args:
         bound: the stage at its place in a chain: `chain["pretrain"]`.
         weights: one per example, `[n]`; None weighs each by 1.
         tolerance: the gradient norm to reach; 1e-10 is within reach of float64 at losses near 1.
         max_steps: Newton steps; cg_steps: products in each.
-        strict: at a stationary point look for negative curvature with 40 more products, and leave a saddle point
-            where there is some. Not needed from next to a strict minimum.
-        proximity: adds `proximity / 2 |x - start|^2`, a pull towards where the parameters are: a well-posed question
-            where a minimum is too flat for examples to leave it by a small step (Bae et al. 2022). From a minimum of
-            the rest, what an example moves is then `(H + proximity I)^-1`, a damped solve, to first order.
-        preconditioner: an inverse near that of the Hessian, see `Preconditioner.of`; from next to the minimum that it
-            was made at, it saves most products.
+        strict: check a stationary point for negative curvature with 40 more products, and leave a saddle point. Not
+            needed near a strict minimum.
+        proximity: adds `proximity / 2 |x - start|^2`, a pull towards the starting point, which makes the problem well
+            posed where a minimum is too flat (Bae et al. 2022). From a minimum of the other terms, an example's effect
+            is then `(H + proximity I)^-1`, a damped solve, to first order.
+        preconditioner: approximately the inverse Hessian, see `Preconditioner.of`; near the minimum that it was made
+            at, it saves most products.
         memory: bytes of kept intermediates per process; beyond it products cost twice as much.
-        progress: what to draw.
+        progress: where to report steps.
 
     Raises:
         DescriptionError: parameters below float64, or weights that do not fit.
@@ -80,100 +81,101 @@ def minimise(
     _check(bound, tolerance, max_steps, cg_steps, memory, proximity)
     objective = WeightedObjective(bound, weights, memory, proximity)
     with (progress or Silent()).task(f"minimising {bound.stage.where}", None, "steps") as advance:
-        descent = _Descent(objective, tolerance, cg_steps, preconditioner)
-        while descent.goes_on(max_steps, strict=strict):
-            advance(1, note=f"gradient {descent.place.norm:.1e}")
+        descent = _Minimisation(objective, tolerance, cg_steps, preconditioner)
+        while descent.advance(max_steps, strict=strict):
+            advance(1, note=f"gradient {descent.point.norm:.1e}")
     return descent.state
 
 
 @final
-class _Descent:
-    """The state of a minimisation: the place, what it took, and what is known of its curvature."""
+class _Minimisation:
+    """The state of a minimisation: the current point, the work done, and what is known of the curvature there."""
 
     def __init__(
         self, objective: WeightedObjective, tolerance: float, cg_steps: int, preconditioner: Preconditioner | None
     ) -> None:
         self.objective, self.tolerance, self.cg_steps = objective, tolerance, cg_steps
         self._preconditioner = preconditioner
-        self.place = objective.at(objective.start)
-        self._before, where = self.place.norm, objective.bound.stage.where
-        if not torch.isfinite(self.place.gradient.sum() + self.place.value):
-            objective.explain(objective.start)
+        self.point = objective.at(objective.start)
+        self._before, where = self.point.norm, objective.bound.stage.where
+        if not torch.isfinite(self.point.gradient.sum() + self.point.value):
+            objective.raise_not_finite(objective.start)
             raise SolveError(f"{where}: the losses are finite, but their mean or its gradient is not")
         self.state = Minimum(where, {}, 0.0, 0.0, 0, 0, float("inf"), converged=False, tolerance=tolerance)
-        self._note(0, float("inf"), converged=False)
+        self._record(0, float("inf"), converged=False)
 
-    def goes_on(self, max_steps: int, *, strict: bool) -> bool:
-        """Take one step; False once there is nothing left to do, or nothing that helps."""
+    def advance(self, max_steps: int, *, strict: bool) -> bool:
+        """Take one step; False once it has converged or cannot descend further."""
         may_step = self.state.steps < max_steps
-        if self.place.norm > self.tolerance:
+        if self.point.norm > self.tolerance:
             return may_step and self._newton_step()
         if not strict:
-            self._note(0, self.state.smallest_ritz, converged=True)
+            self._record(0, self.state.smallest_ritz, converged=True)
             return False
-        lowest = lowest_ritz_pair(self.place.curvature, PROBES)
+        lowest = lowest_ritz_pair(self.point.curvature, PROBES)
         is_saddle = lowest.value < -1e-10 * max(1.0, abs(lowest.largest))
-        self._note(lowest.products, lowest.value, converged=not is_saddle)
+        self._record(lowest.products, lowest.value, converged=not is_saddle)
         return is_saddle and may_step and self._leave_saddle(lowest)
 
     def _newton_step(self) -> bool:
-        size = self.place.norm
+        size = self.point.norm
+        # eta = 0.9 (|g| / |g before|)^2 (Eisenstat & Walker 1996, choice 2), not beyond the tolerance
         rtol = min(0.1, 0.9 * (size / self._before) ** 2) if size < self._before else 0.1
-        rtol = max(rtol, 0.3 * self.tolerance / size)  # not beyond what is asked for
-        place = self.place
+        rtol = max(rtol, 0.3 * self.tolerance / size)
+        point = self.point
         direction = newton_direction(
-            place.curvature, place.gradient, rtol, self.cg_steps, self._longest, self._preconditioner
+            point.curvature, point.gradient, rtol, self.cg_steps, self._longest, self._preconditioner
         )
         self._before = size
-        moved = self._search(direction.step, direction.curvature)
-        self._note(direction.products, direction.ritz, moved=moved)
-        return moved
+        stepped = self._search(direction.step, direction.curvature)
+        self._record(direction.products, direction.ritz, stepped=stepped)
+        return stepped
 
     def _leave_saddle(self, lowest: Lowest) -> bool:
-        """Along negative curvature either way is down, where the gradient does not say which."""
+        """Step along negative curvature: both directions descend, and the gradient chooses between them."""
         length = self._longest / 10
-        sign = -1.0 if float(lowest.vector @ self.place.gradient) > 0 else 1.0
-        moved = self._search(sign * length * lowest.vector, length**2 * lowest.value)
-        self._before = self.place.norm
-        self._note(0, self.state.smallest_ritz, moved=moved)
-        return moved
+        sign = -1.0 if float(lowest.vector @ self.point.gradient) > 0 else 1.0
+        stepped = self._search(sign * length * lowest.vector, length**2 * lowest.value)
+        self._before = self.point.norm
+        self._record(0, self.state.smallest_ritz, stepped=stepped)
+        return stepped
 
     @property
     def _longest(self) -> float:
-        """How far a step may follow negative curvature: as far as the parameters are from zero, and at least 1."""
-        return max(1.0, float(self.place.point.norm()))
+        """The longest step along negative curvature: the norm of the parameters, at least 1."""
+        return max(1.0, float(self.point.point.norm()))
 
     def _search(self, step: Tensor, curvature: float) -> bool:
-        """Move by the step or a half of it, a quarter, ... as soon as that descends enough (Armijo).
+        """Backtracking: the step, half of it, a quarter, ... until one satisfies Armijo's rule.
 
-        Along negative curvature the second-order term is part of what is promised: it may be all there is.
+        Along negative curvature the expected decrease includes the second-order term, which may be all of it.
         """
-        here, slope, share = self.place, float(self.place.gradient @ step), 1.0
+        here, slope, fraction = self.point, float(self.point.gradient @ step), 1.0
         for _ in range(50):
-            trial = self.objective.at(here.point + share * step)
-            if _descends(here, trial, share * slope + share**2 / 2 * min(0.0, curvature)):
-                self.place = trial
+            trial = self.objective.at(here.point + fraction * step)
+            if _descends(here, trial, fraction * slope + fraction**2 / 2 * min(0.0, curvature)):  # t g'p + t^2 p'Hp / 2
+                self.point = trial
                 return True
-            share /= 2
+            fraction /= 2
         return False
 
-    def _note(self, products: int, ritz: float, *, converged: bool = False, moved: bool = False) -> None:
+    def _record(self, products: int, ritz: float, *, converged: bool = False, stepped: bool = False) -> None:
         self.state = replace(
             self.state,
-            values=self.objective.bound.trained.unflatten(self.place.point),
-            objective=self.place.value,
-            gradient_norm=self.place.norm,
-            steps=self.state.steps + moved,
+            values=self.objective.bound.trained.unflatten(self.point.point),
+            objective=self.point.value,
+            gradient_norm=self.point.norm,
+            steps=self.state.steps + stepped,
             products=self.state.products + products,
             smallest_ritz=ritz,
             converged=converged,
         )
 
 
-def _descends(here: Linearization, there: Linearization, promised: float) -> bool:
-    """Armijo's rule; where the promised change drowns in the value's rounding, the gradient must get smaller."""
-    if abs(promised) > 1e3 * torch.finfo(here.point.dtype).eps * max(1.0, abs(here.value)):
-        return there.value <= here.value + 1e-4 * promised
+def _descends(here: Linearization, there: Linearization, expected: float) -> bool:
+    """Armijo's rule; where the expected decrease is below the value's rounding, the gradient must get smaller."""
+    if abs(expected) > 1e3 * torch.finfo(here.point.dtype).eps * max(1.0, abs(here.value)):
+        return there.value <= here.value + 1e-4 * expected
     return there.norm < here.norm
 
 
@@ -188,6 +190,6 @@ def _check(bound: BoundStage, tolerance: float, max_steps: int, cg_steps: int, m
     for name, dtype in zip(bound.trained.names, bound.trained.dtypes, strict=True):
         if dtype != torch.float64:
             raise DescriptionError(
-                f"{where}: parameter '{name}' is {dtype}, in which a gradient norm of {tolerance:.0e} drowns in "
-                "rounding; solve in double precision: type model=model.double() in every stage"
+                f"{where}: parameter '{name}' is {dtype}, whose rounding does not allow a gradient norm "
+                f"of {tolerance:.0e}; solve in double precision: type model=model.double() in every stage"
             )

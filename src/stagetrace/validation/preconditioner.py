@@ -1,4 +1,4 @@
-"""What is known of a stage's curvature at its minimum, to solve it again nearby with few products."""
+"""A preconditioner from a stage's curvature at its minimum, to solve it again nearby with few products."""
 
 from typing import final
 
@@ -16,11 +16,11 @@ NEAR = 1.5
 
 @final
 class Preconditioner(LinearOperator):
-    """`M^-1 r` with `M = middle I + V (values - middle) V'`: the Hessian, its bulk of like eigenvalues made one.
+    """`M^-1 r` with `M = middle I + V (values - middle) V'`: the Hessian, its bulk of eigenvalues made equal.
 
-    Positive definite: an eigenvalue counts by its size, and at least by a millionth of the largest. A stage with fewer
-    examples than parameters has most of its eigenvalues at the penalty, so that V is thin. V is kept in single
-    precision: a preconditioner changes how long conjugate gradients take, not where they end.
+    Positive definite: eigenvalues are replaced by their absolute values, at least a millionth of the largest. A stage
+    with fewer examples than parameters has most eigenvalues at the penalty, so that V is thin. V is stored in single
+    precision: a preconditioner changes the number of iterations, not the solution.
 
     vectors: `[size, k]`; gains: `1 / value - 1 / middle`, `[k]`.
     """

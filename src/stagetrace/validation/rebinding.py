@@ -1,4 +1,4 @@
-"""A stage with other values of its own, or bound to other values of the stage before."""
+"""A stage with other parameter values, or bound to other values of the stage before."""
 
 import copy
 from collections.abc import Mapping
@@ -22,26 +22,26 @@ def with_values(stage: Stage, values: Mapping[str, Tensor]) -> Stage:
     return replace(stage, model=model)
 
 
-def values_from_previous(bound: BoundStage, before: Mapping[str, Tensor], *, anchored: bool = False) -> Params:
+def values_from_previous(bound: BoundStage, previous: Mapping[str, Tensor], *, anchored: bool = False) -> Params:
     """The values that the stage takes from the stage before, by its own names: those of inherited parameters.
 
     anchored: also those of parameters that it trains further, where it is to start from them.
-    before: the parameters of the stage before, of one model or of several copies `[copies, *shape]`.
+    previous: the parameters of the stage before, of one model or of several copies `[copies, *shape]`.
     """
     ours = dict(bound.stage.model.named_parameters())
     pairs = bound.inherited_from | bound.anchored_to if anchored else bound.inherited_from
-    return {name: before[other].detach().to(ours[name].detach()) for name, other in pairs.items()}
+    return {name: previous[other].detach().to(ours[name].detach()) for name, other in pairs.items()}
 
 
-def with_previous(bound: BoundStage, before: Mapping[str, Tensor] | None) -> BoundStage:
-    """The stage over a copy of its model, after other values of the stage before; what it trained stays where it was.
+def with_previous(bound: BoundStage, previous: Mapping[str, Tensor] | None) -> BoundStage:
+    """The stage over a copy of its model, bound to other values of the stage before; what it trained stays as it was.
 
     Inherited parameters have the new values; anchored ones are pulled towards them, as strongly as before.
 
-    before: all parameters of the stage before; None where they are what they were.
+    previous: all parameters of the stage before; None where they are unchanged.
     """
     stage = replace(bound.stage, link=bound.link)  # "auto" is estimated once, from the stage as trained
-    if before is None or bound.previous is None:
+    if previous is None or bound.previous is None:
         return replace(bound, stage=stage)
-    stage = with_values(stage, values_from_previous(bound, before))
-    return replace(bound, stage=stage, previous=with_values(bound.previous, before))
+    stage = with_values(stage, values_from_previous(bound, previous))
+    return replace(bound, stage=stage, previous=with_values(bound.previous, previous))

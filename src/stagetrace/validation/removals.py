@@ -1,4 +1,4 @@
-"""What is taken out of a stage, and how it is chosen: the largest scores, a random draw, random groups."""
+"""Which examples of a stage are removed: those of the largest scores, random ones, random groups."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from stagetrace.errors import refuse
 from stagetrace.stages.stage import check_count
 
 Removal = tuple[int, ...]
-"""The examples that are taken out together, ascending."""
+"""The examples that are removed together, ascending."""
 
 
-class Choice(ABC):
-    """A rule that picks removals.
+class RemovalPlan(ABC):
+    """A rule that chooses which removals are measured.
 
-    by: how much of each example's weight is taken out: 1 removes it, 0.1 takes a tenth, where a derivative must hold.
+    by: the fraction of each example's weight that is removed: 1 removes it, 0.1 a tenth, where a derivative must hold.
     """
 
     by: float
@@ -25,11 +25,11 @@ class Choice(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """In words, for tables and files."""
+        """As text, for tables and files."""
 
     @abstractmethod
     def removals(self, examples: int, predicted: Tensor) -> list[Removal]:
-        """The removals of a stage of so many examples; predicted: `[examples]`, the estimator's removal effects."""
+        """The removals for a stage of that many examples; predicted: `[examples]`, the estimator's removal effects."""
 
     @property
     def _share(self) -> str:
@@ -42,14 +42,14 @@ class Choice(ABC):
 
 @final
 @dataclass(frozen=True)
-class Largest(Choice):
+class TopRemovals(RemovalPlan):
     """The `count` examples with the largest absolute predicted effect."""
 
     count: int = 50
     by: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.count, self.by, "Largest")
+        _check(self.count, self.by, "TopRemovals")
 
     @property
     def name(self) -> str:
@@ -62,15 +62,15 @@ class Largest(Choice):
 
 @final
 @dataclass(frozen=True)
-class Drawn(Choice):
-    """`count` examples drawn by the seed, without a look at any score."""
+class RandomRemovals(RemovalPlan):
+    """`count` examples drawn by the seed, independently of any score."""
 
     count: int = 50
     by: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.count, self.by, "Drawn")
+        _check(self.count, self.by, "RandomRemovals")
 
     @property
     def name(self) -> str:
@@ -84,8 +84,8 @@ class Drawn(Choice):
 
 @final
 @dataclass(frozen=True)
-class Groups(Choice):
-    """`count` groups of a share of all examples, each drawn by the seed without a look at any score.
+class GroupRemovals(RemovalPlan):
+    """`count` groups of a share of all examples, each drawn by the seed, independently of any score.
 
     share: of the stage's examples in a group, above 0 and below 1.
     """
@@ -96,9 +96,9 @@ class Groups(Choice):
     by: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.count, self.by, "Groups")
+        _check(self.count, self.by, "GroupRemovals")
         if not 0 < self.share < 1:
-            refuse(f"Groups: share must be above 0 and below 1, such as 0.1, got {self.share!r}")
+            refuse(f"GroupRemovals: share must be above 0 and below 1, such as 0.1, got {self.share!r}")
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class Groups(Choice):
 
 
 def predicted_effects(removal_effect: Tensor, removals: list[Removal], by: float) -> Tensor:
-    """What per-example effects predict for removals: the sum over each one's members, times `by`.
+    """The predicted effect of each removal: the sum of its members' effects, times `by`.
 
     removal_effect: `[n]`, or `[queries, n]`; returns `[removals]`, or `[queries, removals]`.
     """

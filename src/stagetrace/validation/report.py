@@ -18,8 +18,8 @@ from stagetrace.validation.validate import Measured, Validation
 RECORD = "validate.json"
 
 SIGN = (
-    f"predicted and true are changes of the query loss (unit: {UNIT}) when the examples are taken out, true ones "
-    "against a run that keeps them all; negative = taking them out helps"
+    f"predicted and true are changes of the query loss (unit: {UNIT}) when the examples are removed, true ones "
+    "against a run that keeps them all; negative = removing them helps"
 )
 FIGURES = (
     "slope: true over predicted, 1 is ideal; '-' where only an estimator's ranking means something, and for a figure "
@@ -45,7 +45,7 @@ def work(validation: Validation) -> str:
 
 
 def datamodelling(measured: Measured) -> dict[str, LinearDatamodelling] | None:
-    """The linear datamodelling score of each estimator; None where single examples were taken out."""
+    """The linear datamodelling score of each estimator; None where single examples were removed."""
     if all(len(removal) == 1 for removal in measured.removals):
         return None
     return {name: LinearDatamodelling.of(values, measured.true) for name, values in measured.predicted.items()}

@@ -11,11 +11,11 @@ from stagetrace.errors import refuse
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
-from stagetrace.validation.fits.call import Call
+from stagetrace.validation.fits.custom import CustomTraining
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy
 from stagetrace.validation.fits.resolve import Resolve
 from stagetrace.validation.removals import Removal
-from stagetrace.validation.resolve import leave_out
+from stagetrace.validation.resolving import leave_out
 
 
 @final
@@ -23,7 +23,7 @@ from stagetrace.validation.resolve import leave_out
 class Retraining:
     """How a chain is trained again from one stage on, and what is measured of it.
 
-    chain: as trained; query: whose loss is measured at the last stage; stage: whose examples are taken out.
+    chain: as trained; query: whose loss is measured at the last stage; stage: whose examples are removed.
     fits: how each stage from that one on is trained, by its name.
     """
 
@@ -42,7 +42,7 @@ class Retraining:
                 )
         for bound in self.later[1:]:
             fit = self.fits[bound.name]
-            if isinstance(fit, Call):
+            if isinstance(fit, CustomTraining):
                 fit.check_follows(bound)
 
     @property
@@ -51,9 +51,9 @@ class Retraining:
         return self.chain.bound_stages[self.chain.names.index(self.stage) :]
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether a seed changes anything."""
-        return any(self.fits[bound.name].draws for bound in self.later)
+        return any(self.fits[bound.name].is_stochastic for bound in self.later)
 
     def prepare(self) -> None:
         """What is computed once, before processes share the work."""
@@ -65,7 +65,7 @@ class Retraining:
     def losses(self, removals: Sequence[Removal], by: float, seed: int) -> Tensor:
         """The query loss after training again without each: float64 `[removals]`, or `[removals, queries]`.
 
-        An empty removal is the control: all else equal, nothing taken out.
+        An empty removal is the control: all else equal, nothing removed.
         """
         examples = len(self.chain[self.stage].stage.examples)
         weights = torch.stack([leave_out(examples, removal, by) for removal in removals])
@@ -75,16 +75,6 @@ class Retraining:
                 weights = torch.ones(len(removals), len(bound.stage.examples), dtype=torch.float64)
             copies = self.fits[bound.name](bound, weights, copies, seed)
         assert copies is not None
-        return torch.stack([self._measured(one_copy(copies, place)) for place in range(len(removals))])
-
-    def _measured(self, values: dict[str, Tensor]) -> Tensor:
-        """The query loss of one copy of the last stage, as the query reduces it."""
-        last = self.chain.last
-        risk = self.query.risk(last)
-        trained = {name: values[name] for name in last.trained.names}
-        inherited = {name: values[name] for name in last.inherited.names}
-        with torch.no_grad():
-            losses = torch.cat(
-                [risk.losses(trained, inherited, batch) for batch in risk.read(risk.examples.batch_indices())]
-            ).double()
-        return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[self.query.reduction].cpu()
+        return torch.stack(
+            [self.query.loss(self.chain.last, one_copy(copies, place)) for place in range(len(removals))]
+        )

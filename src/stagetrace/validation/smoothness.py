@@ -21,7 +21,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.trace import trace
 from stagetrace.validation.fits.rerun import Rerun
-from stagetrace.validation.removals import Groups, predicted_effects
+from stagetrace.validation.removals import GroupRemovals, predicted_effects
 from stagetrace.validation.retrain import Retraining
 
 GOOD, POOR = 0.95, 0.7
@@ -128,7 +128,7 @@ def smoothness(
     mean = query if query.reduction == "mean" else replace(query, reduction="mean")
     examples = len(chain[stage].stage.examples)
     effects = trace(chain, mean, of=[stage], progress=progress or False)[stage].removal_effect
-    removals = Groups(share, groups, seed).removals(examples, effects)
+    removals = GroupRemovals(share, groups, seed).removals(examples, effects)
     again = Retraining(chain, mean, stage, {bound.name: Rerun() for bound in later})
     control, *losses = again.losses([(), *removals], 1.0, seed).tolist()
     size = len(removals[0])

@@ -1,4 +1,4 @@
-"""Retrainings on disk: each is kept as it ends, and none is done twice."""
+"""Retrainings on disk: each is saved when it ends, and none is done twice."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ from stagetrace.results.manifest import refuse_different, refuse_uncertain
 from stagetrace.validation.removals import Removal
 
 Key = tuple[int, float, Removal]
-"""Seed, `by`, and what was taken out; nothing for the control."""
+"""Seed, `by`, and what was removed; nothing for the control."""
 
 
 @final
@@ -88,7 +88,7 @@ class Store:
         return sum(self._seconds[key] for key in sorted(keys))
 
     def add(self, keys: Sequence[Key], losses: Tensor, control: Tensor, seconds: float) -> None:
-        """Keep finished retrainings, flushed to disk before this returns.
+        """Save finished retrainings, flushed to disk before this returns.
 
         Raises:
             ResultsError: the folder has been deleted or taken over, or the file system refused.

@@ -24,20 +24,20 @@ from stagetrace.validation.estimators import Estimator, Influence
 from stagetrace.validation.fits import Fit, as_fit
 from stagetrace.validation.fits.fit import described
 from stagetrace.validation.reliability import Reliability
-from stagetrace.validation.removals import Choice, Drawn, Largest, Removal, predicted_effects
+from stagetrace.validation.removals import RandomRemovals, Removal, RemovalPlan, TopRemovals, predicted_effects
 from stagetrace.validation.retrain import Retraining
 from stagetrace.validation.store import Store
-from stagetrace.validation.workers import Work, carried_out, default_processes
+from stagetrace.validation.workers import Job, default_processes, run_jobs
 
-CHOICES: tuple[Choice, ...] = (Largest(50), Drawn(50))
+CHOICES: tuple[RemovalPlan, ...] = (TopRemovals(50), RandomRemovals(50))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What retraining said of one choice of removals.
+    """The result of retraining for one choice of removals.
 
-    choice: in words. removals: the examples of each. by: the part of their weight taken out.
+    choice: its name. removals: the examples of each. by: the part of their weight removed.
     effects: the change of the query loss, of each run: float64 `[runs, removals]`; negative = taking it out helps.
     reliability: how far the runs agree; None for a single run.
     predicted: what each estimator predicts, `[removals]`; agreement: with the mean over runs.
@@ -62,7 +62,7 @@ class Measured:
 class Validation:
     """How well estimators predict what retraining does.
 
-    stage: whose examples are taken out. measured: by choice. units: of each estimator's prediction, None where only the
+    stage: whose examples are removed. measured: by choice. units: of each estimator's prediction, None where only the
     ranking means something. retrainings: how many, each of all later stages; seconds: of processes, added up.
     """
 
@@ -92,7 +92,7 @@ def validate(
     *,
     fit: Any,
     stage: str | None = None,
-    choices: Sequence[Choice] = CHOICES,
+    choices: Sequence[RemovalPlan] = CHOICES,
     estimators: Sequence[Estimator] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     processes: int | None = None,
@@ -108,9 +108,9 @@ def validate(
 
     Args:
         fit: how stages are trained again: one for all or a mapping by stage name, each `Resolve()`, `Steps(...)` or
-            a function `fit(weights) -> model` (see `stagetrace.validation.fits.Call`).
-        stage: whose examples are taken out; the chain's first.
-        choices: what is taken out. `Largest` goes by the first estimator's predictions.
+            a function `fit(weights) -> model` (see `stagetrace.validation.fits.CustomTraining`).
+        stage: whose examples are removed; the chain's first.
+        choices: what is removed. `TopRemovals` uses the first estimator's predictions.
         estimators: what predicts; the multi-stage influence alone if None. The first is the one under test.
         seeds: of the runs, for fits that draw something (batch order, initial values); others run once.
         processes: that share the retrainings; None takes one per core. Accelerators are used from this process alone.
@@ -139,17 +139,17 @@ def validate(
     if out is not None:
         refuse_in_use(out)  # before anything is predicted
     retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
-    runs = tuple(dict.fromkeys(seeds)) if retraining.draws else tuple(seeds)[:1]
+    runs = tuple(dict.fromkeys(seeds)) if retraining.is_stochastic else tuple(seeds)[:1]
     if not runs:
         refuse("validate(seeds=...) is empty; type seeds=(0,) for one run")
     predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
     removals = _chosen(choices, len(chain[stage].stage.examples), next(iter(predictions.values())))
     with Store(Path(out) if out is not None else None, _identity(retraining, progress)) as store:
-        works = _missing(removals, runs, store, together)
-        total = sum(len(work.removals) for work in works)
+        jobs = _missing(removals, runs, store, together)
+        total = sum(len(job.removals) for job in jobs)
         with progress.task("training again", total, "retrainings") as advance:
-            for done in carried_out(retraining, works, processes or default_processes()):
-                keys = [(done.work.seed, done.work.by, removal) for removal in done.work.removals]
+            for done in run_jobs(retraining, jobs, processes or default_processes()):
+                keys = [(done.job.seed, done.job.by, removal) for removal in done.job.removals]
                 store.add(keys, done.losses, done.control, done.seconds)
                 advance(len(keys))
     measured = tuple(_measured(choice, found, runs, store, predictions) for choice, found in removals.items())
@@ -158,7 +158,7 @@ def validate(
 
 
 def _measured(
-    choice: Choice, removals: list[Removal], runs: Sequence[int], store: Store, predictions: Mapping[str, Tensor]
+    choice: RemovalPlan, removals: list[Removal], runs: Sequence[int], store: Store, predictions: Mapping[str, Tensor]
 ) -> Measured:
     effects = torch.stack(
         [torch.stack([store.effect((seed, choice.by, removal)) for removal in removals]) for seed in runs]
@@ -176,7 +176,7 @@ def _measured(
     )
 
 
-def _chosen(choices: Sequence[Choice], examples: int, predicted: Tensor) -> dict[Choice, list[Removal]]:
+def _chosen(choices: Sequence[RemovalPlan], examples: int, predicted: Tensor) -> dict[RemovalPlan, list[Removal]]:
     names = [choice.name for choice in choices]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
@@ -191,15 +191,17 @@ def _chosen(choices: Sequence[Choice], examples: int, predicted: Tensor) -> dict
     return removals
 
 
-def _missing(removals: Mapping[Choice, list[Removal]], runs: Sequence[int], store: Store, together: int) -> list[Work]:
+def _missing(
+    removals: Mapping[RemovalPlan, list[Removal]], runs: Sequence[int], store: Store, together: int
+) -> list[Job]:
     """What is still to be trained, cut into batched models; the same removal asked for twice is trained once."""
-    works: list[Work] = []
+    jobs: list[Job] = []
     for seed in runs:
         for by in dict.fromkeys(choice.by for choice in removals):
             wanted = dict.fromkeys(r for choice, found in removals.items() if choice.by == by for r in found)
             todo = [removal for removal in wanted if (seed, by, removal) not in store]
-            works += [Work(seed, by, tuple(todo[i : i + together])) for i in range(0, len(todo), together)]
-    return works
+            jobs += [Job(seed, by, tuple(todo[i : i + together])) for i in range(0, len(todo), together)]
+    return jobs
 
 
 def _predicted(
@@ -223,7 +225,7 @@ def _by_stage(chain: Chain, fit: Any) -> dict[str, Fit]:
 
 
 def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
-    """What retrainings depend on, other than what is taken out."""
+    """What retrainings depend on, other than what is removed."""
     query, last = retraining.query, retraining.chain.last
     risk = query.risk(last)
     return {

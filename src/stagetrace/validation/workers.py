@@ -1,4 +1,4 @@
-"""Retrainings shared among processes of one machine."""
+"""Retrainings in parallel, in several processes of one machine."""
 
 import multiprocessing
 import os
@@ -20,8 +20,8 @@ from stagetrace.validation.retrain import Retraining
 
 @final
 @dataclass(frozen=True)
-class Work:
-    """Some removals that are trained together, with their control, in one run."""
+class Job:
+    """Some removals that are trained together with their control."""
 
     seed: int
     by: float
@@ -30,55 +30,55 @@ class Work:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Done:
+class JobResult:
     """losses: `[removals]` or `[removals, queries]`; control: a number or `[queries]`; seconds: of one process."""
 
-    work: Work
+    job: Job
     losses: Tensor
     control: Tensor
     seconds: float
 
 
-def carried_out(retraining: Retraining, works: Sequence[Work], processes: int) -> Iterator[Done]:
-    """Each piece of work as it ends, in any order.
+def run_jobs(retraining: Retraining, jobs: Sequence[Job], processes: int) -> Iterator[JobResult]:
+    """Each job's result as it ends, in any order.
 
     Several processes are forked, with one thread each, so that data sets, models and functions need not be pickled.
-    Where there is an accelerator (a fork does not inherit its threads), or the system cannot fork, the work is done in
-    this process; on an accelerator's machine a process that must not see it (CUDA_VISIBLE_DEVICES="") can fork.
+    Where there is an accelerator (a fork does not inherit its threads), or the system cannot fork, the jobs run in this
+    process; with CUDA_VISIBLE_DEVICES="" a process on such a machine can fork.
 
     Raises:
-        StagetraceError: what a piece of work raised, after all pieces that ended.
+        StagetraceError: what a job raised, after the results of all jobs that ended.
         SolveError: a process was killed.
     """
-    if not works:
+    if not jobs:
         return
     retraining.prepare()
-    processes = min(processes, len(works))
+    processes = min(processes, len(jobs))
     if processes <= 1 or not _can_fork():
-        yield from (_do(retraining, work) for work in works)
+        yield from (_do(retraining, job) for job in jobs)
         return
     _Shared.retraining = retraining
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _begin) as pool:
-            yield from _as_they_end(pool, works)
+            yield from _as_they_end(pool, jobs)
     finally:
         _Shared.retraining = None
 
 
 def default_processes() -> int:
-    """One for each core that this process may use."""
+    """As many as there are cores for this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Shared:
-    """What a forked process finds in its memory."""
+    """What forked processes inherit."""
 
     retraining: Retraining | None = None
 
 
-def _as_they_end(pool: ProcessPoolExecutor, works: Iterable[Work]) -> Iterator[Done]:
+def _as_they_end(pool: ProcessPoolExecutor, jobs: Iterable[Job]) -> Iterator[JobResult]:
     others = set(multiprocessing.active_children())
-    waiting: set[Future[Done]] = {pool.submit(_do_shared, work) for work in works}
+    waiting: set[Future[JobResult]] = {pool.submit(_do_shared, job) for job in jobs}
     failed: BaseException | None = None
     try:
         while waiting:
@@ -86,37 +86,37 @@ def _as_they_end(pool: ProcessPoolExecutor, works: Iterable[Work]) -> Iterator[D
             for future in ended:
                 if (error := future.exception()) is None:
                     yield future.result()
-                elif failed is None:  # what has begun may still end well; what has not is not done
+                elif failed is None:  # jobs that run may still succeed; the others are not started
                     failed = error
                     waiting = {future for future in waiting if not future.cancel()}
-    except BaseException:  # interrupted, or the reader went away: nobody waits for what is running
+    except BaseException:  # interrupted, or the generator was closed: nobody waits for what is running
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()
         raise
     if isinstance(failed, BrokenProcessPool):
         raise SolveError(
-            "validate: a process that trained again was killed (out of memory?); what was finished is kept: run it "
-            "again with fewer processes, or together=1"
+            "validate: a retraining process was killed (out of memory?); finished retrainings are saved: run "
+            "validate again with fewer processes, or with together=1"
         ) from failed
     if failed is not None:
         raise failed
 
 
-def _do_shared(work: Work) -> Done:
+def _do_shared(job: Job) -> JobResult:
     assert _Shared.retraining is not None
-    return _do(_Shared.retraining, work)
+    return _do(_Shared.retraining, job)
 
 
-def _do(retraining: Retraining, work: Work) -> Done:
-    started, all_runs = time.perf_counter(), [(), *work.removals]
-    # one copy is trained alone, for models that cannot be batched, and so is its control: the same arithmetic
-    parts = [[run] for run in all_runs] if len(work.removals) == 1 else [all_runs]
-    losses = torch.cat([retraining.losses(part, work.by, work.seed) for part in parts])
-    return Done(work, losses[1:], losses[0], time.perf_counter() - started)
+def _do(retraining: Retraining, job: Job) -> JobResult:
+    started, all_runs = time.perf_counter(), [(), *job.removals]
+    # a single copy is trained alone (some models cannot be batched), and then its control is too: the same arithmetic
+    parts = [[run] for run in all_runs] if len(job.removals) == 1 else [all_runs]
+    losses = torch.cat([retraining.losses(part, job.by, job.seed) for part in parts])
+    return JobResult(job, losses[1:], losses[0], time.perf_counter() - started)
 
 
 def _begin() -> None:
-    """One thread, and an end at once and silently when interrupted, whatever this process does then."""
+    """One thread; on an interrupt it ends at once and silently, whatever the parent process does."""
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

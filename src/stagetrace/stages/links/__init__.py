@@ -1,5 +1,11 @@
-"""How a stage started from the one before it: `Link` is what a link is, and each way has a file of its own."""
+"""How a stage started from the one before it: the interface `Link`, and a file for each way."""
 
-from stagetrace.stages.links.frozen import Frozen as Frozen
-from stagetrace.stages.links.link import Link as Link
-from stagetrace.stages.links.proximal import Proximal as Proximal
+from stagetrace.stages.links.frozen import Frozen
+from stagetrace.stages.links.link import Link
+from stagetrace.stages.links.proximal import Proximal
+
+__all__ = [
+    "Frozen",
+    "Link",
+    "Proximal",
+]

@@ -46,7 +46,7 @@ class Link(ABC):
     W are the shared parameters that it trained further, W' their values at the previous stage, Theta is the rest, and
     `a = strength`. There is no half before the sum. Whatever is computed from the penalty follows from the strengths,
     so that no two of these can disagree: its gradient `2 a (W - W')`, its part `2 a` in the curvature, and
-    `dq/dW' = 2 a lambda_W` on the walk back (Chen et al. 2020, eq. 15, where `a = alpha` for every entry).
+    `dq/dW' = 2 a lambda_W` in the backward pass (Chen et al. 2020, eq. 15, where `a = alpha` for every entry).
 
     A subclass is a frozen dataclass; its fields are its settings. They are part of what identifies a run.
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 from functools import partial
 from typing import final
 
-from stagetrace.curvature.auto import coupled, subset_in_words
+from stagetrace.curvature.auto import coupling_indices, describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution, Solver, Status, solve
-from stagetrace.solvers.settings import most_steps
+from stagetrace.solvers.settings import step_limit
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.tracing.backward import SolveProgress
@@ -52,7 +52,7 @@ class Implicit:
         solution, bound = known or self._solve(gradient, progress), self.bound
         self._operator = None
         adjoint = solution.value.to(bound.trained.device)
-        indices = coupled(self.curvature, bound, adjoint.shape[1])
+        indices = coupling_indices(self.curvature, bound, adjoint.shape[1])
 
         def to_previous(previous: BoundStage) -> Gradient:
             return pull_back(bound, previous, adjoint, gradient, indices, progress)
@@ -66,9 +66,9 @@ class Implicit:
             operator = self._operator or self.curvature.operator(bound)
             with progress.task(f"solving stage '{bound.name}'", None, unit) as advance:
                 solution = _usable(
-                    solve(operator, gradient.trained, solver, SolveProgress(advance, most_steps(solver)))
+                    solve(operator, gradient.trained, solver, SolveProgress(advance, step_limit(solver)))
                 )
-            left_out = subset_in_words(self.curvature, bound)
+            left_out = describe_subset(self.curvature, bound)
             return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
         except SolveError as cause:
             raise SolveError(

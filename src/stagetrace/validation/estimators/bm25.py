@@ -1,4 +1,4 @@
-"""BM25: examples that share rare words with the query are taken to help it."""
+"""BM25: examples that share rare words with the query are assumed to help it."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +30,14 @@ class BM25:
 
     n: the stage's examples; n_w: those with the word; f: how often D has it; |D|: words in D. A word that the query
     text repeats counts as often. Words are runs of letters, digits and `_`, in lower case. Reduced over the query
-    examples as their losses are. Similar texts are taken to help: removing one is predicted to raise the query loss.
+    examples as their losses are. Similar texts are assumed to help: removing one is predicted to raise the query loss.
     Sign: negative = removing it helps (none is). Unit: none, only the ranking means something.
 
     Args:
         text: `text(example) -> str` of an example of the stage or the query, as the data set gives it (not collated);
             or a column's name, where examples are dicts.
-        k1: how soon a repeated word counts no more.
-        b: how much a long text is held against it, from 0 to 1.
+        k1: how fast further occurrences of a word stop counting.
+        b: how much the scores of long texts are reduced, from 0 to 1.
         name: for tables.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Similarity of embeddings: examples that look like the query to the model are taken to help it."""
+"""Similarity of embeddings: examples that the model embeds like the query are assumed to help it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.tracing.query import Query
-from stagetrace.validation.estimators.estimator import check_name, reduced
+from stagetrace.validation.estimators.estimator import check_name
 from stagetrace.validation.estimators.submodule import check_submodule, output_of
 
 Embed = Callable[[nn.Module, Any], Tensor]
@@ -29,7 +29,7 @@ class EmbeddingSimilarity:
 
         removal effect_i = + cos(e(x_i), e(x_q)),  reduced over the query examples q as their losses are
 
-    Similar examples are taken to help: removing one is predicted to raise the query loss. An embedding of zero is
+    Similar examples are assumed to help: removing one is predicted to raise the query loss. An embedding of zero is
     similar to none. Sign: negative = removing it helps. Unit: none, only the ranking means something.
 
     Args:
@@ -76,7 +76,7 @@ class EmbeddingSimilarity:
             check_submodule(last.stage.model, self.embed, f"{self.name}: the model of {last.stage.where}")
         asked = query.risk(last)
         queries = torch.cat(list(self._embeddings(asked, asked.examples.batch_indices(), bars)))
-        rows = reduced(queries, query.reduction)  # the mean of cosines is the product with the mean of unit vectors
+        rows = query.reduce(queries)  # the mean of cosines is the product with the mean of unit vectors
         risk = last.risk_of(its.where, its.loss, its.examples)
         blocks: list[Tensor] = []
         for embeddings in self._embeddings(risk, world().shard(risk.examples.batch_indices()), bars):

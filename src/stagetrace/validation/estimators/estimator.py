@@ -1,4 +1,4 @@
-"""What a prediction to be set beside the truth promises, and what all of them check alike."""
+"""The interface of predictions, and the checks that all of them share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,10 +68,3 @@ def check_choice(estimator: str, what: Literal["curvature", "solver"], given: ob
     for choice in given.values() if isinstance(given, Mapping) else [given]:
         if choice is not None and (isinstance(choice, type) or not callable(getattr(choice, method, None))):
             refuse(f"{estimator}({what}=...) must be an instance such as {example}, got {choice!r}")
-
-
-def reduced(rows: Tensor, reduction: Literal["mean", "sum", "none"]) -> Tensor:
-    """`[n_queries, ...]` reduced as the query's losses are: `[...]`, or unchanged with "none"."""
-    if reduction == "none":
-        return rows
-    return rows.mean(dim=0) if reduction == "mean" else rows.sum(dim=0)

@@ -9,7 +9,7 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 from stagetrace.validation.estimators.estimator import check_name
-from stagetrace.validation.estimators.lineage import carried, dot_effects, lineage
+from stagetrace.validation.estimators.origins import dot_effects, mapped_to_origins, parameter_origins
 
 
 @final
@@ -20,7 +20,7 @@ class GradientDot:
         removal effect_i = + 1/n  (d loss_i / d W) . (dq / d W)
 
     W: those of the stage's trained parameters that the last stage's came from, followed through the links; `dq/dW`
-        is the query's gradient at the last stage, in kept parameters too, and adds up where several came from one.
+        is the query's gradient at the last stage, in inherited parameters too, and adds up where several came from one.
     `d loss_i / d W`: at the stage's own model, as it left it.
 
     Gradients that point the same way: a training step on the example lowers the query loss, so removing it is
@@ -45,7 +45,7 @@ class GradientDot:
 
     def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
         """As `Estimator` says."""
-        names, bars, last = lineage(chain, stage, self.name), progress or Silent(), chain.last
+        names, bars, last = parameter_origins(chain, stage, self.name), progress or Silent(), chain.last
         gradient = query.gradient(last, bars)
         at_last = [(last.trained, gradient.trained), (last.inherited, gradient.inherited)]
-        return dot_effects(chain[stage], carried(chain[stage], names, at_last), query, bars)
+        return dot_effects(chain[stage], mapped_to_origins(chain[stage], names, at_last), query, bars)

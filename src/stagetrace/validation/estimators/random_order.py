@@ -1,4 +1,4 @@
-"""A drawn order: what any estimator has to beat."""
+"""A random ranking: what any estimator has to beat."""
 
 from dataclasses import dataclass
 from typing import final

@@ -1,4 +1,4 @@
-"""What a tool for one stage would say: one inverse curvature, that of the fine-tuned model."""
+"""The score of a single-stage method: one inverse curvature, that of the fine-tuned model."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,7 +20,13 @@ from stagetrace.tracing.describe import by_stage
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.validation.estimators.estimator import check_choice, check_name
-from stagetrace.validation.estimators.lineage import carried, dot_effects, lineage, whole, with_last_values
+from stagetrace.validation.estimators.origins import (
+    as_single_stage,
+    dot_effects,
+    mapped_to_origins,
+    parameter_origins,
+    with_last_values,
+)
 
 
 @final
@@ -32,7 +38,7 @@ class SingleStage:
 
         removal effect_i = + 1/n  (d loss_i / d W) . [H^-1 dq/dtheta]_W
 
-    theta: all parameters the last stage has, trained there or kept (constants aside); `dq/dtheta` the query's gradient.
+    theta: all parameters of the last stage, trained or inherited (not constants); `dq/dtheta` the query's gradient.
     H: the curvature of `mean loss + weight_decay / 2 |theta|^2` of stage K in all of theta, without a link's pull:
         such a tool does not know where training started.
     W: those of stage s's trained parameters that theta came from, followed through the links; `[.]_W` is taken after
@@ -70,11 +76,11 @@ class SingleStage:
 
     def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
         """As `Estimator` says; a solve that has no usable answer raises `SolveError`, one not as it should be warns."""
-        names, bars = lineage(chain, stage, self.name), progress or Silent()
-        last = whole(chain.last)
+        names, bars = parameter_origins(chain, stage, self.name), progress or Silent()
+        last = as_single_stage(chain.last)
         adjoint = self._adjoint(chain, last, query, bars)
         bound = with_last_values(chain, chain[stage], names)
-        return dot_effects(bound, carried(bound, names, [(last.trained, adjoint)]), query, bars)
+        return dot_effects(bound, mapped_to_origins(bound, names, [(last.trained, adjoint)]), query, bars)
 
     def _adjoint(self, chain: Chain, last: BoundStage, query: Query, progress: Progress) -> Tensor:
         """`H^-1 dq/dtheta`, `[theta, k]`."""

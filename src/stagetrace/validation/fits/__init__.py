@@ -1,10 +1,18 @@
 """How a stage is trained again with weights on its examples: solved to a minimum, by steps, or by the user."""
 
-from stagetrace.validation.fits.call import Call as Call
-from stagetrace.validation.fits.call import as_fit as as_fit
-from stagetrace.validation.fits.fit import Fit as Fit
-from stagetrace.validation.fits.resolve import Resolve as Resolve
-from stagetrace.validation.fits.rules import SGD as SGD
-from stagetrace.validation.fits.rules import Adam as Adam
-from stagetrace.validation.fits.rules import AdamW as AdamW
-from stagetrace.validation.fits.steps import Steps as Steps
+from stagetrace.validation.fits.custom import CustomTraining, as_fit
+from stagetrace.validation.fits.fit import Fit
+from stagetrace.validation.fits.optimizers import SGD, Adam, AdamW
+from stagetrace.validation.fits.resolve import Resolve
+from stagetrace.validation.fits.steps import Steps
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CustomTraining",
+    "Fit",
+    "Resolve",
+    "Steps",
+    "as_fit",
+]

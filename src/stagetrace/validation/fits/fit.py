@@ -1,4 +1,4 @@
-"""What every way of training a stage again has in common: several copies at once, each with its own weights."""
+"""What all ways of training a stage again share: several copies at once, each with its own example weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ Copies = Params
 class Fit(ABC):
     """Trains a stage again.
 
-    draws: whether a seed changes the outcome; where not, one run says all.
+    is_stochastic: whether a seed changes the outcome; if not, one run is enough.
     """
 
-    draws: bool
+    is_stochastic: bool
 
     @abstractmethod
-    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
         """Train copies of a stage, each with its own example weights; the stage itself stays as it is.
 
         bound: the stage at its place in the chain, as trained.
-        weights: `[copies, n]`; weight 0 removes an example, with n kept.
-        before: the copies of the stage before, `[copies, *shape]` by its parameters' names; None for the first.
+        weights: `[copies, n]`; weight 0 removes an example; n stays the same.
+        previous: the copies of the stage before, `[copies, *shape]` by its parameters' names; None for the first.
         seed: of the order of the batches and, from a cold start, of the initial values.
 
         Returns:
@@ -49,10 +49,10 @@ def expanded(values: Params, copies: int) -> Copies:
     return {name: value.expand(copies, *value.shape) for name, value in values.items()}
 
 
-def starting_values(bound: BoundStage, copies: int, before: Copies | None) -> Copies:
+def starting_values(bound: BoundStage, copies: int, previous: Copies | None) -> Copies:
     """The stage as trained, for each copy with its shared parameters as in its own copy of the stage before."""
     values = expanded(all_values(bound), copies)
-    return values if before is None else values | values_from_previous(bound, before, anchored=True)
+    return values if previous is None else values | values_from_previous(bound, previous, anchored=True)
 
 
 def one_copy(copies: Copies, place: int) -> Params:

@@ -13,7 +13,7 @@ from stagetrace.validation.preconditioner import Preconditioner
 from stagetrace.validation.rebinding import with_previous
 
 FEW = 0.05
-"""With more of the weight than this taken out, the minimum's own curvature is no good preconditioner."""
+"""With more of the weight than this removed, the curvature at the minimum is no good preconditioner."""
 
 
 @final
@@ -24,9 +24,9 @@ class Resolve(Fit):
     A stage keeps the pull of its link, towards the new values of the stage before.
 
     Args:
-        tolerance, max_steps: see `stagetrace.validation.minimise`.
-        proximity: see there: a pull of each stage towards its own trained values, for minima that are too flat. The
-            prediction that goes with it is a solve damped by as much, `Lanczos(damping=proximity, filter=Shift)`.
+        tolerance, max_steps: see `stagetrace.validation.newton.minimise`.
+        proximity: see there: a pull of each stage towards its trained values, for minima that are too flat. The
+            matching prediction is a solve with the same damping, `Lanczos(damping=proximity, filter=Shift)`.
 
     Raises:
         SolveError: a copy did not reach the tolerance.
@@ -35,7 +35,7 @@ class Resolve(Fit):
     tolerance: float = 1e-8
     max_steps: int = 400
     proximity: float = 0.0
-    draws: bool = field(default=False, init=False, repr=False)
+    is_stochastic: bool = field(default=False, init=False, repr=False)
     _known: dict[int, tuple[BoundStage, Preconditioner | None]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Resolve(Fit):
             refuse(f"Resolve: proximity must be a number of at least 0, got {self.proximity!r}")
 
     def __getstate__(self) -> dict[str, object]:
-        """Its settings: preconditioners that were made on the way do not make it another fit."""
+        """Its settings alone: cached preconditioners do not make it another fit."""
         return {**vars(self), "_known": {}}
 
     def prepare(self, bound: BoundStage) -> None:
@@ -51,12 +51,12 @@ class Resolve(Fit):
         if id(bound) not in self._known:
             self._known[id(bound)] = bound, Preconditioner.of(bound, self.proximity)
 
-    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
         del seed
         self.prepare(bound)
         known, found = self._known[id(bound)][1], []
         for place, weight in enumerate(weights):
-            again = with_previous(bound, None if before is None else one_copy(before, place))
+            again = with_previous(bound, None if previous is None else one_copy(previous, place))
             few = float((1 - weight).clamp_min(0).sum()) <= FEW * len(weight)
             minimum = minimise(
                 again,

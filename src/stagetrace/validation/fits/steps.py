@@ -1,4 +1,4 @@
-"""Training by optimiser steps, many copies in one: the batches are the same for all, only example weights differ."""
+"""Training by optimiser steps, many copies at once: all see the same batches, only example weights differ."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,12 +12,13 @@ from torch.func import grad, vmap
 
 from stagetrace.errors import DifferentiationError, SolveError, refuse
 from stagetrace.recording import Recording, Unrolled
+from stagetrace.renamed import renamed_fields
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.space import Params
 from stagetrace.stages.stage import Stage, check_count
 from stagetrace.validation.fits.fit import Copies, Fit, expanded, one_copy, starting_values
-from stagetrace.validation.fits.rules import Rule
+from stagetrace.validation.fits.optimizers import OptimizerSettings
 from stagetrace.validation.rebinding import values_from_previous, with_values
 
 SCHEDULES: Mapping[str, Callable[[int], Callable[[int], float]]] = {
@@ -26,40 +27,41 @@ SCHEDULES: Mapping[str, Callable[[int], Callable[[int], float]]] = {
 }
 """What each step's learning rate is multiplied by."""
 
-Slope = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
-"""`slope(points [copies, size], inherited, weights [copies, batch], batch) -> [copies, size]`."""
+BatchGradient = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
+"""`gradient(points [copies, size], inherited, weights [copies, batch], batch) -> [copies, size]`."""
 
 
 @final
+@renamed_fields(rule="optimizer")
 @dataclass(frozen=True)
 class Steps(Fit):
     """`steps` steps of an optimiser on `mean over the batch of weight * loss + weight_decay / 2 |trained|^2`.
 
     The order of the batches is drawn by the seed alone, so that runs with and without an example see the same batches:
-    its weight is 0 in one, and everything else is equal (a paired comparison). The batch's mean is over all of its
-    examples, whatever their weights. The model is evaluated in eval mode: no dropout, BatchNorm statistics as they are.
-    A stage starts from what it shares with the stage before. A link's pull towards it is added where it was part of
-    the training loss (`Link.in_training_loss`); that of `Proximal` only stands for how few steps were taken.
+    its weight is 0 in one of them, and all else is equal (a paired comparison). The batch's mean is over all of its
+    examples, whatever their weights. The model is evaluated in eval mode: no dropout, BatchNorm statistics fixed.
+    Shared parameters start from the stage before. A link's pull towards it is added where it was part of the training
+    loss (`Link.in_training_loss`); that of `Proximal` only models how few steps were taken.
 
     Args:
-        rule: `Adam(...)`, `AdamW(...)` or `SGD(...)`, or your own.
+        optimizer: `Adam(...)`, `AdamW(...)` or `SGD(...)`, or your own.
         steps: how many.
         batch_size: examples a step.
-        start: "warm" goes on from the stage's trained values (what it shares taken from the stage before); "cold" draws
-            the stage's own values anew by the seed, with each module's `reset_parameters()`, and takes what it moved
-            from the stage before.
+        start: "warm" continues from the stage's trained values (shared ones taken from the stage before); "cold" draws
+            new initial values by the seed, with each module's `reset_parameters()`, but for shared parameters, which it
+            takes from the stage before.
         schedule: "constant" or "cosine" (down to zero at the end).
 
     Raises:
         SolveError: training diverged.
     """
 
-    rule: Rule
+    optimizer: OptimizerSettings
     steps: int
     batch_size: int
     start: Literal["warm", "cold"] = "warm"
     schedule: Literal["constant", "cosine"] = "constant"
-    draws: bool = field(default=True, init=False, repr=False)
+    is_stochastic: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_count(self.steps, "Steps(steps=...)")
@@ -69,17 +71,18 @@ class Steps(Fit):
         if self.schedule not in SCHEDULES:
             refuse(f"Steps: schedule must be 'constant' or 'cosine', got {self.schedule!r}")
 
-    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
         copies, trained = len(weights), bound.trained
-        values = self.start_of(bound, before, copies, seed)
+        values = self.start_of(bound, previous, copies, seed)
         inherited = {name: values[name] for name in bound.inherited.names}
-        own = {name: values[name] for name in trained.names}
-        point = trained.flatten_columns(own).mT.contiguous()  # [copies, size]
-        optimizer = self.rule.begin(point, trained)
+        point = trained.flatten_columns(
+            {name: values[name] for name in trained.names}
+        ).mT.contiguous()  # [copies, size]
+        optimizer = self.optimizer.build(point, trained)
         weights = weights.to(point)
-        slope, penalty = slopes(bound), _penalty_gradient(bound, before)
+        loss_gradient, penalty = batch_gradients(bound), _penalty_gradient(bound, previous)
         for step, batch in enumerate(self.batches(bound, seed)):
-            gradient = slope(point, inherited, weights[:, list(batch.indices)], batch)
+            gradient = loss_gradient(point, inherited, weights[:, list(batch.indices)], batch)
             point.grad = gradient + penalty(point)
             for group in optimizer.param_groups:
                 group["lr"] = self.rate_at(step)
@@ -87,8 +90,8 @@ class Steps(Fit):
         point.grad = None
         if not bool(torch.isfinite(point).all()):
             raise SolveError(
-                f"{bound.stage.where}: training diverged (a parameter is not finite after {self.steps} steps at a "
-                f"rate of {self.rule.rate:g}); lower the rate"
+                f"{bound.stage.where}: training diverged (a parameter is not finite after {self.steps} steps "
+                f"with lr={self.optimizer.lr:g}); lower lr"
             )
         return {**values, **trained.unflatten_columns(point.mT)}
 
@@ -114,7 +117,7 @@ class Steps(Fit):
         for name in bound.inherited.names:
             named[name].requires_grad_(False)  # kept, whatever the user's model says
         parameters = [named[name] for name in bound.trained.names]
-        optimizer = self.rule.alone(parameters, bound.trained, bound.stage.weight_decay)
+        optimizer = self.optimizer.alone(parameters, bound.trained, bound.stage.weight_decay)
         with Recording(folder, model, optimizer, inputs="again") as recording:
             for step, batch in enumerate(self.batches(bound, seed)):
                 for group in optimizer.param_groups:
@@ -127,16 +130,16 @@ class Steps(Fit):
         shared = bound.inherited_from | bound.anchored_to
         return replace(stage, link=Unrolled(shared, folder), weight_decay=0.0)
 
-    def start_of(self, bound: BoundStage, before: Copies | None, copies: int, seed: int) -> Copies:
+    def start_of(self, bound: BoundStage, previous: Copies | None, copies: int, seed: int) -> Copies:
         """Every parameter of the copies before the first step."""
-        values = starting_values(bound, copies, before)
+        values = starting_values(bound, copies, previous)
         if self.start == "cold":
-            values.update(expanded(_anew(bound, seed, handed=before is not None), copies))
+            values.update(expanded(_cold_start(bound, seed, follows=previous is not None), copies))
         return values
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""
-        return self.rule.rate * SCHEDULES[self.schedule](self.steps)(step)
+        return self.optimizer.lr * SCHEDULES[self.schedule](self.steps)(step)
 
     def batches(self, bound: BoundStage, seed: int) -> Iterator[Batch]:
         """The batches of the steps, in order."""
@@ -157,13 +160,13 @@ def orders(examples: int, batch_size: int, steps: int, seed: int) -> list[list[i
     return plan[:steps]
 
 
-def slopes(bound: BoundStage) -> Slope:
+def batch_gradients(bound: BoundStage) -> BatchGradient:
     """The gradient of the weighted mean loss of a batch, for each copy."""
     risk, trained = bound.risk, bound.trained
 
-    def slope(points: Tensor, inherited: Copies, weights: Tensor, batch: Batch) -> Tensor:
-        def loss(point: Tensor, kept: Copies, weight: Tensor) -> Tensor:
-            return weight @ risk.losses(trained.unflatten(point), kept, batch) / len(batch)
+    def gradient(points: Tensor, inherited: Copies, weights: Tensor, batch: Batch) -> Tensor:
+        def loss(point: Tensor, frozen: Copies, weight: Tensor) -> Tensor:
+            return weight @ risk.losses(trained.unflatten(point), frozen, batch) / len(batch)
 
         if len(points) == 1:
             alone = {name: value[0] for name, value in inherited.items()}
@@ -176,26 +179,29 @@ def slopes(bound: BoundStage) -> Slope:
                 f"({str(cause).splitlines()[0]}); type together=1"
             ) from cause
 
-    return slope
+    return gradient
 
 
-def _penalty_gradient(bound: BoundStage, before: Copies | None) -> Callable[[Tensor], Tensor]:
+def _penalty_gradient(bound: BoundStage, previous: Copies | None) -> Callable[[Tensor], Tensor]:
     """The gradient of the penalties in the training loss, at the points of several copies `[copies, size]`."""
     decay = bound.stage.weight_decay
     if not bound.anchored_to or not bound.stage.link or not bound.stage.link.in_training_loss:
         return lambda point: decay * point
     pull, start = bound.pull, bound.anchor.unsqueeze(0)
-    if before is not None:
-        started = expanded(bound.trained_values, len(next(iter(before.values()))))
-        start = bound.trained.flatten_columns(started | values_from_previous(bound, before, anchored=True)).mT
+    if previous is not None:
+        started = expanded(bound.trained_values, len(next(iter(previous.values()))))
+        start = bound.trained.flatten_columns(started | values_from_previous(bound, previous, anchored=True)).mT
     return lambda point: decay * point + pull * (point - start)
 
 
-def _anew(bound: BoundStage, seed: int, *, handed: bool) -> Params:
-    """Where a cold start begins: own values drawn anew; moved ones, unless handed on, as the stage before left them."""
+def _cold_start(bound: BoundStage, seed: int, *, follows: bool) -> Params:
+    """Initial values of a cold start: new ones, but for anchored parameters, which start where the stage before ended.
+
+    follows: whether these are taken from a stage before that was trained again; they are then left out.
+    """
     fresh = reset(bound, seed)
     values = {name: fresh[name] for name in bound.trained.names if name not in bound.anchored_to}
-    return values if handed else values | bound.anchored.start
+    return values if follows else values | bound.anchored.start
 
 
 def reset(bound: BoundStage, seed: int) -> Params:

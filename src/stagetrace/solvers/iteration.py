@@ -1,4 +1,4 @@
-"""An algorithm as a process: it asks for products, and is sent them; see `lockstep.py`."""
+"""An algorithm as a generator: it yields the vectors to multiply and is sent the products; see `batched.py`."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -10,23 +10,24 @@ from torch import Tensor
 class Report(Protocol):
     """Called after each iteration with the steps done and the worst relative residual estimate so far.
 
-    The residual is NaN while there is no answer yet: a rule that chooses the damping looks at the spectrum first.
+    The residual is NaN while there is no answer yet: a rule that chooses the damping estimates the spectrum first.
     """
 
     def __call__(self, step: int, residual: float, /) -> None: ...
 
 
 def silent(step: int, residual: float, /) -> None:
-    """The report that says nothing."""
+    """A report that does nothing."""
 
 
 @final
 @dataclass(frozen=True)
-class Ask:
-    """What a running process says: multiply these `vectors` please; my relative residual is about `residual`.
+class Matvec:
+    """A request for a product with the operator.
 
     vectors: one `[dim]`, or a block of several `[dim, m]`; the product comes in the same shape.
-    `check` marks products spent on measuring the answer, which are counted apart from those spent on finding it.
+    residual: the iteration's estimate of its relative residual so far.
+    check: whether the product measures the answer; such products are counted apart from those that find it.
     """
 
     vectors: Tensor
@@ -35,11 +36,11 @@ class Ask:
 
 
 class Outcome(Protocol):
-    """What a process returns: at least the relative residual that it ended with."""
+    """What an iteration returns: at least the relative residual that it ended with."""
 
     @property
     def residual(self) -> float: ...
 
 
 T = TypeVar("T", bound=Outcome)
-Process = Generator[Ask, Tensor, T]
+Iteration = Generator[Matvec, Tensor, T]

@@ -1,4 +1,4 @@
-"""What a stage minimised, with weights on its examples: value, gradient and curvature at any point.
+"""The objective of a stage with weights on its examples: value, gradient and curvature at any point.
 
     F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + sum_j a_j (x_j - W_j)^2 + proximity / 2 |x - start|^2
 
@@ -21,9 +21,9 @@ class WeightedObjective:
     """The function `F` above.
 
     Args:
-        bound: the stage at its place in a chain; its values are the start, and what it inherited stays.
+        bound: the stage at its place in a chain; its values are the start; inherited parameters stay as they are.
         weights: one per example, `[n]`, finite and not negative; None weighs each by 1.
-        memory: bytes of kept graphs per process; what does not fit is computed anew for each product.
+        memory: bytes of retained graphs per process; the rest is recomputed for each product.
         proximity: of a pull towards the start; 0 for none.
 
     Raises:
@@ -47,17 +47,17 @@ class WeightedObjective:
         decay, pull = self.bound.stage.weight_decay, self.bound.penalty - self.bound.stage.weight_decay
         away = point - self._anchor
         value = decay / 2 * (point @ point) + (pull * away) @ away / 2  # pull is 2 a on W, 0 elsewhere
-        moved = point - self.start
-        value = value + self.proximity / 2 * (moved @ moved)
-        return float(value), decay * point + pull * away + self.proximity * moved
+        displacement = point - self.start
+        value = value + self.proximity / 2 * (displacement @ displacement)
+        return float(value), decay * point + pull * away + self.proximity * displacement
 
-    def explain(self, point: Tensor) -> None:
+    def raise_not_finite(self, point: Tensor) -> None:
         """Find the example whose loss is not finite, and raise.
 
         Raises:
             DataError: with its index.
         """
-        self.losses.explain(self.bound.trained.unflatten(point))
+        self.losses.raise_not_finite(self.bound.trained.unflatten(point))
 
 
 @final
@@ -66,9 +66,9 @@ class Linearization:
 
     def __init__(self, objective: WeightedObjective, point: Tensor) -> None:
         losses = objective.losses.at(objective.bound.trained.unflatten(point))
-        penalty, slope = objective.penalty(point)
+        penalty, penalty_gradient = objective.penalty(point)
         self.point, self.value = point, losses.value + penalty
-        self.gradient = losses.gradient + slope
+        self.gradient = losses.gradient + penalty_gradient
         self.norm = float(self.gradient.norm())
         self.curvature = losses + DiagonalOperator(objective.bound.penalty + objective.proximity)
 

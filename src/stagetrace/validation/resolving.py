@@ -1,4 +1,4 @@
-"""Stages really solved again: the truth that a score predicts."""
+"""Stages solved again with other example weights: the truth that a score predicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ def resolve(
 ) -> Resolved:
     """Solve a stage again with these example weights, then every later stage with its own, each from where it was.
 
-    What a later stage kept of the one before takes the new values; what it moved is pulled towards them, as strongly as
-    before (`alpha="auto"` is estimated once, in `chain`). The chain itself stays as it is.
+    Parameters that a later stage inherited take the new values; anchored ones are pulled towards them, as strongly as
+    before (`alpha="auto"` is estimated once, in `chain`). The chain itself is not changed.
 
     Args:
         chain: at its strict minimum (see `polish`), or the difference to `chain` is not that of the weights alone.
         stage: whose examples are weighted.
-        weights: `[n]`, one per example of that stage; 0 removes one with n kept, see `minimise`.
+        weights: `[n]`, one per example of that stage; 0 removes one, and n stays the same, see `minimise`.
         tolerance: of each stage's gradient norm.
         max_steps: Newton steps for each stage.
-        strict: look for negative curvature too, see `minimise`.
+        strict: also check for negative curvature, see `minimise`.
 
     Raises:
         DescriptionError: no such stage; weights that do not fit; parameters below float64.
@@ -89,14 +89,7 @@ def polish(
 @in_ordinary_modes
 def query_loss(chain: Chain, query: Query) -> Tensor:
     """The query loss at the chain's last stage: a float64 number, or `[n_queries]` for a query that is not reduced."""
-    risk = query.risk(chain.last)
-    with torch.no_grad():
-        losses = [
-            risk.losses(risk.trained_values, risk.inherited_values, batch)
-            for batch in risk.read(risk.examples.batch_indices())
-        ]
-    values = torch.cat(losses).double().cpu()
-    return {"mean": values.mean(), "sum": values.sum(), "none": values}[query.reduction]
+    return query.loss(chain.last)
 
 
 def leave_out(examples: int, indices: Sequence[int], share: float = 1.0) -> Tensor:
@@ -130,7 +123,7 @@ def removal_effects(
     tolerance: float = 1e-10,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The true change of the query loss as `share` of each example, one at a time, is taken out of a stage.
+    """The true change of the query loss as `share` of each example, one at a time, is removed from a stage.
 
     What `Scores.removal_effect` (times `share`) predicts. Sign: negative = removing it helps. Unit: query loss.
 

@@ -1,4 +1,4 @@
-"""The user's own training."""
+"""Training by a function of the user's."""
 
 import inspect
 from collections.abc import Callable
@@ -17,27 +17,27 @@ from stagetrace.validation.rebinding import with_values
 
 @final
 @dataclass(frozen=True)
-class Call(Fit):
+class CustomTraining(Fit):
     """`fit(weights) -> model`, one copy after the other.
 
     function: takes `weights` `[n]` (float64, CPU; 0 leaves an example out), and returns the trained module, of the
-        stage's architecture. If it has a parameter `previous` it gets the module of the stage before, trained again
-        with the same weights (None for the first stage); a stage after the first must have it. If it has a parameter
-        `seed` it gets the run's: of whatever it draws. The same seed must give the same order and the same initial
-        values whatever the weights, or the comparison with the control is not paired.
+        stage's architecture. A parameter `previous` receives the module of the stage before, trained again with the
+        same weights (None for the first stage); later stages must have it. A parameter `seed` receives the seed of the
+        run. The same seed must give the same order and the same initial values whatever the weights, or the comparison
+        with the control is not paired.
     """
 
     function: Callable[..., nn.Module]
-    draws: bool = field(default=False, init=False)
+    is_stochastic: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "draws", "seed" in self._names())
+        object.__setattr__(self, "is_stochastic", "seed" in self._names())
 
-    def __call__(self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int) -> Copies:
+    def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
         names = self._names()
-        if before is not None:
+        if previous is not None:
             self.check_follows(bound)
-        return stacked([self._one(bound, weights, before, seed, place, names) for place in range(len(weights))])
+        return stacked([self._one(bound, weights, previous, seed, place, names) for place in range(len(weights))])
 
     def check_follows(self, bound: BoundStage) -> None:
         """Refuse a function that cannot take the stage before, trained again.
@@ -52,18 +52,20 @@ class Call(Fit):
             )
 
     def _one(
-        self, bound: BoundStage, weights: Tensor, before: Copies | None, seed: int, place: int, names: set[str]
+        self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int, place: int, names: set[str]
     ) -> dict[str, Tensor]:
         given: dict[str, Any] = {}
-        handed = {} if before is None else one_copy(before, place)
-        if "previous" in names:  # a copy in any case: the function may train it further
-            given["previous"] = bound.previous and with_values(bound.previous, handed).model
+        taken = {} if previous is None else one_copy(previous, place)
+        if "previous" in names:  # always a copy: the function may train it further
+            given["previous"] = bound.previous and with_values(bound.previous, taken).model
         if "seed" in names:
             given["seed"] = seed
         model = self.function(weights[place].double().cpu().clone(), **given)
         if not isinstance(model, nn.Module):
             refuse(f"{bound.stage.where}: fit must return the trained module, got {type(model).__name__}")
-        found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}  # it may come again
+        found = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }  # the function may return the same module again
         expected = dict(bound.stage.model.named_parameters())
         for name, parameter in expected.items():
             if name not in found or found[name].shape != parameter.shape:
@@ -72,7 +74,7 @@ class Call(Fit):
                     f"{list(parameter.shape)}; return a module of the stage's architecture"
                 )
         values = {name: found[name].to(parameter.detach()) for name, parameter in expected.items()}
-        _check_kept(bound, values, handed)
+        _check_inherited(bound, values, taken)
         return values
 
     def _names(self) -> set[str]:
@@ -82,10 +84,10 @@ class Call(Fit):
             refuse(f"fit must be a function fit(weights) -> model, got {type(self.function).__name__} ({cause})")
 
 
-def _check_kept(bound: BoundStage, values: Params, handed: Params) -> None:
-    """What a link says was kept is what the stage before has now; else the effect would not pass through it."""
+def _check_inherited(bound: BoundStage, values: Params, taken: Params) -> None:
+    """Inherited parameters must be those of the stage before; else the effect would not pass through them."""
     for name, other in bound.inherited_from.items():
-        if not torch.equal(values[name], handed.get(other, bound.inherited_values[name]).to(values[name])):
+        if not torch.equal(values[name], taken.get(other, bound.inherited_values[name]).to(values[name])):
             refuse(
                 f"{bound.stage.where}: the module that fit returned has another '{name}' than the stage before, "
                 f"trained again, has in '{other}', though its link keeps it; load it from previous, and do not train it"
@@ -99,7 +101,11 @@ def as_fit(given: Any) -> Fit:
         DescriptionError: neither.
     """
     if isinstance(given, Fit):
+        if not hasattr(given, "is_stochastic"):
+            refuse(
+                f"{type(given).__name__} must say whether a seed changes its outcome: is_stochastic = True (was: draws)"
+            )
         return given
     if callable(given):
-        return Call(given)  # pyright: ignore[reportArgumentType]
+        return CustomTraining(given)  # pyright: ignore[reportArgumentType]
     refuse(f"a fit must be Resolve(), Steps(...) or a function fit(weights) -> model, got {type(given).__name__}")

@@ -1,6 +1,6 @@
-"""Which of the last stage's parameters came from a given stage, and what the controls do with these alone.
+"""Which of the last stage's parameters came from a given stage, and what the controls compute from these alone.
 
-A control knows nothing of how stages are coupled. It compares a query at the last stage with an example of an earlier
+A control ignores how stages are coupled. It compares a query at the last stage with an example of an earlier
 one in the parameters both have: those that the links, name by name, lead from the last stage down to that stage, and
 that this stage itself trained (no example of it moved the others).
 """
@@ -23,9 +23,10 @@ from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
 
 
-def lineage(chain: Chain, stage: str, where: str) -> dict[str, str]:
-    """`{last stage's parameter: this stage's that it came from}`: the links' pairs, composed; the last stage's own
-    and kept parameters themselves where `stage` is the last. Several may have come from one (a tie undone).
+def parameter_origins(chain: Chain, stage: str, where: str) -> dict[str, str]:
+    """`{last stage's parameter: the parameter of `stage` that it came from}`: the links' pairs, composed.
+
+    Where `stage` is the last, each parameter is its own origin. Several may have come from one (a tie undone).
 
     where: the estimator, for messages.
 
@@ -47,12 +48,14 @@ def lineage(chain: Chain, stage: str, where: str) -> dict[str, str]:
     return names
 
 
-def carried(bound: BoundStage, names: Mapping[str, str], at_last: Sequence[tuple[ParameterSpace, Tensor]]) -> Tensor:
+def mapped_to_origins(
+    bound: BoundStage, names: Mapping[str, str], at_last: Sequence[tuple[ParameterSpace, Tensor]]
+) -> Tensor:
     """A vector at the last stage's parameters as one at those the stage trained: `[trained.size, k]`, else zero.
 
     By the chain rule, parts of several parameters that came from one add up.
 
-    names: the `lineage`. at_last: spaces of the last stage, each with its part of the vector, `[size, k]`.
+    names: the `parameter_origins`. at_last: spaces of the last stage, each with its part of the vector, `[size, k]`.
     """
     vector = bound.trained.zeros(at_last[0][1].shape[1])
     targets = bound.trained.slices()
@@ -73,17 +76,17 @@ def dot_effects(bound: BoundStage, vector: Tensor, query: Query, progress: Progr
     return join(bound.name, scorer.run(lambda _: None, lambda _, __: None, progress)).removal_effect
 
 
-def whole(bound: BoundStage) -> BoundStage:
-    """The stage as if it had been the only one: what it kept counts as trained, and nothing pulls on it."""
+def as_single_stage(bound: BoundStage) -> BoundStage:
+    """The stage as if it had been the only one: inherited parameters count as trained, and nothing pulls on them."""
     trained = {*bound.trained.names, *bound.inherited.names}
     model = _copied(bound.stage, {}, trained)
     return Chain(replace(bound.stage, model=model, link=None)).last
 
 
 def with_last_values(chain: Chain, bound: BoundStage, names: Mapping[str, str]) -> BoundStage:
-    """The stage at the values that the last stage gave the parameters which came from it; its others as they were.
+    """The stage with the last stage's values in the parameters that those came from; the others are unchanged.
 
-    names: the `lineage`. Where several of the last stage's parameters came from one, it takes their mean.
+    names: the `parameter_origins`. Where several of the last stage's parameters came from one, it takes their mean.
     """
     last = dict(chain.last.stage.model.named_parameters())
     ours = dict(bound.stage.model.named_parameters())

@@ -1,4 +1,4 @@
-"""Which optimiser trains a stage again: settings that make a `torch.optim` one over several copies at once.
+"""Which optimiser trains a stage again: settings from which a `torch.optim` one is built, over several copies at once.
 
 The copies are one tensor `[copies, size]`. The optimisers work entry by entry, so each copy is trained as it would be
 alone.
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.renamed import renamed_fields
 from stagetrace.stages.space import ParameterSpace
 
 
-class Rule(ABC):
-    """An optimiser's settings; weight decay is part of the stage's loss, not of the rule."""
+class OptimizerSettings(ABC):
+    """An optimiser's settings; the stage's `weight_decay` is part of its loss and not among them."""
 
-    rate: float
+    lr: float
     state: Mapping[str, Any] | None = None
 
     @abstractmethod
@@ -30,7 +31,7 @@ class Rule(ABC):
             DescriptionError: the optimiser cannot add that to its gradient.
         """
 
-    def begin(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
+    def build(self, point: Tensor, space: ParameterSpace) -> torch.optim.Optimizer:
         """The optimiser of `point` `[copies, size]`, before its first step; a saved state is every copy's."""
         optimizer = self.made([point])
         if self.state is not None:
@@ -53,83 +54,85 @@ class Rule(ABC):
 
 
 @final
+@renamed_fields(rate="lr")
 @dataclass(frozen=True)
-class Adam(Rule):
+class Adam(OptimizerSettings):
     """`torch.optim.Adam` (Kingma & Ba 2015).
 
     Args:
-        rate: the learning rate.
+        lr: the learning rate.
         betas, eps: as in PyTorch.
         state: `optimizer.state_dict()` of the training that is continued, its parameters in the order of the stage's
-            own ones (parameters that it never moved may be among them). Without it the moments start at zero, and the
-            first steps move every parameter by the whole rate, whatever its gradient: effects measured so agree
-            little between orders of the batches.
+            trained ones (parameters that it never changed may be among them). Without it the moments start at zero,
+            and the first steps change every parameter by `lr`, whatever its gradient: effects measured that way vary
+            with the order of the batches.
     """
 
-    rate: float = 1e-3
+    lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     state: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _check_rate("Adam", self.rate)
+        _check_lr("Adam", self.lr)
 
     def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.rate, betas=self.betas, eps=self.eps, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=decay)
 
 
 @final
 @dataclass(frozen=True)
-class AdamW(Rule):
+class AdamW(OptimizerSettings):
     """`torch.optim.AdamW` (Loshchilov & Hutter 2019).
 
     Args:
-        rate, betas, eps, state: as for `Adam`.
-        decay: decoupled from the gradient: each step multiplies the parameters by `1 - rate * decay`. It is no part of
-            any loss, so that scores do not know of it; the stage's own `weight_decay` comes on top.
+        lr, betas, eps, state: as for `Adam`.
+        weight_decay: decoupled from the gradient: each step multiplies the parameters by `1 - lr * weight_decay`. It is
+            not part of any loss, so scores ignore it; the stage's own `weight_decay` is added to the loss.
     """
 
-    rate: float = 1e-3
+    lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    decay: float = 0.01
+    weight_decay: float = 0.01
     state: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _check_rate("AdamW", self.rate)
-        if not (isinstance(self.decay, (int, float)) and 0 <= self.decay < float("inf")):
-            refuse(f"AdamW: decay must be a number of at least 0, such as 0.01, got {self.decay!r}")
+        _check_lr("AdamW", self.lr)
+        if not (isinstance(self.weight_decay, (int, float)) and 0 <= self.weight_decay < float("inf")):
+            refuse(f"AdamW: weight_decay must be a number of at least 0, such as 0.01, got {self.weight_decay!r}")
 
     def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
         if decay:
             refuse(
                 "AdamW adds no weight decay of the loss to its gradient; set the stage's weight_decay to 0, or use Adam"
             )
-        return torch.optim.AdamW(parameters, self.rate, self.betas, self.eps, self.decay)
+        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, self.weight_decay)
 
 
 @final
+@renamed_fields(rate="lr")
 @dataclass(frozen=True)
-class SGD(Rule):
+class SGD(OptimizerSettings):
     """`torch.optim.SGD`: stochastic gradient descent with momentum."""
 
-    rate: float = 0.1
+    lr: float = 0.1
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_rate("SGD", self.rate)
+        _check_lr("SGD", self.lr)
         if not 0 <= self.momentum < 1:
             refuse(f"SGD: momentum must be from 0 to below 1, got {self.momentum!r}")
 
     def made(self, parameters: Sequence[Tensor], decay: float = 0.0) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=self.rate, momentum=self.momentum, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=decay)
 
 
 def _entries(name: str, state: Mapping[str, Any], space: ParameterSpace) -> list[Mapping[str, Any]]:
     """The saved moments in the order of the trained parameters."""
     try:
         order = [number for group in state["param_groups"] for number in group["params"]]
-        entries = [state["state"][number] for number in order if number in state["state"]]  # others were never moved
+        entries = [state["state"][number] for number in order if number in state["state"]]  # others were never changed
         moments = [(entry["exp_avg"], entry["exp_avg_sq"]) for entry in entries]
         shapes = [tuple(first.shape) for first, _ in moments]
         steps = {int(entry["step"]) for entry in entries}
@@ -148,6 +151,6 @@ def _entries(name: str, state: Mapping[str, Any], space: ParameterSpace) -> list
     return entries
 
 
-def _check_rate(what: str, rate: float) -> None:
-    if not (isinstance(rate, (int, float)) and 0 < rate < float("inf")):
-        refuse(f"{what}: rate must be a number above 0, such as 1e-3, got {rate!r}")
+def _check_lr(what: str, lr: float) -> None:
+    if not (isinstance(lr, (int, float)) and 0 < lr < float("inf")):
+        refuse(f"{what}: lr must be a number above 0, such as 1e-3, got {lr!r}")

@@ -1,11 +1,11 @@
-"""The recurrence of conjugate gradients, as a process for `lockstep`: the only one in the package.
+"""The recurrence of conjugate gradients, as an iteration for `run_batched`: the only one in the package.
 
 With a preconditioner `M^-1` near `A^-1` it is, from `r = b - A x` and `z = M^-1 r`, `p = z`:
 
-    a = r'z / p'Ap,    x += a p,    r -= a A p,    b = r'z / (r'z before),    p = z + b p
+    a = r'z / p'Ap,    x += a p,    r -= a A p,    z = M^-1 r,    b = r'z / (r'z before),    p = z + b p
 
-Where a direction p has no positive curvature, `p'Ap <= 0`, the model has no minimum along it: the outcome keeps that
-direction, so that a minimiser can go on along it (`validation/newton.py`).
+Where a direction p has no positive curvature, `p'Ap <= 0`, the quadratic model has no minimum along it: the outcome
+holds that direction, so that a minimiser can go on along it (`validation/newton.py`).
 """
 
 from collections.abc import Generator
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.base import Status
-from stagetrace.solvers.lockstep import Ask, Process
+from stagetrace.solvers.iteration import Iteration, Matvec
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.vectors import dot, norm, norm_of_sum
 
 
 @final
 @dataclass(frozen=True)
-class Terms:
-    """When a descent ends, and on what: `A = H + damping I`.
+class CGSettings:
+    """When the iteration stops, and the system `A = H + damping I`.
 
-    flat: curvature along a direction, over its squared length, that counts as none.
+    flat: curvature along a direction, over its squared length, that counts as zero.
     """
 
     rtol: float
@@ -36,7 +36,7 @@ class Terms:
     preconditioner: LinearOperator | None = None
     flat: float = 0.0
 
-    def improve(self, residual: Tensor) -> Tensor:
+    def precondition(self, residual: Tensor) -> Tensor:
         """`M^-1 r`."""
         return residual if self.preconditioner is None else self.preconditioner @ residual
 
@@ -53,11 +53,11 @@ class Direction:
 
 @final
 @dataclass(frozen=True)
-class Descended:
-    """Where a descent ended.
+class CGResult:
+    """Where the iteration ended.
 
-    value: the best iterate by its residual, relative to the right-hand side; last: the last iterate.
-    direction: what it met instead of positive curvature.
+    value: the iterate with the smallest residual; residual: relative to the right-hand side; last: the last iterate.
+    direction: the one without positive curvature, where it met one.
     smallest_ritz: of `A`, or with a preconditioner of `M^-1 A`, whose sign is the same; infinite without a step.
     """
 
@@ -71,68 +71,68 @@ class Descended:
     smallest_ritz: float = float("inf")
 
 
-def conjugate_gradients(rhs: Tensor, terms: Terms) -> Process[Descended]:
-    """Descend, measure, and descend again from the measured residual while that helps."""
+def conjugate_gradients(rhs: Tensor, settings: CGSettings) -> Iteration[CGResult]:
+    """Iterate, measure, and restart from the measured residual while that at least halves it."""
     zero = torch.zeros_like(rhs)
     size = norm(rhs)
     if size == 0:
-        return Descended(zero, 0.0, 0, Status.CONVERGED, zero)
-    best, residual_vector = Descended(zero, 1.0, 0, Status.MAX_STEPS, zero), rhs
+        return CGResult(zero, 0.0, 0, Status.CONVERGED, zero)
+    best, residual_vector = CGResult(zero, 1.0, 0, Status.MAX_STEPS, zero), rhs
     while True:
-        found = yield from descend(best.value, residual_vector, size, terms, best.steps)
-        image = yield Ask(found.value, found.residual, check=True)
-        true = norm_of_sum((1.0, rhs), (-1.0, image), (-terms.damping, found.value)) / size
-        if true <= terms.rtol:
+        found = yield from cg_recurrence(best.value, residual_vector, size, settings, best.steps)
+        image = yield Matvec(found.value, found.residual, check=True)
+        true = norm_of_sum((1.0, rhs), (-1.0, image), (-settings.damping, found.value)) / size
+        if true <= settings.rtol:
             return replace(found, residual=true, status=Status.CONVERGED, notes=())
         if found.status is not Status.CONVERGED or true > best.residual / 2:
             status = Status.STAGNATED if found.status is Status.CONVERGED else found.status
             kept, residual = (found.value, true) if true <= best.residual else (best.value, best.residual)
             return replace(found, value=kept, residual=residual, status=status)
-        residual_vector = rhs - image - terms.damping * found.value
+        residual_vector = rhs - image - settings.damping * found.value
         best = replace(found, residual=true, status=Status.MAX_STEPS)
 
 
-def descend(
-    start: Tensor, residual_vector: Tensor, size: float, terms: Terms, steps: int = 0
-) -> Generator[Ask, Tensor, Descended]:
+def cg_recurrence(
+    start: Tensor, residual_vector: Tensor, size: float, settings: CGSettings, steps: int = 0
+) -> Generator[Matvec, Tensor, CGResult]:
     """The recurrence from `start`; size: the norm that residuals are relative to; steps: those already made."""
     x, r = start, residual_vector
-    z = terms.improve(r)
+    z = settings.precondition(r)  # z = M^-1 r
     p, rz = z, dot(r, z)
-    residual = _length(r, rz, terms) / size
+    residual = _length(r, rz, settings) / size
     best, best_residual, status, notes = x, residual, Status.MAX_STEPS, ()
     direction, lengths, ratios = None, list[float](), list[float]()
-    while steps < terms.max_steps:
-        Ap = torch.add((yield Ask(p, best_residual)), p, alpha=terms.damping)
+    while steps < settings.max_steps:
+        Ap = torch.add((yield Matvec(p, best_residual)), p, alpha=settings.damping)
         steps += 1
-        curvature = dot(p, Ap)
-        if curvature <= 0 or (terms.flat and curvature <= terms.flat * dot(p, p)):
+        curvature = dot(p, Ap)  # p'Ap
+        if curvature <= 0 or (settings.flat and curvature <= settings.flat * dot(p, p)):
             direction = Direction(p, curvature, rz)
-            status, notes = Status.INDEFINITE, (_remedy(curvature / dot(p, p), terms.damping),)
+            status, notes = Status.INDEFINITE, (_remedy(curvature / dot(p, p), settings.damping),)
             break
-        lengths.append(rz / curvature)
-        x, r = torch.add(x, p, alpha=lengths[-1]), torch.sub(r, Ap, alpha=lengths[-1])
-        z = terms.improve(r)
+        lengths.append(rz / curvature)  # a = r'z / p'Ap
+        x, r = torch.add(x, p, alpha=lengths[-1]), torch.sub(r, Ap, alpha=lengths[-1])  # x += a p, r -= a A p
+        z = settings.precondition(r)  # z = M^-1 r
         rz, previous = dot(r, z), rz
-        ratios.append(rz / previous)
-        residual = _length(r, rz, terms) / size
+        ratios.append(rz / previous)  # b = r'z / (r'z before)
+        residual = _length(r, rz, settings) / size
         if residual < best_residual:
             best, best_residual = x, residual
-        if residual <= terms.rtol:
+        if residual <= settings.rtol:
             status = Status.CONVERGED
             break
         # For a positive definite operator the residual rises at most by the root of the condition number.
         if residual * torch.finfo(r.dtype).eps > best_residual:
             status, notes = Status.SINGULAR, ("the right-hand side lies outside the operator's range: add damping",)
             break
-        p = torch.add(z, p, alpha=ratios[-1])
+        p = torch.add(z, p, alpha=ratios[-1])  # p = z + b p
     smallest = _smallest_ritz(lengths, ratios, direction)
-    return Descended(best, best_residual, steps, status, x, notes, direction, smallest)
+    return CGResult(best, best_residual, steps, status, x, notes, direction, smallest)
 
 
-def _length(r: Tensor, rz: float, terms: Terms) -> float:
-    """`|r|`, which is known where nothing is preconditioned."""
-    return rz**0.5 if terms.preconditioner is None else norm(r)
+def _length(r: Tensor, rz: float, settings: CGSettings) -> float:
+    """`|r|`, which without a preconditioner is `sqrt(r'z)`."""
+    return rz**0.5 if settings.preconditioner is None else norm(r)
 
 
 def _smallest_ritz(lengths: list[float], ratios: list[float], met: Direction | None) -> float:

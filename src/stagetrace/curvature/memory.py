@@ -1,0 +1,35 @@
+"""What a graph of autograd keeps in memory: counted once, while it is recorded."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk
+from stagetrace.stages.sparse import storages_of
+
+T = TypeVar("T")
+
+
+def graph_bytes(risk: Risk, batch: Batch, record: Callable[[], T]) -> tuple[T, int]:
+    """The result of `record`, and the bytes that the graphs it records keep alive.
+
+    Parameters, buffers and the batch do not count: they are in memory anyway.
+    """
+    data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
+    parameters = (*risk.trained_values.values(), *risk.inherited_values.values())
+    anyway = {
+        address for tensor in (*parameters, *risk.evaluation.model.buffers(), *data) for address in storages_of(tensor)
+    }
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        saved.update((address, size) for address, size in storages_of(tensor).items() if address not in anyway)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        result = record()
+    return result, sum(saved.values())
