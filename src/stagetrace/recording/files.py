@@ -21,12 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stagetrace.recording.content import Written
 from stagetrace.recording.step import Clip, Micro, State, Step
-from stagetrace.recording.tensors import write_tensors
 from stagetrace.results.files import atomic
 
 FORMAT = 1
@@ -158,7 +158,10 @@ def _alone(tensor: Tensor) -> Tensor:
 
 def _save(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> None:
     with atomic(path, forced=False) as temporary:
-        write_tensors(temporary, tensors, said)
+        try:
+            save_file(dict(tensors), temporary, dict(said))
+        except SafetensorError as cause:
+            raise OSError(str(cause)) from cause
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
