@@ -73,7 +73,7 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
         rows = of.data(2).remove_columns("text").rename_column("label", "labels")
         settings: dict[str, Any] = {"cls": of.Weighted, "remove_unused_columns": False}
         if folder is None:
-            rows = rows.add_column("row", range(len(rows)))
+            rows = rows.add_column("row", list(range(len(rows))))
         trainer = of.trainer(
             tmp_path / "out", of.model(CLASSIFIER, torch.float64), rows, **({} if folder else settings)
         )

@@ -53,5 +53,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, 
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for _, tensor in ordered:
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return None
