@@ -78,7 +78,7 @@ def _gpt2() -> Any:
 def _train(make: Any, steps: int, folder: Path | None, every: Any, seed: int) -> None:
     torch.manual_seed(seed)
     model, tokens = make().train(), torch.randint(0, WORDS, (steps * BATCH, LENGTH))
-    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    rows: Any = [{"input_ids": row, "labels": row} for row in tokens]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = DataLoader(rows, BATCH, shuffle=True)
 

@@ -1,7 +1,7 @@
 """Loops with accelerate, whose prepared model, optimiser and loader are recorded as plain ones are."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import pytest
@@ -16,7 +16,7 @@ from stagetrace.objectives import Classification
 from stagetrace.recording import Recorded
 from tests.replay.runs import Net, data_of
 
-DATA = [(x.float(), y) for x, y in data_of(11, 3, seed=1)]
+DATA: Any = [(x.float(), y) for x, y in data_of(11, 3, seed=1)]
 EPOCHS, STEPS = 2, 4  # three batches an epoch, two to a step, and the last one alone
 
 
@@ -33,7 +33,7 @@ def forgotten() -> None:
 
 def trained(folder: Path | None, dtype: torch.dtype = torch.float32, precision: str = "no", **settings: Any) -> Net:
     torch.manual_seed(0)
-    model, rows = Net(3, 0.2).to(dtype), [(x.to(dtype), y) for x, y in DATA]
+    model, rows = Net(3, 0.2).to(dtype), cast(Any, [(x.to(dtype), y) for x, y in DATA])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 3)
     loader = DataLoader(rows, 4, shuffle=True)

@@ -17,7 +17,7 @@ from tests.replay.runs import Net, data_of
 
 lightning = pytest.importorskip("lightning")
 pytestmark = pytest.mark.filterwarnings("ignore")
-DATA = [(x.float(), y) for x, y in data_of(23, 3, seed=1)]
+DATA: Any = [(x.float(), y) for x, y in data_of(23, 3, seed=1)]
 
 
 class Module(lightning.LightningModule):

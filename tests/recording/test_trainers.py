@@ -73,7 +73,7 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
         rows = of.data(2).remove_columns("text").rename_column("label", "labels")
         settings: dict[str, Any] = {"cls": of.Weighted, "remove_unused_columns": False}
         if folder is None:
-            rows = rows.add_column("row", range(len(rows)))
+            rows = rows.add_column("row", list(range(len(rows))))
         trainer = of.trainer(
             tmp_path / "out", of.model(CLASSIFIER, torch.float64), rows, **({} if folder else settings)
         )
@@ -105,16 +105,27 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
         assert float(found["only"].values[index]) == pytest.approx(slope, rel=1e-6)
 
 
-def test_adapters_on_a_frozen_base(tmp_path: Path):
+def test_adapters_on_a_frozen_base_that_was_trained_before(tmp_path: Path):
+    first = of.trainer(tmp_path / "first", of.model("BertForMaskedLM"), of.data())
+    Recording.of(first, tmp_path / "pretrain")
+    first.train()
     base = of.model(CLASSIFIER)
+    base.bert.load_state_dict(first.model.bert.state_dict(), strict=False)  # a pooler is new
     lora = peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False, task_type="SEQ_CLS")
-    trained = of.trainer(tmp_path / "out", peft.get_peft_model(base, lora), of.data(2))
-    Recording.of(trained, tmp_path / "recording")
-    trained.train()
-    off, found = agreement(trained, tmp_path / "recording")
-    assert off < 1e-5
-    assert not any("base_layer" in name for name in Recorded.load(tmp_path / "recording").trained)
-    assert bool((found["only"].values != 0).all())
+    second = of.trainer(tmp_path / "second", peft.get_peft_model(base, lora), of.data(2))
+    Recording.of(second, tmp_path / "finetune")
+    second.train()
+    first.model.eval()
+    second.model.eval()
+    pretrain = hf.from_trainer(first, "pretrain", link=Unrolled(recording=tmp_path / "pretrain"))
+    link = Unrolled(hf.shared(second.model, pretrain), tmp_path / "finetune")
+    finetune = hf.from_trainer(second, "finetune", after=pretrain, link=link)
+    chain = Chain(pretrain, finetune)
+    assert not chain["finetune"].anchored_to  # all that is shared was kept
+    found = trace(chain, hf.query(of.data(2).select([0]), stage=finetune))
+    for name in ("pretrain", "finetune"):
+        assert found.solutions[name].relative_residuals[0] < 1e-5
+        assert bool((found[name].values != 0).all())
 
 
 def test_the_best_checkpoint_is_a_state_that_was_kept(tmp_path: Path):

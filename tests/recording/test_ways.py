@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from stagetrace.recording.refused import check_model
 from stagetrace.recording.spacing import Spacing
 from tests.replay.runs import Net, data_of
 
-DATA = data_of(11, 3, seed=1)
+DATA: Any = data_of(11, 3, seed=1)
 
 
 class Recomputed(Net):
@@ -186,4 +186,4 @@ def test_averaged_weights_are_no_state_of_the_training(tmp_path: Path):
             optimizer.step()
             average.update_parameters(model)
     with pytest.raises(DescriptionError, match=r"averaged weights \(EMA, SWA\) are no state"):
-        scores(average.module.eval(), tmp_path)
+        scores(cast(Net, average.module.eval()), tmp_path)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.hf import tiny
 
 TEXTS = (*tiny.TEXTS, "the big cat", "a red mat sat on the dog", "good dog on the happy mat")
-MASKED = {"BertForMaskedLM": {"mlm_probability": 0.3}, "GPT2LMHeadModel": {"mlm": False}}
+MASKED: dict[str, dict[str, Any]] = {"BertForMaskedLM": {"mlm_probability": 0.3}, "GPT2LMHeadModel": {"mlm": False}}
 DROPOUT = {
     "Bert": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     "GPT2": {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
@@ -32,7 +32,7 @@ def data(labels: int | None = None) -> datasets.Dataset:
 
 def trainer(folder: Path, model: Any, rows: Any, *, cls: Any = transformers.Trainer, **settings: Any) -> Any:
     """Warm-up, decay in groups, clipping, and two batches a step with a ragged end, before `train()`."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
         "learning_rate": 0.01, "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.5, "use_cpu": True,
         "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",

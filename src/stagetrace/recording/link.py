@@ -49,7 +49,6 @@ class Unrolled(Link):
         recording: the folder of a `Recording`, or what `Recorded.load` made of it; of a training that was interrupted
             and resumed a list of them, one for each session. The stage's model must be the one in which the recording
             ended, or a state that was kept on the way (the best checkpoint).
-
         seeds: of the orders of the batches, where the library trains.
         memory: bytes for the states between two that were kept, while the steps run backwards; where they do not fit,
             some steps are replayed once more. The scores do not depend on it.

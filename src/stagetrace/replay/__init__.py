@@ -1,5 +1,5 @@
 """A recorded training run again: forwards to see that it is the one recorded, backwards to differentiate it."""
 
-from stagetrace.replay.stopped import stopped_early as stopped_early
+from stagetrace.replay.stopped import stopped_early
 
-__all__: list[str] = []
+__all__ = ["stopped_early"]
