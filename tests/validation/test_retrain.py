@@ -21,8 +21,8 @@ from stagetrace.validation.retrain import Retraining
 from stagetrace.validation.workers import Job, JobResult, default_processes, run_jobs
 from tests.chains import FROZEN_RIDGE, FROZEN_TANH, STRONG_LOGISTIC, ChainCase, chain_of, query_of
 from tests.oracles import Point, solved
+from tests.validation.fits import Branching, model_of, of
 from tests.validation.plain import Plain, trained
-from tests.validation.test_fits import Branching, model_of, of
 
 RUNS = [(index,) for index in range(6)]
 
