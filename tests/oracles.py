@@ -232,7 +232,7 @@ def truth(case: "ChainCase", position: int, h: float = 5e-5) -> Tensor:
     equal = mean_weights(case.stages[position])
     shifts = h * torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.float64)
     weights = equal + shifts.view(4, 1, 1) * torch.eye(len(equal), dtype=torch.float64)  # [4, n (shifted), n]
-    plus, minus, plus_two, minus_two = solved_again(case, position, weights)  # [n, q] each
+    plus, minus, plus_two, minus_two = solved_again(case, position, weights, steps=3)  # [n, q] each
     return ((8 * (plus - minus) - (plus_two - minus_two)) / (12 * h)).T
 
 
