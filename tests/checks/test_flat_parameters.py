@@ -1,4 +1,4 @@
-"""Parameters that rightly have no slope are told, not refused; scores that would all be zero are."""
+"""Parameters whose gradient is rightly zero are told, not refused; scores that would all be zero are."""
 
 from typing import Any
 

@@ -133,14 +133,13 @@ def saved_chain(folder: Path, before: Any, after: Any, tokenizer: Any) -> Chain:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "by"),
     [
-        ("BertForMaskedLM", "BertForSequenceClassification"),
-        ("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
-        ("LlamaForCausalLM", "LlamaForSequenceClassification"),
+        pytest.param("BertForMaskedLM", "BertForSequenceClassification", 0.0, id="bert, frozen"),
+        pytest.param("GPT2LMHeadModel", "GPT2ForSequenceClassification", 0.1, id="gpt2, proximal"),
+        pytest.param("LlamaForCausalLM", "LlamaForSequenceClassification", 0.1, id="llama, proximal"),
     ],
 )
-@pytest.mark.parametrize("by", [0.0, 0.1], ids=["frozen", "proximal"])
 def test_folders_are_all_that_is_needed(first: str, second: str, by: float, tmp_path: Path):
     before = tiny.model(first)
     chain = saved_chain(

@@ -40,7 +40,7 @@ def test_the_users_functions_are_called_stage_after_stage(case: ChainCase):
     retraining = Retraining(chain_of(case, solved(case)), query_of(case, reduction="none"), "pretrain", by_newton(case))
     weights = torch.stack([leave_out(23, run, 0.5) for run in ((), (1,), (2, 3))]) * mean_weights(case.stages[0])
     found = retraining.losses([(), (1,), (2, 3)], 0.5, 0)
-    torch.testing.assert_close(found, solved_again(case, 0, weights, steps=12), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found, solved_again(case, 0, weights), rtol=1e-9, atol=1e-12)
 
 
 def test_a_function_gets_what_it_asks_for():

@@ -44,7 +44,7 @@ def test_resolve_equals_the_dense_oracle_and_removal_effects(case: ChainCase, po
     retraining = again(case, position, Resolve(tolerance=1e-12))
     stage, runs, by = case.stages[position], [(), (2,), (5, 7)], 0.4
     weights = torch.stack([leave_out(len(stage.x), run, by) for run in runs]) * mean_weights(stage)
-    expected = solved_again(case, position, weights, steps=12)
+    expected = solved_again(case, position, weights)
     found = retraining.losses(runs, by, seed=0)
     assert float((expected[1:] - expected[0]).abs().max()) > 1e-6
     torch.testing.assert_close(found - found[0], expected - expected[0], rtol=1e-6, atol=1e-10)
