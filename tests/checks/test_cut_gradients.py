@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

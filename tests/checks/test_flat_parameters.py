@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

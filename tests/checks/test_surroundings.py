@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.utils.checkpoint
 from torch import nn
 
 from stagetrace import Chain, Frozen, Stage
