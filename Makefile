@@ -6,7 +6,8 @@ VENV ?= .venv
 ARGS ?=
 
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
+# pip would compile sixteen thousand files, of which a run imports a tenth: Python compiles those as it imports them.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,7 +22,7 @@ demo: $(VENV)/.demo ## pretrain, fine-tune and trace on real digits into runs/de
 test: $(VENV)/.dev ## the tests, and the examples in the docstrings
 	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
 
-test-slow: $(VENV)/.dev ## the tests that take long: whole small experiments, second calls, other kernels
+test-slow: $(VENV)/.dev ## the tests that take long: whole small experiments, second calls, other kernels, more models
 	$(BIN)/python -m pytest -n logical --dist loadfile -m slow $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint and types

@@ -168,26 +168,28 @@ def own_solution(case: "ChainCase", position: int) -> tuple[Tensor, Point]:
     return flatten(points[position], own_names(case.stages[position])), points[position - 1] if position else {}
 
 
-def solve_again(case: "ChainCase", position: int, weights: Tensor, steps: int = 5) -> tuple[Point, Tensor]:
-    """Stage `position` solved with other example weights, then all later stages; and the worst gradient norm.
+def newton(case: "ChainCase", position: int, previous: Point, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Own parameters `[m, own]` of a stage with weights `[m, n]`, each after another previous stage; gradient norms.
 
-    Newton's method from the solution with equal weights: the error is squared with every step.
+    Newton's method from the solution with equal weights. Near a minimum the error is squared with every step, so the
+    last one starts from a gradient below 1e-9.
     """
-    worst = torch.zeros((), dtype=torch.float64)
-    previous = own_solution(case, position)[1]
-    for later in range(position, len(case.stages)):
-        stage = case.stages[later]
-        now = weights if later == position else mean_weights(stage)
-        own = own_solution(case, later)[0]
+    stage = case.stages[position]
 
-        def risk(own: Tensor, stage: "StageCase" = stage, previous: Point = previous, now: Tensor = now) -> Tensor:
-            return objective(stage, own, previous, now)
+    def slope(own: Tensor, previous: Point, weights: Tensor) -> Tensor:
+        return grad(lambda own: objective(stage, own, previous, weights))(own)
 
-        for _ in range(steps):
-            own = own - torch.linalg.solve(hessian(risk)(own), grad(risk)(own))
-        worst = torch.maximum(worst, grad(risk)(own).norm())
-        previous = complete(stage, own, previous)
-    return previous, worst
+    def step(own: Tensor, previous: Point, weights: Tensor) -> Tensor:
+        curvature = hessian(lambda own: objective(stage, own, previous, weights))(own)
+        return own - torch.linalg.solve(curvature, slope(own, previous, weights))
+
+    own = own_solution(case, position)[0].expand(len(weights), -1)
+    for _ in range(30):
+        near = bool(vmap(slope)(own, previous, weights).norm(dim=1).max() <= 1e-9)
+        own = vmap(step)(own, previous, weights)
+        if near:
+            break
+    return own, vmap(slope)(own, previous, weights).norm(dim=1)
 
 
 # The truth: a difference quotient of the query loss
@@ -209,17 +211,18 @@ def one_thread() -> Generator[None, None, None]:
         torch.set_num_threads(threads)
 
 
-def solved_again(case: "ChainCase", position: int, weights: Tensor, steps: int = 5) -> Tensor:
+def solved_again(case: "ChainCase", position: int, weights: Tensor) -> Tensor:
     """The query losses `[..., q]` after stage `position` and all later ones are solved with weights `[..., n]`."""
-    solved(case)  # not for the first time within vmap
-
-    def query_after(weights: Tensor) -> tuple[Tensor, Tensor]:
-        point, gradient = solve_again(case, position, weights, steps)
-        return query_losses(case, point), gradient
-
+    copies = weights.reshape(-1, weights.shape[-1])
+    previous = {name: p.expand(len(copies), *p.shape) for name, p in own_solution(case, position)[1].items()}
     with one_thread():
-        queries, gradients = vmap(query_after)(weights.reshape(-1, weights.shape[-1]))
-    assert gradients.max() <= 1e-13
+        for later in range(position, len(case.stages)):
+            stage = case.stages[later]
+            now = copies if later == position else mean_weights(stage).expand(len(copies), -1)
+            own, gradients = newton(case, later, previous, now)
+            assert gradients.max() <= 1e-13
+            previous = vmap(lambda own, previous, stage=stage: complete(stage, own, previous))(own, previous)
+        queries = vmap(lambda point: query_losses(case, point))(previous)
     return queries.reshape(*weights.shape[:-1], -1)
 
 

@@ -20,7 +20,10 @@ SINGLE = 500 * torch.finfo(torch.float32).eps  # some layers of roundings, relat
 
 
 def of(cases: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+    """Each case; those that differ from another by their kernel only are slow."""
+    slow = [case.name.endswith(", eager") for case in cases]
+    params = [pytest.param(c, id=c.name, marks=pytest.mark.slow if s else ()) for c, s in zip(cases, slow, strict=True)]
+    return pytest.mark.parametrize("case", params)
 
 
 def risk_of(case: Case, dtype: torch.dtype) -> Risk:

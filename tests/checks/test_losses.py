@@ -122,12 +122,12 @@ class Lazy:
 
 
 @pytest.mark.parametrize("size", [3, 9])
-@pytest.mark.parametrize("odd", [5_000, 0, 9_999, 77])
+@pytest.mark.parametrize("odd", [600, 0, 999, 77])
 @pytest.mark.parametrize("listed", [True, False])
 def test_padding_that_leaks_at_one_row_is_found(size: int, odd: int, listed: bool):
-    data: Any = Lazy(10_000, odd, size)
+    data: Any = Lazy(1_000, odd, size)
     if listed:
-        data = [torch.ones(size if i == odd else 4) * (1 + i % 7) for i in range(10_000)]
+        data = [torch.ones(size if i == odd else 4) * (1 + i % 7) for i in range(1_000)]
     with pytest.raises(DataError, match=r"the loss of example \d+ depends on what else is in its batch"):
         verified(nn.Linear(1, 1), mean_over_padding, data, collate=padded, batch_size=64)
 

@@ -122,7 +122,9 @@ def test_errors_and_warnings_of_others_do_not_act(stage_trace: Command, tmp_path
 
 def test_a_traceback_does_not_act(tmp_path: Path):
     ended = jobs.run("-m", "stagetrace", "show", str(tmp_path / "\x1b[31mred"), "--debug")
+    assert ended.returncode == 1
     assert "Traceback (most recent call last)" in ended.stderr
+    assert "ResultsError: " in ended.stderr
     assert "\\x1b[31mred is not a stagetrace run folder" in ended.stderr
     assert "\x1b" not in ended.stderr
 

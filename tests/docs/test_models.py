@@ -1,6 +1,7 @@
 """The page about models: every row is a case that is measured or refused here, and every case has its row."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,17 @@ MEASURED_WITH_THEIR_CASES = ("chains", "adapters", "rows")
 """Tables whose rows are measured, by the same functions and to the same bounds, where their cases are tested."""
 
 
-def named(kind: type) -> pytest.MarkDecorator:
-    rows = [row for row in ROWS if isinstance(row, kind)]
-    marks = [[pytest.mark.slow] if row.what.endswith(", eager") else [] for row in rows]  # as by the other kernel
-    return pytest.mark.parametrize(
-        "row", [pytest.param(row, id=row.what, marks=slow) for row, slow in zip(rows, marks, strict=True)]
-    )
+MEASURED_HERE = [row for row in ROWS if isinstance(row, Right) and row.table not in MEASURED_WITH_THEIR_CASES]
+QUICK = {"lstm", "encoder", "resnet", "embedding bag, max", "function, once", "bert masked, sdpa", "gpt2, sdpa"}
+"""One of each kind. The derivatives of all of them stand against plain autograd in `tests/architectures`."""
+
+
+def named(rows: list[Any], quick: set[str] | None = None) -> pytest.MarkDecorator:
+    slow = [quick is not None and row.what not in quick for row in rows]
+    params = [
+        pytest.param(row, id=row.what, marks=pytest.mark.slow if s else ()) for row, s in zip(rows, slow, strict=True)
+    ]
+    return pytest.mark.parametrize("row", params)
 
 
 def test_the_tables_are_those_of_the_cases():
@@ -31,17 +37,24 @@ def test_the_tables_are_those_of_the_cases():
     assert set(SAID) == {row.what for row in ROWS if isinstance(row, Right)}
 
 
-@named(Right)
+@named([row for row in ROWS if isinstance(row, Right)])
+def test_what_the_page_says_lies_below_the_bound(row: Right):
+    """It was measured on another machine; the next test measures on this one."""
+    assert SAID[row.what] <= row.at_most
+
+
+def test_each_that_is_quick_is_a_case():
+    assert {row.what for row in MEASURED_HERE} >= QUICK
+
+
+@named(MEASURED_HERE, QUICK)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft on transformers 5
 @pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")  # nothing here was trained
 def test_scores_are_those_of_dense_matrices(row: Right):
-    """What the page says was measured on another machine: both lie below the same bound."""
-    assert SAID[row.what] <= row.at_most
-    if row.table not in MEASURED_WITH_THEIR_CASES:
-        assert row.error() <= row.at_most
+    assert row.error() <= row.at_most
 
 
-@named(Refused)
+@named([row for row in ROWS if isinstance(row, Refused)])
 @pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",

@@ -30,6 +30,7 @@ from experiments.language.elmo import Shape
 from experiments.training import Training
 from experiments.transformer_chains import experiment as transformer_chains
 from experiments.transformer_chains.models import Architecture
+from experiments.transformer_chains.stages import LORA, THREE
 from experiments.word_vectors import data as words_data
 from experiments.word_vectors import experiment as word_vectors
 from experiments.word_vectors import large
@@ -73,7 +74,15 @@ def short(plan: transformer_chains.Plan) -> transformer_chains.Plan:
         tweets=16,
         tests=8,
     )
-    few = {"groups": 3, "orders": 1, "seeds": 1, "again": dict.fromkeys(BOTH, 3), "curvature_examples": 8}
+    few: dict[str, Any] = {
+        "groups": 3,
+        "orders": 1,
+        "seeds": 1,
+        "again": dict.fromkeys(BOTH, 3),
+        "curvature_examples": 8,
+    }
+    if plan.recipe.trainer:
+        few["chains"] = (LORA, THREE)  # the longest, and the one with an adapter
     return replace(plan, recipe=recipe, **few)
 
 

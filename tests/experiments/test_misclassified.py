@@ -40,6 +40,7 @@ def test_each_mistake_is_a_query_of_its_own(out):
     assert (out / "cifar10.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_killed_run_trains_no_stage_twice(out, call, photos, tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     before = (copy / "result.json").read_text()

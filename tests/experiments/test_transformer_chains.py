@@ -62,7 +62,7 @@ def out(request, call, texts, tmp_path_factory) -> Path:
 
 def test_every_chain_is_trained_traced_and_told(out):
     result = result_of(out)
-    assert set(result["chains"]) == {UPDATED, LORA, THREE}
+    assert set(result["chains"]) == ({UPDATED, LORA, THREE} if out.name == "bert" else {LORA, THREE})
     for said in result["training"]["0"].values():
         assert said["test"]["loss"] > 0
         assert said["test"] != said["test_before"]
@@ -79,11 +79,13 @@ def test_every_chain_is_trained_traced_and_told(out):
 def test_links_follow_how_the_last_stage_was_trained(out):
     chains = result_of(out)["chains"]
     lora_ends_three = out.name == "bert"
-    assert chains[UPDATED]["links"] == {FINETUNE: "Proximal"}
     assert chains[LORA]["links"] == {FINETUNE: "Frozen"}
     assert chains[THREE]["links"] == {TWEETS: "Proximal", FINETUNE: "Frozen" if lora_ends_three else "Proximal"}
     assert "shared, kept" in chains[LORA]["shared"][FINETUNE]
-    assert "shared, moved" in chains[UPDATED]["shared"][FINETUNE]
+    assert "shared, moved" in chains[THREE]["shared"][TWEETS]
+    if UPDATED in chains:
+        assert chains[UPDATED]["links"] == {FINETUNE: "Proximal"}
+        assert "shared, moved" in chains[UPDATED]["shared"][FINETUNE]
 
 
 def test_texts_in_the_result_are_those_the_scores_belong_to(out, texts):
@@ -100,6 +102,7 @@ def test_texts_in_the_result_are_those_the_scores_belong_to(out, texts):
             assert end["removal_effect"] == pytest.approx(-values[place].item() / len(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["gpt"], indirect=True)
 def test_a_run_that_is_called_again_trains_nothing_twice_and_ends_alike(out, call, texts, tmp_path):
     copy = shutil.copytree(out, tmp_path / out.name)
@@ -107,7 +110,7 @@ def test_a_run_that_is_called_again_trains_nothing_twice_and_ends_alike(out, cal
     before = result_of(copy)
     (copy / "result.json").unlink()
     assert call(out.name, "--data", texts, "--out", copy) == 0
-    assert len(kept) == 5
+    assert len(kept) == 4
     assert {path: path.read_bytes() for path in kept} == kept
     after = result_of(copy)
     assert after["training"] == before["training"]

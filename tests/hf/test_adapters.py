@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from stagetrace import Chain, Direct, Frozen, Hessian, Proximal, hf, trace
+from stagetrace import Chain, Frozen, Hessian, Proximal, hf, trace
 from stagetrace.errors import DescriptionError
 from tests.hf import dense, tiny
 
@@ -83,7 +83,7 @@ def agree(first: Any, second: Any, oracle_of_second: Any = None) -> None:
 def apart(first: Any, second: Any, oracle_of_second: Any = None) -> float:
     """The largest error of a score of a chain of two stages, over the largest score of its stage."""
     query = hf.query(ROWS[:1], stage=second)
-    result = trace(Chain(first, second), query, curvature=Hessian(), solver=Direct())
+    result = trace(Chain(first, second), query, curvature=Hessian(), solver=tiny.INVERSE)
     bound = Chain(first, second)["second"]
     expected = dense.scores(
         dense.Side(first.model, list(first.data), first.weight_decay, own_names(first.model)),
@@ -158,7 +158,7 @@ def test_an_adapter_that_the_model_added_itself_is_one():
         assert isinstance(second.link, Frozen)
         assert len(second.link.pairs) == len(dict(base.named_parameters()))
         values.append(
-            trace(Chain(first, second), hf.query(ROWS[:1], stage=second), curvature=Hessian(), solver=Direct())
+            trace(Chain(first, second), hf.query(ROWS[:1], stage=second), curvature=Hessian(), solver=tiny.INVERSE)
         )
     for stage in ("first", "second"):
         torch.testing.assert_close(values[0][stage].values, values[1][stage].values)
@@ -309,7 +309,7 @@ class TestGrownVocabulary:
             first = hf.stage("first", model, ROWS, weight_decay=0.7)
             second = hf.stage("second", after, rows, after=first, weight_decay=0.4, alpha=0.2)
             chain = Chain(first, second)
-            result = trace(chain, hf.query(rows, stage=second), curvature=Hessian(), solver=Direct())
+            result = trace(chain, hf.query(rows, stage=second), curvature=Hessian(), solver=tiny.INVERSE)
             values.append([result[name].values for name in ("first", "second")])
         torch.testing.assert_close(values[0], values[1])
 

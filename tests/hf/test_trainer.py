@@ -29,9 +29,16 @@ def tokenised(labels: int | None = None, marks: bool = True) -> datasets.Dataset
 
 
 def trainer(
-    folder: Path, model: Any, data: Any, collator: Any = None, *, cls: Any = transformers.Trainer, **settings: Any
+    folder: Path,
+    model: Any,
+    data: Any,
+    collator: Any = None,
+    *,
+    cls: Any = transformers.Trainer,
+    trained: bool = True,
+    **settings: Any,
 ) -> Any:
-    """A Trainer after a few steps."""
+    """A Trainer after a few steps; where it is refused for what it is, before any."""
     own = {name: settings.pop(name) for name in ("compute_loss_func",) if name in settings}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=3, per_device_train_batch_size=4, learning_rate=0.01, use_cpu=True,
@@ -40,7 +47,8 @@ def trainer(
     collators = {} if collator is None else {"data_collator": collator}
     processing = {} if collator is not None else {"processing_class": tiny.tokenizer()}
     made = cls(model=model, args=arguments, train_dataset=data, **collators, **processing, **own)
-    made.train()
+    if trained:
+        made.train()
     made.model.eval()  # else the library says that it evaluates a copy in this mode
     return made
 
@@ -143,7 +151,7 @@ def halved(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.T
     ids=["compute_loss", "compute_loss_func", "inherited", "training_step"],
 )
 def test_another_loss_is_refused_until_it_is_given(settings: dict[str, Any], says: str, tmp_path: Path):
-    made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), **settings)
+    made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), trained=False, **settings)
     with pytest.raises(DescriptionError, match=says):
         hf.from_trainer(made, "s")
 
@@ -162,7 +170,8 @@ def test_rows_that_the_trainer_reads_in_its_own_way_are_refused(name: str, where
 
     cls = type("Mine", (transformers.Trainer,), {name: same} if where != "instance" else {})
     cls = type("Further", (cls,), {}) if where == "base" else cls
-    made = trainer(tmp_path, tiny.model("BertForSequenceClassification"), tokenised(2), cls=cls)
+    model, trained = tiny.model("BertForSequenceClassification"), where == "instance"
+    made = trainer(tmp_path, model, tokenised(2), cls=cls, trained=trained)
     if where == "instance":
         hf.from_trainer(made, "s")
         setattr(made, name, getattr(made, name))
@@ -182,7 +191,7 @@ def test_the_trainers_of_transformers_are_read_alike(tmp_path: Path):
 
 @pytest.mark.parametrize("reduction", ["Sum", "token", None, 1])
 def test_an_unknown_reduction_is_refused(reduction: Any, tmp_path: Path):
-    made = of_next_tokens(tmp_path)
+    made = of_next_tokens(tmp_path, trained=False)
     with pytest.raises(DescriptionError, match=r"reduction must be 'auto', 'mean' or 'sum', got"):
         hf.from_trainer(made, "s", reduction=reduction)
 
@@ -301,7 +310,7 @@ def with_a_loss_function(model: Any) -> Any:
 
 @pytest.mark.parametrize("make", [balanced, lambda: with_a_loss_function(tiny.model("LlamaForCausalLM"))])
 def test_a_model_s_own_loss_of_tokens_is_refused_until_it_is_given(make: Any, tmp_path: Path):
-    made = of_next_tokens(tmp_path, make())
+    made = of_next_tokens(tmp_path, make(), trained=False)
     with pytest.raises(DescriptionError, match=r"the Trainer computes another loss than NextToken.*give objective="):
         hf.from_trainer(made, "s")
     with pytest.raises(DescriptionError, match=r"the model computes another loss than NextToken.*give objective="):
@@ -361,7 +370,7 @@ def test_checkpointed_models_are_traced_as_they_are(tmp_path: Path):
     ids=["deepspeed", "fsdp", "packed", "patched"],
 )
 def test_what_cannot_be_traced_says_what_to_type(spoil: Any, says: str, tmp_path: Path):
-    made = of_next_tokens(tmp_path)
+    made = of_next_tokens(tmp_path, trained=False)
     spoil(made)
     with pytest.raises(DescriptionError, match=f"stage 's': .*{says}"):
         hf.from_trainer(made, "s")

@@ -33,7 +33,7 @@ def test_equals_the_dense_oracle(case: ChainCase, position: int):
     weights = leave_out(len(stage.x), [2], share=0.3)
     chain, query = chain_of(case, solved(case)), query_of(case, reduction="none")
     again = resolve(chain, stage.name, weights, tolerance=1e-12)
-    expected = solved_again(case, position, weights * mean_weights(stage), steps=12)
+    expected = solved_again(case, position, weights * mean_weights(stage))
     before = query_losses(case, solved(case)[-1])
     change = expected - before
     assert change.abs().max() > 1e-6
@@ -109,7 +109,7 @@ def test_removal_effects_are_differences_of_the_query_loss(case: ChainCase):
         assert found.shape == shape
         for column, index in enumerate([4, 0, 9]):
             weights = leave_out(n, [index], 0.5) * mean_weights(case.stages[0])
-            expected = solved_again(case, 0, weights, steps=12) - query_losses(case, solved(case)[-1])
+            expected = solved_again(case, 0, weights) - query_losses(case, solved(case)[-1])
             expected = expected.mean() if reduction == "mean" else expected
             torch.testing.assert_close(found[..., column], expected, rtol=1e-6, atol=1e-10)
 

@@ -21,8 +21,8 @@ from stagetrace.validation.retrain import Retraining
 from stagetrace.validation.workers import Job, JobResult, default_processes, run_jobs
 from tests.chains import FROZEN_RIDGE, FROZEN_TANH, STRONG_LOGISTIC, ChainCase, chain_of, query_of
 from tests.oracles import Point, solved
+from tests.validation.fits import Branching, model_of, of
 from tests.validation.plain import Plain, trained
-from tests.validation.test_fits import Branching, model_of, of
 
 RUNS = [(index,) for index in range(6)]
 
@@ -72,16 +72,15 @@ FITS: dict[str, Callable[[ChainCase], Any]] = {
 }
 
 
-@pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize(("fit", "together"), [("steps", 1), ("resolve", 3), ("closures", 1)])
 def test_two_processes_find_what_one_finds(fit: str, together: int):
     retraining = retraining_of(STRONG_LOGISTIC, FITS[fit](STRONG_LOGISTIC))
     alone = in_order(list(run_jobs(retraining, works(together), 1)))
-    assert in_order(list(run_jobs(retraining, works(together), 2))) == alone
+    shared = list(run_jobs(retraining, works(together), 2))
+    assert in_order(shared) == alone
     assert len(alone) == 12
     assert len({loss for loss, _ in alone.values()}) >= 12
-    seconds = [done.seconds for done in run_jobs(retraining, works(together)[:2], 2)]
-    assert all(0 < each < 60 for each in seconds)
+    assert all(0 < done.seconds < 60 for done in shared)
 
 
 def test_the_users_closures_do_what_steps_do():
