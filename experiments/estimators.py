@@ -19,6 +19,7 @@ OURS, DEFAULT = "multi-stage influence", "multi-stage, the default"
 GAUSS_NEWTON = "multi-stage, Gauss-Newton + 0.1"
 OF_STEPS = "multi-stage, Gauss-Newton + 0.1, alpha of the steps"
 IDENTITY = "identity curvature"
+EXACT = "exact, through the steps"
 
 
 def shifted(damping: float, **options: Any) -> Lanczos:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 from experiments.estimators import (
+    EXACT,
     GAUSS_NEWTON,
     IDENTITY,
     OF_STEPS,
@@ -40,7 +41,7 @@ from experiments.transformer_chains.stages import (
 )
 from experiments.transformer_chains.traces import DEFAULT, POSITIVE, kept_as, settings_by_name, traced
 from stagetrace import Chain, Identity
-from stagetrace.validation import Adam, Estimator, GroupRemovals, Influence, SingleStage, Steps, Validation
+from stagetrace.validation import Adam, Estimator, ExactSteps, GroupRemovals, Influence, SingleStage, Steps, Validation
 
 
 @final
@@ -105,14 +106,17 @@ def experiment(plan: Plan) -> Experiment[dict[str, Prepared]]:
 def _variants(plan: Plan, prepared: Mapping[str, Prepared], settings: Settings) -> Iterator[Variant]:
     """Groups left out of the first stage of each chain that is validated."""
     for name in plan.validated:
-        chain = prepared[name].chain
+        chain, fit = prepared[name].chain, fits(plan, name, prepared[name])
         yield Variant(
             where=(name,),
             chain=chain,
             query=prepared[name].query,
-            fit=fits(plan, name, prepared[name]),
+            fit=fit,
             choices=[GroupRemovals(plan.share, plan.groups, seed=settings.seed)],
-            estimators=estimators(plan, chain, settings.seed, settings.out / "run" / name),
+            estimators=[
+                *estimators(plan, chain, settings.seed, settings.out / "run" / name),
+                ExactSteps(fit, range(plan.orders), EXACT),
+            ],
             runs=range(plan.orders),
             processes=1,
             out=settings.root / "retrained" / f"{name}-seed-{settings.seed}",
