@@ -72,8 +72,9 @@ def train(run: Run, model: Net, data: Sequence[Any], weights: Tensor, seed: int,
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12) if run.schedule else None
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
-    numbered = [(*row, index) for index, row in enumerate(data)]
-    loader = DataLoader(numbered if folder is None else data, run.batch, shuffle=True, generator=order)
+    numbered: Any = [(*row, index) for index, row in enumerate(data)]
+    given: Any = numbered if folder is None else data
+    loader = DataLoader(given, run.batch, shuffle=True, generator=order)
     recording = None if folder is None else Recording(folder, model, optimizer)
     batches, pending = 0, 0
     with recording or nullcontext():

@@ -40,9 +40,9 @@ def test_a_damping_that_was_chosen_is_moved_from_what_was_chosen(stage: str):
     matrix = system.operator @ identity
     for factor in (1.0, 10.0):
         if system.matrix == "G":
-            wanted = torch.linalg.solve(matrix + factor * system.filter.damping * identity, rhs)
+            wanted = torch.linalg.solve(matrix + factor * system.linear.damping * identity, rhs)
         else:
-            wanted = torch.linalg.solve(matrix @ matrix + factor * system.filter.damping * identity, matrix @ rhs)
+            wanted = torch.linalg.solve(matrix @ matrix + factor * system.linear.damping * identity, matrix @ rhs)
         found = solve(operator, rhs, Rescaled(Lanczos(rtol=1e-11), factor)).value
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 

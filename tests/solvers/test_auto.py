@@ -26,13 +26,13 @@ def spread(smallest: float, largest: float) -> list[float]:
 
 @pytest.mark.parametrize("smallest", [-0.5, -0.05])
 def test_negative_curvature_sets_the_damping(smallest):
-    assert FromSpectrum()(operator(spread(smallest, 4.0))).filter.damping == pytest.approx(smallest**2, rel=1e-6)
+    assert FromSpectrum()(operator(spread(smallest, 4.0))).linear.damping == pytest.approx(smallest**2, rel=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2.0**-52), (torch.float32, 2.0**-23)])
 def test_a_strict_minimum_is_inverted_plainly_up_to_rounding(dtype, eps):
     system = FromSpectrum()(operator(spread(0.01, 4.0), dtype))
-    assert system.filter.damping == pytest.approx(eps * 4.0**2, rel=1e-3)
+    assert system.linear.damping == pytest.approx(eps * 4.0**2, rel=1e-3)
 
 
 def test_the_solution_is_that_of_the_chosen_damping():
@@ -57,7 +57,7 @@ def test_the_damping_is_the_operators_own_and_chosen_once():
 def test_products_of_the_probe_are_counted():
     H, b = operator(spread(-0.3, 4.0)), torch.arange(40.0, dtype=torch.float64)
     system = FromSpectrum()(H)
-    typed = solve(H, b, Lanczos(damping=system.filter.damping))
+    typed = solve(H, b, Lanczos(damping=system.linear.damping))
     inverse = prepared(Lanczos(), H)
     assert inverse.solve(b).products == typed.products + system.products
     assert inverse.solve(b).products == typed.products
@@ -76,7 +76,7 @@ def test_one_negative_eigenvalue_among_thousands_is_found_wherever_it_hides():
     for place in range(0, len(ones), 400):
         values = ones.clone()
         values[place] = -0.5
-        assert FromSpectrum()(DiagonalOperator(values)).filter.damping == pytest.approx(0.25, rel=1e-6), place
+        assert FromSpectrum()(DiagonalOperator(values)).linear.damping == pytest.approx(0.25, rel=1e-6), place
 
 
 class Replaceable(LinearOperator):
@@ -110,7 +110,7 @@ def test_every_solver_takes_its_damping_from_the_spectrum(solver: Solver, smalle
     found = solve(Replaceable(H, G), b, solver)
     if smallest > 0:
         cut = 4.0 * 2.0**-26  # at rounding
-        expected, matrix = torch.linalg.solve(H.matrix + cut * eye * (not found.system.filter.shift.imag), b), "H"
+        expected, matrix = torch.linalg.solve(H.matrix + cut * eye * ("^2" not in str(found.system)), b), "H"
     elif isinstance(solver, Normal):
         expected, matrix = torch.linalg.solve(H.matrix @ H.matrix + 0.09 * eye, H.matrix @ b), "H"
     else:
@@ -125,7 +125,7 @@ def test_every_solver_takes_its_damping_from_the_spectrum(solver: Solver, smalle
 def test_a_shift_lifts_the_smallest_eigenvalue_to_the_cut_where_nothing_stands_in(solver: Solver):
     H = operator(spread(-0.3, 4.0))
     system = solver.rule(H)
-    assert float(torch.linalg.eigvalsh(H.matrix)[0]) + system.filter.damping == pytest.approx(0.3, rel=1e-6)
+    assert float(torch.linalg.eigvalsh(H.matrix)[0]) + system.linear.damping == pytest.approx(0.3, rel=1e-6)
     assert solve(H, torch.arange(40.0, dtype=torch.float64), solver).converged
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_ends_early_is_as_reliable_as_a_long_one(eigenvalues, monkeyp
     monkeypatch.setattr("stagetrace.solvers.damping.settled", lambda seen, dtype: False)
     late = FromSpectrum()(H)
     assert late.products == SPECTRUM_STEPS
-    cuts = [abs(system.filter.shift) for system in (early, late)]
+    cuts = [abs(system.linear.shift) for system in (early, late)]
     assert cuts[0] == pytest.approx(cuts[1], rel=0.02)
     true = max(-float(eigenvalues.min()), 0.0)
     if true > 2.0**-26 * float(eigenvalues.max()):

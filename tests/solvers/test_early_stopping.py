@@ -265,4 +265,4 @@ def test_is_one_line_and_has_no_damping() -> None:
     solver = EarlyStopping(0.03, torch.ones(16_920))
     assert str(solver) == "EarlyStopping(time=0.03, metric=[16920], rtol=0.001)"
     assert "tensor" not in repr(solver)
-    assert solver.rule.times(10.0) == solver.rule
+    assert solver.rule.scaled(10.0) == solver.rule

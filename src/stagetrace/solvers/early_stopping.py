@@ -185,11 +185,11 @@ class Undamped:
         note = "the Gauss-Newton matrix was taken: negative curvature does not last for a whole training"
         return System(stand_in, self.flow, "G", notes=(note,))
 
-    def given(self, operator: LinearOperator, spectrum: Spectrum) -> System:
+    def with_spectrum(self, operator: LinearOperator, spectrum: Spectrum) -> System:
         del spectrum
         return self(operator)
 
-    def times(self, factor: float) -> "Undamped":
+    def scaled(self, factor: float) -> "Undamped":
         """The rule itself: there is no damping to multiply."""
         del factor
         return self
