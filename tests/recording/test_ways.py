@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
-from stagetrace.recording import Recorded
+from stagetrace.recording import Recorded, writer
 from stagetrace.recording.refused import check_model
 from stagetrace.recording.spacing import Spacing
 from tests.replay.runs import Net, data_of
@@ -187,3 +187,16 @@ def test_averaged_weights_are_no_state_of_the_training(tmp_path: Path):
             average.update_parameters(model)
     with pytest.raises(DescriptionError, match=r"averaged weights \(EMA, SWA\) are no state"):
         scores(cast(Net, average.module.eval()), tmp_path)
+
+
+def test_what_was_recorded_before_a_kill_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "_PAUSE", 0.0)
+    monkeypatch.setattr(writer.Writer, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, every=2)
+    found = Recorded.load(tmp_path)
+    assert found.states == (0, 2, 4)  # of six steps
+    assert sum(len(found.read(block)) for block in found.blocks) == 4
