@@ -25,14 +25,17 @@ class Point:
 
     @staticmethod
     def of(state: State, like: Params) -> "Point":
-        """A kept state, on the device of the parameters `like`."""
+        """A kept state of the parameters `like`, on their device.
+
+        An optimiser may hold parameters that it never moves: what a stage kept is not taken from here.
+        """
         device = next(iter(like.values())).device
 
         def moved(value: Any) -> Any:
             return value.to(device) if isinstance(value, Tensor) and value.ndim else value
 
         return Point(
-            {name: value.to(device) for name, value in state.values.items()},
+            {name: value.to(device) for name, value in state.values.items() if name in like},
             {name: buffer.to(device) for name, buffer in state.buffers.items()},
             {name: {slot: moved(v) for slot, v in slots.items()} for name, slots in state.slots.items()},
         )
