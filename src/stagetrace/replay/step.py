@@ -62,24 +62,45 @@ class Slopes:
 
 
 def weighted_loss(
-    training: Training, own: Params, inherited: Params, micro: Micro, weights: Tensor | None = None
+    training: Training,
+    own: Params,
+    inherited: Params,
+    micro: Micro,
+    weights: Tensor | None = None,
+    factor: float | None = None,
 ) -> tuple[Tensor, Scale]:
-    """`factor * sum_i w_i loss_i` of a batch, and its factor; a weight of 1 is how it was trained."""
+    """`factor * sum_i w_i loss_i` of a batch, and its factor; a weight of 1 is how it was trained.
+
+    factor: None reads it off the recorded loss, which tells it at the recorded parameters alone.
+    """
     losses = training.losses(own, inherited, micro)
-    scale = Scale.of(micro, losses)
+    scale = Scale.of(micro, losses) if factor is None else Scale(factor, True, 0.0)
     return scale.factor * (losses.sum() if weights is None else losses @ weights.to(losses)), scale
 
 
-def slopes(training: Training, own: Params, inherited: Params, step: Step) -> Slopes:
-    """The gradient of a step at these parameters; moves the running statistics as the step did."""
+def slopes(
+    training: Training,
+    own: Params,
+    inherited: Params,
+    step: Step,
+    weights: Tensor | None = None,
+    factors: Sequence[float] | None = None,
+) -> Slopes:
+    """The gradient of a step at these parameters; moves the running statistics as the step did.
+
+    weights: `[n]`, one for each example of the data set; None is how it was trained. factors: of each batch, for
+    parameters other than the recorded ones; see `weighted_loss`.
+    """
     leaves = {name: value.detach().requires_grad_() for name, value in own.items() if name not in step.resting}
     raw = {name: torch.zeros_like(value) for name, value in leaves.items()}
     scales, buffers = list[Scale](), list[Params]()
-    for micro in step.micros:
+    for place, micro in enumerate(step.micros):
         buffers.append(training.buffers)
         training.put(buffers[-1])  # without what the batch before left of its graph
+        chosen = None if weights is None else weights[list(micro.ids)]
+        factor = None if factors is None else factors[place]
         with torch.enable_grad():
-            loss, scale = weighted_loss(training, {**own, **leaves}, inherited, micro)
+            loss, scale = weighted_loss(training, {**own, **leaves}, inherited, micro, chosen, factor)
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         scales.append(scale)
         for name, gradient in zip(leaves, found, strict=True):
@@ -88,12 +109,16 @@ def slopes(training: Training, own: Params, inherited: Params, step: Step) -> Sl
 
 
 def clipped(raw: Params, clips: Sequence[Clip], scales: tuple[Scale, ...] = ()) -> Slopes:
-    """The gradient after `clip_grad_norm_`, with each norm before it: `g min(1, limit / (|g| + 1e-6))`."""
+    """The gradient after `clip_grad_norm_`, with each norm before it: `g min(1, limit / (|g| + 1e-6))`.
+
+    In PyTorch's own arithmetic, so that a replay does not drift from the recording by roundings.
+    """
     after, norms = raw, list[float]()
     for clip in clips:
         chosen = [name for name in clip.names if name in after]
-        norms.append(norm_of([after[name] for name in chosen]))
-        factor = min(1.0, clip.limit / (norms[-1] + 1e-6))
+        norm = torch.nn.utils.get_total_norm([after[name] for name in chosen])
+        norms.append(float(norm))
+        factor = torch.clamp(clip.limit / (norm + 1e-6), max=1.0)
         after = {**after, **{name: after[name] * factor for name in chosen}}
     return Slopes(raw, after, scales, tuple(norms))
 
