@@ -2,12 +2,13 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from stagetrace import trace
-from tests.replay.runs import Run, Stages
+from tests.replay.runs import Net, Run, Stages
 
 Adam, AdamW, SGD, RMSprop = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop
 
@@ -82,3 +83,19 @@ def test_scores_do_not_depend_on_the_memory_for_states(tmp_path: Path):
     tight = trace(chain, query)
     for name in chain.names:
         assert torch.equal(roomy[name].values, tight[name].values)
+
+
+class Holding(Run):
+    """An optimiser that is given all parameters, also those that it never moves."""
+
+    def groups(self, model: Net) -> list[Any]:
+        return list(model.parameters())
+
+
+def test_what_the_optimiser_held_without_moving_it_is_kept_all_the_same(tmp_path: Path):
+    first, optimizer = Run(partial(SGD, lr=0.1)), partial(SGD, lr=0.1)
+    chains = [Stages((first, kind(optimizer, freezes=True)), (12, 10)) for kind in (Run, Holding)]
+    found = [trace(each.chain(tmp_path / str(place)), each.query()) for place, each in enumerate(chains)]
+    assert bool(found[0]["stage0"].values.any())
+    for name in ("stage0", "stage1"):
+        torch.testing.assert_close(found[1][name].values, found[0][name].values, rtol=1e-12, atol=1e-14)
