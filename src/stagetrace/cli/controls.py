@@ -57,9 +57,11 @@ def use_default_estimators(typed: settings.SolveOptions, options: Mapping[str, A
 def _default(chain: Chain, typed: settings.SolveOptions, options: Mapping[str, Any], seed: int) -> list[Estimator]:
     curvature = settings.curvatures(chain, typed, options.get("curvature"))
     solver = settings.solvers(chain, typed, options.get("solver"))
+    # where every stage was recorded there is no curvature that the identity could stand for
+    identity = [Influence(Identity(), Lanczos(damping=0.0), "identity curvature")] if curvature else []
     return [
         Influence(curvature, solver),
-        Influence(Identity(), Lanczos(damping=0.0), "identity curvature"),
+        *identity,
         SingleStage(curvature, solver),
         GradientDot(),
         Random(seed),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 
@@ -17,6 +17,8 @@ from stagetrace.solvers.base import Solver
 from stagetrace.solvers.named import SOLVERS
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing import describe
+
+T = TypeVar("T")
 
 Preset = Literal["quick", "exact"]
 
@@ -53,7 +55,7 @@ def solvers(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Solver
             if key in OF_SOLVERS:
                 solver = SOLVE.change(solver, key, value)
         chosen[stage] = solver
-    return chosen
+    return _solved(chain, chosen)
 
 
 def curvatures(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Curvature]:
@@ -70,12 +72,17 @@ def curvatures(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Cur
         if "seed" in spec.settings and (applies(curvature, "seed") or "seed" in spec.own):
             curvature = SOLVE.change(curvature, "seed", spec.settings["seed"])
         chosen[stage] = curvature
-    return chosen
+    return _solved(chain, chosen)
+
+
+def _solved(chain: Chain, chosen: Mapping[str, T]) -> dict[str, T]:
+    """What was chosen, without the stages that are differentiated through their recorded training."""
+    return {name: choice for name, choice in chosen.items() if chain[name].recording is None}
 
 
 def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
     """A line for each stage whose curvature is that of some of its examples."""
-    notes = [(bound, describe_subset(curvature[bound.name], bound)) for bound in chain]
+    notes = [(chain[name], describe_subset(choice, chain[name])) for name, choice in curvature.items()]
     return [f"{bound.stage.where}: {text}" for bound, text in notes if text]
 
 

@@ -127,8 +127,8 @@ def describe(
     }
     solved = [problem.name for problem in chain if problem.recording is None]
     solving = {
-        "curvature": {name: settings_of(curvature[name], identity) for name in solved},
-        "solver": {name: settings_of(solver[name], identity) for name in solved},
+        "curvature": {name: settings_of(curvature[name], identity) for name in solved if name in curvature},
+        "solver": {name: settings_of(solver[name], identity) for name in solved if name in solver},
     }
     return {
         "fingerprints": SCHEME,
