@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from stagetrace.validation import (
     LinearDatamodelling,
     Random,
     RandomRemovals,
+    Rerun,
     Resolve,
     SingleStage,
     Steps,
@@ -38,6 +40,7 @@ from stagetrace.validation import (
 from stagetrace.validation import validate as library
 from tests import jobs
 from tests.oracles import one_thread
+from tests.replay.runs import Run, Stages
 
 TARGET = f"{jobs.FILE}:frozen"
 QUICK = "--retrain", "sgd:lr=0.05,steps=4,batch_size=8", "--processes", "1"
@@ -101,7 +104,7 @@ def target(folder: Path, body: str) -> str:
 # The numbers
 
 
-@pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")
+@pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning", "ignore:validate. query loss")
 def test_every_number_is_the_librarys(validate: Command, tmp_path: Path):
     words = "--groups", 0.2, "--group-count", 3, "--seed", 5, "--solve", "damping=0.01", "--embedding", "embedding"
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, *words, "--by", 1, "--by", 0.5)
@@ -289,7 +292,7 @@ def test_the_targets_fits_are_changed_by_what_is_typed():
 
 
 BAD_FITS = [
-    ("magic", "--retrain must be one of resolve, adam, adamw, sgd, got 'magic'"),
+    ("magic", "--retrain must be one of rerun, resolve, adam, adamw, sgd, got 'magic'"),
     ("nope=sgd", "--retrain: 'nope' is neither a stage .pretrain, finetune. nor a setting .batch_size, steps, lr,"),
     ("steps=3", "^--retrain: steps does not apply to Resolve, which takes tolerance, proximity$"),
     ("resolve:lr=1", "^--retrain: lr does not apply to Resolve, which takes tolerance, proximity$"),
@@ -302,7 +305,7 @@ BAD_FITS = [
     ("adam:lr=nan", "--retrain: lr needs a number above 0, got 'nan'"),
     ("adamw:decay=-1", "AdamW: weight_decay must be a number of at least 0"),
     ("sgd:momentum=1", "SGD: momentum must be from 0 to below 1"),
-    ("sgd:start=lukewarm", "--retrain: start must be one of warm, cold, got 'lukewarm'"),
+    ("sgd:start=lukewarm", "--retrain: start must be one of warm, previous, cold, got 'lukewarm'"),
     ("sgd:schedule=linear", "--retrain: schedule must be one of constant, cosine, got 'linear'"),
     ("proximity=-1", "proximity must be a number of at least 0"),
 ]
@@ -319,6 +322,58 @@ def test_a_word_for_a_stage_that_is_not_trained_again_is_refused():
         DescriptionError, match="stage 'pretrain' is not retrained; the retrained stages are 'finetune'"
     ):
         settled("pretrain=sgd", stage="finetune")
+
+
+# Recorded stages
+
+
+RECORDED = """
+    import tempfile
+    from functools import partial
+    from pathlib import Path
+    import torch
+    from tests.replay.runs import Run, Stages
+
+    SGD = partial(torch.optim.SGD, lr=0.05)
+    STAGES = Stages((Run(SGD, epochs=2), Run(SGD, epochs=2)), (9, 8))
+
+    def job():
+        return STAGES.chain(Path(tempfile.mkdtemp())), STAGES.query("mean")
+"""
+
+
+def test_a_recorded_training_is_repeated_without_a_word(validate: Command, tmp_path: Path):
+    ended = validate(target(tmp_path, RECORDED), "--out", tmp_path / "run", *FEW, "--processes", 1)
+    assert ended.code == 0, ended.err
+    for stage in ("stage0", "stage1"):
+        how = "rerun: its recorded training repeated, in the recorded order"
+        assert f"stage '{stage}' was retrained by {how}" in ended.words
+    record = said(tmp_path / "run")
+    assert record["control"]["losses"] == [pytest.approx(record["control"]["traced"], rel=1e-12)]
+    assert f"query loss: {record['control']['traced']:.4g} of the traced model" in ended.words
+    names = ["4 largest", "4 largest, 0.1 of each", "3 at random", "3 at random, 0.1 of each"]
+    assert [choice["choice"] for choice in record["choices"]] == names
+    assert list(record["estimators"]) == ["multi-stage influence", *CONTROLS[1:]]  # nothing has a curvature
+    for choice in record["choices"]:
+        assert choice["agreement"]["multi-stage influence"]["pearson_r"] > 0.98
+        assert abs(choice["agreement"]["multi-stage influence"]["slope"] - 1) < 0.1
+
+
+def test_words_for_recorded_stages(tmp_path: Path):
+    stages = Stages((Run(partial(torch.optim.SGD, lr=0.05), epochs=1),) * 2, (6, 5))
+    chain = stages.chain(tmp_path)
+    both = fits.fits(chain, "stage0", ["order=other"], None)
+    assert both == {"stage0": Rerun("other"), "stage1": Rerun("other")}
+    mixed = fits.fits(chain, "stage0", ["stage0=adam:steps=7", "stage1=rerun:order=other"], None)
+    assert mixed == {"stage0": Steps(Adam(1e-4), 7, 6), "stage1": Rerun("other")}
+    assert fits.describe(chain, mixed)["stage1"] == "rerun: its recorded training repeated, in other orders"
+    steps = fits.fits(chain, "stage0", ["adam", "stage1=steps=3"], None)
+    assert "warm start" in fits.describe(chain, steps)["stage0"]
+    assert fits.describe(chain, steps)["stage1"].endswith(
+        "from where the stage before ends, the rest from its trained values"
+    )
+    with pytest.raises(DescriptionError, match="order must be one of recorded, other, got 'reversed'"):
+        fits.fits(chain, "stage0", ["stage1=rerun:order=reversed"], None)
 
 
 # What the target gives
@@ -369,7 +424,7 @@ def test_typed_words_stand_above_the_targets(validate: Command, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ('{"fit": 3}', "a fit must be Resolve(), Steps(...) or a function fit(weights) -> model, got int"),
+        ('{"fit": 3}', "a fit must be Rerun(), Resolve(), Steps(...) or a function fit(weights) -> model, got int"),
         ('{"fit": {"nope": None}}', "the target's option 'fit': no stage is called 'nope'"),
         ('{"estimators": []}', "the target's option 'estimators' is empty"),
         ('{"estimators": [3]}', "the target's option 'estimators' must be a list such as [Influence(), Random()]"),
@@ -476,7 +531,7 @@ BAD_WORDS = [
     (("--by", "0"), "by must be above 0"),
     (("--by", "1.5"), "at most 1"),
     (("--groups", "1"), "share must be above 0 and below 1"),
-    (("--retrain", "magic"), "--retrain must be one of resolve, adam, adamw, sgd, got 'magic'"),
+    (("--retrain", "magic"), "--retrain must be one of rerun, resolve, adam, adamw, sgd, got 'magic'"),
     (("--solve", "nope=cg"), "--solve: 'nope' is neither a stage (pretrain, finetune) nor a setting"),
 ]
 

@@ -87,7 +87,7 @@ def test_sets_side_by_side_are_those_given():
     assert choice.name == "2 dropped, and 1 random sets of as many"
 
 
-@pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")
+@pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning", "ignore:validate. query loss")
 def test_runs_are_kept_apart_and_written_down(tmp_path: Path):
     chain, query, options = jobs.frozen()
     curation = curate(trace(chain, query, **options), rule=Drop(3))

@@ -56,8 +56,9 @@ def trained(
                 inside = {f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)}
                 if inside & set(own_names(stage)) - set(previous_names(stage)):
                     module.reset_parameters()
+        stays = held_names(stage) if stage.link and stage.link.in_loss and not how.cold else {}
         for here, there in previous_names(stage).items():
-            if previous:
+            if previous and here not in stays:
                 parameters[here].copy_(previous[there])
     own = [parameters[name] for name in own_names(stage)]
     optimiser = getattr(torch.optim, how.optimiser)(own, **how.settings)

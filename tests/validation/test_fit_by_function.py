@@ -133,7 +133,7 @@ def without_previous() -> object:
             "'finetune': .* has another 'embedding.weight' than the stage before",
         ),
         (without_previous, r"'finetune': its fit must take the stage before, .*: def fit\(weights, previous\)"),
-        (lambda: as_fit(3), r"a fit must be Resolve\(\), Steps\(...\) or a function .*, got int"),
+        (lambda: as_fit(3), r"a fit must be Rerun\(\), Resolve\(\), Steps\(...\) or a function .*, got int"),
         (
             lambda: Retraining(chain_of(FROZEN_RIDGE, solved(FROZEN_RIDGE)), query_of(FROZEN_RIDGE), "pretrain", {}),
             "no fit for stage 'pretrain', .* give one for each of 'pretrain', 'finetune'",

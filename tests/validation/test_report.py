@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError, StagetraceWarning
-from stagetrace.validation import Agreement, LinearDatamodelling, Reliability, Validation, plots
-from stagetrace.validation.report import SIGN, record, save, tables, work
+from stagetrace.validation import Agreement, Control, LinearDatamodelling, Reliability, Validation, plots
+from stagetrace.validation.report import SIGN, control, record, save, tables, work
 from stagetrace.validation.validate import Measured
 
 UNITS: Mapping[str, str | None] = {"score": "query loss", "ranking": None, "constant": "query loss"}
+
+CONTROL = Control(2.0, torch.tensor([2.0, 2.01, 2.02], dtype=torch.float64), is_stochastic=True)
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -49,7 +52,7 @@ def validation(runs: int = 3, choices: int = 2) -> Validation:
     singles = tuple((index,) for index in range(9))
     pairs = tuple((index, index + 1) for index in range(7))
     found = [measured("9 largest", singles, runs, 0), measured("7 groups of 0.2", pairs, runs, 10, by=0.1)]
-    return Validation("pretrain", tuple(found[:choices]), UNITS, 16 * runs, 120.0, {})
+    return Validation("pretrain", tuple(found[:choices]), UNITS, 16 * runs, 120.0, CONTROL, {})
 
 
 def cells(text: str, name: str) -> list[str]:
@@ -99,6 +102,15 @@ def test_how_much_was_trained():
     assert work(validation()) == "48 retrainings from stage 'pretrain' on, 24 a minute in each process"
 
 
+def test_where_the_control_ended():
+    where = "query loss: 2 of the traced model, 2.01 of the control (mean of 3 runs, standard deviation 1.0e-02)"
+    assert control(validation()) == where
+    away = Control(1.5, CONTROL.losses, is_stochastic=True)
+    said = control(replace(validation(), control=away))
+    assert said.startswith("WARNING: query loss: 1.5 of the traced model, 2.01 of the control")
+    assert "ends at another model than the one that was traced" in said
+
+
 def test_the_record_holds_every_number():
     found = validation()
     said: Any = json.loads(json.dumps(record(found, {"fit": "sgd"}, {"BM25": "no text"}), allow_nan=False))
@@ -108,6 +120,8 @@ def test_the_record_holds_every_number():
     assert said["settings"] == {"fit": "sgd"}
     assert said["not_applicable"] == {"BM25": "no text"}
     assert said["estimators"] == {name: {"unit": unit} for name, unit in UNITS.items()}
+    noise = pytest.approx(0.01)
+    assert said["control"] == {"traced": 2.0, "losses": [2.0, 2.01, 2.02], "noise": noise, "elsewhere": False}
     assert (said["retrainings"], said["retrainings_per_minute"]) == (48, 24.0)
     for written, each in zip(said["choices"], found.measured, strict=True):
         assert (written["choice"], written["by"], written["runs"]) == (each.choice, each.by, 3)
@@ -184,7 +198,7 @@ def test_the_first_estimator_is_drawn_against_the_truth(runs: int):
 def test_without_a_unit_there_is_no_identity_line_and_no_slope():
     found = validation()
     units = {"ranking": None, **{name: unit for name, unit in UNITS.items() if name != "ranking"}}
-    swapped = Validation(found.stage, found.measured, units, 1, 1.0, {})
+    swapped = Validation(found.stage, found.measured, units, 1, 1.0, CONTROL, {})
     ax: Any = plots.agreement(swapped).axes[0]
     assert "slope -" in ax.get_title()
     assert "no unit" in ax.get_xlabel()
@@ -208,7 +222,7 @@ def test_no_words_of_a_picture_touch(draw: Any, scale: float):
     """Titles, labels and ticks of all panels, and that of the figure, lie apart and inside."""
     found = validation()
     scaled = tuple(measured_at(each, scale) for each in (*found.measured, *found.measured, found.measured[0]))
-    figure = draw(Validation(found.stage, scaled, UNITS, 1, 1.0, {}))
+    figure = draw(Validation(found.stage, scaled, UNITS, 1, 1.0, CONTROL, {}))
     figure.set_dpi(100)
     figure.draw_without_rendering()
     texts = [figure._suptitle] if figure._suptitle else []

@@ -106,7 +106,7 @@ def curate_run(
             out=out / "retrained",
             progress=Bars(),
         )
-        record = replace(record, verified=found, fits={name: fits.describe(how) for name, how in fitted.items()})
+        record = replace(record, verified=found, fits=fits.describe(job.chain, fitted))
         write_note(record, out)
         console.print(verified_table(curation, found, record.fits).rich())
     console.print(f"saved to {', '.join(map(str, files))}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -11,14 +11,21 @@ from stagetrace.cli.spec import Grammar, Spec, by_stage, one_of, positive, real,
 from stagetrace.errors import refuse
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.validation import SGD, Adam, AdamW, Fit, Resolve, Steps
-from stagetrace.validation.fits import CustomTraining, as_fit
+from stagetrace.validation import SGD, Adam, AdamW, Fit, Rerun, Resolve, Steps
+from stagetrace.validation.fits import CustomTraining, as_fit, recorded_fit
 from stagetrace.validation.fits.optimizers import OptimizerSettings
-from stagetrace.validation.fits.steps import SCHEDULES
+from stagetrace.validation.fits.steps import SCHEDULES, Start
 
 # Adam at 1e-3, restarted without its state, moves every parameter by the whole rate at first: on MNIST two batch orders
 # agreed at r = 0.41; at 1e-4 the means of three orders agreed at 0.80.
 OPTIMIZERS: dict[str, OptimizerSettings] = {"adam": Adam(lr=1e-4), "adamw": AdamW(lr=1e-4), "sgd": SGD()}
+
+STARTS = {
+    "warm": "warm start",
+    "cold": "cold start",
+    "previous": "from where the stage before ends, the rest from its trained values",
+}
+"""Where steps start, in words."""
 
 RETRAIN = Grammar(
     "--retrain",
@@ -29,8 +36,9 @@ RETRAIN = Grammar(
         "lr": positive,
         "momentum": real,
         "decay": real,
-        "start": one_of(("warm", "cold")),
+        "start": one_of(get_args(Start)),
         "schedule": one_of(tuple(SCHEDULES)),
+        "order": one_of(("recorded", "other")),
         "tolerance": positive,
         "proximity": real,
     },
@@ -57,21 +65,33 @@ def fits(chain: Chain, stage: str, retrain: Sequence[str], given: Any) -> dict[s
     is_double = all(dtype == torch.float64 for bound in later.values() for dtype in bound.trained.dtypes)
     for name, bound in later.items():
         if specs[name].name is not None or name not in chosen:
-            chosen[name] = _new(bound, specs[name].name or ("resolve" if is_double else "adam"), specs[name])
+            recorded = recorded_fit(bound)
+            if specs[name].name is None and recorded is not None:
+                chosen[name] = recorded
+            else:
+                chosen[name] = _new(bound, specs[name].name or ("resolve" if is_double else "adam"), specs[name])
     for key in RETRAIN.keys:
         _change(chosen, specs, key)
     return {name: chosen[name] for name in later}
 
 
-def describe(fit: Fit) -> str:
-    """What a fit does, in a line."""
+def describe(chain: Chain, fitted: Mapping[str, Fit]) -> dict[str, str]:
+    """What each stage's fit does, in a line; by the stage's name."""
+    first = next(iter(fitted))
+    return {name: _described(fit, chain[name], follows=name != first) for name, fit in fitted.items()}
+
+
+def _described(fit: Fit, bound: BoundStage, *, follows: bool) -> str:
     if isinstance(fit, Resolve):
         pull = f", a pull of {fit.proximity:g} towards the trained values" if fit.proximity else ""
         return f"resolve: Newton steps to a gradient norm of {fit.tolerance:g}{pull}"
+    if isinstance(fit, Rerun):
+        order = "in the recorded order" if fit.order == "recorded" else "in other orders"
+        return f"rerun: its recorded training repeated, {order}"
     if isinstance(fit, Steps):
-        optimizer = type(fit.optimizer).__name__
+        optimizer, start = type(fit.optimizer).__name__, fit.start_at(bound, follows=follows)
         rate = f"learning rate {fit.optimizer.lr:g}" + ("" if fit.schedule == "constant" else f" ({fit.schedule})")
-        return f"{optimizer}: {fit.steps} steps, {rate}, batches of {fit.batch_size}, {fit.start} start"
+        return f"{optimizer}: {fit.steps} steps, {rate}, batches of {fit.batch_size}, {STARTS[start]}"
     if isinstance(fit, CustomTraining):
         return f"{getattr(fit.function, '__name__', 'a function')}(): the target's own training"
     return f"{fit}"
@@ -91,6 +111,8 @@ def _new(bound: BoundStage, kind: str, spec: Spec) -> Fit:
     """A fit of a kind at its defaults, which depend on the number of examples."""
     if kind == "resolve":
         return Resolve()
+    if kind == "rerun":
+        return Rerun()
     examples = len(bound.stage.examples)
     size = spec.settings.get("batch_size", BATCH)
     return Steps(OPTIMIZERS[kind], EPOCHS * math.ceil(examples / size), min(size, examples))

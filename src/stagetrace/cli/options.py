@@ -11,7 +11,7 @@ import typer
 
 SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
 CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
-FITS = ("resolve", "adam", "adamw", "sgd")
+FITS = ("rerun", "resolve", "adam", "adamw", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000
 
@@ -64,10 +64,11 @@ Retrain = Annotated[
         "--retrain",
         metavar="[STAGE=]NAME[:KEY=VALUE,...]",
         help=f"How to retrain each stage: a method ({', '.join(FITS)}), settings, or both; repeatable. Default: "
-        f"resolve if every stage from --stage on is float64, else adam. Keys: lr ({ADAM_RATE:g}, of sgd {SGD_RATE:g}), "
-        f"steps ({EPOCHS} epochs), batch_size ({BATCH}), start (warm or cold), schedule (constant or cosine), momentum "
-        "of sgd, decay of adamw; of resolve: tolerance of the gradient norm (1e-8), proximity (a pull towards the "
-        "trained values, for flat minima; predict with --solve cg:damping=X). E.g. "
+        "rerun where the training was recorded, else resolve if every stage from --stage on is float64, else adam. "
+        f"Keys: order of rerun (recorded or other); lr ({ADAM_RATE:g}, of sgd {SGD_RATE:g}), steps ({EPOCHS} epochs), "
+        f"batch_size ({BATCH}), start (warm, previous or cold), schedule (constant or cosine), momentum of sgd, decay "
+        "of adamw; of resolve: tolerance of the gradient norm (1e-8), proximity (a pull towards the trained values, "
+        "for flat minima; predict with --solve cg:damping=X). E.g. finetune=rerun:order=other, "
         "pretrain=adam:lr=1e-4,steps=300,start=cold",
     ),
 ]
@@ -85,7 +86,7 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="X",
-        help="Fraction of the weight removed; repeatable. Default: 1; with resolve also 0.1 for single examples.",
+        help="Fraction of the weight removed; repeatable. Default: 1; with rerun or resolve also 0.1 of single ones.",
     ),
 ]
 Groups = Annotated[

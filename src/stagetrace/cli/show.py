@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stagetrace.cli.fits import describe
 from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
@@ -16,7 +15,7 @@ from stagetrace.report.previews import Preview, Previews, read_previews
 from stagetrace.results import Scores, Trace
 from stagetrace.results.table import Row, Top
 from stagetrace.stages.chain import Chain
-from stagetrace.validation import Fit, Validation, report
+from stagetrace.validation import Validation, report
 
 LINE = 60
 """Characters of an example in a table, at most."""
@@ -132,16 +131,16 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[F
 
 
 def validation(
-    found: Validation, fitted: Mapping[str, Fit], left_out: Mapping[str, str], console: Console, files: list[Path]
+    found: Validation, fitted: Mapping[str, str], left_out: Mapping[str, str], console: Console, files: list[Path]
 ) -> None:
     """The agreement of every estimator for each choice of removals, what was done, and where it all is."""
     for table in report.tables(found):
         console.print(_legible(table.rich(), console.width))
     for name, reason in left_out.items():
         console.print(f"{name} does not apply: {reason}", highlight=False)
-    for name, fit in fitted.items():
-        console.print(f"stage '{name}' was retrained by {describe(fit)}", highlight=False)
-    for words in (report.SIGN, report.FIGURES, report.work(found)):
+    for name, how in fitted.items():
+        console.print(f"stage '{name}' was retrained by {how}", highlight=False)
+    for words in (report.control(found), report.SIGN, report.FIGURES, report.work(found)):
         console.print(words, highlight=False)
     console.print(f"saved to {', '.join(map(str, files))}", soft_wrap=True)
 

@@ -11,7 +11,7 @@ from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.stages.identity.settings import settings_of
 from stagetrace.terminal import terminal
-from stagetrace.validation import Fit, GroupRemovals, RandomRemovals, Resolve, TopRemovals
+from stagetrace.validation import Fit, GroupRemovals, RandomRemovals, Rerun, Resolve, TopRemovals
 from stagetrace.validation import validate as compare
 from stagetrace.validation.fits.fit import described
 from stagetrace.validation.removals import RemovalPlan
@@ -59,8 +59,9 @@ def validate(
     def say(line: str) -> None:
         progress.console.print(line, highlight=False, soft_wrap=True)
 
-    for name, how in fitted.items():
-        say(f"stage '{name}' is retrained by {fits.describe(how)}")
+    described_fits = fits.describe(chain, fitted)
+    for name, how in described_fits.items():
+        say(f"stage '{name}' is retrained by {how}")
     predicted, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
     validation = compare(
         chain,
@@ -77,7 +78,7 @@ def validate(
     )
     recorded = {"target": target, "seeds": list(runs), "together": together, **_settings(job, typed, fitted, chosen)}
     files = save(validation, out, settings=recorded, left_out=left_out)
-    show.validation(validation, fitted, left_out, terminal(), files)
+    show.validation(validation, described_fits, left_out, terminal(), files)
 
 
 def _choices(
@@ -90,7 +91,7 @@ def _choices(
     seed: int,
 ) -> list[RemovalPlan]:
     """What was typed, or by default whole removals; and tenths of single ones where the truth is exact enough."""
-    exact = all(isinstance(fit, Resolve) for fit in fitted.values())
+    exact = all(isinstance(fit, Resolve | Rerun) and not fit.is_stochastic for fit in fitted.values())
     parts = list(dict.fromkeys(by)) or ([1.0, 0.1] if exact else [1.0])
     chosen: list[RemovalPlan] = []
     if largest:

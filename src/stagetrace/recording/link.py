@@ -78,7 +78,7 @@ class Unrolled(Link):
             if not self.seeds or len(set(self.seeds)) < len(self.seeds):
                 refuse(f"Unrolled: seeds must be one or more different whole numbers, got {list(self.seeds)}")
         else:
-            object.__setattr__(self, "recording", _loaded(self.recording))
+            object.__setattr__(self, "recording", load_recording(self.recording))
         if not isinstance(self.memory, int) or isinstance(self.memory, bool) or self.memory < 1:
             refuse(f"Unrolled: memory must be a number of bytes, such as {2 * 2**30:,} for 2 GiB, got {self.memory!r}")
         super().__post_init__()
@@ -105,7 +105,8 @@ class Unrolled(Link):
         return dict.fromkeys(anchored.values, 0.0)
 
 
-def _loaded(given: Recorded | str | Path | Sequence[Recorded | str | Path]) -> Recorded:
+def load_recording(given: Recorded | str | Path | Sequence[Recorded | str | Path]) -> Recorded:
+    """A recording by its folder, or by those of the sessions of one training."""
     if isinstance(given, Recorded | str | Path):
         return Recorded.load(given)
     return joined([Recorded.load(each) for each in given])

@@ -10,6 +10,7 @@ from stagetrace.renamed import removed
 
 # compare
 from stagetrace.validation.agreement import Agreement
+from stagetrace.validation.control import Control
 from stagetrace.validation.datamodel import LinearDatamodelling
 
 # predict
@@ -25,7 +26,7 @@ from stagetrace.validation.estimators import (
 )
 
 # train again
-from stagetrace.validation.fits import SGD, Adam, AdamW, Fit, Resolve, Steps
+from stagetrace.validation.fits import SGD, Adam, AdamW, Fit, Rerun, Resolve, Steps
 from stagetrace.validation.reliability import Reliability
 
 # remove
@@ -39,6 +40,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Agreement",
+    "Control",
     "EmbeddingSimilarity",
     "Estimator",
     "ExactSteps",
@@ -51,6 +53,7 @@ __all__ = [
     "RandomRemovals",
     "Reliability",
     "RemovalPlan",
+    "Rerun",
     "Resolve",
     "SingleStage",
     "Steps",

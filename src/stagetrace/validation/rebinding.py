@@ -13,12 +13,12 @@ from stagetrace.stages.stage import Stage
 
 
 def with_values(stage: Stage, values: Mapping[str, Tensor]) -> Stage:
-    """The stage over a copy of its model in which the named parameters have these values."""
+    """The stage over a copy of its model in which the named parameters and buffers have these values."""
     model = copy.deepcopy(stage.model)
-    parameters = dict(model.named_parameters())
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in values.items():
-            parameters[name].copy_(value)
+            held[name].copy_(value)
     return replace(stage, model=model)
 
 

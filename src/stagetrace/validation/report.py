@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stagetrace.checks.finding import Level
 from stagetrace.errors import StagetraceWarning
 from stagetrace.results.files import write_text
 from stagetrace.results.jsonable import JSON, json_text
@@ -44,6 +45,12 @@ def work(validation: Validation) -> str:
     )
 
 
+def control(validation: Validation) -> str:
+    """Where training again with every example ended, beside the traced model, in a sentence."""
+    finding = validation.control.finding(validation.stage)
+    return f"{finding.level.value}: {finding.text}" if finding.level is Level.WARNING else finding.text
+
+
 def datamodelling(measured: Measured) -> dict[str, LinearDatamodelling] | None:
     """The linear datamodelling score of each estimator; None where single examples were removed."""
     if all(len(removal) == 1 for removal in measured.removals):
@@ -67,6 +74,7 @@ def record(
         "settings": dict(settings or {}),
         "estimators": {name: {"unit": unit} for name, unit in validation.units.items()},
         "not_applicable": dict(left_out or {}),
+        "control": validation.control.record(),
         "retrainings": validation.retrainings,
         "seconds": validation.seconds,
         "retrainings_per_minute": validation.per_minute if math.isfinite(validation.per_minute) else None,

@@ -1,7 +1,7 @@
 """The chain trained again without chosen examples: the stage they belong to, and every later one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 from stagetrace.errors import refuse
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.space import Params
 from stagetrace.tracing.query import Query
-from stagetrace.validation.fits.custom import CustomTraining
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy
-from stagetrace.validation.fits.resolve import Resolve
+from stagetrace.validation.rebinding import with_values
 from stagetrace.validation.removals import Removal
 from stagetrace.validation.resolving import leave_out
 
@@ -38,12 +38,11 @@ class Retraining:
             if bound.name not in self.fits:
                 refuse(
                     f"validate: no fit for {bound.stage.where}, which is trained again after '{self.stage}'; give "
-                    "one for each of " + ", ".join(f"'{p.name}'" for p in self.later)
+                    "one for each of " + ", ".join(f"'{p.name}'" for p in self.later) + " (what was recorded, "
+                    "link=Unrolled(...), is repeated without one)"
                 )
-        for bound in self.later[1:]:
-            fit = self.fits[bound.name]
-            if isinstance(fit, CustomTraining):
-                fit.check_follows(bound)
+        for place, bound in enumerate(self.later):
+            self.fits[bound.name].check(bound, follows=place > 0)
 
     @property
     def later(self) -> tuple[BoundStage, ...]:
@@ -58,9 +57,7 @@ class Retraining:
     def prepare(self) -> None:
         """What is computed once, before processes share the work."""
         for bound in self.later:
-            fit = self.fits[bound.name]
-            if isinstance(fit, Resolve):
-                fit.prepare(bound)
+            self.fits[bound.name].prepare(bound)
 
     def losses(self, removals: Sequence[Removal], by: float, seed: int) -> Tensor:
         """The query loss after training again without each: float64 `[removals]`, or `[removals, queries]`.
@@ -75,6 +72,12 @@ class Retraining:
                 weights = torch.ones(len(removals), len(bound.stage.examples), dtype=torch.float64)
             copies = self.fits[bound.name](bound, weights, copies, seed)
         assert copies is not None
-        return torch.stack(
-            [self.query.loss(self.chain.last, one_copy(copies, place)) for place in range(len(removals))]
-        )
+        return torch.stack([self._measured(one_copy(copies, place)) for place in range(len(removals))])
+
+    def _measured(self, values: Params) -> Tensor:
+        """The query loss of one copy of the last stage, with the buffers of its own that it comes with."""
+        last = self.chain.last
+        moved = {name: values[name] for name, _ in last.stage.model.named_buffers() if name in values}
+        if moved:
+            last = replace(last, stage=with_values(last.stage, moved))
+        return self.query.loss(last, values)

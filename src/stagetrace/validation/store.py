@@ -83,6 +83,10 @@ class Store:
         loss, control = self._found[key]
         return loss - control
 
+    def control(self, keys: Collection[Key]) -> Tensor:
+        """The mean query loss of the controls that these retrainings are paired with."""
+        return torch.stack([self._found[key][1] for key in sorted(keys)]).mean(dim=0)
+
     def seconds_of(self, keys: Collection[Key]) -> float:
         """Seconds of one process that these retrainings took, their share of the controls included."""
         return sum(self._seconds[key] for key in sorted(keys))

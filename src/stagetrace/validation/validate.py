@@ -1,5 +1,6 @@
 """Do the scores predict retraining? Predictions, retrainings, and how well they agree."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from stagetrace.errors import refuse
+from stagetrace.checks.finding import Level
+from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.jsonable import JSON
@@ -20,8 +22,9 @@ from stagetrace.stages.risk import check_finite
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.query import Query
 from stagetrace.validation.agreement import Agreement
+from stagetrace.validation.control import Control
 from stagetrace.validation.estimators import Estimator, Influence
-from stagetrace.validation.fits import Fit, as_fit
+from stagetrace.validation.fits import Fit, as_fit, recorded_fit
 from stagetrace.validation.fits.fit import described
 from stagetrace.validation.reliability import Reliability
 from stagetrace.validation.removals import RandomRemovals, Removal, RemovalPlan, TopRemovals, predicted_effects
@@ -64,6 +67,7 @@ class Validation:
 
     stage: whose examples are removed. measured: by choice. units: of each estimator's prediction, None where only the
     ranking means something. retrainings: how many, each of all later stages; seconds: of processes, added up.
+    control: where the runs that keep every example ended, beside the model that was traced.
     """
 
     stage: str
@@ -71,6 +75,7 @@ class Validation:
     units: Mapping[str, str | None]
     retrainings: int
     seconds: float
+    control: Control
     predictions: Mapping[str, Tensor] = field(repr=False)
 
     def __getitem__(self, choice: str) -> Measured:
@@ -90,7 +95,7 @@ def validate(
     chain: Chain,
     query: Query,
     *,
-    fit: Any,
+    fit: Any = None,
     stage: str | None = None,
     choices: Sequence[RemovalPlan] = CHOICES,
     estimators: Sequence[Estimator] | None = None,
@@ -107,8 +112,9 @@ def validate(
     any score.
 
     Args:
-        fit: how stages are trained again: one for all or a mapping by stage name, each `Resolve()`, `Steps(...)` or
-            a function `fit(weights) -> model` (see `stagetrace.validation.fits.CustomTraining`).
+        fit: how stages are trained again: one for all or a mapping by stage name, each `Rerun()`, `Resolve()`,
+            `Steps(...)` or a function `fit(weights) -> model` (see `stagetrace.validation.fits.CustomTraining`). A
+            stage with a recorded training (`Unrolled`) that is given none repeats it, or takes the link's own steps.
         stage: whose examples are removed; the chain's first.
         choices: what is removed. `TopRemovals` uses the first estimator's predictions.
         estimators: what predicts; the multi-stage influence alone if None. The first is the one under test.
@@ -118,7 +124,8 @@ def validate(
         out: a folder in which every retraining is kept as it ends; the same call goes on there.
 
     Returns:
-        Predictions, effects and agreements; nothing is left out of them.
+        Predictions, effects and agreements; nothing is left out of them. Warns where training again with every example
+        ends at another model than the one traced, see `Control`.
 
     Raises:
         DescriptionError: no such stage, no fit for one, a query that is not reduced, or settings that do not fit.
@@ -154,7 +161,14 @@ def validate(
                 advance(len(keys))
     measured = tuple(_measured(choice, found, runs, store, predictions) for choice, found in removals.items())
     wanted = {(seed, choice.by, r) for seed in runs for choice, found in removals.items() for r in found}
-    return Validation(stage, measured, units, len(wanted), store.seconds_of(wanted), predictions)
+    controls = [store.control([key for key in wanted if key[0] == seed]) for seed in runs]
+    trains = any(isinstance(bound.recording, Fit) for bound in chain)  # scores are then taken at what it trained
+    traced = None if trains else float(query.loss(chain.last))
+    control = Control(traced, torch.stack(controls), retraining.is_stochastic)
+    finding = control.finding(stage)
+    if finding.level is Level.WARNING:
+        warnings.warn(f"validate: {finding.text}", StagetraceWarning, stacklevel=3)
+    return Validation(stage, measured, units, len(wanted), store.seconds_of(wanted), control, predictions)
 
 
 def _measured(
@@ -218,10 +232,12 @@ def _predicted(
 
 
 def _by_stage(chain: Chain, fit: Any) -> dict[str, Fit]:
+    """What was given; what was recorded is else repeated."""
+    usual = {bound.name: found for bound in chain if (found := recorded_fit(bound)) is not None}
     if isinstance(fit, Mapping):
         chain.check_names(fit, "validate(fit=...)")
-        return {name: as_fit(given) for name, given in fit.items()}
-    return dict.fromkeys(chain.names, as_fit(fit))
+        return {**usual, **{name: as_fit(given) for name, given in fit.items()}}
+    return usual if fit is None else dict.fromkeys(chain.names, as_fit(fit))
 
 
 def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:

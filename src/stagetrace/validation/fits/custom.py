@@ -35,17 +35,12 @@ class CustomTraining(Fit):
 
     def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
         names = self._names()
-        if previous is not None:
-            self.check_follows(bound)
+        self.check(bound, follows=previous is not None)
         return stacked([self._one(bound, weights, previous, seed, place, names) for place in range(len(weights))])
 
-    def check_follows(self, bound: BoundStage) -> None:
-        """Refuse a function that cannot take the stage before, trained again.
-
-        Raises:
-            DescriptionError: it has no parameter `previous`.
-        """
-        if "previous" not in self._names():
+    def check(self, bound: BoundStage, *, follows: bool) -> None:
+        """Refuse a function that cannot take the stage before, trained again: one without a parameter `previous`."""
+        if follows and "previous" not in self._names():
             refuse(
                 f"{bound.stage.where}: its fit must take the stage before, trained again: "
                 "def fit(weights, previous): ..."
@@ -108,4 +103,6 @@ def as_fit(given: Any) -> Fit:
         return given
     if callable(given):
         return CustomTraining(given)  # pyright: ignore[reportArgumentType]
-    refuse(f"a fit must be Resolve(), Steps(...) or a function fit(weights) -> model, got {type(given).__name__}")
+    refuse(
+        f"a fit must be Rerun(), Resolve(), Steps(...) or a function fit(weights) -> model, got {type(given).__name__}"
+    )

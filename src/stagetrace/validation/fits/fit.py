@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor
 
+from stagetrace.recording.recorded import Recorded
 from stagetrace.results.jsonable import JSON
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.identity import Identity
@@ -25,6 +26,18 @@ class Fit(ABC):
 
     is_stochastic: bool
 
+    def check(self, bound: BoundStage, *, follows: bool) -> None:  # noqa: B027  (most have nothing to refuse)
+        """Refuse a stage that cannot be trained again so, before anything is trained; by default none.
+
+        follows: whether the stage before is trained again, too.
+
+        Raises:
+            DescriptionError: with what is missing.
+        """
+
+    def prepare(self, bound: BoundStage) -> None:  # noqa: B027
+        """Compute what all copies of a stage have in common, before processes share the work; by default nothing."""
+
     @abstractmethod
     def __call__(self, bound: BoundStage, weights: Tensor, previous: Copies | None, seed: int) -> Copies:
         """Train copies of a stage, each with its own example weights; the stage itself stays as it is.
@@ -35,7 +48,7 @@ class Fit(ABC):
         seed: of the order of the batches and, from a cold start, of the initial values.
 
         Returns:
-            All parameters of the copies.
+            All parameters of the copies; also those of the buffers that are not what they are in the stage's model.
         """
 
 
@@ -49,10 +62,13 @@ def expanded(values: Params, copies: int) -> Copies:
     return {name: value.expand(copies, *value.shape) for name, value in values.items()}
 
 
-def starting_values(bound: BoundStage, copies: int, previous: Copies | None) -> Copies:
-    """The stage as trained, for each copy with its shared parameters as in its own copy of the stage before."""
+def starting_values(bound: BoundStage, copies: int, previous: Copies | None, *, anchored: bool = True) -> Copies:
+    """The stage as trained, for each copy with its inherited parameters as in its own copy of the stage before.
+
+    anchored: also those that it trains further.
+    """
     values = expanded(all_values(bound), copies)
-    return values if previous is None else values | values_from_previous(bound, previous, anchored=True)
+    return values if previous is None else values | values_from_previous(bound, previous, anchored=anchored)
 
 
 def one_copy(copies: Copies, place: int) -> Params:
@@ -66,7 +82,9 @@ def stacked(values: list[Params]) -> Copies:
 
 
 def described(value: object) -> JSON:
-    """A fit's settings as plain values; a saved optimiser state and functions as digests."""
+    """A fit's settings as plain values; a recording, a saved optimiser state and functions as digests."""
+    if isinstance(value, Recorded):
+        return f"sha256 {value.digest[:16]}"
     if isinstance(value, bool | int | float | str | type(None)):
         return value
     if isinstance(value, list | tuple):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ BatchGradient = Callable[[Tensor, Copies, Tensor, Batch], Tensor]
 """`gradient(points [copies, size], inherited, weights [copies, batch], batch) -> [copies, size]`."""
 
 
+Start = Literal["warm", "previous", "cold"]
+"""Where `Steps` can start."""
+
+
 @final
 @renamed_fields(rule="optimizer")
 @dataclass(frozen=True)
@@ -40,16 +44,19 @@ class Steps(Fit):
     The order of the batches is drawn by the seed alone, so that runs with and without an example see the same batches:
     its weight is 0 in one of them, and all else is equal (a paired comparison). The batch's mean is over all of its
     examples, whatever their weights. The model is evaluated in eval mode: no dropout, BatchNorm statistics fixed.
-    Shared parameters start from the stage before. A link's pull towards it is added where it was part of the training
-    loss (`Link.in_training_loss`); that of `Proximal` only models how few steps were taken.
+    A link's pull towards the stage before is added where it was part of the training loss (`Link.in_training_loss`);
+    that of `Proximal` only models how few steps were taken.
 
     Args:
         optimizer: `Adam(...)`, `AdamW(...)` or `SGD(...)`, or your own.
         steps: how many.
         batch_size: examples a step.
-        start: "warm" continues from the stage's trained values (shared ones taken from the stage before); "cold" draws
-            new initial values by the seed, with each module's `reset_parameters()`, but for shared parameters, which it
-            takes from the stage before.
+        start: "warm" goes on from the stage's trained values, with what it kept of the stage before. "cold" draws its
+            own values anew by the seed, with each module's `reset_parameters()`; what it trained further starts where
+            the stage before ended. "previous" starts there, too, with all else (the head) at its trained values: that
+            is neither where the traced training began nor where it ended, so its control ends at another model (see
+            `Control`). None is "previous" where a warm start would let nothing through of a stage before that is
+            trained again: what was trained further, without a pull in the loss. Else it is "warm".
         schedule: "constant" or "cosine" (down to zero at the end).
 
     Raises:
@@ -59,15 +66,15 @@ class Steps(Fit):
     optimizer: OptimizerSettings
     steps: int
     batch_size: int
-    start: Literal["warm", "cold"] = "warm"
+    start: Start | None = None
     schedule: Literal["constant", "cosine"] = "constant"
     is_stochastic: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_count(self.steps, "Steps(steps=...)")
         check_count(self.batch_size, "Steps(batch_size=...)")
-        if self.start not in ("warm", "cold"):
-            refuse(f"Steps: start must be 'warm' or 'cold', got {self.start!r}")
+        if self.start is not None and self.start not in get_args(Start):
+            refuse(f"Steps: start must be 'warm', 'previous' or 'cold', got {self.start!r}")
         if self.schedule not in SCHEDULES:
             refuse(f"Steps: schedule must be 'constant' or 'cosine', got {self.schedule!r}")
 
@@ -130,11 +137,27 @@ class Steps(Fit):
         shared = bound.inherited_from | bound.anchored_to
         return replace(stage, link=Unrolled(shared, folder), weight_decay=0.0)
 
+    def check(self, bound: BoundStage, *, follows: bool) -> None:
+        """Refuse a warm start that lets nothing through of a stage before that is trained again."""
+        if self.start == "warm" and follows and _starts_alone(bound):
+            refuse(
+                f"{bound.stage.where} trained further what it took over, and the stage before is trained again, too: "
+                "from its own trained values (start='warm') nothing of that would come through. Repeat its recorded "
+                "training (link=Unrolled(...), fit=Rerun()); without a recording type start='previous' or 'cold'"
+            )
+
+    def start_at(self, bound: BoundStage, *, follows: bool) -> Start:
+        """Where the stage starts, the default settled. follows: whether the stage before is trained again, too."""
+        return self.start or ("previous" if follows and _starts_alone(bound) else "warm")
+
     def start_of(self, bound: BoundStage, previous: Copies | None, copies: int, seed: int) -> Copies:
         """Every parameter of the copies before the first step."""
-        values = starting_values(bound, copies, previous)
-        if self.start == "cold":
-            values.update(expanded(_cold_start(bound, seed, follows=previous is not None), copies))
+        follows = previous is not None
+        self.check(bound, follows=follows)
+        start = self.start_at(bound, follows=follows)
+        values = starting_values(bound, copies, previous, anchored=start != "warm")
+        if start == "cold":
+            values.update(expanded(_cold_start(bound, seed, follows=follows), copies))
         return values
 
     def rate_at(self, step: int) -> float:
@@ -145,6 +168,12 @@ class Steps(Fit):
         """The batches of the steps, in order."""
         examples = bound.stage.examples
         return bound.risk.read(orders(len(examples), self.batch_size, self.steps, seed))
+
+
+def _starts_alone(bound: BoundStage) -> bool:
+    """Whether what the stage trained further hangs on the stage before by where it started alone."""
+    link = bound.stage.link
+    return bool(bound.anchored_to) and link is not None and not link.in_training_loss
 
 
 def orders(examples: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:

@@ -1,0 +1,85 @@
+"""A whole recorded training, from its start to its end: replayed as it was, then run again with other weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.recording.recorded import Recorded
+from stagetrace.recording.step import Step
+from stagetrace.replay.agreement import TOLERANCES, Agreement
+from stagetrace.replay.fitting import fitting
+from stagetrace.replay.forward import Point, stepped
+from stagetrace.replay.step import slopes
+from stagetrace.replay.training import Training
+from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.space import Params
+
+Factors = Sequence[float]
+"""What the summed losses of each of a step's batches were multiplied by: see `Scale`."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A recorded training that came out as recorded, from its start to its end in one go.
+
+    factors: of each step. ids: the examples of each batch, in order, step by step. agreement: with the recording.
+    """
+
+    recorded: Recorded
+    factors: Sequence[Factors]
+    ids: Sequence[Sequence[Sequence[int]]]
+    agreement: Agreement
+
+    @staticmethod
+    def of(bound: BoundStage, recorded: Recorded) -> "Course":
+        """Replay the training of a stage, all weights 1.
+
+        Raises:
+            DescriptionError, ResultsError: the recording is not that of the stage; see `fitting`.
+            DataError: a step, or the end, does not come out as recorded.
+        """
+        recorded = fitting(bound, recorded)
+        agreement = Agreement(recorded, bound.stage.where, TOLERANCES[bound.trained.dtype])
+        training, factors = Training(bound), list[Factors]()
+        ids = list[Sequence[Sequence[int]]]()
+        point = Point.of(recorded.state(recorded.states[0]), bound.trained_values)
+        with torch.random.fork_rng():
+            for block in recorded.blocks:
+                for number, step in zip(block, recorded.read(block), strict=True):
+                    training.put(point.buffers)
+                    found = slopes(training, point.values, bound.inherited_values, step)
+                    agreement.check_step(number, step, found)
+                    factors.append(tuple(scale.factor for scale in found.scales))
+                    ids.append([micro.ids for micro in step.micros])
+                    point = stepped(recorded, point, step, found.clipped, training.buffers)
+                agreement.check_end(block, recorded.state(block.start), recorded.state(block.stop), point)
+        return Course(recorded, factors, ids, agreement)
+
+    def steps(self) -> Iterator[tuple[Step, Factors]]:
+        """The steps as recorded, each with the factors of its batches."""
+        for block in self.recorded.blocks:
+            yield from zip(self.recorded.read(block), self.factors[block.start : block.stop], strict=True)
+
+    def run(
+        self,
+        training: Training,
+        steps: Iterator[tuple[Step, Factors]],
+        starts: Sequence[tuple[Point, Params]],
+        weights: Tensor,
+    ) -> list[Point]:
+        """Train copies, step by step beside one another: each batch is read once, and each copy draws the same masks.
+
+        starts: of each copy, where it begins and what it keeps. weights: `[copies, n]`, multiplied with the losses.
+        """
+        points, kept = [point for point, _ in starts], [inherited for _, inherited in starts]
+        with torch.random.fork_rng():
+            for step, factors in steps:
+                for place, point in enumerate(points):
+                    training.put(point.buffers)
+                    found = slopes(training, point.values, kept[place], step, weights[place], factors)
+                    points[place] = stepped(self.recorded, point, step, found.clipped, training.buffers)
+        return points
