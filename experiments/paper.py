@@ -35,7 +35,16 @@ from stagetrace import Frozen, GaussNewton, Hessian, Identity, Lanczos, Proximal
 from stagetrace.curvature import Auto
 from stagetrace.progress import Progress
 from stagetrace.stages.links import Link
-from stagetrace.validation import Adam, Estimator, ExactSteps, Influence, RandomRemovals, SingleStage, Steps, TopRemovals
+from stagetrace.validation import (
+    Adam,
+    Estimator,
+    ExactSteps,
+    Influence,
+    RandomRemovals,
+    SingleStage,
+    Steps,
+    TopRemovals,
+)
 
 HESSIAN_EXAMPLES = 1000
 """Of the pretraining Hessian, as in the paper."""

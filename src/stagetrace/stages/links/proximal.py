@@ -18,8 +18,9 @@ class Proximal(Link):
 
     `argmin alpha * |W - W_previous|^2 + F(W, Theta)`, without a half, so the penalty's curvature is `2 alpha`.
 
-    This is a model of how far training went, and a rough one: where fine-tuning took some steps and stopped, its scores
-    say little of what retraining does, whatever the alpha (`docs/exact.md`). Record such a training, and take `Unrolled`.
+    This is a model of how far training went, and a rough one: where fine-tuning took some steps and stopped, its
+    scores say little of what retraining does, whatever the alpha (`docs/exact.md`). Record such a training, and take
+    `Unrolled`.
 
     Args:
         shared: which parameters are shared.
