@@ -21,6 +21,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,6 +127,13 @@ def check(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="A run's folder: its report then shows the findings.")
     ] = None,
+    smoothness: Annotated[
+        bool,
+        typer.Option(
+            "--smoothness",
+            help="Repeat recorded trainings without two random groups of examples, and say how far scores reach.",
+        ),
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Look before you run: mapping, coverage, stationarity, curvature, differentiability, memory and time."""
@@ -144,6 +152,10 @@ def check(
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
     findings = inspect(job.chain, job.query, **_how(job, typed, Bars()))
+    if smoothness:
+        from stagetrace.validation.smoothness import findings_of_smoothness
+
+        findings = chain(findings, findings_of_smoothness(job.chain, job.query, Bars()))
     found = show.findings(job.chain, findings, terminal())
     if out is not None:
         write_findings(out, found)

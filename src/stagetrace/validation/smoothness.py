@@ -5,18 +5,25 @@ altogether is small enough depends on how smooth the training was (its rates, it
 not on the model's size or the data. So it is measured: the recorded training is repeated without random groups of
 examples, and what the query loss really does is set beside what the scores said.
 
-With S the standard deviation of the predicted effect over random groups of a size, and E the root mean square of
-measured minus predicted, prediction and truth correlate over such groups at about `S / sqrt(S^2 + E^2)`. E is of second
-order in what is taken out; over random groups of m examples it grows as m, and S as sqrt(m).
+With S the standard deviation of the predicted effect over random groups of a size, M the root mean square of what is
+measured, and E that of measured minus predicted, prediction and truth correlate over such groups at about
+
+    r = S / sqrt(S^2 + E^2)                 where errors are independent of predictions (then M^2 = S^2 + E^2),
+    r = (S^2 + M^2 - E^2) / (2 S M)         in general: predictions may be far too large, and errors their negatives.
+
+The smaller of both is taken. Errors are of second order in what is removed: over random groups of m examples they grow
+as m, and S as sqrt(m).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import hypot, sqrt
+from math import hypot, inf, sqrt
 from typing import final
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.errors import refuse
 from stagetrace.progress import Progress
+from stagetrace.recording import Recorded
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.trace import trace
@@ -54,23 +61,39 @@ class Smoothness:
     def correlation(self, size: int | None = None) -> float:
         """The correlation to expect between prediction and truth over random groups of so many examples.
 
-        For the size that was tried it follows from what was measured; for others by how S and E grow.
+        For the size that was tried it follows from what was measured; for others by how errors grow.
 
         Example:
             >>> tried = Smoothness("a", 1000, 100, (1.0, -1.0), (1.75, -1.75), spread=1.0)
-            >>> tried.correlation(), round(tried.correlation(25), 3)
+            >>> round(tried.correlation(), 3), round(tried.correlation(25), 3)
             (0.8, 0.936)
+            >>> round(Smoothness("a", 1000, 100, (1.0, -1.0), (0.0, 0.1), spread=1.0).correlation(), 3)
+            0.0
         """
-        size = self.size if size is None else size
-        return self.spread / hypot(self.spread, self.error * sqrt(size / self.size)) if self.spread else 0.0
+        ratio = self._error_ratio * sqrt((self.size if size is None else size) / self.size)
+        return 1 / hypot(1, ratio)
+
+    @property
+    def _error_ratio(self) -> float:
+        """`sqrt(1 / r^2 - 1)` at the size that was tried: errors over the spread, as if they were independent."""
+        spread, error = self.spread, self.error
+        if not spread:
+            return inf
+        measured = sqrt(sum(found**2 for found in self.measured) / len(self.measured))
+        along = (spread**2 + measured**2 - error**2) / (2 * spread * measured) if measured else 0.0
+        r = min(spread / hypot(spread, error), along)
+        return sqrt(1 / r**2 - 1) if r > 0 else inf
 
     @property
     def holds_for(self) -> int:
-        """Up to how many examples, taken out together at random, the expected correlation is at least 0.95."""
-        if not self.error:
-            return self.examples
-        allowed = self.spread * sqrt(1 / GOOD**2 - 1)
-        return min(self.examples, int(self.size * (allowed / self.error) ** 2))
+        """Up to how many examples, removed together at random, the expected correlation is at least 0.95.
+
+        Never more than were tried: beyond that errors may grow faster.
+        """
+        allowed = sqrt(1 / GOOD**2 - 1)
+        if self._error_ratio <= allowed:
+            return self.size
+        return int(self.size * (allowed / self._error_ratio) ** 2)
 
     @property
     def finding(self) -> Finding:
@@ -86,7 +109,7 @@ class Smoothness:
         if self.holds_for == 0:
             text += " (not even one; parts of an example at most)"
         if here >= GOOD:
-            return Finding(self.stage, "smoothness", Level.OK, text)
+            return Finding(self.stage, "smoothness", Level.OK, text + " (more were not tried)")
         advice = (
             "; a training is smoother with smaller rates, fewer steps, warm-up and a larger epsilon of the optimiser; "
             "ask for smaller removals, or average over several recordings"
@@ -120,7 +143,7 @@ def smoothness(
     chain.check_names([stage], "smoothness")
     later = chain.bound_stages[chain.names.index(stage) :]
     for bound in later:
-        if bound.recording is None:
+        if not isinstance(bound.recording, Recorded):
             refuse(
                 f"smoothness: {bound.stage.where} is not recorded, so it cannot be repeated; give it "
                 "link=Unrolled(shared, recording), or compare by stagetrace validate"
@@ -140,3 +163,20 @@ def smoothness(
         tuple(loss - control for loss in losses),
         float(effects.std()) * sqrt(size * (1 - size / examples)) if examples > 1 else 0.0,
     )
+
+
+def findings_of_smoothness(chain: Chain, query: Query, progress: Progress) -> Iterator[Finding]:
+    """The verdict on each stage that can be repeated: it and every later stage are recorded.
+
+    Raises:
+        DescriptionError: there is none.
+    """
+    recorded = [isinstance(bound.recording, Recorded) for bound in chain]
+    stages = [name for place, name in enumerate(chain.names) if all(recorded[place:])]
+    if not stages:
+        refuse(
+            f"smoothness: {chain.last.stage.where} is not recorded, so nothing can be repeated; give it "
+            "link=Unrolled(shared, recording), or compare by stagetrace validate"
+        )
+    for name in stages:
+        yield smoothness(chain, query, name, progress=progress).finding
