@@ -125,7 +125,7 @@ def describe(
         "collate": fingerprint_collate(collate, query.data, identity),
         "reduction": query.reduction,
     }
-    solved = [problem.name for problem in chain if problem.recording is None]
+    solved = [bound.name for bound in chain if bound.recording is None]
     solving = {
         "curvature": {name: settings_of(curvature[name], identity) for name in solved if name in curvature},
         "solver": {name: settings_of(solver[name], identity) for name in solved if name in solver},
