@@ -500,7 +500,7 @@ def test_the_package_is_imported_when_it_is_used():
 def test_names_and_numbers_in_the_help_are_those_of_the_settings():
     assert tuple(SOLVERS) == options.SOLVERS
     assert tuple(CURVATURES) == options.CURVATURES
-    assert ("resolve", *fits.OPTIMIZERS) == options.FITS
+    assert ("rerun", "resolve", *fits.OPTIMIZERS) == options.FITS
     assert (fits.OPTIMIZERS["adam"].lr, fits.OPTIMIZERS["sgd"].lr) == (options.ADAM_RATE, options.SGD_RATE)
     assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)
 

@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: Rows, mon
 
 def test_what_a_killed_write_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(files, "move", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(files, "move", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             made().write(tmp_path / "out")

@@ -121,7 +121,7 @@ def test_a_custom_collation_gets_the_examples():
 
 
 def test_workers_read_the_same_in_the_same_order(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "WORTH_WORKERS", -1)
+    monkeypatch.setattr(module, "WORKERS_PAY", -1)
     for data in (Items(), TensorDataset(X, Y)):
         assert_reads(examples(data, workers=2), PLAN)
 
@@ -136,7 +136,7 @@ class Reader(Items):
 
 @pytest.mark.parametrize(("workers", "readers"), [(0, {-1}), (2, {0, 1})])
 def test_as_many_processes_read_as_asked_for(workers: int, readers: set[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "WORTH_WORKERS", -1)
+    monkeypatch.setattr(module, "WORKERS_PAY", -1)
     batches = list(examples(Reader(), workers=workers).read(PLAN))
     assert {int(reader) for batch in batches for reader in batch.content[1]} == readers
 
@@ -156,7 +156,7 @@ def test_workers_are_started_where_reading_takes_long_enough(monkeypatch: pytest
         return [int(reader) for batch in source.read([[0, 1], [2], [3, 4], [5, 6]]) for reader in batch.content[1]]
 
     assert readers(examples(Slow(), workers=2)) == [-1] * 7
-    monkeypatch.setattr(module, "WORTH_WORKERS", 0.03)
+    monkeypatch.setattr(module, "WORKERS_PAY", 0.03)
     slow = examples(Slow(), workers=2)
     assert readers(slow) == [-1, -1, 0, 1, 1, 0, 0]
     assert readers(slow) == [0, 0, 1, 0, 0, 1, 1]
