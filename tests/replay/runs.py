@@ -34,6 +34,7 @@ class Net(nn.Module):
 @dataclass(frozen=True)
 class Run:
     """One stage's training. freezes: whether the body is kept; split: a parameter group each for body and head.
+    thaws: for so many batches the body rests, without a gradient.
 
     body: makes another one. first: is done to the model before it is trained. rests: the module that is in eval mode
     meanwhile, all of the model if "".
@@ -48,6 +49,7 @@ class Run:
     dropout: float = 0.0
     freezes: bool = False
     split: bool = False
+    thaws: int = 0
     body: Callable[[], nn.Module] | None = None
     first: Callable[[nn.Module], None] = lambda _: None
     rests: str | None = None
@@ -83,6 +85,9 @@ def train(run: Run, model: Net, data: Sequence[Any], weights: Tensor, seed: int,
                 losses = F.cross_entropy(model(x), y, reduction="none")
                 losses = losses * weights[index[0]] if index else losses
                 (losses.mean() / run.accumulate).backward()
+                if run.thaws > batches:
+                    for p in model.body.parameters():
+                        p.grad = None
                 batches, pending = batches + 1, pending + 1
                 if batches % run.accumulate:
                     continue

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
-from stagetrace.errors import DataError, DescriptionError, ResultsError
+from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceWarning
 from stagetrace.objectives import Classification
+from stagetrace.replay.examples import check_examples
 from tests.replay.runs import Net, Run, Stages, data_of
 
 Adam = torch.optim.Adam
@@ -98,11 +99,11 @@ def test_what_was_not_trained_must_not_require_a_gradient(tmp_path: Path):
     assert bool(trace(Chain(stage), Query(data))["a"].values.any())
 
 
-def recorded(folder: Path, step: Callable[[Net, Any, Any], None], collate: Any = None) -> Chain:
+def recorded(folder: Path, step: Callable[[Net, Any, Any], None], collate: Any = None, momentum: float = 0.0) -> Chain:
     """One stage trained by a loop of its own."""
     torch.manual_seed(3)
     model, data = Net(3, 0.0).double(), data_of(8, 3, seed=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=momentum)
     with Recording(folder, model, optimizer, inputs="again" if collate else "kept") as recording:
         for batch in recording.loader(DataLoader(data, 4, collate_fn=collate)):  # type: ignore[arg-type]
             optimizer.zero_grad()
@@ -156,3 +157,61 @@ def test_batches_made_again_must_be_the_same(tmp_path: Path):
     assert torch.equal(kept, again)
     with pytest.raises((ResultsError, DataError), match=r"differs|random"):
         trace(recorded(tmp_path / "noise", plain, Augmented(0.1)), query)
+
+
+def test_examples_under_other_numbers_are_refused(chain: Chain):
+    """The batches were kept, so every number would come out as it is; the names of the examples would be wrong."""
+    data = STAGES.data(1)
+    with pytest.raises(DescriptionError, match="are not those that were recorded under these numbers"):
+        trace(changed(chain, 1, data=data[::-1]), STAGES.query("mean"))
+
+
+class Noisy(Dataset[Any]):
+    """Inputs drawn anew at each reading, labels as they are."""
+
+    def __len__(self) -> int:
+        return len(STAGES.data(1))
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = STAGES.data(1)[index]
+        return x + torch.randn_like(x), y
+
+
+def test_of_examples_that_draw_the_labels_are_compared(chain: Chain):
+    """Their inputs differ from the recorded ones, and each time; their labels tell them apart."""
+    bound = changed(chain, 1, data=Noisy()).last
+    (remark,) = check_examples(bound, bound.recording)
+    assert remark == "of the recorded batches [1] is that of the stage's examples, the rest was drawn at random"
+
+
+@pytest.mark.parametrize("numbers", [["a"], [0.5], [-1]])
+def test_numbers_of_examples_are_whole(numbers: Any, tmp_path: Path):
+    model = Net(3, 0.0).double()
+    optimizer = Adam(model.parameters())
+    with (
+        Recording(tmp_path, model, optimizer) as recording,
+        pytest.raises(DescriptionError, match="examples are known by their index in the data set"),
+        recording.batch(numbers, torch.zeros(1)),
+    ):
+        pass
+
+
+def reset_momentum(model: Net, optimizer: torch.optim.Optimizer, _: Any) -> None:
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["momentum_buffer"].zero_()
+
+
+def test_an_optimiser_s_state_changed_between_steps_is_refused(tmp_path: Path):
+    """At a step whose state is kept the replay starts from the changed one, so that steps alone agree."""
+    with pytest.raises(DataError, match=r"optimiser's state .* loaded, cleared or changed between two steps"):
+        trace(recorded(tmp_path, reset_momentum, momentum=0.9), Query(data_of(3, 3, seed=2)))
+
+
+def test_what_the_link_does_not_name_is_said(chain: Chain):
+    """A bias that fine-tuning took over and the link leaves out carries influence that no score has."""
+    link = chain.stages[1].link
+    assert isinstance(link, Unrolled)
+    part = changed(chain, 1, link=Unrolled("body.0.weight", link.recording))
+    with pytest.warns(StagetraceWarning, match=r"'body\.0\.bias' started at the values of the stage before"):
+        trace(part, STAGES.query("mean"))

@@ -31,6 +31,9 @@ CASES = {
         ),
         (12, 10),
     ),
+    "thawed-midway": Stages(
+        (Run(partial(SGD, lr=0.1, momentum=0.5), thaws=4), Run(partial(Adam, lr=0.02, eps=1e-4), thaws=2)), (12, 10)
+    ),
     "three-stages": Stages(
         (
             Run(partial(Adam, lr=0.02)),

@@ -31,12 +31,13 @@ def fits(chain: Chain) -> dict[str, Steps]:
     return {chain.names[0]: Steps(Adam(1e-2), 12, 4, schedule="cosine"), chain.names[1]: Steps(SGD(0.1, 0.5), 9, 4)}
 
 
-def test_scores_are_the_slopes_of_the_retraining(chain: Chain):
+@pytest.mark.parametrize("stage", ["stage0", "stage1"])
+def test_scores_are_the_slopes_of_the_retraining(chain: Chain, stage: str):
     """To first order: both the derivative and a removal of a ten-thousandth are of the same copies, batch by batch."""
     query = STAGES.query()
-    effects = ExactSteps(fits(chain), seeds=(3,)).removal_effects(chain, query, "stage0")
-    again = Retraining(chain, query, "stage0", fits(chain))
-    examples = [(0,), (5,), (11,)]
+    effects = ExactSteps(fits(chain), seeds=(3,)).removal_effects(chain, query, stage)
+    again = Retraining(chain, query, stage, fits(chain))
+    examples = [(0,), (5,), (9,)]
     control, *found = again.losses([(), *examples], BY, 3)
     half, *halves = again.losses([(), *examples], BY / 2, 3)
     for (index,), whole, part in zip(examples, found, halves, strict=True):
@@ -79,3 +80,11 @@ def test_what_comes_after_must_be_trained_too(tmp_path: Path):
 def test_seeds_are_one_or_more_different_numbers(seeds: tuple[int, ...]):
     with pytest.raises(DescriptionError, match="seeds must be one or more different"):
         Unrolled("body", Steps(Adam(), 1, 1), seeds)
+
+
+def test_training_starts_from_a_stage_before_that_is_not_trained_again(tmp_path: Path):
+    """Its values are taken over, whatever the stage's own were."""
+    first, second = STAGES.chain(tmp_path / "runs").stages
+    again = replace(second, link=Unrolled("body", Steps(Adam(1e-2), 5, 4)))
+    result = trace(Chain(first, again), STAGES.query("mean"))
+    assert bool(result["stage0"].values.any())

@@ -45,7 +45,8 @@ def _refuse_changing(risk: Risk, indices: Sequence[int]) -> NoReturn:
         index = indices[0]
     raise DataError(
         f"{risk.where}: example {index} differs between two reads of the data set (random augmentation or masking?); "
-        "return the same item for the same index: transform without randomness, or draw with a seed per index"
+        "return the same item for the same index: transform without randomness, or draw with a seed per index "
+        "(a recorded stage needs its batches no more: give it the data set without the transformation)"
     )
 
 

@@ -9,6 +9,7 @@ from stagetrace.progress import Progress
 from stagetrace.progress.task import clock
 from stagetrace.recording.link import Trains
 from stagetrace.replay.backward import Reverse
+from stagetrace.replay.examples import check_examples
 from stagetrace.replay.fitting import fitting
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
@@ -27,6 +28,7 @@ def replays(bound: BoundStage, progress: Progress) -> Finding:
         )
     started = time.perf_counter()
     recorded = fitting(bound, bound.recording)
+    remarks = check_examples(bound, recorded)
     block = recorded.blocks[-1]
     nothing = Gradient(bound.trained.zeros(1), bound.inherited.zeros(1), bound.statistics.zeros(1))
     with progress.task(f"replaying the end of {bound.stage.where}", len(block), "steps") as advance:
@@ -39,7 +41,7 @@ def replays(bound: BoundStage, progress: Progress) -> Finding:
     state = sum(v.numel() * v.element_size() for v in bound.trained_values.values()) / 2**20
     text = (
         f"the last {len(block):,} of {recorded.steps:,} recorded steps come out as they were "
-        f"({'; '.join(found.notes)}); all of them and their derivative take about "
+        f"({'; '.join((*found.notes, *remarks))}); all of them and their derivative take about "
         f"{clock(seconds / len(block) * recorded.steps)} for one query, and up to {longest:,} states of some "
         f"{3 * state:,.1f} MiB in memory"
     )

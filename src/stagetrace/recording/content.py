@@ -28,7 +28,7 @@ def written(content: Any) -> Written:
     """A batch as a structure in JSON and the tensors in it, by their place.
 
     Whole numbers are stored as narrowly as they fit. Kept are tensors, NumPy arrays, numbers, strings, None, and
-    tuples, lists and mappings of these (a mapping comes back as a dict, a named tuple as a tuple).
+    tuples, lists and mappings of these (a mapping comes back as a dict).
 
     Raises:
         Unwritable: something else is in it; the message names its class.
@@ -48,13 +48,14 @@ def read(structure: str, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def digest(content: Any) -> str:
-    """A digest of the batch's values, whatever it is stored as.
+    """A digest of the batch's values, whatever it is stored as, and whether a tuple or a list holds them.
 
     Raises:
         Unwritable: see `written`.
     """
     structure, tensors = written(content)
-    found = hashlib.sha256(structure.encode())
+    # tuples and lists alike: PyTorch's own collation makes lists of tuples
+    found = hashlib.sha256(structure.replace('{"list": [', '{"tuple": [').encode())
     for name, tensor in tensors.items():
         found.update(f"{name}:{list(tensor.shape)}".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -70,6 +71,11 @@ def _structure(content: Any, tensors: dict[str, Tensor]) -> Any:
         return {"value": content}
     if isinstance(content, np.generic):
         return {"value": content.item()}
+    if hasattr(content, "_fields"):
+        raise Unwritable(
+            f"a batch is a named tuple ({type(content).__name__}), which comes back as a plain one; let collate give a "
+            "dict, or record with inputs='again'"
+        )
     if isinstance(content, tuple | list):
         items = cast("list[Any]", content)
         return {type(items).__name__ if type(items) is list else "tuple": [_structure(i, tensors) for i in items]}

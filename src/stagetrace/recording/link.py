@@ -23,7 +23,7 @@ class Trains(Protocol):
     def record(self, bound: BoundStage, previous: Stage | None, folder: Path, seed: int) -> Stage:
         """The stage as it is after training, linked to its recording in `folder`.
 
-        previous: the stage before, trained so as well; None where it is what the chain says.
+        previous: the stage before, from which it takes over what is shared; None at the first.
         """
         ...
 

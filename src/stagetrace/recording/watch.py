@@ -14,6 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from operator import index
 from typing import Any, Protocol, final
 
 import torch
@@ -121,6 +122,7 @@ class Watch:
     def begin(self, ids: Sequence[int], content: Any) -> None:
         """A batch of these examples is about to go forward."""
         started = time.perf_counter()
+        ids = _numbers(ids)
         if self._pending and self._pending[-1].loss is None:
             self._pending.pop()  # it was skipped
         if not self._pending and self._sink.wants(self.steps):
@@ -248,6 +250,21 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
         norms = foreach_norm(gradients)  # faster than get_total_norm
         return torch.linalg.vector_norm(torch.stack(norms))
     return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+
+def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
+    """The examples' numbers, checked.
+
+    Raises:
+        DescriptionError: one is no whole number from 0 on.
+    """
+    try:
+        numbers = tuple(index(each) for each in ids)
+    except TypeError as cause:
+        raise DescriptionError(f"recording: examples are known by their index in the data set, got {ids!r}") from cause
+    if any(number < 0 for number in numbers):
+        raise DescriptionError(f"recording: examples are known by their index in the data set, from 0 on, got {ids!r}")
+    return numbers
 
 
 def generators() -> Mapping[str, Tensor]:

@@ -155,3 +155,24 @@ class Agreement:
                     "outside optimizer.step() (weights tied, averaged or clipped by hand, forward passes in training "
                     "mode that did not go backward), or another version of PyTorch trained"
                 )
+        if block.stop < self.recorded.steps:  # the last state is where nothing starts from
+            self._check_slots(block, end, found)
+
+    def _check_slots(self, block: range, end: State, found: Point) -> None:
+        """Hold the optimiser's state at the end of a block against the one that the next block started from."""
+        kept, now = (
+            {(name, slot): v for name, held in slots.items() for slot, v in held.items() if isinstance(v, Tensor)}
+            for slots in (end.slots, found.slots)
+        )
+        off = float(kept.keys() != now.keys())
+        for slot in {slot for _, slot in kept} if not off else ():
+            pairs = [(v.double(), now[key].cpu().double()) for key, v in kept.items() if key[1] == slot]
+            gap, size = norm_of([one - other for one, other in pairs]), norm_of([one for one, _ in pairs])
+            off = max(off, gap / size if size else gap)
+        if off > _MOVED * self.tolerance:
+            raise DataError(
+                f"{self.where}: replaying {self.recorded.folder}, steps {block.start + 1} to {block.stop}: the "
+                f"optimiser's state (momenta) at the next step is off by {off:.1e} of its size from where these steps "
+                "led: it was loaded, cleared or changed between two steps. Record each part of such a training into a "
+                "folder of its own, as a stage of its own"
+            )

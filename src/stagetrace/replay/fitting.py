@@ -51,6 +51,20 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
     return cut
 
 
+def unlisted(bound: BoundStage, recorded: Recorded) -> list[str]:
+    """Trained parameters that started at the values of the stage before, under the same name, and are not shared."""
+    if bound.previous is None:
+        return []
+    start = recorded.state(recorded.states[0]).values
+    theirs = {name: p.detach() for name, p in bound.previous.model.named_parameters()}
+    return [
+        name
+        for name in bound.trained.names
+        if name not in bound.anchored_to and name in theirs and start[name].shape == theirs[name].shape
+        if bool(start[name].any()) and _same(start[name], theirs[name])
+    ]
+
+
 def _check_trained(bound: BoundStage, recorded: Recorded) -> None:
     own, trained = set(bound.trained.names), set(recorded.trained)
     if own - trained:

@@ -51,7 +51,9 @@ class Graph:
     def of(training: Training, point: Point, inherited: Params, step: Step, place: int) -> "Graph":
         """That of the step's batch at `place`, with a weight of 1 on each example, from the buffers as they are."""
         micro = step.micros[place]
-        trained = {name: v.detach().requires_grad_() for name, v in point.values.items() if name not in step.resting}
+        # one that rests in this step shapes the others' gradients all the same
+        trained = {name: value.detach().requires_grad_() for name, value in point.values.items()}
+        moved = {name: value for name, value in trained.items() if name not in step.resting}
         kept = {name: value.detach().requires_grad_() for name, value in inherited.items()}
         statistics = {name: value.detach().requires_grad_() for name, value in training.statistics.items()}
         training.put(statistics)
@@ -60,9 +62,9 @@ class Graph:
         dtype = torch.promote_types(like.dtype, torch.float32)
         weights = torch.ones(len(micro.ids), dtype=dtype, device=like.device, requires_grad=True)
         with torch.enable_grad():
-            loss, scale = weighted_loss(training, {**point.values, **trained}, kept, micro, weights)
-            found = torch.autograd.grad(loss, list(trained.values()), create_graph=True, materialize_grads=True)
-        gradient = dict(zip(trained, found, strict=True))
+            loss, scale = weighted_loss(training, trained, kept, micro, weights)
+            found = torch.autograd.grad(loss, list(moved.values()), create_graph=True, materialize_grads=True)
+        gradient = dict(zip(moved, found, strict=True))
         ids = torch.tensor(micro.ids)
         return Graph(ids, weights, trained, kept, statistics, gradient, training.statistics, scale)
 

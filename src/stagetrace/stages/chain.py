@@ -107,6 +107,11 @@ class Chain:
 def _check_reaches(previous: BoundStage, bound: BoundStage) -> None:
     """Refuse a link through which nothing can flow: every shared parameter is a constant of the previous stage."""
     shared = {*bound.inherited_from.values(), *bound.anchored_to.values()}
+    if not shared:
+        refuse(
+            f"{bound.stage.where} shares nothing with {previous.stage.where}, so its examples can have no influence; "
+            "name in its link what it took over"
+        )
     if shared <= set(previous.constant_names):
         refuse(
             f"{bound.stage.where} shares only parameters that {previous.stage.where} did not train "

@@ -45,8 +45,8 @@ def trained(chain: Chain, folder: Path, seed: int) -> Chain:
     stages = list[Stage]()
     for bound in chain:
         if isinstance(bound.recording, Trains):
-            moved = stages[-1] if stages and stages[-1] is not chain.stages[len(stages) - 1] else None
-            stages.append(bound.recording.record(bound, moved, folder / bound.name, seed))
+            previous = stages[-1] if stages else None
+            stages.append(bound.recording.record(bound, previous, folder / bound.name, seed))
         else:
             stages.append(bound.stage)
     return Chain(*stages)

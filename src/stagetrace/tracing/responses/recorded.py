@@ -1,15 +1,18 @@
 """The response of a stage whose training was recorded, by the chain rule through its steps."""
 
+import warnings
 from functools import partial
 from typing import final
 
 import torch
 
 from stagetrace.curvature.cost import Cost
+from stagetrace.errors import StagetraceWarning, some_names
 from stagetrace.progress import Progress
 from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.backward import MEMORY, Reverse
-from stagetrace.replay.fitting import fitting
+from stagetrace.replay.examples import check_examples
+from stagetrace.replay.fitting import fitting, unlisted
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import Steps
 from stagetrace.stages.bound import BoundStage
@@ -34,6 +37,15 @@ class Replayed:
     def __init__(self, bound: BoundStage, recorded: Recorded, memory: int = MEMORY) -> None:
         self.bound, self._memory = bound, memory
         self.recorded = fitting(bound, recorded)
+        self._remarks = check_examples(bound, self.recorded)
+        forgotten = unlisted(bound, self.recorded)
+        if forgotten:
+            warnings.warn(
+                f"{bound.stage.where}: {some_names(forgotten)} started at the values of the stage before, but its link "
+                "does not share them, so what reaches the stage before through them is left out; name them too",
+                StagetraceWarning,
+                stacklevel=5,
+            )
 
     def cost(self) -> Cost | None:
         return None
@@ -71,5 +83,5 @@ class Replayed:
             steps=recorded.steps,
             statuses=(Status.CONVERGED,) * columns,
             tolerance=found.agreement.tolerance,
-            notes=found.notes,
+            notes=(*found.notes, *self._remarks),
         )

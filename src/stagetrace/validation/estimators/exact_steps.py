@@ -55,14 +55,17 @@ class ExactSteps:
 
     def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
         """As `Estimator` says; and what `trace` raises and warns of."""
-        stages = [_by_steps(bound, self.fits[bound.name], self.seeds) for bound in chain]
+        # as in the retraining, stages before this one stay as they are, and this one goes on from its own values
+        later = chain.bound_stages[chain.names.index(stage) :]
+        stages = [_by_steps(bound, self.fits[bound.name], self.seeds, first=bound is later[0]) for bound in later]
         return trace(Chain(*stages), query, of=[stage], progress=progress or False)[stage].removal_effect
 
 
-def _by_steps(bound: BoundStage, fit: Steps, seeds: Sequence[int]) -> Stage:
+def _by_steps(bound: BoundStage, fit: Steps, seeds: Sequence[int], *, first: bool) -> Stage:
     """The stage, to be differentiated through the steps of its fit; what its link kept requires no gradient."""
     stage = with_values(bound.stage, {})
     named = dict(stage.model.named_parameters())
     for name in bound.inherited.names:
         named[name].requires_grad_(False)
-    return replace(stage, link=Unrolled(bound.inherited_from | bound.anchored_to, fit, seeds))
+    shared = {} if first else bound.inherited_from | bound.anchored_to
+    return replace(stage, link=Unrolled(shared, fit, seeds))
