@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from stagetrace.errors import DataError
 from stagetrace.recording.optimizers import State as ParameterState
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import State, Step
@@ -56,7 +57,16 @@ def stepped(recorded: Recorded, point: Point, step: Step, gradient: Params, buff
     """The point after a step, by the very class that trained.
 
     gradient: as clipped; a parameter without one rests. buffers: after the step's forward passes.
+
+    Raises:
+        DataError: the optimiser had other parameter groups in this step than at the start.
     """
+    if len(step.groups) != len(recorded.groups):
+        raise DataError(
+            f"{recorded.folder}: the optimiser had {len(step.groups)} parameter groups in one step and "
+            f"{len(recorded.groups)} at the start (add_param_group midway); record each part of such a training into a "
+            "folder of its own, as a stage of its own"
+        )
     leaves = {name: value.detach().clone().requires_grad_() for name, value in point.values.items()}
     kind = optimizer_class(recorded.optimizer)
     known = [[leaves[name] for name in names if name in leaves] for names in recorded.groups]

@@ -54,6 +54,12 @@ def stopped_early(
         >>> print(stopped_early(chain["line"], optimizer, rates=[0.1] * 20))
         EarlyStopping(time=4, rtol=0.001)
     """
+    if not isinstance(bound, BoundStage):
+        refuse(
+            f"stopped_early: got a {type(bound).__name__}; give the stage at its place in a chain, chain['pretrain']"
+        )
+    if rates is not None and not isinstance(rates, Sequence):
+        refuse(f"stopped_early: rates must be the learning rate of each step, such as [1e-3] * 500, got {rates!r}")
     if isinstance(training, (Recorded, str, Path)):
         if rates is not None:
             refuse(f"{bound.stage.where}: the recording has the rates of its steps; leave rates out")

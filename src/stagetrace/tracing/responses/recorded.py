@@ -73,6 +73,14 @@ class Replayed:
                 reverse.block(block)
                 advance(len(block))
         found, columns = reverse.result(), gradient.trained.shape[1]
+        if found.agreement.odd_scales:
+            warnings.warn(
+                f"{bound.stage.where}: in {len(found.agreement.odd_scales):,} recorded steps losses went backward times "
+                "a factor that is no one over a whole number. The gradients' norms agree, so it was a constant, or "
+                "it depends on the parameters; of the latter scores know nothing",
+                StagetraceWarning,
+                stacklevel=6,
+            )
         parts = found.trained, found.inherited, found.statistics, found.weights
         return Solution(
             value=torch.cat([part.cpu().double() for part in parts]),
