@@ -77,7 +77,7 @@ class Replayed:
             warnings.warn(
                 f"{bound.stage.where}: in {len(found.agreement.odd_scales):,} recorded steps losses went backward times "
                 "a factor that is no one over a whole number. The gradients' norms agree, so it was a constant, or "
-                "it depends on the parameters; of the latter scores know nothing",
+                "depends on the parameters; of the latter scores know nothing",
                 StagetraceWarning,
                 stacklevel=6,
             )
