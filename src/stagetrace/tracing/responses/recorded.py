@@ -76,7 +76,7 @@ class Replayed:
         if found.agreement.odd_scales:
             warnings.warn(
                 f"{bound.stage.where}: in {len(found.agreement.odd_scales):,} recorded steps losses went backward "
-                "times a factor that is no one over a whole number. The gradients' norms agree, so it was a constant, or "
+                "times a factor that is no one over a whole number. The gradients' norms agree, so it was constant, or "
                 "depends on the parameters; of the latter scores know nothing",
                 StagetraceWarning,
                 stacklevel=6,
