@@ -77,9 +77,9 @@ def test_the_two_oracles_agree(case: ChainCase):
 @named(RIDGES)
 def test_ridge_by_hand_agrees_with_the_oracles(case: ChainCase):
     for position, scores in enumerate(oracles.ridge_by_hand(case)):
-        assert_agree(
-            torch.from_numpy(scores), truth(case, position).mean(dim=0), 1e-7
-        )  # what rounding leaves of central differences
+        # a wider shift than elsewhere leaves less of rounding, and these losses are quadratic in the parameters
+        expected = truth(case, position, h=1e-4).mean(dim=0)
+        assert_agree(torch.from_numpy(scores), expected, 1e-8)
 
 
 @named(CASES)
