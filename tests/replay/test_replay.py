@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
 from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceWarning
@@ -99,12 +99,22 @@ def test_what_was_not_trained_must_not_require_a_gradient(tmp_path: Path):
     assert bool(trace(Chain(stage), Query(data))["a"].values.any())
 
 
-def recorded(folder: Path, step: Callable[[Net, Any, Any], None], collate: Any = None, momentum: float = 0.0) -> Chain:
+def recorded(
+    folder: Path,
+    step: Callable[[Net, Any, Any], None],
+    collate: Any = None,
+    momentum: float = 0.0,
+    inputs: Any = "kept",
+    tensors: bool = False,
+) -> Chain:
     """One stage trained by a loop of its own."""
     torch.manual_seed(3)
-    model, data = Net(3, 0.0).double(), data_of(8, 3, seed=1)
+    model = Net(3, 0.0).double()
+    data: Any = data_of(8, 3, seed=1)
+    if tensors:
+        data = TensorDataset(*(torch.stack(each) for each in zip(*data, strict=True)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=momentum)
-    with Recording(folder, model, optimizer, inputs="again" if collate else "kept") as recording:
+    with Recording(folder, model, optimizer, inputs="again" if collate else inputs) as recording:
         for batch in recording.loader(DataLoader(data, 4, collate_fn=collate)):  # type: ignore[arg-type]
             optimizer.zero_grad()
             F.cross_entropy(model(batch[0]), batch[1]).backward()
@@ -134,6 +144,39 @@ def test_a_gradient_that_was_changed_is_refused(tmp_path: Path):
 def test_parameters_changed_outside_the_optimiser_are_refused(tmp_path: Path):
     with pytest.raises((DataError, DescriptionError), match=r"outside optimizer.step\(\)|in none of the states"):
         trace(recorded(tmp_path, shrunk), Query(data_of(3, 3, seed=2)))
+
+
+def test_batches_are_made_again_by_the_library_as_by_pytorch(tmp_path: Path):
+    """PyTorch's own collation makes a list of the columns of tensors, the library slices them into a tuple."""
+
+    def plain(model: Net, optimizer: torch.optim.Optimizer, _: Any) -> None:
+        optimizer.step()
+
+    query = Query(data_of(3, 3, seed=2))
+    kept = trace(recorded(tmp_path / "kept", plain), query)["a"].values
+    again = recorded(tmp_path / "again", plain, inputs="again", tensors=True)
+    assert torch.equal(trace(again, query)["a"].values, kept)
+
+
+def test_an_optimiser_may_hold_the_state_of_what_it_moves_no_more(tmp_path: Path):
+    """As after a first phase that trained everything: the body's moments stay where they are."""
+    model, data = Net(3, 0.0).double(), data_of(8, 3, seed=1)
+    optimizer = Adam(model.parameters(), lr=0.01)
+    loader: Any = DataLoader(data, 2)  # type: ignore[arg-type]
+    for x, y in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model.body.requires_grad_(False)
+    optimizer.zero_grad()
+    with Recording(tmp_path, model, optimizer) as recording:
+        for x, y in recording.loader(loader):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    link = Unrolled(recording=tmp_path)
+    stage = Stage("a", model=model.eval(), objective=Classification(), data=data, link=link)
+    assert bool(trace(Chain(stage), Query(data_of(3, 3, seed=2)))["a"].values.any())
 
 
 class Augmented:

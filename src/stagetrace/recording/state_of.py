@@ -1,4 +1,4 @@
-"""Copies of a training's state, and how two compare."""
+"""Copies of a training's state."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -52,7 +52,7 @@ class _Pending:
     """A batch on its way through the model."""
 
     def __init__(self, ids: Sequence[int], content: Written | str) -> None:
-        self.ids, self.content = tuple(map(int, ids)), content
+        self.ids, self.content = tuple(ids), content
         self.loss: Tensor | None = None
         self.generators = generators()
         self.still: tuple[str, ...] | None = None

@@ -161,7 +161,13 @@ class Agreement:
     def _check_slots(self, block: range, end: State, found: Point) -> None:
         """Hold the optimiser's state at the end of a block against the one that the next block started from."""
         kept, now = (
-            {(name, slot): v for name, held in slots.items() for slot, v in held.items() if isinstance(v, Tensor)}
+            {
+                (name, slot): value
+                for name, held in slots.items()
+                if name in found.values  # an optimiser may hold others, which it never moves
+                for slot, value in held.items()
+                if isinstance(value, Tensor)
+            }
             for slots in (end.slots, found.slots)
         )
         off = float(kept.keys() != now.keys())

@@ -44,7 +44,7 @@ MEMORY = 2 * 2**30
 
 @final
 @dataclass(frozen=True, eq=False)
-class Unrolled:
+class Sensitivities:
     """What a recorded training answers.
 
     trained: `[trained.size, k]`, dq/d(the parameters that it started from). inherited: `[inherited.size, k]`, what the
@@ -126,7 +126,7 @@ class Reverse:
                 self._backwards(part[0], steps[part[0]], start, ended)
                 ended = _known
 
-    def result(self) -> Unrolled:
+    def result(self) -> Sensitivities:
         """What has come out, once every block was run."""
         bound = self._bound
         trained = bound.trained.flatten_columns({name: each.value for name, each in self._adjoints.items()})
@@ -136,7 +136,7 @@ class Reverse:
         )
         statistics = statistics * bound.statistics.mask(taken_over(bound, self._began)).unsqueeze(1)
         said = *self.agreement.notes, *notes(bound, self._began, self._training.mixed)
-        return Unrolled(trained, inherited, statistics, self._weights, self.agreement, said)
+        return Sensitivities(trained, inherited, statistics, self._weights, self.agreement, said)
 
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)

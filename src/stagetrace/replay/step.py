@@ -63,7 +63,7 @@ class Slopes:
 
 def weighted_loss(
     training: Training,
-    own: Params,
+    trained: Params,
     inherited: Params,
     micro: Micro,
     weights: Tensor | None = None,
@@ -73,14 +73,14 @@ def weighted_loss(
 
     factor: None reads it off the recorded loss, which tells it at the recorded parameters alone.
     """
-    losses = training.losses(own, inherited, micro)
+    losses = training.losses(trained, inherited, micro)
     scale = Scale.of(micro, losses) if factor is None else Scale(factor, True, 0.0)
     return scale.factor * (losses.sum() if weights is None else losses @ weights.to(losses)), scale
 
 
 def slopes(
     training: Training,
-    own: Params,
+    trained: Params,
     inherited: Params,
     step: Step,
     weights: Tensor | None = None,
@@ -91,7 +91,7 @@ def slopes(
     weights: `[n]`, one for each example of the data set; None is how it was trained. factors: of each batch, for
     parameters other than the recorded ones; see `weighted_loss`.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in own.items() if name not in step.resting}
+    leaves = {name: value.detach().requires_grad_() for name, value in trained.items() if name not in step.resting}
     raw = {name: torch.zeros_like(value) for name, value in leaves.items()}
     scales, buffers = list[Scale](), list[Params]()
     for place, micro in enumerate(step.micros):
@@ -100,7 +100,7 @@ def slopes(
         chosen = None if weights is None else weights[list(micro.ids)]
         factor = None if factors is None else factors[place]
         with torch.enable_grad():
-            loss, scale = weighted_loss(training, {**own, **leaves}, inherited, micro, chosen, factor)
+            loss, scale = weighted_loss(training, {**trained, **leaves}, inherited, micro, chosen, factor)
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         scales.append(scale)
         for name, gradient in zip(leaves, found, strict=True):

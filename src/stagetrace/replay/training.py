@@ -62,7 +62,7 @@ class Training:
                 if name in buffers:
                     buffer.copy_(buffers[name])
 
-    def losses(self, own: Params, inherited: Params, micro: Micro) -> Tensor:
+    def losses(self, trained: Params, inherited: Params, micro: Micro) -> Tensor:
         """One loss per example of the batch, as its forward pass in training computed it.
 
         Sets the random generators as recorded, and leaves them where the forward pass did.
@@ -70,7 +70,7 @@ class Training:
         content = self._content(micro)
         self._as_recorded(micro)
         with recomputing_off(), _autocast(micro):
-            return self._risk.losses(own, inherited, Batch(micro.ids, content))
+            return self._risk.losses(trained, inherited, Batch(micro.ids, content))
 
     def _as_recorded(self, micro: Micro) -> None:
         still = set(micro.still)
@@ -85,9 +85,9 @@ class Training:
                 torch.cuda.set_rng_state(state, device)
 
     def _content(self, micro: Micro) -> Any:
-        own = self._bound.trained
+        space = self._bound.trained
         if not isinstance(micro.content, str):
-            return to_device(read(*micro.content), own.dtype, own.device, self._bound.stage.where)
+            return to_device(read(*micro.content), space.dtype, space.device, self._bound.stage.where)
         (batch,) = self._bound.stage.examples.read([micro.ids])
         if digest(batch.content) != micro.content:
             raise ResultsError(
@@ -95,7 +95,7 @@ class Training:
                 "trained on (its digest differs): the data set or its collation draws at random, or has changed; "
                 "record with inputs='kept'"
             )
-        return to_device(batch.content, own.dtype, own.device, self._bound.stage.where)
+        return to_device(batch.content, space.dtype, space.device, self._bound.stage.where)
 
 
 def _autocast(micro: Micro) -> AbstractContextManager[Any]:

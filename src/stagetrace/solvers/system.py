@@ -63,15 +63,15 @@ class Equation:
         return {"matrix": self.matrix, "filter": type(self.filter).__name__, "damping": float(self.filter.damping)}
 
     @staticmethod
-    def of(record: Mapping[str, object]) -> "Equation | Steps":
-        """What `record` wrote, here or of `Steps`.
+    def of(record: Mapping[str, object]) -> "Equation | RecordedSteps":
+        """What `record` wrote, here or of `RecordedSteps`.
 
         Raises:
             LookupError, ValueError: it is something else.
         """
         steps = record.get("recorded steps")
         if isinstance(steps, int):
-            return Steps(steps)
+            return RecordedSteps(steps)
         matrix = record["matrix"]
         if matrix not in ("H", "G"):
             raise ValueError(f"it solves {record!r}, which is no equation")
@@ -85,11 +85,11 @@ class Equation:
 
 @final
 @dataclass(frozen=True)
-class Steps:
+class RecordedSteps:
     """In an equation's place: nothing was solved, the derivative went through so many recorded steps.
 
     Example:
-        >>> str(Steps(350))
+        >>> str(RecordedSteps(350))
         'the derivative through 350 recorded steps'
     """
 

@@ -88,11 +88,9 @@ def _agreement(results: Sequence[Trace], name: str) -> float | None:
 
 
 def _said(solution: Solution, each: Sequence[Solution], seeds: Sequence[int], agreement: float | None) -> Solution:
-    orders = (
-        f"trained by the library, mean over {len(seeds)} orders of the batches"
-        if len(seeds) > 1
-        else ("trained by the library, one order of the batches")
-    )
+    orders = f"mean over {len(seeds)} orders of the batches" if len(seeds) > 1 else "one order of the batches"
     agree = "" if agreement is None else f", whose scores correlate at r {agreement:.2f}"
     worst = tuple(max(found) for found in zip(*(one.relative_residuals for one in each), strict=True))
-    return replace(solution, relative_residuals=worst, notes=(f"{orders}{agree}", *solution.notes))
+    return replace(
+        solution, relative_residuals=worst, notes=(f"trained by the library, {orders}{agree}", *solution.notes)
+    )

@@ -112,19 +112,11 @@ def trace(
     statistics = RunStatistics(chain, bars)
     seeds = trained_seeds(chain)
     if seeds:
-        described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics)
-        return _of_trained(
-            chain,
-            query,
-            seeds,
-            described,
-            out,
-            curvature=curvature,
-            solver=solver,
-            of=scored,
-            parts=parts,
-            progress=bars,
+        described = describe(
+            chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=out is not None
         )
+        options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
+        return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
     statistics.record_checks(_checked(chain, query, statistics))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]

@@ -14,7 +14,7 @@ from stagetrace.replay.backward import MEMORY, Reverse
 from stagetrace.replay.examples import check_examples
 from stagetrace.replay.fitting import fitting, unlisted
 from stagetrace.solvers.base import Solution, Status
-from stagetrace.solvers.system import Steps
+from stagetrace.solvers.system import RecordedSteps
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.tracing.pull_back import handed_back
@@ -84,7 +84,7 @@ class Replayed:
         parts = found.trained, found.inherited, found.statistics, found.weights
         return Solution(
             value=torch.cat([part.cpu().double() for part in parts]),
-            system=Steps(recorded.steps),
+            system=RecordedSteps(recorded.steps),
             relative_residuals=(found.agreement.worst,) * columns,
             products=recorded.steps * columns,
             checks=recorded.steps,
