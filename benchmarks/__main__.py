@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import default, embeddings, memory, products, recording, retraining, scoring, solvers, startup
+from benchmarks import beside, default, embeddings, memory, products, recording, retraining, scoring, solvers, startup
 from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "subsets": default.run_subsets,
     "startup": startup.run,
     "recording": recording.run,
+    "beside": beside.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -53,13 +54,23 @@ def benchmark(
     seed: Annotated[int, typer.Option("--seed", help="Of the weights, the vectors and every draw.")] = 0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="PyTorch's threads.")] = None,
     device: Annotated[str, typer.Option("--device", help="Where the models live: cpu, cuda.")] = "cpu",
+    other: Annotated[
+        Path | None,
+        typer.Option("--other", metavar="CHECKOUT", file_okay=False, help="For beside: what to compare with."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="NAME", help=f"For beside: one of {', '.join(beside.NAMES)}; all if left out."),
+    ] = None,
 ) -> None:
     """Measure one thing and write down how it was measured."""
     if name not in BENCHMARKS:
         raise typer.BadParameter(f"there is no benchmark '{name}'; there are: {', '.join(BENCHMARKS)}")
+    if only is not None and only not in beside.NAMES:
+        raise typer.BadParameter(f"beside compares {', '.join(beside.NAMES)}; not '{only}'")
     if threads is not None:
         torch.set_num_threads(threads)
-    report = Report(name, Asked(data, checkpoints, quick, seed, out, torch.device(device)))
+    report = Report(name, Asked(data, checkpoints, quick, seed, out, torch.device(device), other, only))
     BENCHMARKS[name](report)
     report.write(out)
     report.say(f"written: {out}")
