@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments import choices, cleansing, misclassified, paper, resolve, two_finetunings
+from experiments import choices, cleansing, misclassified, paper, resolve, reweight, two_finetunings
 from experiments.language import experiment as language
 from experiments.settings import Settings
 from experiments.transformer_chains import experiment as transformer_chains
@@ -25,6 +25,7 @@ EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
     resolve.EXPERIMENT.name: resolve.EXPERIMENT,
     choices.NAME: choices.run,
     cleansing.NAME: cleansing.run,
+    reweight.NAME: reweight.run,
     "similarity": partial(two_finetunings.run, "similarity", two_finetunings.similar),
     "finetune-size": partial(two_finetunings.run, "finetune-size", two_finetunings.sized),
     misclassified.NAME: misclassified.run,

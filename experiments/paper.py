@@ -195,20 +195,25 @@ def prepare(plan: Plan, settings: Settings, progress: Progress) -> Prepared:
 
 def variant(plan: Plan, prepared: Prepared, settings: Settings, compared: list[Estimator]) -> Variant:
     """The examples with the largest scores and as many random ones, each left out of further training."""
-    batches = {"pretrain": plan.pretraining.batch, "finetune": plan.finetuning.batch}
-    fits = {s: Steps(Adam(plan.rate, state=prepared.states[s]), plan.again[s], batches[s]) for s in STAGES}
-    exact = [ExactSteps(fits, range(plan.orders), EXACT)] if EXACT in plan.compared else []
+    again = fits(plan, prepared)
+    exact = [ExactSteps(again, range(plan.orders), EXACT)] if EXACT in plan.compared else []
     return Variant(
         where=(),
         chain=prepared.chain,
         query=prepared.query,
-        fit=fits,
+        fit=again,
         choices=[TopRemovals(plan.count), RandomRemovals(plan.count, seed=settings.seed)],
         estimators=[*exact, *compared],
         runs=range(plan.orders),
         together=plan.together,
         out=settings.root / "retrained" / f"seed-{settings.seed}",
     )
+
+
+def fits(plan: Plan, prepared: Prepared) -> dict[str, Steps]:
+    """How each stage is trained on."""
+    batches = {"pretrain": plan.pretraining.batch, "finetune": plan.finetuning.batch}
+    return {s: Steps(Adam(plan.rate, state=prepared.states[s]), plan.again[s], batches[s]) for s in STAGES}
 
 
 def estimators(plan: Plan, seed: int) -> list[Estimator]:

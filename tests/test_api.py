@@ -46,6 +46,7 @@ NAMES = [
     # trace
     "Scores",
     "Trace",
+    "reweight",
     "trace",
     # about
     "__version__",

@@ -26,6 +26,7 @@ LAYERS = [
     {"preflight"},
     {"hf"},
     {"validation"},
+    {"reweighting"},
     {"report"},
     {"curate"},
     {"export"},

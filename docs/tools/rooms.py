@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[float, float, str, str]] = {
     "recording, replay": (8.75, 5.35, "back", "training as it ran,\nrun backwards"),
     "tracing": (5.0, 3.1, "back", "query, backward\npass, scores"),
     "preflight": (1.25, 3.1, "back", "look first: cost,\nminimum, spectrum"),
-    "validation": (8.75, 3.1, "scores", "train again, compare\nwith the prediction"),
+    "validation, reweighting": (8.75, 3.1, "scores", "train again: compare, or\nweigh the examples"),
     "results": (5.0, 0.95, "scores", "scores, and the folder\nof a run"),
     "report": (1.25, 0.95, "scores", "one HTML file"),
     "curate, export": (8.75, 0.95, "scores", "the next data set,\nother tools' formats"),
@@ -35,7 +35,7 @@ ARROWS = (
     ("solvers", "tracing"),
     ("recording, replay", "tracing"),
     ("tracing", "preflight"),
-    ("tracing", "validation"),
+    ("tracing", "validation, reweighting"),
     ("tracing", "results"),
     ("results", "report"),
     ("results", "curate, export"),
@@ -63,7 +63,8 @@ def _room(axes: Axes, centre: tuple[float, float], colours: tuple[str, str], nam
     axes.add_patch(
         FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle=shape, edgecolor=edge, facecolor=filling, linewidth=1)
     )
-    axes.text(x, y + 0.33, name, ha="center", va="center", weight="bold", size=10)
+    size = 10 if len(name) < 20 else 7.5
+    axes.text(x, y + 0.33, name, ha="center", va="center", weight="bold", size=size)
     axes.text(x, y - 0.17, words, ha="center", va="center", size=7.5, linespacing=1.4)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.pages import comparisons, measures, texts, work
+from experiments.pages import comparisons, measures, texts, weights, work
 from experiments.pages.cells import NOT_RUN, Found, agreed, markdown, seeds_of, spread
 from stagetrace.errors import refuse
 
@@ -26,6 +26,7 @@ PAPER: dict[str, tuple[str, str]] = {
     "identity-ablation": ("section 4.1, figure 3", "Pearson r 0.17"),
     "resolve": ("not in the paper", "-"),
     "cleansing": ("section 4.2", "+0.28 points over random, one run"),
+    "reweight": ("not in the paper", "-"),
     "similarity": ("section 4.3, figure 5", "0.055 for A, 0.025 for B"),
     "finetune-size": ("section 4.4, figure 6", '0.15 for D, "much less" than C'),
     "misclassified": ("section 4.1, figure 4", "judged by eye"),
@@ -43,6 +44,7 @@ TABLES: dict[str, Callable[..., str]] = {
         *(texts.lines, texts.sentences, texts.texts, texts.sharing, measures.cleansed, measures.halves),
         *(measures.left_out, measures.sizes, measures.sizes_by_seed, measures.mistakes, measures.nature),
         *(measures.price, measures.larger, work.tracing_cost),
+        *(weights.weight_gains, weights.weight_losses, weights.weight_sizes),
     )
 }
 """Block -> what makes it."""
@@ -56,6 +58,12 @@ def headline(result: Found | None) -> str:
         found = next(comparisons.comparisons(result, "largest"))
         records = found.of(result.get("estimator") or next(iter(found.seeds[0]["estimators"])))
         return f"r {agreed(records, 'pearson_r', '.2f')}, largest, n = {records[0]['n']}, {seeds_of(records)}"
+    if "gains" in result:
+        found = {
+            name: spread(next(iter(counts.values()))["held_out"]["others"], "+.4f")
+            for name, counts in result["gains"].items()
+        }
+        return "; ".join(f"{name} {gain} nats in other orders" for name, gain in found.items())
     if "less_random" in result:
         found = result["less_random"]["harmful 10%"]["accuracy"]["measured"]
         return f"{spread(found, '+.2f')} points over random, {seeds_of(result['seeds'])}"

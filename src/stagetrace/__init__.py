@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from stagetrace.results import Scores as Scores
     from stagetrace.results import Trace as Trace
 
+    # reweight
+    from stagetrace.reweighting import reweight as reweight
+
     # solve
     from stagetrace.solvers import CG as CG
     from stagetrace.solvers import Direct as Direct
@@ -52,6 +55,7 @@ _HOMES = {
     "objectives": ("Objective",),
     "recording": ("Recording", "Unrolled"),
     "results": ("Scores", "Trace"),
+    "reweighting": ("reweight",),
     "solvers": (
         "CG",
         "Direct",
@@ -99,6 +103,7 @@ __all__ = [
     "Trace",
     "Unrolled",
     "__version__",
+    "reweight",
     "trace",
 ]
 

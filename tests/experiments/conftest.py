@@ -23,7 +23,7 @@ import datasets
 from PIL import Image
 
 from experiments import __main__ as command
-from experiments import choices, cleansing, misclassified, paper, resolve, tiny_chain, two_finetunings
+from experiments import choices, cleansing, misclassified, paper, resolve, reweight, tiny_chain, two_finetunings
 from experiments.language import cost, sentences
 from experiments.language import experiment as language
 from experiments.language.elmo import Shape
@@ -146,6 +146,14 @@ SHORT: dict[Any, dict[str, Any]] = {
     large: {"LARGE": replace(SMALL_WORDS, width=3, steps=20, batch=16, dtype=torch.float32)},
 }
 SHORT |= {
+    reweight: {
+        "SEEDS": 2,
+        "STEPS": 1,
+        "ORDERS": (2, 1),
+        "CHECKED": (5,),
+        "CIFAR": PLANS["CIFAR_UPDATED"],
+        "BERT": short(transformer_chains.BERT),
+    },
     language: {
         "SMALL": SMALL_LANGUAGE,
         "PLANS": dict.fromkeys(BOTH, Training(epochs=2, rate=1e-2, batch=20)),

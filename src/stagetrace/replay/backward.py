@@ -29,11 +29,13 @@ from stagetrace.recording.optimizers import Adjoint, Rule, rule_of
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import Step
 from stagetrace.replay.agreement import TOLERANCES, Agreement
+from stagetrace.replay.course import Factors
 from stagetrace.replay.forward import Point, stepped
 from stagetrace.replay.graph import StepGraphs
 from stagetrace.replay.statistics import notes, taken_over
 from stagetrace.replay.step import slopes, through_clips
 from stagetrace.replay.training import Training
+from stagetrace.replay.weighted import Weighted
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.space import Params
@@ -50,7 +52,7 @@ class Sensitivities:
     trained: `[trained.size, k]`, dq/d(the parameters that it started from). inherited: `[inherited.size, k]`, what the
     steps add to dq/d(inherited parameters). statistics: `[statistics.size, k]`, dq/d(the running statistics that the
     stage before left), 0 where it started from others. weights: float64 `[n, k]`, dq/d(the weight of each example's
-    loss).
+    loss), at the weights that it was trained with.
     """
 
     trained: Tensor
@@ -68,10 +70,19 @@ class Reverse:
     bound: the stage as it was left, its parameters those at the end of the recording.
     memory: bytes for the states of a block. Where they do not fit, some are held and the steps between are replayed
         once more.
+    weighted: the recorded training repeated with weights on its examples; it is differentiated at these, and must come
+        out as it did.
     """
 
-    def __init__(self, bound: BoundStage, recorded: Recorded, gradient: Gradient, memory: int = MEMORY) -> None:
-        self._bound, self._recorded, self._memory = bound, recorded, memory
+    def __init__(
+        self,
+        bound: BoundStage,
+        recorded: Recorded,
+        gradient: Gradient,
+        memory: int = MEMORY,
+        weighted: Weighted | None = None,
+    ) -> None:
+        self._bound, self._recorded, self._memory, self._weighted = bound, recorded, memory, weighted
         self._training = Training(bound)
         self._rule: Rule = rule_of(recorded.optimizer, bound.stage.where)
         self._group = {name: number for number, names in enumerate(recorded.groups) for name in names}
@@ -85,7 +96,7 @@ class Reverse:
             for name, value in bound.inherited_values.items()
         }
         self._began: Params = {}
-        self._weights = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
+        self._slopes = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
 
     def block(self, block: range) -> None:
         """Run one block backwards.
@@ -94,9 +105,10 @@ class Reverse:
             DataError, ResultsError: it is not what was recorded.
             DifferentiationError: the gradient of a step has no derivative.
         """
-        start, end = self._recorded.state(block.start), self._recorded.state(block.stop)
+        source = self._recorded if self._weighted is None else self._weighted
+        start, end = source.state(block.start), source.state(block.stop)
         self._began = start.buffers
-        steps = dict(zip(block, self._recorded.read(block), strict=True))
+        steps = dict(zip(block, source.read(block), strict=True))
         point = Point.of(start, self._bound.trained_values)
 
         def ended(found: Point) -> None:
@@ -136,18 +148,18 @@ class Reverse:
         )
         statistics = statistics * bound.statistics.mask(taken_over(bound, self._began)).unsqueeze(1)
         said = *self.agreement.notes, *notes(bound, self._began, self._training.mixed)
-        return Sensitivities(trained, inherited, statistics, self._weights, self.agreement, said)
+        return Sensitivities(trained, inherited, statistics, self._slopes, self.agreement, said)
 
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)
-        found = slopes(self._training, point.values, self._bound.inherited_values, step)
+        found = slopes(self._training, point.values, self._bound.inherited_values, step, *self._weights(number))
         self.agreement.check_step(number, step, found)
         return stepped(self._recorded, point, step, found.clipped, self._training.buffers)
 
     def _backwards(self, number: int, step: Step, point: Point, ended: Callable[[Point], None]) -> None:
         """One step backwards. ended: is told the point after it, unless that is known."""
         live = [name for name in point.values if name not in step.resting]
-        graphs = StepGraphs(self._training, point, self._bound.inherited_values, step)
+        graphs = StepGraphs(self._training, point, self._bound.inherited_values, step, *self._weights(number))
         found = graphs.gradient()
         if ended is not _known:
             self.agreement.check_step(number, step, found)
@@ -166,7 +178,12 @@ class Reverse:
             for name, product in products.inherited.items():
                 self._inherited[name] += product
             self._statistics = products.statistics
-            self._weights.index_add_(0, products.ids, products.weights)
+            self._slopes.index_add_(0, products.ids, products.weights)
+
+    def _weights(self, number: int) -> tuple[Tensor | None, Factors | None]:
+        """The examples' weights, and a step's factors; None where it is differentiated as it was recorded."""
+        weighted = self._weighted
+        return (None, None) if weighted is None else (weighted.weights, weighted.course.factors[number])
 
 
 def _known(point: Point) -> None:

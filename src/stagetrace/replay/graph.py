@@ -48,8 +48,16 @@ class Graph:
     scale: Scale
 
     @staticmethod
-    def of(training: Training, point: Point, inherited: Params, step: Step, place: int) -> "Graph":
-        """That of the step's batch at `place`, with a weight of 1 on each example, from the buffers as they are."""
+    def of(
+        training: Training,
+        point: Point,
+        inherited: Params,
+        step: Step,
+        place: int,
+        weights: Tensor | None = None,
+        factors: Sequence[float] | None = None,
+    ) -> "Graph":
+        """That of the step's batch at `place`, from the buffers as they are; weights and factors: see `slopes`."""
         micro = step.micros[place]
         # one that rests in this step shapes the others' gradients all the same
         trained = {name: value.detach().requires_grad_() for name, value in point.values.items()}
@@ -60,13 +68,15 @@ class Graph:
         like = next(iter(point.values.values()))
         # losses come out in float32 where parameters are narrower
         dtype = torch.promote_types(like.dtype, torch.float32)
-        weights = torch.ones(len(micro.ids), dtype=dtype, device=like.device, requires_grad=True)
+        chosen = torch.ones(len(micro.ids)) if weights is None else weights[list(micro.ids)]
+        leaf = chosen.to(like.device, dtype).requires_grad_()
+        factor = None if factors is None else factors[place]
         with torch.enable_grad():
-            loss, scale = weighted_loss(training, trained, kept, micro, weights)
+            loss, scale = weighted_loss(training, trained, kept, micro, leaf, factor)
             found = torch.autograd.grad(loss, list(moved.values()), create_graph=True, materialize_grads=True)
         gradient = dict(zip(moved, found, strict=True))
         ids = torch.tensor(micro.ids)
-        return Graph(ids, weights, trained, kept, statistics, gradient, training.statistics, scale)
+        return Graph(ids, leaf, trained, kept, statistics, gradient, training.statistics, scale)
 
     def products(self, cotangents: Params, after: Params) -> Products:
         """See `Products`.
@@ -105,10 +115,22 @@ class Graph:
 
 @final
 class StepGraphs:
-    """The graphs of a step's batches. Of several one is held at a time, and the sum of gradients is computed before."""
+    """The graphs of a step's batches. Of several one is held at a time, and the sum of gradients is computed before.
 
-    def __init__(self, training: Training, point: Point, inherited: Params, step: Step) -> None:
+    weights, factors: see `slopes`.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        point: Point,
+        inherited: Params,
+        step: Step,
+        weights: Tensor | None = None,
+        factors: Sequence[float] | None = None,
+    ) -> None:
         self._training, self._point, self._inherited, self._step = training, point, inherited, step
+        self._weights, self._factors = weights, factors
         self._only: Graph | None = None
         self._buffers: tuple[Params, ...] = ()
 
@@ -117,10 +139,10 @@ class StepGraphs:
         training, point, step = self._training, self._point, self._step
         training.put(point.buffers)
         if len(step.micros) > 1:
-            found = slopes(training, point.values, self._inherited, step)
+            found = slopes(training, point.values, self._inherited, step, self._weights, self._factors)
             self._buffers = found.buffers
             return found
-        self._only = Graph.of(training, point, self._inherited, step, 0)
+        self._only = Graph.of(training, point, self._inherited, step, 0, self._weights, self._factors)
         raw = {name: gradient.detach() for name, gradient in self._only.gradient.items()}
         return clipped(raw, step.clips, (self._only.scale,))
 
@@ -131,7 +153,9 @@ class StepGraphs:
             return
         for place in reversed(range(len(self._step.micros))):
             self._training.put(self._buffers[place])
-            graph = Graph.of(self._training, self._point, self._inherited, self._step, place)
+            graph = Graph.of(
+                self._training, self._point, self._inherited, self._step, place, self._weights, self._factors
+            )
             found = graph.products(cotangents, after)
             after = found.statistics
             yield found

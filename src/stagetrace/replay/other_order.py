@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -45,16 +45,25 @@ class OtherOrder:
 
     def steps(self, seed: int) -> Iterator[tuple[Step, Factors]]:
         """The steps in the order of a seed."""
+        drawn = self.drawn(seed)
+        for block in self._course.recorded.blocks:
+            yield from zip(drawn.read(block), self._course.factors[block.start : block.stop], strict=True)
+
+    def drawn(self, seed: int) -> "Drawn":
+        """The order of a seed, to be read block by block."""
         generator = torch.Generator().manual_seed(seed)
         order = iter(_order(self._course.ids, len(self._examples), generator))
-        for step, factors in self._course.steps():
-            yield replace(step, micros=[self._micro(micro, next(order), generator) for micro in step.micros]), factors
+        return Drawn(self, [[_Plan.of(next(order), generator) for _ in step] for step in self._course.ids])
 
-    def _micro(self, micro: Micro, ids: Sequence[int], generator: torch.Generator) -> Micro:
-        reading, masks = (int(seed) for seed in torch.randint(_SEEDS, (2,), generator=generator))
-        content = written(self._read(ids, reading).content)
-        states = {device: torch.Generator(device).manual_seed(masks).get_state() for device in micro.generators}
-        return replace(micro, ids=tuple(ids), content=content, loss=float("nan"), generators=states)
+    def read(self, block: range, plans: Sequence[Sequence["_Plan"]]) -> Iterator[Step]:
+        """The steps of a block with other batches. plans: of each batch of every step."""
+        for number, step in zip(block, self._course.recorded.read(block), strict=True):
+            yield replace(step, micros=list(map(self._micro, step.micros, plans[number])))
+
+    def _micro(self, micro: Micro, plan: "_Plan") -> Micro:
+        content = written(self._read(plan.ids, plan.reading).content)
+        states = {device: torch.Generator(device).manual_seed(plan.masks).get_state() for device in micro.generators}
+        return replace(micro, ids=tuple(plan.ids), content=content, loss=float("nan"), generators=states)
 
     def _read(self, ids: Sequence[int], seed: int) -> Batch:
         with _drawn_by(seed):
@@ -94,6 +103,34 @@ class OtherOrder:
             "differs), so an order other than the recorded one cannot be trained; give Stage the data set and "
             "collation of the loader that trained"
         )
+
+
+@final
+@dataclass(frozen=True)
+class _Plan:
+    """One batch: its examples, and the seeds of what reading them and the forward pass draw."""
+
+    ids: Sequence[int]
+    reading: int
+    masks: int
+
+    @staticmethod
+    def of(ids: Sequence[int], generator: torch.Generator) -> "_Plan":
+        reading, masks = (int(seed) for seed in torch.randint(_SEEDS, (2,), generator=generator))
+        return _Plan(ids, reading, masks)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The steps of a recorded training in another order, which is drawn; each block is made as it is read."""
+
+    order: OtherOrder
+    plans: Sequence[Sequence[_Plan]]
+
+    def read(self, block: range) -> Iterator[Step]:
+        """The steps of a block, in order."""
+        return self.order.read(block, self.plans)
 
 
 def _order(ids: Sequence[Sequence[Sequence[int]]], examples: int, generator: torch.Generator) -> Iterator[list[int]]:

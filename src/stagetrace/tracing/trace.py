@@ -117,7 +117,7 @@ def trace(
         )
         options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
         return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
-    statistics.record_checks(_checked(chain, query, statistics))
+    statistics.record_checks(checked(chain, query, statistics))
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
     responses = {bound.name: _response(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
@@ -166,7 +166,7 @@ def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Respon
     return Replayed(bound, recorded, getattr(bound.stage.link, "memory", MEMORY))
 
 
-def _checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
+def checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     """Refuse what would give wrong numbers; warn of what was handled and of doubtful derivatives."""
     found: list[Finding] = []
     for bound in chain:

@@ -55,10 +55,17 @@ class ExactSteps:
 
     def removal_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
         """As `Estimator` says; and what `trace` raises and warns of."""
-        # as in the retraining, stages before this one stay as they are, and this one goes on from its own values
-        later = chain.bound_stages[chain.names.index(stage) :]
-        stages = [_by_steps(bound, self.fits[bound.name], self.seeds, first=bound is later[0]) for bound in later]
-        return trace(Chain(*stages), query, of=[stage], progress=progress or False)[stage].removal_effect
+        through = through_steps(chain, stage, self.fits, self.seeds)
+        return trace(through, query, of=[stage], progress=progress or False)[stage].removal_effect
+
+
+def through_steps(chain: Chain, stage: str, fits: Mapping[str, Steps], seeds: Sequence[int]) -> Chain:
+    """The chain from that stage on, each stage differentiated through the steps of its fit.
+
+    As in a retraining, stages before stay as they are, and the first one goes on from its own values.
+    """
+    later = chain.bound_stages[chain.names.index(stage) :]
+    return Chain(*(_by_steps(bound, fits[bound.name], seeds, first=bound is later[0]) for bound in later))
 
 
 def _by_steps(bound: BoundStage, fit: Steps, seeds: Sequence[int], *, first: bool) -> Stage:

@@ -80,7 +80,7 @@ class Rerun(Fit):
         start = course.recorded.state(course.recorded.states[0])
         begun = Point.of(start, bound.trained_values)
         starts = [
-            (begun, bound.inherited_values) if previous is None else _after(bound, begun, one_copy(previous, place))
+            (begun, bound.inherited_values) if previous is None else after(bound, begun, one_copy(previous, place))
             for place in range(len(weights))
         ]
         ends = course.run(Training(bound), self._steps(bound, course, seed), starts, weights)
@@ -90,7 +90,7 @@ class Rerun(Fit):
                     f"{bound.stage.where}: its recorded training, repeated with other weights, diverged (a parameter "
                     f"is not finite after {course.recorded.steps:,} steps); take out less: by=0.1"
                 )
-        changed = _changed_buffers(bound, ends)
+        changed = changed_buffers(bound, ends)
         known = all_values(bound)
         return stacked(
             [
@@ -124,7 +124,7 @@ def recorded_fit(bound: BoundStage) -> Fit | None:
     return None if bound.recording is None else Rerun()
 
 
-def _after(bound: BoundStage, begun: Point, previous: Mapping[str, Tensor]) -> tuple[Point, Params]:
+def after(bound: BoundStage, begun: Point, previous: Mapping[str, Tensor]) -> tuple[Point, Params]:
     """Where a copy begins after the stage before was trained again, and what it keeps.
 
     Running statistics come along where they did in the recorded training.
@@ -145,7 +145,7 @@ def _after(bound: BoundStage, begun: Point, previous: Mapping[str, Tensor]) -> t
     return Point({**begun.values, **moved}, buffers, begun.slots), kept
 
 
-def _changed_buffers(bound: BoundStage, ends: list[Point]) -> list[str]:
+def changed_buffers(bound: BoundStage, ends: Sequence[Point]) -> list[str]:
     """The buffers (running statistics) that some copy has not left as they are in the stage's model."""
     known = dict(bound.stage.model.named_buffers())
     return [
