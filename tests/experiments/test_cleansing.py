@@ -24,6 +24,7 @@ def out(call, photos, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_seed_has_every_retraining(out):
     result = result_of(out)
     assert result["counts"]["pretrain"] == {"classes": [2, 6], "train": 40, "test": 16}
@@ -41,6 +42,7 @@ def test_every_seed_has_every_retraining(out):
             assert 0 <= parts["whole"] <= 100
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_seed(out):
     result = result_of(out)
     found = result["less_random"]["harmful 10%"]

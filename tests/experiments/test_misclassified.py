@@ -21,6 +21,7 @@ def out(call, photos, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_mistake_is_a_query_of_its_own(out):
     found = result_of(out)["data_sets"]["cifar10"]
     queries = found["misclassified"]

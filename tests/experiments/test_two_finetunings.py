@@ -19,6 +19,7 @@ def out(call, photos, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_tasks_are_those_of_the_paper(out):
     counts = result_of(out)["counts"]
     assert counts["pretrain"] == {"classes": [2, 6], "train": 40, "test": 16}
@@ -27,6 +28,7 @@ def test_tasks_are_those_of_the_paper(out):
     assert counts["A"]["train"] == counts["B"]["train"] == 40
 
 
+@pytest.mark.slow
 def test_scores_are_compared_seed_by_seed(out):
     result = result_of(out)
     sizes, of_sums = result["mean_absolute"], result["mean_absolute_of_sums"]
@@ -44,6 +46,7 @@ def test_scores_are_compared_seed_by_seed(out):
     assert (out / "scores.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_killed_run_trains_no_stage_twice(out, call, photos, tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     before = result_of(copy)
@@ -56,6 +59,7 @@ def test_a_killed_run_trains_no_stage_twice(out, call, photos, tmp_path):
     assert result_of(copy)["mean_absolute"] == before["mean_absolute"]
 
 
+@pytest.mark.slow
 def test_three_times_the_examples(call, data, tmp_path):
     out = tmp_path / "out"
     assert call("finetune-size", "--data", data, "--dataset", "colours", "--out", out, "--seed", 5) == 0
