@@ -13,12 +13,12 @@ from stagetrace.errors import DescriptionError
 from stagetrace.progress import Silent
 from stagetrace.validation import SGD as SGDSteps
 from stagetrace.validation import GroupRemovals, Random, Steps, validate
-from stagetrace.validation.smoothness import Tried, drawn, findings_of_smoothness, smoothness
+from stagetrace.validation.smoothness import Tried, drawn, drawn_by_size, findings_of_smoothness, smoothness
 from tests.replay.runs import Run, Stages
 
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
 SMOOTH = Stages((Run(partial(SGD, lr=0.02)), Run(partial(SGD, lr=0.02))), (20, 12))
-ROUGH = Stages((Run(partial(Adam, lr=0.3), epochs=12), Run(partial(Adam, lr=0.3), epochs=8)), (20, 12))
+ROUGH = Stages((Run(partial(Adam, lr=0.3), epochs=6), Run(partial(Adam, lr=0.3), epochs=4)), (20, 12))
 
 
 def test_a_smooth_training_is_told_from_a_rough_one(tmp_path: Path):
@@ -30,7 +30,12 @@ def test_a_smooth_training_is_told_from_a_rough_one(tmp_path: Path):
     for stages, found in ((SMOOTH, smooth), (ROUGH, rough)):
         before = float(stages.losses({}).mean())
         for tried in found.tried:
-            for removed, measured in zip(drawn(20, tried.size, 4, seed=0), tried.measured, strict=True):
+            removals = drawn(20, tried.size, 4, seed=0)
+            if tried.size == 1:
+                effects = -trace(stages.chain(tmp_path / f"{tried.size}"), stages.query("mean"))["stage0"].values / 20
+                removals = drawn_by_size(effects, 4, seed=0)
+                assert tried.predicted == pytest.approx([float(effects[index]) for (index,) in removals])
+            for removed, measured in zip(removals[:2], tried.measured[:2], strict=True):
                 weights = torch.ones(20, dtype=torch.float64)
                 weights[list(removed)] = 0
                 assert measured == pytest.approx(float(stages.losses({0: weights}).mean()) - before, rel=1e-9)
@@ -65,6 +70,24 @@ def test_what_is_at_least_to_be_expected_is_less_than_the_truth_as_often_as_said
         found = Tried(100, tuple(predicted.tolist()), tuple(measured.tolist()), spread=1.0)
         promised.append(found.at_least > 0.8)
     assert 0.02 < sum(promised) / 1000 < 0.125  # below a tenth where groups fall together by chance
+
+
+def test_of_single_examples_those_count_by_which_effects_differ():
+    """Most effects are tiny and right, a few are large and half as large as was said: r over all, and as expected."""
+    generator = torch.Generator().manual_seed(0)
+    effects = torch.randn(4000, generator=generator, dtype=torch.float64) ** 5
+    true = torch.where(effects.abs() > 20, 0.3 * effects + 0.2 * effects.abs(), effects)
+    r = float(torch.corrcoef(torch.stack([effects, true]))[0, 1])
+    spread, found = float(effects.std()), list[float]()
+    for seed in range(50):
+        chosen = [index for (index,) in drawn_by_size(effects, 8, seed)]
+        said, measured = effects[chosen].tolist(), true[chosen].tolist()
+        weights = tuple((spread / each) ** 2 for each in said)
+        found.append(Tried(1, tuple(said), tuple(measured), spread, weights).expected)
+    assert r < 0.9
+    assert sum(found) / 50 == pytest.approx(r, abs=0.06)
+    alike = Tried(1, *(tuple(each[1:9].tolist()) for each in (effects, true)), spread)
+    assert alike.expected > 0.999  # what eight at random may promise
 
 
 def test_no_group_is_tried_twice():

@@ -16,6 +16,10 @@ The smaller of both is taken. Of k errors drawn from a normal distribution, `k E
 exceeded with the probability 1 - c, where `chi2_k` is the quantile of 1 - c: with it for E^2 comes the correlation that
 is at least to be expected, with the confidence c. Few groups tell little: a small E may be luck, and this says so.
 
+Of single examples a few have effects far larger than all others, and nearly all of S^2 is theirs; four at random say
+nothing of them. So single examples are drawn with probabilities as the squares of their effects p_i, and each square in
+the means above is weighed by S^2 / p_i^2, which makes E^2 / S^2 the mean square of their relative errors.
+
 Sizes are tried, and not worked out from one another. Over random groups of m examples errors of second order grow as m,
 those that single examples have of their own as sqrt(m) and the spread of predictions as sqrt(m), so that what holds for
 m holds for fewer. How much better it holds for fewer does not follow: where training is chaotic, errors stop growing.
@@ -28,6 +32,7 @@ from typing import final
 
 import torch
 from scipy.stats import chi2
+from torch import Tensor
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.errors import refuse
@@ -59,17 +64,19 @@ class Tried:
 
     size: how many examples a group has. predicted, measured: the change of the query loss for each group; unit: query
     loss, negative = removing helps. spread: S, the standard deviation of the predicted change over random groups.
+    weights: of each one's square in means, where groups were not drawn alike; None: 1.
     """
 
     size: int
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
     spread: float
+    weights: tuple[float, ...] | None = None
 
     @property
     def error(self) -> float:
         """E, the root mean square of measured minus predicted."""
-        return _rms([found - said for found, said in zip(self.measured, self.predicted, strict=True)])
+        return self._rms([found - said for found, said in zip(self.measured, self.predicted, strict=True)])
 
     @property
     def expected(self) -> float:
@@ -96,18 +103,29 @@ class Tried:
         return self._correlation(self.error * sqrt(groups / float(chi2.ppf(1 - CONFIDENCE, groups))))
 
     def _correlation(self, error: float) -> float:
-        predicted, measured = _rms(self.predicted), _rms(self.measured)
+        predicted, measured = self._rms(self.predicted), self._rms(self.measured)
         if not (self.spread and predicted and measured):
             return 0.0
-        pairs = zip(self.predicted, self.measured, strict=True)
-        slope = sum(said * found for said, found in pairs) / len(self.measured) / predicted**2
+        three = zip(self.predicted, self.measured, self._weights, strict=True)
+        slope = sum(weight * said * found for said, found, weight in three) / len(self.measured) / predicted**2
         residual = sqrt(max(0.0, measured**2 - (slope * predicted) ** 2))
         along = slope * self.spread / hypot(slope * self.spread, residual)
         return max(0.0, min(self.spread / hypot(self.spread, error), along))
 
+    @property
+    def _weights(self) -> Sequence[float]:
+        return self.weights or [1.0] * len(self.measured)
+
+    def _rms(self, values: Sequence[float]) -> float:
+        return sqrt(sum(w * value**2 for w, value in zip(self._weights, values, strict=True)) / len(values))
+
     def said(self, examples: int) -> str:
         """The size, and what to expect of it, in words; examples: of the stage."""
-        groups = "single examples" if self.size == 1 else f"groups of {self.size:,} ({self.size / examples:.1%})"
+        groups = (
+            "single examples, drawn by the size of their scores"
+            if self.size == 1
+            else f"groups of {self.size:,} ({self.size / examples:.1%})"
+        )
         return f"{groups}: r about {self.expected:.2f}, at least {self.at_least:.2f} ({len(self.measured)} tried)"
 
 
@@ -207,17 +225,14 @@ def smoothness(
     fits = {bound.name: fit for bound in later if (fit := recorded_fit(bound)) is not None}
     again, tried, control = Retraining(chain, asked, stage, fits), list[Tried](), list[float]()
     for size in sorted({1, *(max(1, round(share * examples)) for share in shares)}, reverse=True):
-        removals = drawn(examples, size, groups, seed)
+        removals = drawn(examples, size, groups, seed) if size > 1 else drawn_by_size(effects, groups, seed)
         losses = again.losses([*([] if control else [()]), *removals], 1.0, order).tolist()
         control = control or losses[:1]
-        tried.append(
-            Tried(
-                size,
-                tuple(predicted_effects(effects, removals, 1.0).tolist()),
-                tuple(loss - control[0] for loss in losses[-len(removals) :]),
-                float(effects.std()) * sqrt(size * (1 - size / examples)),
-            )
-        )
+        predicted = tuple(predicted_effects(effects, removals, 1.0).tolist())
+        measured = tuple(loss - control[0] for loss in losses[-len(removals) :])
+        spread = float(effects.std()) * sqrt(size * (1 - size / examples))
+        weights = tuple((spread / said) ** 2 if said else 0.0 for said in predicted) if size == 1 else None
+        tried.append(Tried(size, predicted, measured, spread, weights))
         if tried[-1].at_least >= GOOD:
             break
     return Smoothness(stage, examples, tuple(tried))
@@ -230,6 +245,16 @@ def drawn(examples: int, size: int, count: int, seed: int) -> list[Removal]:
     while len(found) < min(count, comb(examples, size)):
         found[tuple(sorted(torch.randperm(examples, generator=generator)[:size].tolist()))] = None
     return list(found)
+
+
+def drawn_by_size(effects: Tensor, count: int, seed: int) -> list[Removal]:
+    """Single examples, no two alike, with probabilities as the squares of their effects `[n]`."""
+    chances = effects.square() / effects.square().sum()
+    there = int((chances > 0).sum())
+    if not there:
+        return drawn(len(effects), 1, count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    return [(index,) for index in torch.multinomial(chances, min(count, there), generator=generator).tolist()]
 
 
 def findings_of_smoothness(chain: Chain, query: Query, progress: Progress) -> Iterator[Finding]:
@@ -258,10 +283,6 @@ def _one_order(chain: Chain) -> tuple[Chain, int]:
             order = link.seeds[0]
             stages[place] = replace(bound.stage, link=replace(link, seeds=(order,)))
     return Chain(*stages), order
-
-
-def _rms(values: Sequence[float]) -> float:
-    return sqrt(sum(value**2 for value in values) / len(values))
 
 
 def _several(count: int) -> str:
