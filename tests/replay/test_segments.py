@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from stagetrace import Chain, Frozen, GaussNewton, Lanczos, Proximal, Query, Recording, Stage, Unrolled, trace
+from stagetrace import Chain, Frozen, GaussNewton, Hessian, Lanczos, Proximal, Query, Recording, Stage, Unrolled, trace
 from stagetrace.errors import DescriptionError, StagetraceWarning
 from stagetrace.objectives import Classification, Regression
 from stagetrace.replay import Checkpoint, stopped_early
 from stagetrace.solvers import EarlyStopping, solve
 from stagetrace.solvers.early_stopping import Segment
 from stagetrace.solvers.system import Equation, FlowSegments
+from tests.replay.runs import data_of
 from tests.replay.test_stopped import ASKED, LATER, Line, X, Y, anywhere, at_minimum, finetuned, off, trained
 
 DATA: Any = list(zip(X, Y, strict=True))
@@ -163,9 +164,9 @@ def test_more_segments_are_nearer_to_the_steps_that_were_taken(tmp_path: Path) -
         assert len(early.earlier) == segments - 1
         assert early.time == pytest.approx(2.4 / segments)
         errors.append(off(trace(chain, query, curvature=GaussNewton(), solver=early)["first"].values[some], truth))
-    assert errors[0] > 0.1
-    assert errors[2] < 0.3 * errors[1] < 0.1 * errors[0]
-    assert errors[2] < 0.03
+    assert errors[0] > 0.3
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.4 * errors[1] < 0.1
 
 
 def test_what_was_kept_from_the_stage_before_gets_its_part_from_each_segment() -> None:
@@ -326,3 +327,42 @@ def test_a_state_of_another_training_is_refused(tmp_path: Path) -> None:
     chain, query = hybrid(tmp_path, lambda model: [Checkpoint(Adam(other.parameters()).state_dict(), rates=[0.1])])
     with pytest.raises(DescriptionError, match="stage 'first': "):
         trace(chain, query)
+
+
+# Which curvature
+
+
+class Curved(nn.Module):
+    """A network small enough for dense matrices, with a Hessian that is indefinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(4, 3).double(), nn.Linear(3, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x)))
+
+
+def test_within_a_stretch_negative_curvature_is_followed_unless_it_would_grow_too_much() -> None:
+    """The default takes the Hessian where a stretch is short, Gauss-Newton where it is long; alone always."""
+    rows, model = data_of(12, 2, seed=0), Curved()
+    chain = Chain(Stage("one", model=model, objective=Classification(), data=rows))
+    query, values = Query(data_of(4, 2, seed=1)), flat(model)
+
+    def scores(early: EarlyStopping, **curvature: Any) -> tuple[Tensor, str, tuple[str, ...]]:
+        result = trace(chain, query, solver=early, **curvature)
+        return result["one"].values, str(result.solutions["one"].system), result.solutions["one"].notes
+
+    short = EarlyStopping(3.0, rtol=1e-10, earlier=(Segment(3.0, values),))
+    found, words, notes = scores(short)
+    torch.testing.assert_close(found, scores(short, curvature=Hessian())[0], rtol=1e-8, atol=0)
+    assert "phi_t(H)" in words
+    assert not any("Gauss-Newton" in note for note in notes)
+    long = EarlyStopping(400.0, rtol=1e-10, earlier=(Segment(400.0, values),))
+    found, words, _ = scores(long)
+    torch.testing.assert_close(found, scores(long, curvature=GaussNewton())[0], rtol=1e-8, atol=0)
+    assert "phi_t(G)" in words
+    mixed = EarlyStopping(3.0, rtol=1e-10, earlier=(Segment(400.0, values),))
+    assert "the Gauss-Newton matrix was taken in segment 1, the Hessian in the others" in scores(mixed)[2]
+    assert "phi_t(G)" in scores(EarlyStopping(3.0))[1]

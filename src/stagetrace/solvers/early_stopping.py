@@ -40,7 +40,7 @@ from stagetrace.solvers.krylov import Memory
 from stagetrace.solvers.numerics import stack_columns
 from stagetrace.solvers.scaled import ScaledOperator
 from stagetrace.solvers.settings import check_count, check_damping, check_rtol
-from stagetrace.solvers.stopped import Stopped, run_stopped
+from stagetrace.solvers.stopped import LARGEST_EXPONENT, Stopped, run_stopped
 from stagetrace.solvers.system import System
 
 
@@ -79,9 +79,12 @@ class EarlyStopping:
     memory: bytes for the basis. Where it does not fit, each vector of it is made a second time when it is added up:
         twice the products, with a few vectors in memory.
 
-    Nothing is damped, and no minimum is assumed. Of the default curvature it takes the Gauss-Newton matrix, always:
-    over a whole training an effect would have grown exponentially along negative curvature, which did not last as long.
-    `Hessian()` is taken as it is.
+    growth: the largest exponent `-t h` of growth along negative curvature that is taken; beyond it a solve is refused.
+
+    Nothing is damped, and no minimum is assumed. Of the default curvature it takes the Gauss-Newton matrix: over a
+    whole training an effect would have grown exponentially along negative curvature, which did not last as long.
+    Within one of several stretches it did: there `trace` takes the Hessian, unless effects would grow by more than
+    exp(2). `Hessian()` is taken as it is.
 
     The residual is that of the differential equation in the metric, with c = D^-1/2 b and A the operator in phi_t:
     `|(c - A z) - exp(-t A) c| / |c|` for the answer `D^-1/2 z`, where A z is a true product and the exponential comes
@@ -89,7 +92,7 @@ class EarlyStopping:
 
     Raises:
         DescriptionError: a setting out of range.
-        SolveError: (from `solve`) negative curvature, along which the answer would grow beyond all numbers.
+        SolveError: (from `solve`) negative curvature, along which the answer would grow by more than that.
 
     Source: `docs/how-to-choose.md`; Botchev, Grimm & Hochbruck (2013) for the residual; Saad (1992) for the
     approximation.
@@ -111,6 +114,7 @@ class EarlyStopping:
     rtol: float = 1e-3
     max_steps: int = 200
     memory: int = 2 * 2**30
+    growth: float = LARGEST_EXPONENT
     earlier: tuple[Segment, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -126,6 +130,7 @@ class EarlyStopping:
         check_rtol("EarlyStopping", self.rtol)
         check_count("EarlyStopping", "max_steps", self.max_steps, 200)
         check_count("EarlyStopping", "memory", self.memory, 2 * 2**30)
+        check_damping("EarlyStopping", self.growth, "growth")
 
     def __str__(self) -> str:
         metric = "" if self.metric is None else f", metric=[{self.metric.numel()}]"
@@ -208,7 +213,8 @@ class EarlyStopping:
         products = checks = done = 0
         for group in starts.split(memory.group, dim=1):
             iterations = [
-                run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.full_basis) for c in group.unbind(1)
+                run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.full_basis, growth=self.growth)
+                for c in group.unbind(1)
             ]
             finished = run_batched(operator, iterations, counted_from(report, done))
             runs.extend(finished.outcomes)

@@ -17,7 +17,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution
 from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.flow import Flow
-from stagetrace.solvers.system import Equation, FlowSegments
+from stagetrace.solvers.system import Equation, FlowSegments, System
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.revalued import with_values
@@ -25,6 +25,9 @@ from stagetrace.tracing.backward import SolveProgress
 from stagetrace.tracing.pull_back import handed_back
 from stagetrace.tracing.responses.response import BackwardStep
 from stagetrace.tracing.score import SumScorer
+
+GROWTH = 2.0
+"""Within one stretch effects may grow by exp of so much along negative curvature; by more they hardly did."""
 
 
 @final
@@ -81,8 +84,7 @@ class InSegments:
                 operator = self._operator if place is bound else None
                 try:
                     operator = operator or self.curvature.operator(place)
-                    system = solver.rule(operator)
-                    one = solver.prepare(system).solve(left, SolveProgress(advance, None))
+                    system, one = _solved(operator, solver, left, SolveProgress(advance, None))
                 except SolveError as cause:
                     where = f"{bound.stage.where}, segment {number + 1} of {len(self._parts)}"
                     raise SolveError(f"while solving {where} ({solver}): {cause}") from cause
@@ -92,6 +94,26 @@ class InSegments:
                     found[-1] = replace(one, products=one.products + left.shape[1])
                 self._operator = None
         return _together(found[::-1], describe_subset(self.curvature, bound))
+
+
+def _solved(
+    operator: LinearOperator, solver: EarlyStopping, left: Tensor, report: SolveProgress
+) -> tuple[System, Solution]:
+    """One stretch, by the operator itself, or by its semi-definite approximation where effects would grow too much.
+
+    Negative curvature at the end of a whole training did not last for it, but within a stretch it did: there the
+    Hessian was found to be far nearer to the steps that were taken (`docs/experiments/smoothness.md`).
+    """
+    if operator.psd_approximation is not None:
+        bounded = replace(solver, growth=min(GROWTH, solver.growth))
+        system = System(operator, solver.rule.flow)
+        try:
+            one = bounded.prepare(system).solve(left, report)
+            return system, replace(one, notes=tuple(note for note in one.notes if "grows by exp" not in note))
+        except SolveError:  # effects would grow by more than that
+            pass
+    system = solver.rule(operator)
+    return system, solver.prepare(system).solve(left, report)
 
 
 def _at(bound: BoundStage, values: Tensor) -> BoundStage:
@@ -107,10 +129,13 @@ def _together(found: list[Solution], left_out: str | None) -> Solution:
     columns = range(len(found[0].relative_residuals))
     statuses = tuple(type(found[0].status).worst(tuple(each.statuses[column] for each in found)) for column in columns)
     notes = dict.fromkeys(note for each in found for note in each.notes)
+    replaced = [str(number) for number, system in enumerate(systems, 1) if system.matrix == "G"]
+    if replaced and len(replaced) < len(systems):
+        notes[f"the Gauss-Newton matrix was taken in segment {', '.join(replaced)}, the Hessian in the others"] = None
     return replace(
         found[-1],
         value=torch.cat([each.value for each in found]),
-        system=FlowSegments(flows, systems[-1].matrix),
+        system=FlowSegments(flows, "G" if all(system.matrix == "G" for system in systems) else "H"),
         relative_residuals=tuple(max(each.relative_residuals[column] for each in found) for column in columns),
         products=sum(each.products for each in found),
         checks=sum(each.checks for each in found),
