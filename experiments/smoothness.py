@@ -12,7 +12,7 @@ as training that stopped early (in one segment, and in six by kept states) or as
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from experiments.records import Record, over_seeds
 from experiments.settings import Settings
 from experiments.tasks import Task, two_tasks
 from experiments.training import quality
-from stagetrace import Chain, Lanczos, Query, Stage, Unrolled, trace
+from stagetrace import Auto, Chain, Lanczos, Query, Stage, Unrolled, trace
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.replay import stopped_early
@@ -57,7 +57,7 @@ SHARES = (0.02, 0.1)
 HYBRIDS = ("SGD 0.005", "SGD 0.01", "Adam 5e-4", "Adam 1e-3")
 """The ways of which hybrids are scored, too."""
 SEGMENTS = {"exact, then stopped early": 1, "exact, then stopped early in 6 segments": 6}
-MINIMUM = "exact, then a minimum (default)"
+MINIMUM = "exact, then a minimum"
 OTHER_DRAW = 1000
 """Added to the seed for the groups that are tried beforehand."""
 
@@ -92,11 +92,10 @@ WAYS = {
 class Before:
     """What is known of one training before any truth is measured.
 
-    effects: by estimator, the predicted change of the query loss for leaving each pretraining example out.
-    facts: of both stages.
+    effects: predicted change of the query loss for leaving each pretraining example out. facts: of both stages.
     """
 
-    effects: Mapping[str, Sequence[float]]
+    effects: Sequence[float]
     facts: Record
     said: Smoothness
 
@@ -172,14 +171,15 @@ def variants(prepared: Prepared, settings: Settings) -> Iterator[Variant]:
     """Each way of training: what is said beforehand first, then the truth."""
     for name, chain in prepared.chains.items():
         out = settings.out / name.replace(" ", "-").replace(",", "")
-        before = _beforehand(name, chain, prepared.query, settings.seed, out)
+        before = _beforehand(chain, prepared.query, settings.seed, out)
+        effects = {OURS: before.effects, **(_hybrids(name, chain, prepared.query, settings.seed, out))}
         yield Variant(
             (name,),
             chain,
             prepared.query,
             None,
             choices(settings.seed),
-            [Precomputed(n, UNIT, torch.tensor(found).double()) for n, found in before.effects.items()],
+            [Precomputed(n, UNIT, torch.tensor(found).double()) for n, found in effects.items()],
             out / "again",
             runs=(settings.seed,),
             together=SINGLES + len(SHARES) * GROUPS,
@@ -189,38 +189,49 @@ def variants(prepared: Prepared, settings: Settings) -> Iterator[Variant]:
         )
 
 
-def _beforehand(name: str, chain: Chain, query: Query, seed: int, out: Path) -> Before:
+def _beforehand(chain: Chain, query: Query, seed: int, out: Path) -> Before:
     """The scores and the verdict of one training; kept, and found by a later call."""
     path = out / "beforehand.json"
     if path.is_file():
         kept = json.loads(path.read_text())
-        tried = [
-            Tried(one["size"], tuple(one["predicted"]), tuple(one["measured"]), one["spread"])
-            for one in kept["said"]["tried"]
-        ]
-        said = Smoothness(STAGE, kept["said"]["examples"], tuple(tried))
+        tried = tuple(_tried(one) for one in kept["said"]["tried"])
+        said = Smoothness(STAGE, kept["said"]["examples"], tried)
         return Before(kept["effects"], kept["facts"], said)
     with tempfile.TemporaryDirectory() as folder:
         recorded = trained(chain, Path(folder), seed)
         scores = trace(recorded, query, of=[STAGE])[STAGE]
-        effects = {OURS: scores.removal_effect.tolist()}
-        if name in HYBRIDS:
-            effects |= _hybrids(recorded, query, WAYS[name].decay)
+        effects = scores.removal_effect.tolist()
         facts = _facts(recorded, query)
     said = smoothness(chain, query, STAGE, scores=scores, seed=OTHER_DRAW + seed)
     write_text(path, json_text({"effects": effects, "facts": facts, "said": asdict(said)}, "beforehand"))
     return Before(effects, facts, said)
 
 
-def _hybrids(recorded: Chain, query: Query, decay: float) -> dict[str, list[float]]:
-    """Predictions with the pretraining idealised in many ways. recorded: both stages exact; decay: L2 in the loss."""
-    bound = recorded[STAGE]
-    chain = Chain(replace(bound.stage, link=None, weight_decay=decay), recorded.stages[1])
-    solvers = {name: stopped_early(bound, bound.recording, segments=n) for name, n in SEGMENTS.items()}
-    return {
-        name: trace(chain, query, of=[STAGE], solver={STAGE: solver})[STAGE].removal_effect.tolist()
-        for name, solver in {**solvers, MINIMUM: Lanczos()}.items()
-    }
+def _tried(kept: Record) -> Tried:
+    several = {name: tuple(kept[name]) for name in ("predicted", "measured")}
+    weights = None if kept["weights"] is None else tuple(kept["weights"])
+    return Tried(kept["size"], **several, spread=kept["spread"], weights=weights)
+
+
+def _hybrids(name: str, chain: Chain, query: Query, seed: int, out: Path) -> dict[str, list[float]]:
+    """Predictions with the pretraining idealised in several ways, over all examples; kept as well."""
+    path = out / "hybrids.json"
+    if name not in HYBRIDS:
+        return {}
+    if path.is_file():
+        return json.loads(path.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        exact = trained(chain, Path(folder), seed)
+        bound = exact[STAGE]
+        hybrid = Chain(replace(bound.stage, link=None, weight_decay=WAYS[name].decay), exact.stages[1])
+        solvers = {name: stopped_early(bound, bound.recording, segments=n) for name, n in SEGMENTS.items()}
+        found = {
+            name: trace(hybrid, query, of=[STAGE], curvature={STAGE: Auto(examples=None)}, solver={STAGE: solver})
+            for name, solver in {**solvers, MINIMUM: Lanczos()}.items()
+        }
+    effects = {name: result[STAGE].removal_effect.tolist() for name, result in found.items()}
+    write_text(path, json_text(effects, "hybrids"))
+    return effects
 
 
 def _facts(chain: Chain, query: Query) -> Record:
@@ -279,7 +290,7 @@ def summary(run: Run) -> Record:
 
 
 def _over_seeds(agreement: Sequence[Record]) -> Record:
-    return {figure: over_seeds([one[figure] for one in agreement]) for figure in ("pearson_r", "slope")}
+    return {figure: over_seeds([one[figure] for one in agreement]) for figure in ("pearson_r", "spearman_r", "slope")}
 
 
 def _fields(run: Run) -> Record:

@@ -1,6 +1,6 @@
 """The tables of `smoothness`: how far derivatives of recorded trainings reach, and what was said beforehand."""
 
-from experiments.pages.cells import Found, markdown, seeds_of, spread
+from experiments.pages.cells import Found, markdown, spread
 
 OURS = "exact derivative"
 SIZES = "24 at random", "20 groups of 0.02", "20 groups of 0.1"
@@ -8,13 +8,13 @@ WORDS = "single examples", "groups of 2 %", "groups of 10 %"
 
 
 def reached(result: Found) -> str:
-    """r of exact derivative and truth, by way of training; over seeds, each seed in brackets."""
+    """r and ranks of exact derivative and truth, by way of training; over seeds, each seed in brackets."""
     rows = []
     for way, found in result["summary"]["ways"].items():
         quality = [f"{found['accuracy']['mean']:.1%}", f"{found['query_loss']['mean']:.3f}"]
-        rows.append([way, *quality, *(_each(found[choice]["pearson_r"]) for choice in SIZES)])
-    seeds = seeds_of(next(iter(result["seeds"].values())))
-    heads = [f"r, {words}: mean (each of {seeds})" for words in WORDS]
+        both = (f"{_each(found[c]['pearson_r'])} / {found[c]['spearman_r']['mean']:.2f}" for c in SIZES)
+        rows.append([way, *quality, *both])
+    heads = [f"{words}: r (each seed) / Spearman" for words in WORDS]
     return markdown(["way of training", "accuracy", "query loss, nats", *heads], rows)
 
 
