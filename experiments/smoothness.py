@@ -251,7 +251,8 @@ def _record(before: Before, validation: Validation) -> Record:
         size = len(measured.removals[0])
         tried = next((each for each in said.tried if each.size == size), None)
         r = measured.agreement[OURS].pearson_r
-        found["choices"][measured.choice]["beforehand"] = {
+        choice = measured.choice.partition(", seed")[0]  # as `of_validation` calls it
+        found["choices"][choice]["beforehand"] = {
             "size": size,
             "expected": None if tried is None else tried.expected,
             "at_least": None if tried is None else tried.at_least,
