@@ -111,7 +111,7 @@ def test_before_a_recorded_stage_it_is_the_slope_of_both_trainings(tmp_path: Pat
             at.append(loss(steps, weights))
         return 10 * (at[0] - at[1]) / (2 * h)
 
-    some = range(0, 10, 3)
+    some = (0, 7)
     coarse, fine = (torch.tensor([slope(steps, i) for i in some]).double() for steps in (100, 200))
     model = at_minimum()
     second = Stage(
@@ -156,7 +156,7 @@ def test_more_segments_are_nearer_to_the_steps_that_were_taken(tmp_path: Path) -
         weights[example] += move
         return float((run(weights)(torch.stack([x for x, _ in ASKED])) ** 2).mean().detach())
 
-    h, some, model = 1e-3, range(0, 10, 4), run(torch.ones(10).double(), tmp_path)
+    h, some, model = 1e-3, (0, 7), run(torch.ones(10).double(), tmp_path)
     truth = torch.tensor([10 * (loss(i, h) - loss(i, -h)) / (2 * h) for i in some]).double()
     chain, errors = Chain(first(model)), list[float]()
     for segments in (1, 4, 16):
