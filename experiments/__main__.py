@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments import choices, cleansing, misclassified, paper, resolve, reweight, two_finetunings
+from experiments import choices, cleansing, misclassified, paper, resolve, reweight, smoothness, two_finetunings
 from experiments.language import experiment as language
 from experiments.settings import Settings
 from experiments.transformer_chains import experiment as transformer_chains
@@ -23,6 +23,7 @@ from stagetrace.progress import Bars, Progress
 EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
     **paper.EXPERIMENTS,
     resolve.EXPERIMENT.name: resolve.EXPERIMENT,
+    smoothness.NAME: smoothness.EXPERIMENT,
     choices.NAME: choices.run,
     cleansing.NAME: cleansing.run,
     reweight.NAME: reweight.run,

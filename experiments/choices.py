@@ -26,6 +26,7 @@ from stagetrace import Chain, GaussNewton, Hessian, Lanczos
 from stagetrace.curvature import Auto
 from stagetrace.errors import DescriptionError
 from stagetrace.progress import Progress
+from stagetrace.stages.revalued import with_values
 from stagetrace.validation import (
     Adam,
     Estimator,
@@ -37,7 +38,6 @@ from stagetrace.validation import (
     TopRemovals,
     Validation,
 )
-from stagetrace.validation.rebinding import with_values
 
 NAME = "choices"
 SIZES = (1e-2, 3e-2, 1e-1, 3e-1)

@@ -45,6 +45,25 @@ class ConvNet(nn.Module):
 
 
 @final
+class TwoLayers(nn.Module):
+    """Two tanh layers (`embedding`) and a linear layer (`head`), of features `[n, inputs]`.
+
+    Example:
+        >>> sum(p.numel() for p in TwoLayers(196, 16, classes=4).parameters())
+        3492
+    """
+
+    def __init__(self, inputs: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[n, classes]`."""
+        return self.head(self.embedding(features))
+
+
+@final
 class ConvNets(nn.Module):
     """Several `ConvNet`s of one shape side by side: what each computes, for about half the time of one after another.
 

@@ -23,8 +23,8 @@ from stagetrace import Chain, Frozen, Proximal, Query, Stage
 from stagetrace.objectives import Classification
 from stagetrace.progress import Progress
 from stagetrace.stages.links import Link
+from stagetrace.stages.revalued import with_values
 from stagetrace.validation.newton import minimise
-from stagetrace.validation.rebinding import with_values
 
 INPUTS = 108
 """Pixels after pooling, at most, over all channels."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from experiments.language.models import Head
 from experiments.language.stages import features_of, head_stage
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.revalued import with_values
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked, starting_values
-from stagetrace.validation.rebinding import with_values
 
 
 @final

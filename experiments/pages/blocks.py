@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.pages import comparisons, measures, texts, weights, work
+from experiments.pages import comparisons, measures, reach, texts, weights, work
 from experiments.pages.cells import NOT_RUN, Found, agreed, markdown, seeds_of, spread
 from stagetrace.errors import refuse
 
@@ -32,6 +32,7 @@ PAPER: dict[str, tuple[str, str]] = {
     "misclassified": ("section 4.1, figure 4", "judged by eye"),
     "language": ("section 4.5, table 1", "0.94 s a pretraining example"),
     "choices": ("not in the paper", "-"),
+    "smoothness": ("not in the paper", "-"),
     "bert": ("not in the paper", "-"),
     "gpt": ("not in the paper", "-"),
     "word-vectors": ("named, no experiment", "-"),
@@ -45,6 +46,7 @@ TABLES: dict[str, Callable[..., str]] = {
         *(measures.left_out, measures.sizes, measures.sizes_by_seed, measures.mistakes, measures.nature),
         *(measures.price, measures.larger, work.tracing_cost),
         *(weights.weight_gains, weights.weight_losses, weights.weight_sizes),
+        *(reach.reached, reach.slopes, reach.beforehand, reach.assurances, reach.hybrids),
     )
 }
 """Block -> what makes it."""

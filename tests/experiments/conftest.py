@@ -23,7 +23,17 @@ import datasets
 from PIL import Image
 
 from experiments import __main__ as command
-from experiments import choices, cleansing, misclassified, paper, resolve, reweight, tiny_chain, two_finetunings
+from experiments import (
+    choices,
+    cleansing,
+    misclassified,
+    paper,
+    resolve,
+    reweight,
+    smoothness,
+    tiny_chain,
+    two_finetunings,
+)
 from experiments.language import cost, sentences
 from experiments.language import experiment as language
 from experiments.language.elmo import Shape
@@ -108,6 +118,17 @@ SHORT: dict[Any, dict[str, Any]] = {
         "COLD": Steps(Adam(1e-2), steps=8, batch_size=20, start="cold", schedule="cosine"),
         "COLD_RUNS": 2,
     },
+    smoothness: {
+        "WAYS": {name: smoothness.WAYS[name] for name in ("SGD 0.005, three times the steps", "Adam 2e-3")},
+        "STEPS": {"pretrain": 8, "finetune": 5},
+        "BATCH": 10,
+        "WIDTH": 4,
+        "SIDE": 6,
+        "SINGLES": 4,
+        "GROUPS": 4,
+        "SHARES": (0.05, 0.1),
+        "HYBRIDS": ("Adam 2e-3",),
+    },
     choices: {
         "SIZES": (1e-1,),
         "SUBSETS": (20,),
@@ -173,6 +194,7 @@ ROWS = {
         for plan in (transformer_chains.BERT, transformer_chains.GPT)
     },
     "resolve": replace(resolve.EXPERIMENT, seeds=1),
+    "smoothness": replace(smoothness.EXPERIMENT, seeds=1),
     "word-vectors": replace(word_vectors.EXPERIMENT, seeds=1),
 }
 """Of the table of experiments, those that are made of a plan or know how many seeds they have."""

@@ -23,8 +23,8 @@ from stagetrace import Chain, Lanczos, trace
 from stagetrace.errors import DataError
 from stagetrace.progress import Silent
 from stagetrace.solvers import Shift
+from stagetrace.stages.revalued import with_values
 from stagetrace.validation import Resolve, TopRemovals
-from stagetrace.validation.rebinding import with_values
 from tests.experiments.conftest import SMALL_WORDS, Call, result_of, write_texts
 
 WORDS = [f"{first}{second}" for first in "bdfgklm" for second in ("a", "e", "i", "o", "u")]

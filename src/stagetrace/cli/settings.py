@@ -17,6 +17,7 @@ from stagetrace.solvers.base import Solver
 from stagetrace.solvers.named import SOLVERS
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing import describe
+from stagetrace.tracing.usual import usual_solvers
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class SolveOptions:
 
 def solvers(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Solver]:
     """Each stage's solver: the target's or the default, changed by what was typed."""
-    chosen = describe.by_stage(chain, given, Lanczos(), "solver")
+    chosen = describe.by_stage(chain, given, Lanczos(), "solver", usual_solvers(chain))
     for stage, spec in by_stage(chain, options.solve, SOLVE).items():
         solver = chosen[stage] if spec.name is None else SOLVERS[spec.name]
         if options.preset:

@@ -12,6 +12,7 @@ from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
 from stagetrace.report.previews import Preview, Previews, read_previews
+from stagetrace.report.reach import reach_of_run
 from stagetrace.results import Scores, Trace
 from stagetrace.results.table import Row, Top
 from stagetrace.stages.chain import Chain
@@ -31,7 +32,7 @@ STYLES = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow"}
 
 def result(trace: Trace, top: int, console: Console, out: Path, page: Path | None = None) -> None:
     """The summary table, the most harmful and most helpful examples of each stage, and where it all is."""
-    summary(trace, console)
+    summary(trace, console, out)
     if top:
         previews = read_previews(out)
         for scores in trace.scores.values():
@@ -41,8 +42,11 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
     console.print(f"saved to {out}", soft_wrap=True)
 
 
-def summary(trace: Trace, console: Console) -> None:
-    """A line a stage."""
+def summary(trace: Trace, console: Console, folder: Path) -> None:
+    """How far the scores reach, where a training was recorded; then a line a stage."""
+    for found in reach_of_run(trace, folder):
+        words = printable(f"{found.where}: {found.text}", lines=True)
+        console.print(Text(words, style=STYLES[found.level]), soft_wrap=True)
     console.print(_legible(trace.table().rich(), console.width))
 
 

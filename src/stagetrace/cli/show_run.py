@@ -29,7 +29,7 @@ def show_run(
     shown = list(trace.scores.values()) if stage is None else [trace[stage]]
     previews = read_previews(folder)
     console = terminal()
-    show.summary(trace, console)
+    show.summary(trace, console, folder)
     if query is not None and previews is not None:
         show.question(previews, query, console)
     for scores in shown:

@@ -57,6 +57,7 @@ def stage(
     batch_size: int = 32,
     weight_decay: float = 0.0,
     workers: int = 0,
+    training: Any = None,
 ) -> Stage:
     """A stage from a Hugging Face model and data set, with the loss of the model's class.
 
@@ -81,7 +82,7 @@ def stage(
         reduction: a sentence's loss is the "mean" or the "sum" over its tokens.
         text, label: the columns; two text columns are a pair. None takes the usual names.
         max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
-        batch_size, weight_decay, workers: as for `Stage`.
+        batch_size, weight_decay, workers, training: as for `Stage`; for training see `hf.checkpoints`.
 
     Raises:
         DescriptionError: something does not fit together; the message says what to type instead.
@@ -107,6 +108,7 @@ def stage(
         batch_size=batch_size,
         collate=collate or collation_of(loaded.model, reader.tokenizer, task, where),
         workers=workers,
+        training=training,
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from stagetrace.errors import refuse
 from stagetrace.hf.admit import admit, unwrapped
+from stagetrace.hf.checkpoints import last_of
 from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import Columns
 from stagetrace.hf.labels import Labels
@@ -32,6 +33,7 @@ from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.tokens import IGNORED
 from stagetrace.recording import Unrolled
+from stagetrace.replay.checkpoints import Checkpoint
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.stage import Stage
 
@@ -52,6 +54,7 @@ def from_trainer(
     batch_size: int = 32,
     weight_decay: float = 0.0,
     workers: int = 0,
+    training: Any = "auto",
 ) -> Stage:
     """The stage that a Trainer trained: its model, its training data, its collator, the loss of the model's class.
 
@@ -77,6 +80,8 @@ def from_trainer(
         after, link, alpha, batch_size, weight_decay, workers: as for `hf.stage`.
         objective: the loss, where the Trainer's is not that of the model's class.
         seed: of the masks.
+        training: as for `Stage`, such as `hf.checkpoints(trainer)`; "auto" is the Trainer's own optimiser and schedule
+            where they are known and its model is the one that they left, else None.
         reduction: a sentence's loss is the "mean" or the "sum" over its tokens; "auto" weighs tokens as was trained.
 
     Raises:
@@ -110,6 +115,7 @@ def from_trainer(
         batch_size=batch_size,
         collate=collate,
         workers=workers,
+        training=_left(trainer, recorded) if training == "auto" else training,
     )
     if objective is not None:
         return stage(objective=objective, data=data)
@@ -121,6 +127,12 @@ def from_trainer(
         return stage(objective=weighed, data=Sentences(data.rows, data.reader, (*data.notices, notice)))
     summed = reduction == "sum" or (reduction == "auto" and recorded)
     return stage(objective=loss("sum" if summed else "mean"), data=data)
+
+
+def _left(trainer: Any, recorded: bool) -> list[Checkpoint] | None:
+    """The Trainer's last checkpoint, where it is known; of a recorded training it is not needed."""
+    last = None if recorded else last_of(trainer)
+    return None if last is None else [last]
 
 
 def _as_weighed(

@@ -16,6 +16,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, changed_statistics, notices, unfollowed_statistics
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.tracing.query import Query
+from stagetrace.tracing.usual import chosen, usual_solvers
 
 
 @each_in_ordinary_modes
@@ -32,6 +33,7 @@ def inspect(
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
     costs: list[Estimate] = []
+    said = chosen(solver, usual_solvers(chain))
     for place, bound in enumerate(chain):
         yield from in_short(verify_stage(bound, chain.stages[:place]))
         yield from (Finding(bound.name, "mode", Level.NOTE, notice) for notice in notices(bound.stage))
@@ -39,12 +41,13 @@ def inspect(
         if bound.previous is not None:
             yield Finding(bound.name, "mapping", Level.OK, _mapping(bound))
             yield from displacement(bound)
-            said = *changed_statistics(bound), *unfollowed_statistics(bound)
-            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in said)
+            moved = *changed_statistics(bound), *unfollowed_statistics(bound)
+            yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in moved)
         if bound.recording is not None:
             yield replays(bound, progress)
             continue
         yield stationarity(bound, solver[bound.name], progress)
+        yield from (finding for finding in said if finding.where == bound.name)
         yield from _subset(curvature[bound.name], bound)
         operator = curvature[bound.name].operator(bound)
         look = Look.at(bound, operator, progress)

@@ -3,7 +3,7 @@
 DIR/recording.json                     what was trained and how, which steps and states there are, every file's digest
 DIR/steps/part-00000.parquet           a row a batch: step, examples, loss, generators; the step's settings on its first
 DIR/inputs/part-00000.safetensors      the batches' tensors, named step.batch.place
-DIR/states/step-00000000.safetensors   values, buffers and the optimiser's slots before that step
+DIR/states/step-00000000.safetensors   values, buffers, the optimiser's slots and the average before that step
 
 They are forced onto the disk once, at the end: a training that is killed leaves its files whole; a machine that loses
 its power may not, which their digests show.
@@ -41,7 +41,7 @@ _COLUMNS = pa.schema(
         ("generators", pa.map_(pa.string(), pa.binary())),
         ("modules", pa.string()),  # in eval mode meanwhile
         ("autocast", pa.list_(pa.string())),  # mixed precision: the kind of device and the dtype; null: none
-        ("settings", pa.string()),  # groups, clips, norm, resting, as JSON; null but in a step's first row
+        ("settings", pa.string()),  # groups, clips, norm, resting, average, as JSON; null but in a step's first row
     ]
 )
 
@@ -85,6 +85,7 @@ def _row(number: int, step: Step | None, micro: Micro, structure: str) -> dict[s
     if step is not None:
         clips = [[list(clip.names), clip.limit, clip.kind, clip.norm] for clip in step.clips]
         said = {"groups": step.groups, "clips": clips, "norm": step.norm, "resting": step.resting}
+        said |= {} if step.average is None else {"average": step.average}
         settings = json.dumps(said)
     return {
         "step": number,
@@ -117,13 +118,14 @@ def read_steps(folder: Path, part: int, *, inputs: bool) -> dict[int, Step]:
 
 def _step(said: Mapping[str, Any], micros: Sequence[Micro]) -> Step:
     clips = tuple(Clip(tuple(names), *rest) for names, *rest in said["clips"])
-    return Step(micros, said["groups"], clips, said["norm"], tuple(said["resting"]))
+    return Step(micros, said["groups"], clips, said["norm"], tuple(said["resting"]), said.get("average"))
 
 
 def write_state(folder: Path, step: int, state: State) -> str:
     """Write the state before a step. Returns the name of the file."""
     tensors = {f"value/{name}": value for name, value in state.values.items()}
     tensors |= {f"buffer/{name}": buffer for name, buffer in state.buffers.items()}
+    tensors |= {f"average/{name}": value for name, value in state.average.items()}
     plain: dict[str, dict[str, Any]] = {}
     for name, slots in state.slots.items():
         for slot, value in slots.items():
@@ -140,15 +142,15 @@ def read_state(folder: Path, step: int) -> State:
     """The state before a step."""
     tensors, said = _read(folder / state_name(step))
     slots: dict[str, dict[str, Any]] = {name: dict(plain) for name, plain in json.loads(said["slots"]).items()}
-    values, buffers = dict[str, Tensor](), dict[str, Tensor]()
+    found: dict[str, dict[str, Tensor]] = {"value": {}, "buffer": {}, "average": {}}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         if kind == "slot":
             slot, _, name = name.partition("/")
             slots.setdefault(name, {})[slot] = tensor
         else:
-            (values if kind == "value" else buffers)[name] = tensor
-    return State(values, buffers, slots)
+            found[kind][name] = tensor
+    return State(found["value"], found["buffer"], slots, found["average"])
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class Recorded:
     folder: where it lies. steps: how many optimiser steps. states: before which steps a state was kept, ascending; the
     last is the number of steps. groups: the parameters' names in each of the optimiser's groups. trained: those that
     required a gradient. optimizer: the class, such as `torch.optim.adam.Adam`. examples: how many the data set had.
-    before: the session that this one continues; the first steps are those of it.
+    before: the session that this one continues; the first steps are those of it. averaged: whether the stage ended at
+    the moving average of the parameters.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Recorded:
     _parts: tuple[int, ...] = field(repr=False)
     _files: dict[str, str] = field(repr=False, compare=False)
     before: "Recorded | None" = field(default=None, repr=False)
+    averaged: bool = False
 
     @staticmethod
     def load(path: "str | Path | Recorded") -> "Recorded":

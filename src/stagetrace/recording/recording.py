@@ -45,6 +45,8 @@ class Recording:
         every: a state is kept every so many steps; "auto" keeps those before the steps 0, 1, 4, 9, ..., or every square
             root of the steps where their number is known; "200 MB" as many of these as fit. What is kept is read from
             disk block by block, and the states within a block are computed again and held in memory.
+        average: the moving average of the parameters (`torch.optim.swa_utils.AveragedModel`, a ModelEma of timm, an
+            EMAModel of diffusers), updated after steps of this training; a stage may then end at the average.
         inputs: "kept" stores the batches (what a collation drew at random is then part of the record); "again" stores
             digests, and the batches are made again from the stage's data set when they are needed.
 
@@ -62,10 +64,11 @@ class Recording:
         *,
         every: int | Literal["auto"] | str = "auto",
         inputs: Literal["kept", "again"] = "kept",
+        average: Any = None,
     ) -> None:
         if inputs not in ("kept", "again"):
             refuse(f"Recording: inputs must be 'kept' or 'again', got {inputs!r}")
-        self.folder, self._inputs, self._spacing = Path(folder), inputs, Spacing(every)
+        self.folder, self._inputs, self._spacing, self._average = Path(folder), inputs, Spacing(every), average
         self._model = model if model is None else _module(model)
         self._optimizer = optimizer if optimizer is None else _stepping(optimizer)
         if self._model is not None and self._optimizer is not None:
@@ -84,7 +87,7 @@ class Recording:
 
         A state is also kept at each step at which the Trainer saves a checkpoint, so that the best one can be traced.
 
-        settings: `every` and `inputs`, as for `Recording`.
+        settings: `every`, `inputs` and `average`, as for `Recording`.
 
         Raises:
             DescriptionError: it is no Trainer, or trains in a way that cannot be replayed; says what to do.
@@ -128,7 +131,8 @@ class Recording:
             self._spacing.told(steps)
         described: dict[str, Any] = {}
         self._writer = Writer(self.folder, self._spacing, described, self._batches, steps)
-        self._watch = Watch(model, optimizer, self._writer, keeps_inputs=self._inputs == "kept")
+        keeps = self._inputs == "kept"
+        self._watch = Watch(model, optimizer, self._writer, keeps_inputs=keeps, average=self._average)
         kind = type(optimizer)
         described |= {
             "optimizer": f"{kind.__module__}.{kind.__qualname__}",

@@ -43,7 +43,7 @@ def check_model(model: nn.Module) -> None:
     if isinstance(model, torch.optim.swa_utils.AveragedModel):
         refuse(
             "Recording: the model holds averaged weights (AveragedModel), which no optimiser steps; give the module "
-            "that is trained, and end the stage there"
+            "that is trained, and the average beside it: Recording(folder, model, optimizer, average=averaged)"
         )
     if any(is_compiled(module) for module in model.modules()):
         refuse_compiled(model)

@@ -45,7 +45,8 @@ def _followed(first: Recorded, second: Recorded) -> Recorded:
     start, near = second.state(second.states[0]), None
     for step in reversed(first.states):
         state = first.state(step)
-        if not (_equal(start.values, state.values) and _equal(start.buffers, state.buffers)):
+        pairs = (start.values, state.values), (start.buffers, state.buffers), (start.average, state.average)
+        if not all(_equal(one, other) for one, other in pairs):
             continue
         if _slots_equal(start, state):
             cut = first if step == first.steps else first.cut(step)

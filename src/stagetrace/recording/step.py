@@ -58,6 +58,7 @@ class Step:
     clips: how the gradient was clipped before it.
     norm: the Euclidean norm of the gradient that the optimiser saw, over all its parameters.
     resting: parameters of the optimiser that had no gradient, which it left alone.
+    average: d, where a moving average was then updated, `a <- d a + (1 - d) parameters`; None where it was not.
     """
 
     micros: Sequence[Micro]
@@ -65,6 +66,7 @@ class Step:
     clips: Sequence[Clip]
     norm: float
     resting: tuple[str, ...] = ()
+    average: float | None = None
 
 
 @final
@@ -74,8 +76,10 @@ class State:
 
     values: what it trains. buffers: the model's, running statistics among them.
     slots: what the optimiser keeps of each parameter, such as Adam's moments; empty before its first step.
+    average: the moving average of the parameters, where there is one.
     """
 
     values: Params
     buffers: Params = field(default_factory=dict)
     slots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    average: Params = field(default_factory=dict)

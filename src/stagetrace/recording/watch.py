@@ -14,6 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from operator import index
 from typing import Any, Protocol, final
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stagetrace.errors import DescriptionError
+from stagetrace.recording.average import Average
 from stagetrace.recording.content import Written, digest, written
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
@@ -64,14 +66,26 @@ class _Pending:
 class Watch:
     """Sees the steps of one optimiser on one model, and hands them to a sink.
 
-    keeps_inputs: whether batches are handed on whole; else their digests alone. seconds: spent on watching so far.
+    keeps_inputs: whether batches are handed on whole; else their digests alone. average: what holds a moving average of
+    the parameters. seconds: spent on watching so far.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, sink: Sink, *, keeps_inputs: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sink: Sink,
+        *,
+        keeps_inputs: bool,
+        average: Any = None,
+    ) -> None:
         self.model, self.optimizer, self._sink, self._keeps = model, optimizer, sink, keeps_inputs
         self.names = {id(p): plain_name(name) for name, p in model.named_parameters()}
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in stepped}
+        self._average = None if average is None else Average(average, model, self.trained)
+        self._done: Step | None = None
+        """The last step, while the average may still be updated after it."""
         self._modules = [(plain_name(name), module) for name, module in model.named_modules()]  # walked once
         self.steps = 0
         self._pending: list[_Pending] = []
@@ -112,12 +126,15 @@ class Watch:
         self._hooks.close()
         if self._last is None:
             return None
-        return State(self._last.values, self._last.buffers, slots_of(self.trained, self.optimizer))
+        self._hand_on()
+        average = {} if self._average is None else self._average.values
+        return State(self._last.values, self._last.buffers, slots_of(self.trained, self.optimizer), average)
 
     def keep(self) -> None:
         """Keep the state as it is now, between two steps: it may be that of a checkpoint."""
         if not self._pending:
-            self._sink.state(self.steps, state_of(self.model, self.trained, self.optimizer), asked=True)
+            self._hand_on()
+            self._sink.state(self.steps, self._state(), asked=True)
 
     def begin(self, ids: Sequence[int], content: Any) -> None:
         """A batch of these examples is about to go forward."""
@@ -125,8 +142,10 @@ class Watch:
         ids = _numbers(ids)
         if self._pending and self._pending[-1].loss is None:
             self._pending.pop()  # it was skipped
-        if not self._pending and self._sink.wants(self.steps):
-            self._sink.state(self.steps, state_of(self.model, self.trained, self.optimizer))
+        if not self._pending:
+            self._hand_on()
+            if self._sink.wants(self.steps):
+                self._sink.state(self.steps, self._state())
         # copied now: a loop may change its batch on the way
         self._pending.append(_Pending(ids, written(content) if self._keeps else digest(content)))
         self.seconds += time.perf_counter() - started
@@ -193,6 +212,7 @@ class Watch:
 
     def _read(self, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
+        self._check_average()
         self._settings = [settings_of(group) for group in optimizer.param_groups]
         self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
         self._norm = norm_of([p.grad for p in self.trained.values() if p.grad is not None])
@@ -209,10 +229,36 @@ class Watch:
             )
         assert self._norm is not None
         micros = [_micro(pending) for pending in done]
-        self._sink.step(Step(micros, self._settings, tuple(self._clips), float(self._norm), self._resting))
+        self._done = Step(micros, self._settings, tuple(self._clips), float(self._norm), self._resting)
         self._pending, self._clips, self.steps = [], [], self.steps + 1
         self._keep_last()
+        if self._average is None:
+            self._hand_on()
         self.seconds += time.perf_counter() - started
+
+    def _hand_on(self) -> None:
+        """The last step goes to the sink, once the next one begins: the average was updated by then."""
+        step, self._done = self._done, None
+        if step is not None and self._average is not None:
+            assert self._last is not None
+            step = replace(step, average=self._average.look(self._last.values, self.steps))
+        if step is not None:
+            self._sink.step(step)
+
+    def _state(self) -> State:
+        return state_of(self.model, self.trained, self.optimizer, self._average)
+
+    def _check_average(self) -> None:
+        """Refuse an update between a batch and its step: the state before the batch has been kept by then.
+
+        Raises:
+            DescriptionError: the average was updated.
+        """
+        if self._average is not None and self._average.moved():
+            raise DescriptionError(
+                f"recording: the average was updated between the batch and its optimizer.step() (step "
+                f"{self.steps + 1:,}); update it right after optimizer.step(), before the next batch is read"
+            )
 
     def _keep_last(self) -> None:
         """Copy the values where the optimiser left them: what comes after may load others (the best checkpoint)."""

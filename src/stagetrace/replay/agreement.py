@@ -138,9 +138,10 @@ class Agreement:
         for what, then, now, before in (
             ("parameters", end.values, found.values, start.values),
             ("buffers", end.buffers, found.buffers, start.buffers),
+            ("averaged parameters", end.average, found.average, start.average),
         ):
             names = [name for name, value in then.items() if value.is_floating_point() and name in now]
-            driven = self._driven(end) if what == "parameters" else {}
+            driven = {} if what == "buffers" else self._driven(end)
             off = norm_of([driven.get(name, 1) * (now[name].cpu().double() - then[name].double()) for name in names])
             moved = norm_of([driven.get(name, 1) * (then[name].double() - before[name].double()) for name in names])
             size = norm_of([then[name] for name in names])

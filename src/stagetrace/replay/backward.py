@@ -13,7 +13,9 @@ and with a bar for dq/d(...), q the query loss, the step runs backwards as
     x_bar += (dg / dx)' g_bar + (db' / dx)' b'_bar,    x = theta, w, u,    and the same sum is b_bar.
 
 One backward pass through the gradient and the new statistics gives all four. Of several batches in a step, each hands b
-on to the next, so the last is run first. It is the chain rule and nothing else: no minimum is assumed.
+on to the next, so the last is run first. A moving average `a' = d a + (1 - d) theta'`, where the training ended in one,
+goes before the step: `theta'_bar += (1 - d) a'_bar`, `a_bar = d a'_bar`. It is the chain rule and nothing else: no
+minimum is assumed.
 (Maclaurin, Duvenaud & Adams 2015 for one stage of SGD with momentum.)
 """
 
@@ -25,9 +27,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.errors import some_names
 from stagetrace.recording.optimizers import Adjoint, Rule, rule_of
 from stagetrace.recording.recorded import Recorded
-from stagetrace.recording.step import Step
+from stagetrace.recording.step import State, Step
 from stagetrace.replay.agreement import TOLERANCES, Agreement
 from stagetrace.replay.course import Factors
 from stagetrace.replay.forward import Point, stepped
@@ -89,13 +92,16 @@ class Reverse:
         self.agreement = Agreement(recorded, bound.stage.where, TOLERANCES[bound.trained.dtype])
         columns = gradient.trained.shape[1]
         values = bound.trained.unflatten_columns(gradient.trained)
-        self._adjoints = {name: Adjoint(value, {}) for name, value in values.items()}
+        nothing = {name: torch.zeros_like(value) for name, value in values.items()}
+        # the query sees the parameters, or their average
+        ends, self._average = (nothing, values) if recorded.averaged else (values, dict[str, Tensor]())
+        self._adjoints = {name: Adjoint(value, {}) for name, value in ends.items()}
         self._statistics = bound.statistics.unflatten_columns(gradient.statistics)
         self._inherited = {
             name: torch.zeros(columns, *value.shape, dtype=value.dtype, device=value.device)
             for name, value in bound.inherited_values.items()
         }
-        self._began: Params = {}
+        self._began = State({})
         self._slopes = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
 
     def block(self, block: range) -> None:
@@ -107,7 +113,7 @@ class Reverse:
         """
         source = self._recorded if self._weighted is None else self._weighted
         start, end = source.state(block.start), source.state(block.stop)
-        self._began = start.buffers
+        self._began = start
         steps = dict(zip(block, source.read(block), strict=True))
         point = Point.of(start, self._bound.trained_values)
 
@@ -140,15 +146,26 @@ class Reverse:
 
     def result(self) -> Sensitivities:
         """What has come out, once every block was run."""
-        bound = self._bound
-        trained = bound.trained.flatten_columns({name: each.value for name, each in self._adjoints.items()})
+        bound, began = self._bound, self._began
+        values = {name: each.value for name, each in self._adjoints.items()}
+        apart = list[str]()
+        for name, adjoint in self._average.items():  # what began as a copy of the parameters moves with them
+            if torch.equal(began.average[name], began.values[name]):
+                values[name] = values[name] + adjoint
+            else:
+                apart.append(name)
+        trained = bound.trained.flatten_columns(values)
         inherited, statistics = (
             space.flatten_columns(found) if space.names else space.zeros(trained.shape[1])
             for space, found in ((bound.inherited, self._inherited), (bound.statistics, self._statistics))
         )
-        statistics = statistics * bound.statistics.mask(taken_over(bound, self._began)).unsqueeze(1)
-        said = *self.agreement.notes, *notes(bound, self._began, self._training.mixed)
-        return Sensitivities(trained, inherited, statistics, self._slopes, self.agreement, said)
+        statistics = statistics * bound.statistics.mask(taken_over(bound, began.buffers)).unsqueeze(1)
+        said = [*self.agreement.notes, *notes(bound, began.buffers, self._training.mixed)]
+        if self._recorded.averaged:
+            said.append("the stage ended at the moving average of the parameters, which is followed")
+        if apart:
+            said.append(f"the average of {some_names(apart, 3)} began at other values than training did: a constant")
+        return Sensitivities(trained, inherited, statistics, self._slopes, self.agreement, tuple(said))
 
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)
@@ -164,6 +181,8 @@ class Reverse:
         if ended is not _known:
             self.agreement.check_step(number, step, found)
             ended(stepped(self._recorded, point, step, found.clipped, self._training.buffers))
+        if step.average is not None:
+            self._through_average(step.average)
         cotangents: Params = {}
         for name in live:
             before, cotangents[name] = self._rule.pull_back(
@@ -184,6 +203,13 @@ class Reverse:
         """The examples' weights, and a step's factors; None where it is differentiated as it was recorded."""
         weighted = self._weighted
         return (None, None) if weighted is None else (weighted.weights, weighted.course.factors[number])
+
+    def _through_average(self, d: float) -> None:
+        """`a' = d a + (1 - d) theta'` backwards: `theta'_bar += (1 - d) a'_bar`, `a_bar = d a'_bar`."""
+        for name, adjoint in self._average.items():
+            after = self._adjoints[name]
+            self._adjoints[name] = Adjoint(after.value + (1 - d) * adjoint, after.slots)
+            self._average[name] = d * adjoint
 
 
 def _known(point: Point) -> None:

@@ -1,5 +1,7 @@
 """Whether a recording is that of a stage, and where it fits in a chain."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,6 @@ from stagetrace.errors import refuse, some_names
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.recording import constants_digest
-from stagetrace.recording.step import State
 from stagetrace.replay.statistics import check_buffers
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.space import Params
@@ -82,21 +83,22 @@ def _check_trained(bound: BoundStage, recorded: Recorded) -> None:
 def _cut(bound: BoundStage, recorded: Recorded) -> Recorded:
     values = {plain_name(name): value for name, value in bound.trained_values.items()}
     for step in reversed(recorded.states[1:]):
-        if _is_at(recorded.state(step), values):
-            return recorded if step == recorded.steps else recorded.cut(step)
+        state = recorded.state(step)
+        for averaged, left in ((False, state.values), (True, state.average)):
+            if left and _is_at(left, values):
+                return replace(recorded if step == recorded.steps else recorded.cut(step), averaged=averaged)
     last = recorded.state(recorded.steps)
     gap = max(_gap(last.values[name], value) for name, value in values.items())
     refuse(
         f"{bound.stage.where}: its model is in none of the states that the recording kept (after the last of "
         f"{recorded.steps:,} steps parameters differ by up to {gap:.3g}); give the model as that training left it. Of "
         "a checkpoint on the way a state is kept if Recording(every=...) hits its step, and where a Trainer or "
-        "Lightning saves one; averaged weights (EMA, SWA) are no state that the optimiser's steps lead to: trace the "
-        "module itself"
+        "Lightning saves one; of averaged weights (EMA, SWA) if they were recorded, Recording(..., average=...)"
     )
 
 
-def _is_at(state: State, values: Params) -> bool:
-    return all(_same(state.values[name], value) for name, value in values.items())
+def _is_at(left: Params, values: Params) -> bool:
+    return all(name in left and _same(left[name], value) for name, value in values.items())
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

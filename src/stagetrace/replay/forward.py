@@ -1,7 +1,7 @@
 """Forwards: from a kept state, step by step, to the next one, which must come out as recorded."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, final
 
@@ -18,11 +18,15 @@ from stagetrace.stages.space import Params
 @final
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Where the replay stood before a step. slots: of each parameter, as the optimiser held them."""
+    """Where the replay stood before a step.
+
+    slots: of each parameter, as the optimiser held them. average: the moving average of parameters, if there is one.
+    """
 
     values: Params
     buffers: Params
     slots: Mapping[str, Mapping[str, Any]]
+    average: Params = field(default_factory=dict)
 
     @staticmethod
     def of(state: State, like: Params) -> "Point":
@@ -39,6 +43,7 @@ class Point:
             {name: value.to(device) for name, value in state.values.items() if name in like},
             {name: buffer.to(device) for name, buffer in state.buffers.items()},
             {name: {slot: moved(v) for slot, v in slots.items()} for name, slots in state.slots.items()},
+            {name: value.to(device) for name, value in state.average.items() if name in like},
         )
 
     @property
@@ -46,7 +51,12 @@ class Point:
         """Bytes of the point and of those after it: moments that are still to come are counted."""
         slots = sum(_bytes(v) for held in self.slots.values() for v in held.values())
         values = sum(map(_bytes, self.values.values()))
-        return max(1, values + max(slots, 2 * values) + sum(map(_bytes, self.buffers.values())))
+        others = sum(map(_bytes, (*self.buffers.values(), *self.average.values())))
+        return max(1, values + max(slots, 2 * values) + others)
+
+    def left(self, *, averaged: bool) -> Params:
+        """What a training that ended here leaves: its parameters, or their average."""
+        return self.average if averaged else self.values
 
     def parameter(self, name: str) -> ParameterState:
         """One parameter before the step."""
@@ -81,7 +91,15 @@ def stepped(recorded: Recorded, point: Point, step: Step, gradient: Params, buff
             }
     optimizer.step()
     slots = {name: dict(optimizer.state[leaf]) for name, leaf in leaves.items() if leaf in optimizer.state}
-    return Point({name: leaf.detach() for name, leaf in leaves.items()}, buffers, slots)
+    values = {name: leaf.detach() for name, leaf in leaves.items()}
+    return Point(values, buffers, slots, _averaged(point.average, values, step.average))
+
+
+def _averaged(average: Params, values: Params, d: float | None) -> Params:
+    """The average after an update, `d a + (1 - d) values`; as it was where there was none."""
+    if d is None:
+        return average
+    return {name: torch.lerp(then, values[name], 1 - d) for name, then in average.items()}
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

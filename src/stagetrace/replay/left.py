@@ -31,13 +31,14 @@ class Left:
     rates: Sequence[float]
 
 
-def left_by_recording(recorded: Recorded) -> Left:
-    """What a recorded training ended with, and the rates of its steps as they were used.
+def left_by_recording(recorded: Recorded, since: int = 0) -> Left:
+    """What a recorded training ended with, and the rates of its steps as they were used. since: the first that counts.
 
     Raises:
         ResultsError: a file of it is missing or damaged.
     """
-    steps = [step for block in recorded.blocks for step in recorded.read(block)]
+    steps = [step for block in recorded.blocks if block.stop > since for step in recorded.read(block)]
+    steps = steps[len(steps) - (recorded.steps - since) :]
     groups = steps[-1].groups
     rates = [sum(float(step.groups[place]["lr"]) for step in steps) for place in range(len(groups))]
     group = {plain_name(name): place for place, names in enumerate(recorded.groups) for name in names}

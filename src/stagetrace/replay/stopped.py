@@ -1,6 +1,7 @@
 """From what an optimiser left behind to `EarlyStopping`: the time and the metric of a stage's training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from torch import Tensor
 from stagetrace.errors import refuse
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
+from stagetrace.replay.checkpoints import Checkpoint, in_order
 from stagetrace.replay.fitting import fitting
 from stagetrace.replay.left import Left, Settings, Slots, left_by_optimizer, left_by_recording, left_by_state
-from stagetrace.solvers.early_stopping import EarlyStopping
+from stagetrace.solvers.early_stopping import EarlyStopping, Segment
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.differentiable_norms import running_statistics
+from stagetrace.stages.stage import check_count
 
 
 def stopped_early(
     bound: BoundStage,
-    training: "torch.optim.Optimizer | Mapping[str, Any] | Recorded | str | Path",
+    training: "torch.optim.Optimizer | Mapping[str, Any] | Sequence[Checkpoint] | Recorded | str | Path",
     rates: Sequence[float] | None = None,
     *,
+    segments: int = 1,
     rtol: float = 1e-3,
     max_steps: int = 200,
 ) -> EarlyStopping:
@@ -33,12 +38,17 @@ def stopped_early(
     gradients all were 0 (a token never seen) never moved. AdamW's decay is taken along; that of the loss belongs to the
     curvature, `Stage(weight_decay=...)`.
 
+    Of several checkpoints, each stretch between two of them has the time and the metric of its own, and the curvature
+    and the examples' gradients of its end; one with a single checkpoint takes those of the end for all of it.
+
     Args:
         bound: the stage at its place in a chain, `chain["pretrain"]`.
         training: the optimiser that trained the stage's model; or its `state_dict()`, with names
-            (`Adam(model.named_parameters())`) or in the order of the stage's parameters; or a recording, or its folder.
+            (`Adam(model.named_parameters())`) or in the order of the stage's parameters; or a list of `Checkpoint`s of
+            its training, the last at the stage's model; or a recording, or its folder.
         rates: the learning rate of each step (of the first group), `[1e-3] * 500`. A recording has them; Adam without
-            a scheduler says itself how many steps it took.
+            a scheduler says itself how many steps it took. Checkpoints have rates of their own.
+        segments: into how many stretches of about the same time a recording is cut, at states that it kept.
         rtol, max_steps: as for `EarlyStopping`.
 
     Raises:
@@ -60,18 +70,72 @@ def stopped_early(
         )
     if rates is not None and not isinstance(rates, Sequence):
         refuse(f"stopped_early: rates must be the learning rate of each step, such as [1e-3] * 500, got {rates!r}")
+    check_count(segments, "stopped_early(segments=...)")
     if isinstance(training, (Recorded, str, Path)):
         if rates is not None:
             refuse(f"{bound.stage.where}: the recording has the rates of its steps; leave rates out")
-        left = left_by_recording(fitting(bound, Recorded.load(training)))
-    elif isinstance(training, torch.optim.Optimizer):
-        left = left_by_optimizer(bound, training, rates)
+        stretches = _of_recording(bound, fitting(bound, Recorded.load(training)), segments)
+    elif isinstance(training, torch.optim.Optimizer | Mapping):
+        stretches = [(None, _left(bound, training, rates))]
     else:
-        left = left_by_state(bound, training, rates)
-    return _solver(bound, left, rtol, max_steps)
+        if rates is not None:
+            refuse(f"{bound.stage.where}: rates belong to each checkpoint, Checkpoint(state, values=..., rates=[...])")
+        stretches = _of_checkpoints(bound, training)
+    if len(stretches) > 1 and running_statistics(bound.stage.model):
+        refuse(
+            f"{bound.stage.where}: the model has running statistics (batch norm), which were others at earlier "
+            "checkpoints; give the last checkpoint alone"
+        )
+    *before, (_, end) = [(values, _measures(bound, left)) for values, left in stretches]
+    earlier = [Segment(time, values, metric, decay) for values, (time, metric, decay) in before if values is not None]
+    return EarlyStopping(*end, rtol=rtol, max_steps=max_steps, earlier=tuple(earlier))
 
 
-def _solver(bound: BoundStage, left: Left, rtol: float, max_steps: int) -> EarlyStopping:
+def _left(bound: BoundStage, training: Any, rates: Sequence[float] | None) -> Left:
+    if isinstance(training, torch.optim.Optimizer):
+        return left_by_optimizer(bound, training, rates)
+    return left_by_state(bound, training, rates)
+
+
+def _of_checkpoints(bound: BoundStage, training: Any) -> list[tuple[Tensor | None, Left]]:
+    """Each stretch's end and what was left there; of rates that an optimiser counts, those since the last."""
+    if not isinstance(training, Sequence) or not all(isinstance(each, Checkpoint) for each in training):
+        refuse(
+            f"{bound.stage.where}: the training must be a torch optimiser, its state_dict(), a list of Checkpoints or "
+            f"a recording, got {type(training).__name__}"
+        )
+    found, counted = list[tuple[Tensor | None, Left]](), list[float]()
+    for each in in_order(bound, training):
+        left = _left(bound, each.state, each.rates)
+        if each.rates is None:
+            so_far = list(left.rates)
+            before = counted or [0.0] * len(so_far)
+            left, counted = replace(left, rates=[now - then for now, then in zip(so_far, before, strict=True)]), so_far
+        elif counted:
+            refuse(f"{bound.stage.where}: some checkpoints have rates and some have not; give each its own")
+        found.append((each.of(bound), left))
+    return found
+
+
+def _of_recording(bound: BoundStage, recorded: Recorded, segments: int) -> list[tuple[Tensor | None, Left]]:
+    """Stretches of about the same time, each from one kept state to another."""
+    if segments == 1:
+        return [(None, left_by_recording(recorded))]
+    rates = [float(step.groups[0]["lr"]) for block in recorded.blocks for step in recorded.read(block)]
+    times = {state: sum(rates[:state]) for state in recorded.states[1:]}
+    whole = times[recorded.steps]
+    ends = [min(times, key=lambda state: abs(times[state] - whole * part / segments)) for part in range(1, segments)]
+    found, since = list[tuple[Tensor | None, Left]](), 0
+    for end in dict.fromkeys([*ends, recorded.steps]):
+        values = recorded.state(end).values
+        here = bound.trained.flatten({name: values[plain_name(name)].to(v) for name, v in bound.trained_values.items()})
+        found.append((here, left_by_recording(recorded if end == recorded.steps else recorded.cut(end), since)))
+        since = end
+    return found
+
+
+def _measures(bound: BoundStage, left: Left) -> tuple[float, Tensor | None, float | Tensor]:
+    """Time, metric and decay of a stretch."""
     where, trained = bound.stage.where, bound.trained
     times = [rate / _holding_back(where, group) for rate, group in zip(left.rates, left.groups, strict=True)]
     time = next((each for each in times if each > 0), 0.0)
@@ -85,13 +149,7 @@ def _solver(bound: BoundStage, left: Left, rtol: float, max_steps: int) -> Early
         decay.append(torch.full((shape.numel(),), share * _decay(group), dtype=torch.float64))
     D, shrinks = torch.cat(metric), torch.cat(decay)
     same = bool((shrinks == shrinks[0]).all())
-    return EarlyStopping(
-        time,
-        None if bool((D == 1).all()) else D,
-        float(shrinks[0]) if same else shrinks,
-        rtol=rtol,
-        max_steps=max_steps,
-    )
+    return time, None if bool((D == 1).all()) else D, float(shrinks[0]) if same else shrinks
 
 
 def _holding_back(where: str, group: Settings) -> float:

@@ -89,4 +89,4 @@ def _norms(found: Slopes) -> tuple[float, tuple[float, ...]]:
 
 
 def _keep(folder: Path, step: int, point: Point) -> None:
-    write_state(folder, step, State(point.values, point.buffers, point.slots))
+    write_state(folder, step, State(point.values, point.buffers, point.slots, point.average))

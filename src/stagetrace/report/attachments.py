@@ -50,7 +50,7 @@ class Attachments:
         Raises:
             ResultsError: a file cannot be read; the message names it.
         """
-        typed = _read(folder / CHECK, _findings)
+        typed = read_findings(folder)
         with read_as(folder / MANIFEST, "part of a report", _REMEDY):
             own = _findings(checks or ())
         looked_at = {(found.where, found.what) for found in typed}
@@ -74,6 +74,15 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> Path:
     """
     write_text(folder / CHECK, whole_characters(json_text(findings)))
     return folder / CHECK
+
+
+def read_findings(folder: Path) -> tuple[Finding, ...]:
+    """What `write_findings` kept; nothing where it was not called.
+
+    Raises:
+        ResultsError: the file cannot be read.
+    """
+    return _read(folder / CHECK, _findings)
 
 
 def _read(path: Path, made: Callable[[Any], tuple[T, ...]]) -> tuple[T, ...]:

@@ -6,11 +6,13 @@ from typing import final
 
 import torch
 
+from stagetrace.checks.finding import Finding
 from stagetrace.report.attachments import Attachments
 from stagetrace.report.collect import rankings
 from stagetrace.report.metadata import Metadata, at, settings, stage_metadata
 from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.previews import Preview, Previews
+from stagetrace.report.reach import reach
 from stagetrace.report.transfer import Transfer, concentration, percentiles
 from stagetrace.results import Scores, Trace
 from stagetrace.solvers.base import Solution
@@ -116,6 +118,7 @@ class Report:
     n_queries, query_loss: of the whole query; None where neither the scores nor previews say it.
     command: what made the run; "" where that was not kept.
     rows: the ends of every ranking, each in its order: the most harmful first, then the most helpful.
+    reach: of each stage how large a removal its scores hold for, where a training was recorded; leads the report.
     """
 
     stages: tuple[StageView, ...]
@@ -129,6 +132,7 @@ class Report:
     settings: Metadata
     command: str = ""
     attachments: Attachments = field(default_factory=Attachments)
+    reach: tuple[Finding, ...] = ()
 
     @staticmethod
     def of(trace: Trace, previews: Previews | None = None, attachments: Attachments | None = None) -> "Report":
@@ -155,6 +159,7 @@ class Report:
             settings=settings(trace),
             command=kept.facts.get("command", ""),
             attachments=attachments or Attachments(),
+            reach=reach(trace, (attachments or Attachments()).findings),
         )
 
     @property

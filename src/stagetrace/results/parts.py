@@ -77,6 +77,15 @@ class Part:
         """One past the part's last example."""
         return self.start + self.values.shape[-1]
 
+    def plus(self, other: "Part") -> "Part":
+        """The sum of two terms of the same examples' scores, each of the paper's parts by itself."""
+
+        def both(name: str) -> Tensor | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None or theirs is None else mine + theirs
+
+        return Part(self.start, self.values + other.values, self.n_examples, both("via_shared"), both("via_head"))
+
     @property
     def n_queries(self) -> int | None:
         """How many queries the matrix has; None where the query was reduced to one number."""

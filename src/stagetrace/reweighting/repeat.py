@@ -23,10 +23,10 @@ from stagetrace.reweighting.balance import Weights
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.revalued import with_values
 from stagetrace.tracing.pull_back import handed_back
 from stagetrace.tracing.query import Query
 from stagetrace.validation.fits.rerun import after, changed_buffers
-from stagetrace.validation.rebinding import with_values
 
 
 @final
@@ -131,7 +131,8 @@ class Repeat:
             if not all(bool(torch.isfinite(value).all()) for value in done.end.values.values()):
                 raise SolveError(f"{bound.stage.where}: its training with other weights diverged")
             moved = {each: done.end.buffers[each] for each in changed_buffers(bound, [done.end])}
-            stages.append(with_values(bound.stage, {**kept, **done.end.values, **moved}))
+            left = done.end.left(averaged=course.recorded.averaged)
+            stages.append(with_values(bound.stage, {**kept, **left, **moved}))
             trained[name] = done
         return Outcome(Chain(*stages), trained, folder)
 

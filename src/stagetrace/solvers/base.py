@@ -17,7 +17,7 @@ from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.numerics import as_columns
-from stagetrace.solvers.system import Equation, RecordedSteps, Spectrum, System
+from stagetrace.solvers.system import Equation, FlowSegments, RecordedSteps, Spectrum, System
 
 
 @final
@@ -53,7 +53,7 @@ class Solution:
     """
 
     value: Tensor
-    system: Equation | RecordedSteps
+    system: Equation | RecordedSteps | FlowSegments
     relative_residuals: tuple[float, ...]
     products: int
     checks: int

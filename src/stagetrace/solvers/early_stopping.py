@@ -8,9 +8,15 @@ if its curvature H and the rates `eta_k / D` of its entries stayed as they are a
 `dtheta/ds = -D^-1 (H theta + epsilon_i gradient_i)` from `theta = 0` on. D is the metric of the optimiser: 1 for plain
 gradient descent, the root of the second moments for Adam. Directions with `t h` well above 1 have arrived, and answer
 by `1 / h`, as at a minimum; those well below have hardly begun, and answer by t.
+
+Where curvature, gradients and D are known at several times, training is a chain of such stretches, each with those of
+its end. The last answers to a query's gradient v; what it hands to the one before it is what of v goes back to where
+the stretch began, and x being its own answer that is, by one product more,
+
+    D^1/2 exp(-t A) D^-1/2 v = v - (H + D decay) x,    A = D^-1/2 H D^-1/2 + decay,    x = D^-1/2 phi_t(A) D^-1/2 v.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
 
@@ -34,8 +40,27 @@ from stagetrace.solvers.krylov import Memory
 from stagetrace.solvers.numerics import stack_columns
 from stagetrace.solvers.scaled import ScaledOperator
 from stagetrace.solvers.settings import check_count, check_damping, check_rtol
-from stagetrace.solvers.stopped import Stopped, run_stopped
+from stagetrace.solvers.stopped import LARGEST_EXPONENT, Stopped, run_stopped
 from stagetrace.solvers.system import System
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A stretch of a training before its last one.
+
+    time, metric, decay: of this stretch, as for `EarlyStopping`. values: the trained parameters where it ended, `[dim]`
+    in the stage's order; curvature and examples' gradients are taken there.
+    """
+
+    time: float
+    values: Tensor = field(repr=False)
+    metric: Tensor | None = field(default=None, repr=False)
+    decay: float | Tensor = field(default=0.0, repr=False)
+
+    def __post_init__(self) -> None:
+        _ = EarlyStopping(self.time, self.metric, self.decay)  # which checks them
+        _check_entries("earlier", self.values, bool(self.values.isfinite().all()), "that are finite")
 
 
 @final
@@ -49,12 +74,17 @@ class EarlyStopping:
         `stagetrace.replay.stopped_early` reads it, and the time, off an optimiser or a recording.
     decay: of AdamW, decoupled from the gradient: one number for all entries, or `[dim]`. Weight decay that is part of
         the loss belongs to the curvature (`Stage(weight_decay=...)`).
+    earlier: stretches of the training before the last one, in order; time, metric and decay are then the last one's.
+        `trace` follows them all.
     memory: bytes for the basis. Where it does not fit, each vector of it is made a second time when it is added up:
         twice the products, with a few vectors in memory.
 
-    Nothing is damped, and no minimum is assumed. Of the default curvature it takes the Gauss-Newton matrix, always:
-    over a whole training an effect would have grown exponentially along negative curvature, which did not last as long.
-    `Hessian()` is taken as it is.
+    growth: the largest exponent `-t h` of growth along negative curvature that is taken; beyond it a solve is refused.
+
+    Nothing is damped, and no minimum is assumed. Of the default curvature it takes the Gauss-Newton matrix: over a
+    whole training an effect would have grown exponentially along negative curvature, which did not last as long.
+    Within one of several stretches it did: there `trace` takes the Hessian, unless effects would grow by more than
+    exp(2). `Hessian()` is taken as it is.
 
     The residual is that of the differential equation in the metric, with c = D^-1/2 b and A the operator in phi_t:
     `|(c - A z) - exp(-t A) c| / |c|` for the answer `D^-1/2 z`, where A z is a true product and the exponential comes
@@ -62,7 +92,7 @@ class EarlyStopping:
 
     Raises:
         DescriptionError: a setting out of range.
-        SolveError: (from `solve`) negative curvature, along which the answer would grow beyond all numbers.
+        SolveError: (from `solve`) negative curvature, along which the answer would grow by more than that.
 
     Source: `docs/how-to-choose.md`; Botchev, Grimm & Hochbruck (2013) for the residual; Saad (1992) for the
     approximation.
@@ -84,6 +114,8 @@ class EarlyStopping:
     rtol: float = 1e-3
     max_steps: int = 200
     memory: int = 2 * 2**30
+    growth: float = LARGEST_EXPONENT
+    earlier: tuple[Segment, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         _ = Flow(self.time)  # which checks it
@@ -98,10 +130,21 @@ class EarlyStopping:
         check_rtol("EarlyStopping", self.rtol)
         check_count("EarlyStopping", "max_steps", self.max_steps, 200)
         check_count("EarlyStopping", "memory", self.memory, 2 * 2**30)
+        check_damping("EarlyStopping", self.growth, "growth")
 
     def __str__(self) -> str:
         metric = "" if self.metric is None else f", metric=[{self.metric.numel()}]"
-        return f"EarlyStopping(time={self.time:g}{metric}, rtol={self.rtol})"
+        before = "" if not self.earlier else f", after {' and '.join(f'{each.time:g}' for each in self.earlier)}"
+        return f"EarlyStopping(time={self.time:g}{before}{metric}, rtol={self.rtol})"
+
+    @property
+    def segments(self) -> "tuple[tuple[Tensor | None, EarlyStopping], ...]":
+        """Every stretch in order: the values where it ended, None for the last one, and its own solver."""
+        alone = replace(self, earlier=())
+        before = [
+            (each.values, replace(alone, time=each.time, metric=each.metric, decay=each.decay)) for each in self.earlier
+        ]
+        return (*before, (None, alone))
 
     @property
     def rule(self) -> "Undamped":
@@ -111,6 +154,11 @@ class EarlyStopping:
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
         refuse_preconditioner("EarlyStopping", preconditioner)
         flow = self.rule.flow
+        if self.earlier:
+            refuse(
+                "EarlyStopping(earlier=...) goes from one curvature to the next, and an operator is one of them; "
+                "trace(solver=...) follows them all"
+            )
         if system.filter != flow:
             refuse(f"EarlyStopping applies the function of its own rule, {flow.text('H')}, got {system}")
         operator = system.operator
@@ -119,11 +167,33 @@ class EarlyStopping:
         scaled = ScaledOperator(operator, root, decay) if flow.scaled or flow.decayed else operator
         return Prepared(system, partial(self._solve, scaled, root, flow))
 
+    def at_start(self, system: System, rhs: Tensor, answer: Tensor) -> Tensor:
+        """What of a gradient at the end goes back to where the training began, `D^1/2 exp(-t A) D^-1/2 rhs`.
+
+        answer: that of `system` for `rhs`, `[dim, k]`. One more product.
+
+        Example:
+            With a curvature of 2 for a time of 1 what is moved at the start by 1 ends at exp(-2).
+
+            >>> from stagetrace.curvature.operator import DiagonalOperator
+            >>> H, v = DiagonalOperator(torch.full((1,), 2.0).double()), torch.ones(1, 1).double()
+            >>> early = EarlyStopping(time=1.0)
+            >>> system = early.rule(H)
+            >>> early.at_start(system, v, early.prepare(system).solve(v).value)
+            tensor([[0.1353]], dtype=torch.float64)
+        """
+        operator, shrinks = system.operator, torch.as_tensor(self.decay, dtype=torch.float64)
+        if self.metric is not None:  # an entry that never moved has no answer, and its D is infinite
+            shrinks = torch.where(self.metric.isinf(), 0.0, self.metric.double()) * shrinks
+        shrinks = shrinks.to(operator.device, operator.dtype).reshape(-1, 1)
+        return rhs - operator @ answer - shrinks * answer
+
     def most_products(self, operator: LinearOperator) -> int:
         """The products that one right-hand side takes at most, without the one that measures its residual."""
         columns = torch.empty(operator.size, 1, dtype=operator.dtype, device="meta")
         kept = Memory.plan(columns, 1, self.max_steps, self.memory).full_basis
-        return min(self.max_steps, operator.size) if kept else 2 * self.max_steps - 1
+        one = min(self.max_steps, operator.size) if kept else 2 * self.max_steps - 1
+        return one + len(self.earlier) * (one + 1)
 
     def _placed(self, name: str, entries: Tensor, operator: LinearOperator) -> Tensor:
         """Numbers of the entries as a column beside the operator."""
@@ -143,7 +213,8 @@ class EarlyStopping:
         products = checks = done = 0
         for group in starts.split(memory.group, dim=1):
             iterations = [
-                run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.full_basis) for c in group.unbind(1)
+                run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.full_basis, growth=self.growth)
+                for c in group.unbind(1)
             ]
             finished = run_batched(operator, iterations, counted_from(report, done))
             runs.extend(finished.outcomes)

@@ -51,13 +51,16 @@ class Stopped:
         return Status.STAGNATED if self.estimate <= AIM * rtol else Status.MAX_STEPS
 
 
-def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: bool) -> Iteration[Stopped]:
+def run_stopped(
+    b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: bool, growth: float = LARGEST_EXPONENT
+) -> Iteration[Stopped]:
     """`phi_t(H) b` for `b` `[dim]`, until the residual passes `rtol`; the last product measures it.
 
+    growth: the largest exponent `-t h` of growth along negative curvature that is taken.
     kept: whether all basis vectors are remembered; where not, a second run makes them once more for the sums.
 
     Raises:
-        SolveError: negative curvature, along which the answer would grow beyond all numbers.
+        SolveError: negative curvature, along which the answer would grow by more than that.
     """
     length, steps, estimate = norm(b), 0, 1.0
     if length == 0:
@@ -67,7 +70,7 @@ def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: boo
     gains: list[np.ndarray] = []
     while steps < max_steps and estimate > AIM * rtol:
         run.advance((yield Matvec(run.q, estimate)))
-        steps, gains = steps + 1, _gains(run.T, flow)
+        steps, gains = steps + 1, _gains(run.T, flow, growth)
         estimate = run.T.betas[-1] * abs(float(gains[0][-1]))
     coordinates = [(length * each).tolist() for each in gains]
     if basis is None:
@@ -79,10 +82,10 @@ def run_stopped(b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: boo
     return Stopped(value, estimate, residual, steps, run.T.ritz())
 
 
-def _gains(T: Tridiagonal, flow: Flow) -> list[np.ndarray]:
+def _gains(T: Tridiagonal, flow: Flow, growth: float) -> list[np.ndarray]:
     """`phi_t(T) e1` and `exp(-t T) e1`."""
     values, vectors = T.pairs()
-    if -flow.time * values[0] > LARGEST_EXPONENT:
+    if -flow.time * values[0] > growth:
         raise SolveError(
             f"the curvature has an eigenvalue of {values[0]:.2e}, along which an effect would grow by "
             f"exp({-flow.time * values[0]:.0f}) in the time {flow.time:g}, which no training did, since the curvature "

@@ -6,7 +6,7 @@ operator and what that holds in memory, so it has the `Equation` alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, cast, final
 
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import refuse
@@ -63,8 +63,8 @@ class Equation:
         return {"matrix": self.matrix, "filter": type(self.filter).__name__, "damping": float(self.filter.damping)}
 
     @staticmethod
-    def of(record: Mapping[str, object]) -> "Equation | RecordedSteps":
-        """What `record` wrote, here or of `RecordedSteps`.
+    def of(record: Mapping[str, object]) -> "Equation | RecordedSteps | FlowSegments":
+        """What `record` wrote, here or of `RecordedSteps` and `FlowSegments`.
 
         Raises:
             LookupError, ValueError: it is something else.
@@ -75,12 +75,48 @@ class Equation:
         matrix = record["matrix"]
         if matrix not in ("H", "G"):
             raise ValueError(f"it solves {record!r}, which is no equation")
+        if "segments" in record:
+            return FlowSegments.of(record, matrix)
         if "time" in record:
             return Equation(Flow.of(record), matrix)
         damping = record["damping"]
         if not isinstance(damping, int | float):
             raise ValueError(f"it solves {record!r}, which is no equation")
         return Equation(FILTERS[str(record["filter"])](float(damping)), matrix)
+
+
+@final
+@dataclass(frozen=True)
+class FlowSegments:
+    """In an equation's place: one `phi_t` after the other, each with the curvature at the end of its stretch.
+
+    Example:
+        >>> str(FlowSegments((Flow(0.5), Flow(2.0)), "G"))
+        'x = phi_t(G) b in 2 segments, t = 0.5, 2'
+    """
+
+    flows: tuple[Flow, ...]
+    matrix: Matrix = "H"
+
+    def __str__(self) -> str:
+        words = self.flows[-1].text(self.matrix).rpartition(", t = ")[0]
+        return f"{words} in {len(self.flows)} segments, t = {', '.join(f'{flow.time:g}' for flow in self.flows)}"
+
+    def record(self) -> dict[str, object]:
+        """The value as JSON holds it; `Equation.of` reads it."""
+        return {"matrix": self.matrix, "segments": [flow.record() for flow in self.flows]}
+
+    @staticmethod
+    def of(record: Mapping[str, object], matrix: Matrix) -> "FlowSegments":
+        """What `record` wrote.
+
+        Raises:
+            LookupError, ValueError, DescriptionError: it is something else.
+        """
+        flows = record["segments"]
+        if not isinstance(flows, list) or not flows:
+            raise ValueError(f"it applies {record!r}, which is no function of curvatures")
+        return FlowSegments(tuple(Flow.of(cast("Mapping[str, object]", each)) for each in flows), matrix)
 
 
 @final

@@ -37,6 +37,9 @@ class Stage:
         weight_decay: the L2 coefficient in the training loss. It belongs to the curvature, not to an example.
         batch_size: examples evaluated at once when scoring; affects speed and memory, not the scores.
         collate: list of examples -> batch; PyTorch's default otherwise.
+        training: what is left of a training that was not recorded: its optimiser, that one's `state_dict()`, or a list
+            of `stagetrace.replay.Checkpoint`s. Where every later stage is differentiated through recorded steps, the
+            stage is then solved by `EarlyStopping`, unless `trace` is told otherwise.
         workers: processes that load data, where a pass over it takes more than a second; 0 loads in this one.
 
     Raises:
@@ -60,6 +63,7 @@ class Stage:
     batch_size: int = field(kw_only=True, default=256)
     collate: Callable[[list[Any]], Any] | None = field(kw_only=True, default=None)
     workers: int = field(kw_only=True, default=0)
+    training: Any = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):

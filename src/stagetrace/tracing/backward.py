@@ -10,7 +10,7 @@ from stagetrace.progress import Advance, Progress
 from stagetrace.progress.task import clock
 from stagetrace.solvers.base import Solution
 from stagetrace.solvers.flow import Flow
-from stagetrace.solvers.system import Equation
+from stagetrace.solvers.system import Equation, FlowSegments
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import Gradient
@@ -63,7 +63,8 @@ def solution_warnings(stage: str, solution: Solution) -> list[StagetraceWarning]
     found: list[StagetraceWarning] = []
     notes = f" ({'; '.join(solution.notes)})" if solution.notes else ""
     if not solution.converged:
-        early = isinstance(solution.system, Equation) and isinstance(solution.system.filter, Flow)
+        system = solution.system
+        early = isinstance(system, FlowSegments) or (isinstance(system, Equation) and isinstance(system.filter, Flow))
         text = (
             f"stage '{stage}': {solution.system} {solution.status.value}: relative residual "
             f"{solution.relative_residual:.1e}, asked for {solution.tolerance:.1e}, after {solution.products} products;"

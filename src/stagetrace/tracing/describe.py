@@ -31,8 +31,16 @@ NAMED: Mapping[str, Mapping[str, Any]] = {"curvature": CURVATURES, "solver": SOL
 """What may be given by name, for each argument of `trace`."""
 
 
-def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, default: T, what: str) -> dict[str, T]:
+def by_stage(
+    chain: Chain,
+    given: T | str | Mapping[str, T | str] | None,
+    default: T,
+    what: str,
+    usual: Mapping[str, T] | None = None,
+) -> dict[str, T]:
     """One setting per stage, from one for all or a mapping by name; a string stands for what the command line takes.
+
+    usual: of single stages, in the default's place.
 
     Raises:
         DescriptionError: an unknown stage or setting, or a class was given where an instance is wanted.
@@ -44,8 +52,10 @@ def by_stage(chain: Chain, given: T | str | Mapping[str, T | str] | None, defaul
             refuse(
                 f"{what}: stage '{name}' is differentiated through its recorded steps, which need no {what}; drop it"
             )
-    everywhere = default if given is None or isinstance(given, Mapping) else given
-    settings = {name: named.get(name, everywhere) for name in chain.names}
+    if given is None or isinstance(given, Mapping):
+        settings = {name: named.get(name, (usual or {}).get(name, default)) for name in chain.names}
+    else:
+        settings = dict.fromkeys(chain.names, given)
     found = {name: _setting(setting, default, f"{what} of stage '{name}'", what) for name, setting in settings.items()}
     for name, setting in found.items():
         if isinstance(setting, EarlyStopping) and chain[name].recording is None:
@@ -62,11 +72,14 @@ def _check_early(bound: BoundStage, solver: EarlyStopping) -> None:
             f"{some_names(sorted(bound.anchored_to))} were trained further from the stage before: record the training "
             "and link it by Unrolled(...), or take another solver"
         )
-    if solver.metric is not None and solver.metric.numel() != bound.trained.size:
-        refuse(
-            f"{where}(metric=...) has {solver.metric.numel():,} entries, but the stage trained {bound.trained.size:,}; "
-            f"type stopped_early(chain['{bound.name}'], optimizer), which reads it in the stage's order"
-        )
+    segments = [("metric", each.metric) for each in (solver, *solver.earlier)]
+    segments += [("earlier", each.values) for each in solver.earlier]
+    for what, entries in segments:
+        if entries is not None and entries.numel() != bound.trained.size:
+            refuse(
+                f"{where}({what}=...) has {entries.numel():,} entries, but the stage trained {bound.trained.size:,}; "
+                f"type stopped_early(chain['{bound.name}'], optimizer), which reads it in the stage's order"
+            )
 
 
 def _setting(given: Any, default: Any, where: str, what: str) -> Any:

@@ -1,6 +1,6 @@
 """Scores of a stage's examples from its adjoints, part by part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, final
@@ -69,14 +69,14 @@ class Scorer:
             for number, start in enumerate(range(0, total, size)):
                 part = kept(number)
                 if part is None:
-                    part = self._part(range(start, min(total, start + size)), advance)
+                    part = self.part(range(start, min(total, start + size)), advance)
                     keep(number, part)
                 else:
                     advance(part.stop - part.start, note=KEPT)
                 parts.append(part)
         return parts
 
-    def _part(self, indices: range, advance: Callable[..., None]) -> Part:
+    def part(self, indices: range, advance: Callable[..., None]) -> Part:
         """Score some consecutive examples, their batches shared out over processes."""
         mine = world().shard(self.risk.examples.batch_indices(indices))
         scored = [index for indices in mine for index in indices]
@@ -94,6 +94,57 @@ class Scorer:
         check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
         scores = -torch.cat(world().gather(dots.double().cpu())).mT  # [k, examples of the part]
         return as_part(indices.start, scores, len(self.risk.examples), parts=self.parts, rows=self.rows)
+
+
+@final
+@dataclass(frozen=True)
+class SumScorer:
+    """Scores that are sums: each term by a scorer of the same examples, at parameters of its own."""
+
+    terms: tuple[Scorer, ...]
+
+    @staticmethod
+    def of(risks: Sequence[Risk], adjoints: Sequence[Tensor], *, parts: bool, rows: int | None) -> "SumScorer":
+        """risks, adjoints: of each term, as for `Scorer.of`."""
+        terms = zip(risks, adjoints, strict=True)
+        return SumScorer(tuple(Scorer.of(risk, adjoint, parts=parts, rows=rows) for risk, adjoint in terms))
+
+    @property
+    def way(self) -> Way:
+        return self.terms[-1].way
+
+    @property
+    def why(self) -> str:
+        return f"{self.terms[-1].why}; a sum over {len(self.terms)} segments of the training"
+
+    @property
+    def forward_passes(self) -> float:
+        return sum(term.forward_passes for term in self.terms)
+
+    def run(
+        self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
+    ) -> list[Part]:
+        """Every part of the stage, in order; a part is kept once all its terms are there.
+
+        Raises:
+            DataError: an example's loss is NaN or infinite.
+        """
+        first, *others = self.terms
+        total, size = len(first.risk.examples), part_size(first.rows)
+        done = list[Part]()
+        with progress.task(f"scoring {first.risk.where}", total * len(self.terms), "examples") as advance:
+            for number, start in enumerate(range(0, total, size)):
+                part = kept(number)
+                if part is None:
+                    indices = range(start, min(total, start + size))
+                    part = first.part(indices, advance)
+                    for term in others:
+                        part = part.plus(term.part(indices, advance))
+                    keep(number, part)
+                else:
+                    advance((part.stop - part.start) * len(self.terms), note=KEPT)
+                done.append(part)
+        return done
 
 
 @final

@@ -17,7 +17,7 @@ from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, notices_at
 from stagetrace.tracing.responses.response import Response
-from stagetrace.tracing.score import Scorer, WeightScorer
+from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
 
 
 @final
@@ -45,7 +45,7 @@ class RunStatistics:
     def record_checks(self, findings: Sequence[Finding]) -> None:
         self._checks = list(findings)
 
-    def record_scores(self, stage: str, scorer: Scorer | WeightScorer, scores: Scores) -> None:
+    def record_scores(self, stage: str, scorer: Scorer | SumScorer | WeightScorer, scores: Scores) -> None:
         self.scores[stage] = scores
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 

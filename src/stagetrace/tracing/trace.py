@@ -19,6 +19,7 @@ from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.parts import join
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
@@ -33,7 +34,9 @@ from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
 from stagetrace.tracing.responses.response import Response
+from stagetrace.tracing.responses.segments import InSegments
 from stagetrace.tracing.statistics import RunStatistics
+from stagetrace.tracing.usual import chosen, usual_solvers
 
 
 @in_ordinary_modes
@@ -58,7 +61,8 @@ def trace(
             `stagetrace.curvature.Auto`). The names of the command line stand for their defaults: "auto", "hessian",
             "gauss-newton", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
-            damping is taken from the stage's spectrum. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
+            damping is taken from the stage's spectrum, or `EarlyStopping` for a stage with `training=...` before
+            stages that were recorded; a warning says so. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
         of: names of the stages whose examples are scored; None scores every stage's. The backward pass ends at the
             earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
@@ -107,7 +111,8 @@ def trace(
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
-    solvers = by_stage(chain, solver, Lanczos(), "solver")
+    usual = usual_solvers(chain)
+    solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
     scored = scored_stages(chain, of)
     statistics = RunStatistics(chain, bars)
     seeds = trained_seeds(chain)
@@ -117,7 +122,7 @@ def trace(
         )
         options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
         return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
-    statistics.record_checks(checked(chain, query, statistics))
+    statistics.record_checks([*_chosen(solvers, usual), *checked(chain, query, statistics)])
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
     responses = {bound.name: _response(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
@@ -158,10 +163,20 @@ def _of_trained(
     return result
 
 
+def _chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[Finding]:
+    """What was chosen for a stage in the place of the default, said aloud."""
+    found = chosen(solvers, usual)
+    for finding in found:
+        warnings.warn(f"stage '{finding.where}': {finding.text}", StagetraceWarning, stacklevel=4)
+    return found
+
+
 def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
     recorded = bound.recording
     if recorded is None:
+        if isinstance(solver, EarlyStopping) and solver.earlier:
+            return InSegments(bound, curvature, solver)
         return Implicit(bound, curvature, solver)
     return Replayed(bound, recorded, getattr(bound.stage.link, "memory", MEMORY))
 

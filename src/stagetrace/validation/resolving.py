@@ -11,10 +11,11 @@ from stagetrace.errors import refuse
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
+from stagetrace.stages.revalued import with_values
 from stagetrace.tracing.query import Query
 from stagetrace.validation.minimum import Minimum
 from stagetrace.validation.newton import minimise
-from stagetrace.validation.rebinding import with_previous, with_values
+from stagetrace.validation.rebinding import with_previous
 
 
 @final

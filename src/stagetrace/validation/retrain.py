@@ -10,10 +10,10 @@ from torch import Tensor
 from stagetrace.errors import refuse
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.revalued import with_values
 from stagetrace.stages.space import Params
 from stagetrace.tracing.query import Query
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy
-from stagetrace.validation.rebinding import with_values
 from stagetrace.validation.removals import Removal
 from stagetrace.validation.resolving import leave_out
 

@@ -9,7 +9,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
-from stagetrace.tracing.score import Scorer, WeightScorer
+from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
 
 
 class Response(Protocol):
@@ -37,7 +37,7 @@ class Response(Protocol):
 class MakesScorer(Protocol):
     """`Scorer.of`, told the stage and its adjoint; `WeightScorer`, told its scores."""
 
-    def __call__(self, *, parts: bool, rows: int | None) -> Scorer | WeightScorer: ...
+    def __call__(self, *, parts: bool, rows: int | None) -> Scorer | SumScorer | WeightScorer: ...
 
 
 @final

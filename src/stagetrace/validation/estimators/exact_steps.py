@@ -12,12 +12,12 @@ from stagetrace.recording import Unrolled
 from stagetrace.results.sign import UNIT
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.revalued import with_values
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.trace import trace
 from stagetrace.validation.estimators.estimator import check_name
 from stagetrace.validation.fits.steps import Steps
-from stagetrace.validation.rebinding import with_values
 
 
 @final

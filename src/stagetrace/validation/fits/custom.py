@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.revalued import with_values
 from stagetrace.stages.space import Params
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
-from stagetrace.validation.rebinding import with_values
 
 
 @final

@@ -90,11 +90,11 @@ class Rerun(Fit):
                     f"{bound.stage.where}: its recorded training, repeated with other weights, diverged (a parameter "
                     f"is not finite after {course.recorded.steps:,} steps); take out less: by=0.1"
                 )
-        changed = changed_buffers(bound, ends)
+        changed, averaged = changed_buffers(bound, ends), course.recorded.averaged
         known = all_values(bound)
         return stacked(
             [
-                {**known, **kept, **end.values, **{name: end.buffers[name] for name in changed}}
+                {**known, **kept, **end.left(averaged=averaged), **{name: end.buffers[name] for name in changed}}
                 for end, (_, kept) in zip(ends, starts, strict=True)
             ]
         )
@@ -142,7 +142,11 @@ def after(bound: BoundStage, begun: Point, previous: Mapping[str, Tensor]) -> tu
         for name, other in shared.items():
             if other in previous and torch.equal(begun.buffers[name], left[other].to(begun.buffers[name])):
                 buffers[name] = previous[other].to(begun.buffers[name])
-    return Point({**begun.values, **moved}, buffers, begun.slots), kept
+    # an average that began as a copy of the parameters does so again
+    copies = {
+        name: moved.get(name, a) if torch.equal(a, begun.values[name]) else a for name, a in begun.average.items()
+    }
+    return Point({**begun.values, **moved}, buffers, begun.slots, copies), kept
 
 
 def changed_buffers(bound: BoundStage, ends: Sequence[Point]) -> list[str]:

@@ -15,11 +15,12 @@ from stagetrace.recording import Recording, Unrolled
 from stagetrace.renamed import renamed_fields
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
+from stagetrace.stages.revalued import with_values
 from stagetrace.stages.space import Params
 from stagetrace.stages.stage import Stage, check_count
 from stagetrace.validation.fits.fit import Copies, Fit, expanded, one_copy, starting_values
 from stagetrace.validation.fits.optimizers import OptimizerSettings
-from stagetrace.validation.rebinding import values_from_previous, with_values
+from stagetrace.validation.rebinding import values_from_previous
 
 SCHEDULES: Mapping[str, Callable[[int], Callable[[int], float]]] = {
     "constant": lambda steps: lambda step: 1.0,

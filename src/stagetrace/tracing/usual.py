@@ -1,0 +1,49 @@
+"""The solver that a stage is given where nobody chose one, if it is not the default of all."""
+
+from collections.abc import Mapping
+
+from stagetrace.checks.finding import Finding, Level
+from stagetrace.replay.stopped import stopped_early
+from stagetrace.solvers.base import Solver
+from stagetrace.solvers.early_stopping import EarlyStopping
+from stagetrace.stages.chain import Chain
+
+
+def usual_solvers(chain: Chain) -> dict[str, Solver]:
+    """`EarlyStopping` for stages whose optimiser's state is at hand, before stages that are differentiated exactly.
+
+    Where the later stages are exact, what is left to be said of an unrecorded stage is how far its own training got:
+    there `phi_t` predicted training again better than a damped inverse, and its sizes were right
+    (`docs/how-to-choose.md`). Before a stage that is idealised itself, which of the two is taken was never seen to
+    matter, and the default of all stays. So does it for a stage that trained parameters of another one further.
+
+    Raises:
+        DescriptionError: what is said to be left of a training is not of that stage.
+    """
+    found = dict[str, Solver]()
+    for place, bound in enumerate(chain):
+        later = chain.bound_stages[place + 1 :]
+        if bound.recording is not None or bound.stage.training is None or bound.anchored_to or not later:
+            continue
+        if all(each.recording is not None for each in later):
+            found[bound.name] = stopped_early(bound, bound.stage.training)
+    return found
+
+
+def chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[Finding]:
+    """What was chosen for which stage, and why; solvers: of each stage, usual: by `usual_solvers`."""
+    found = list[Finding]()
+    for name, solver in solvers.items():
+        wanted = usual.get(name)
+        if isinstance(solver, EarlyStopping) and isinstance(wanted, EarlyStopping) and solver.time == wanted.time:
+            found.append(Finding(name, "solver", Level.NOTE, _words(name, solver)))
+    return found
+
+
+def _words(name: str, solver: EarlyStopping) -> str:
+    segments = f" in {len(solver.earlier) + 1} segments" if solver.earlier else ""
+    return (
+        f"{solver} was chosen, what training that stopped early makes of a gradient{segments}: the optimiser's state "
+        "is at hand, and every later stage is differentiated through its recorded steps; to assume a minimum instead "
+        f"give solver={{'{name}': Lanczos()}}"
+    )
