@@ -80,6 +80,17 @@ def test_a_short_step_does_what_was_predicted(case: str, tmp_path: Path, monkeyp
     assert after - before == pytest.approx(tried.true, rel=1e-5)
 
 
+def test_several_orders_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(f"{LOOP}.FIRST", 1e-6)
+    stages = CASES["moved"]
+    found = reweight(stages.chain(tmp_path), stages.query("mean"), steps=1, orders=(5,))
+    (tried,) = found.history
+    assert tried.came_true == pytest.approx(1, abs=2e-3)
+    recorded, other = found.target
+    assert recorded.uniform != pytest.approx(other.uniform, rel=1e-3)
+    assert tried.true == pytest.approx((recorded.change + other.change) / 2, rel=1e-5)
+
+
 @pytest.mark.parametrize("stages", [ROUGH, CASES["moved"]], ids=["rough", "moved"])
 def test_the_loss_never_rises_and_only_the_balance_changes(stages: Stages, tmp_path: Path):
     found = reweight(stages.chain(tmp_path), stages.query("mean"), steps=3)

@@ -83,8 +83,8 @@ def next_length(length: float, came: float) -> float:
     there the loss is lowest. Twice as far at most. After a step that is undone, a quarter.
 
     Example:
-        >>> [next_length(1.0, came) for came in (1.0, 0.75, 0.5, 0.0, -9.0)]
-        [2.0, 2.0, 1.0, 0.25, 0.25]
+        >>> [next_length(1.0, came) for came in (1.1, 0.9, 0.75, 0.5, 0.0, -9.0)]
+        [2.0, 2.0, 2.0, 1.0, 0.25, 0.25]
     """
     if came < LEAST:
         return length / 4
