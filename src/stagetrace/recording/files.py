@@ -153,7 +153,8 @@ def write_state(folder: Path, step: int, state: State) -> str:
             if not isinstance(value, Tensor):
                 plain.setdefault(name, {})[slot] = value
     name = state_name(step)
-    _save(folder / name, _named(state), {"slots": json.dumps(plain)})
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _named(state).items()}
+    _save(folder / name, tensors, {"slots": json.dumps(plain)})
     return name
 
 
