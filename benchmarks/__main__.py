@@ -11,7 +11,20 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import beside, default, embeddings, memory, products, recording, retraining, scoring, solvers, startup
+from benchmarks import (
+    beside,
+    default,
+    embeddings,
+    exact,
+    large_recording,
+    memory,
+    products,
+    recording,
+    retraining,
+    scoring,
+    solvers,
+    startup,
+)
 from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
@@ -27,6 +40,8 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "subsets": default.run_subsets,
     "startup": startup.run,
     "recording": recording.run,
+    "large-recording": large_recording.run,
+    "exact": exact.run,
     "beside": beside.run,
 }
 
@@ -53,6 +68,16 @@ def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see that it runs.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the weights, the vectors and every draw.")] = 0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="PyTorch's threads.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Pretrained weights and tokenizer of `large-recording` (save_pretrained); random ones otherwise.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where the models live: cpu, cuda.")] = "cpu",
     other: Annotated[
         Path | None,
@@ -70,7 +95,7 @@ def benchmark(
         raise typer.BadParameter(f"beside compares {', '.join(beside.NAMES)}; not '{only}'")
     if threads is not None:
         torch.set_num_threads(threads)
-    report = Report(name, Asked(data, checkpoints, quick, seed, out, torch.device(device), other, only))
+    report = Report(name, Asked(data, checkpoints, quick, seed, out, weights, torch.device(device), other, only))
     BENCHMARKS[name](report)
     report.write(out)
     report.say(f"written: {out}")

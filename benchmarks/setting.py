@@ -30,6 +30,7 @@ class Asked:
 
     data: the folder that holds the data sets' folders.
     checkpoints: where the trained network lies or is to be kept; None trains it and forgets it.
+    weights: folder of pretrained weights and their tokenizer, where a benchmark takes them.
     out: the file of what is found; a benchmark of hours writes it as it goes.
     other: another checkout of the project, for `beside`. only: the one benchmark that it compares; None compares all.
     quick: few examples, repetitions and epochs: to see that everything runs, not to quote.
@@ -40,6 +41,7 @@ class Asked:
     quick: bool = False
     seed: int = 0
     out: Path | None = None
+    weights: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     other: Path | None = None
     only: str | None = None

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
 @final
@@ -38,21 +39,24 @@ class Times:
         return {"median_seconds": self.median, "least_seconds": self.least, "repetitions": len(self.seconds)}
 
 
-def once(work: Work, calls: int = 1) -> float:
+def once(work: Work, calls: int = 1, clock: Clock = time.perf_counter) -> float:
     """Seconds of a call, the mean of several in a row, the device's queue waited for."""
     _wait()
-    started = time.perf_counter()
+    started = clock()
     for _ in range(calls):
         work()
     _wait()
-    return (time.perf_counter() - started) / calls
+    return (clock() - started) / calls
 
 
-def in_turn(works: Mapping[str, Work], repetitions: int, warmups: int = 1, calls: int = 1) -> dict[str, Times]:
+def in_turn(
+    works: Mapping[str, Work], repetitions: int, warmups: int = 1, calls: int = 1, clock: Clock = time.perf_counter
+) -> dict[str, Times]:
     """Each piece of work once per repetition, in turn, after some rounds that do not count.
 
     calls: where a piece of work is one of many in a row when it is really used, as a product in a solve, a turn is
         one call that does not count (the caches still hold what the others left) and then so many that do.
+    clock: `time.process_time` counts the processor's seconds, of all threads.
     """
     for _ in range(warmups):
         for work in works.values():
@@ -65,7 +69,7 @@ def in_turn(works: Mapping[str, Work], repetitions: int, warmups: int = 1, calls
             for name, work in works.items():
                 if calls > 1:
                     work()
-                taken[name].append(once(work, calls))
+                taken[name].append(once(work, calls, clock))
     finally:
         gc.enable()
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}

@@ -104,6 +104,16 @@ def test_batches_come_back_as_they_were():
     assert digest({**content, "wide": torch.tensor([2**40 + 1])}) != digest(content)
 
 
+def test_a_batch_whose_entries_are_attributes_comes_back_as_one():
+    transformers = pytest.importorskip("transformers")
+    content = transformers.BatchEncoding({"input_ids": torch.tensor([[5, 300]]), "more": {"text": "a"}})
+    back = read(*written({"inner": content}))["inner"]
+    assert isinstance(back, transformers.BatchEncoding)
+    assert torch.equal(back.input_ids, content.input_ids)
+    assert back["more"] == {"text": "a"}
+    assert digest(content) == digest(dict(content))
+
+
 def test_a_batch_that_is_no_data_is_refused():
     with pytest.raises(DescriptionError, match=r"a batch holds a Linear.*inputs='again'"):
         written([nn.Linear(1, 1)])

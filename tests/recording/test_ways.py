@@ -190,7 +190,8 @@ def test_averaged_weights_are_no_state_of_the_training(tmp_path: Path):
 
 
 def test_what_was_recorded_before_a_kill_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def killed(*arguments: Any) -> None:
+    def killed(self: writer.Writer, last: Any) -> None:
+        self.wait()  # what had been handed over was written, some seconds before
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer, "_PAUSE", 0.0)

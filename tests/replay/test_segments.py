@@ -123,7 +123,7 @@ def test_before_a_recorded_stage_it_is_the_slope_of_both_trainings(tmp_path: Pat
     )
     chain, exact = Chain(first(model), second), {"first": GaussNewton()}
     result = trace(chain, Query(ASKED), curvature=exact, solver={"first": in_stretches(model)}, out=tmp_path / "run")
-    scores = result["first"].values[some]
+    scores = result["first"].values[list(some)]
     assert off(scores, 2 * fine - coarse) < 2e-4 < off(scores, fine)
     again = trace(chain, Query(ASKED), curvature=exact, solver={"first": in_stretches(model)}, out=tmp_path / "run")
     assert torch.equal(again["first"].values, result["first"].values)
@@ -163,7 +163,7 @@ def test_more_segments_are_nearer_to_the_steps_that_were_taken(tmp_path: Path) -
         early = stopped_early(chain["first"], tmp_path, segments=segments, rtol=1e-10)
         assert len(early.earlier) == segments - 1
         assert early.time == pytest.approx(2.4 / segments)
-        errors.append(off(trace(chain, query, curvature=GaussNewton(), solver=early)["first"].values[some], truth))
+        errors.append(off(trace(chain, query, curvature=GaussNewton(), solver=early)["first"].values[list(some)], truth))
     assert errors[0] > 0.3
     assert errors[1] < 0.5 * errors[0]
     assert errors[2] < 0.4 * errors[1] < 0.1

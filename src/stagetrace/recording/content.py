@@ -15,6 +15,10 @@ _NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)
 """What whole numbers are stored as, the first that holds them."""
 
 
+_ENCODING = "BatchEncoding"
+"""What tokenizers and collators of transformers give: a mapping whose entries are attributes too."""
+
+
 Written = tuple[str, dict[str, Tensor]]
 """A batch as a structure in JSON and the tensors in it, by their place."""
 
@@ -28,7 +32,7 @@ def written(content: Any) -> Written:
     """A batch as a structure in JSON and the tensors in it, by their place.
 
     Whole numbers are stored as narrowly as they fit. Kept are tensors, NumPy arrays, numbers, strings, None, and
-    tuples, lists and mappings of these (a mapping comes back as a dict).
+    tuples, lists and mappings of these (a `BatchEncoding` of transformers comes back as one, other mappings as a dict).
 
     Raises:
         Unwritable: something else is in it; the message names its class.
@@ -48,14 +52,15 @@ def read(structure: str, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def digest(content: Any) -> str:
-    """A digest of the batch's values, whatever it is stored as, and whether a tuple or a list holds them.
+    """A digest of the batch's values, whatever it is stored as, and whatever kind of sequence or mapping holds them.
 
     Raises:
         Unwritable: see `written`.
     """
     structure, tensors = written(content)
     # tuples and lists alike: PyTorch's own collation makes lists of tuples
-    found = hashlib.sha256(structure.replace('{"list": [', '{"tuple": [').encode())
+    alike = structure.replace('{"list": [', '{"tuple": [').replace(f'{{"{_ENCODING}": {{', '{"dict": {')
+    found = hashlib.sha256(alike.encode())
     for name, tensor in tensors.items():
         found.update(f"{name}:{list(tensor.shape)}".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -82,7 +87,8 @@ def _structure(content: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(content, Mapping):
         pairs = cast("Mapping[Any, Any]", content)
         if all(isinstance(key, str) for key in pairs):
-            return {"dict": {key: _structure(value, tensors) for key, value in pairs.items()}}
+            kind = _ENCODING if type(pairs).__name__ == _ENCODING else "dict"
+            return {kind: {key: _structure(value, tensors) for key, value in pairs.items()}}
     raise Unwritable(
         f"a batch holds a {type(content).__name__}, which has no form in plain files; record with inputs='again' (the "
         "batch is then made again from the data set, and compared by its digest), or let collate give tensors"
@@ -115,7 +121,17 @@ def _content(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any
     if kind in ("tensor", "array"):
         tensor = tensors[value].to(getattr(torch, structure["dtype"]))
         return tensor if kind == "tensor" else tensor.numpy()
-    if kind == "dict":
-        return {key: _content(each, tensors) for key, each in value.items()}
+    if kind in ("dict", _ENCODING):
+        content = {key: _content(each, tensors) for key, each in value.items()}
+        return content if kind == "dict" else _encoding(content)
     items = [_content(each, tensors) for each in value]
     return items if kind == "list" else tuple(items)
+
+
+def _encoding(content: dict[str, Any]) -> Any:
+    """A mapping whose entries are attributes too; a dict where transformers is not installed."""
+    try:
+        from transformers import BatchEncoding
+    except ImportError:
+        return content
+    return BatchEncoding(content)

@@ -93,12 +93,17 @@ class Unrolled(Link):
         )
 
     @property
+    def recorded(self) -> Recorded:
+        """The recording, of a stage that the library does not train first."""
+        assert isinstance(self.recording, Recorded)
+        return self.recording
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The recording by the digest of its record, which holds those of all its files."""
         if isinstance(self.recording, Trains):
             return {"steps": self.recording, "seeds": self.seeds}
-        assert isinstance(self.recording, Recorded)
-        return {"recording": self.recording.digest[:16], "steps": self.recording.steps}
+        return {"recording": self.recorded.digest[:16], "steps": self.recorded.steps}
 
     def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
         """Nothing pulls: where the parameters went is in the steps."""

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, final
 
 from stagetrace.errors import ResultsError, refuse
-from stagetrace.recording.files import FORMAT, RECORD, inputs_name, read_state, read_steps, state_name, steps_name
+from stagetrace.recording.files import (
+    FORMAT,
+    RECORD,
+    Part,
+    inputs_name,
+    is_whole,
+    read_state,
+    state_name,
+    steps_name,
+)
 from stagetrace.recording.step import State, Step
 from stagetrace.results.files import sha256_of
 
@@ -39,6 +48,13 @@ class Recorded:
     _files: dict[str, str] = field(repr=False, compare=False)
     before: "Recorded | None" = field(default=None, repr=False)
     averaged: bool = False
+    _open: dict[int, Part] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _whole: dict[str, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Size and time of the files whose digests were compared: as long as both stay, that is not done again."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was read on the way."""
+        return {**vars(self), "_open": {}}
 
     @staticmethod
     def load(path: "str | Path | Recorded") -> "Recorded":
@@ -107,11 +123,18 @@ class Recorded:
         found: dict[int, Step] = {}
         for number, (start, stop) in enumerate(zip(self._parts, ends, strict=True)):
             if start < block.stop and block.start < stop:
-                self._check(steps_name(number))
-                if inputs_name(number) in self._files:
-                    self._check(inputs_name(number))
-                found |= read_steps(self.folder, number, inputs=self.inputs)
+                found |= self._part(number).steps(block)
         return [found[step] for step in block]
+
+    def _part(self, number: int) -> Part:
+        """A part of the steps; the last one stays open, since blocks are read one after the other."""
+        self._check(steps_name(number))
+        if inputs_name(number) in self._files:
+            self._check(inputs_name(number))
+        if number not in self._open:
+            self._open.clear()
+            self._open[number] = Part(self.folder, number, inputs=self.inputs)
+        return self._open[number]
 
     @property
     def _begins(self) -> int:
@@ -130,5 +153,10 @@ class Recorded:
         path = self.folder / name
         if not path.exists():
             raise ResultsError(f"{self.folder}: '{name}' is missing; copy the whole folder, or record again")
-        if sha256_of(path) != self._files.get(name):
+        found = path.stat()
+        as_it_was = found.st_size, found.st_mtime_ns
+        if self._whole.get(name) == as_it_was:
+            return
+        if name not in self._files or not is_whole(path, self._files[name]):
             raise ResultsError(f"{path} is not what was recorded (its digest differs); copy it anew, or record again")
+        self._whole[name] = as_it_was

@@ -36,7 +36,8 @@ class Recording:
     and the loss that went backward; of every step the optimiser's settings as used, how the gradient was clipped, and
     its norm; parameters, buffers and optimiser state before some of the steps and after the last. A batch that went
     backward in several parts, and several batches for one step (accumulation), are seen as they happen. How much that
-    is, one line of the logger "stagetrace" says after the first step (level INFO).
+    is, one line of the logger "stagetrace" says after the first step (level INFO). Files are written by a thread of
+    its own, from copies: up to three states are in memory at once beside the training's own.
 
     Args:
         folder: where to; it must hold no recording yet.
@@ -53,7 +54,7 @@ class Recording:
     Raises:
         DescriptionError: the optimiser has no derivative here (it is named, with those that have one), or trains
             parameters of another model; the model is spread over devices, or compiled with dropout.
-        ResultsError: the folder holds a recording, or the file system refused.
+        ResultsError: the folder holds a recording. Later, in the training's loop, that the file system refused.
     """
 
     def __init__(
@@ -157,13 +158,19 @@ class Recording:
         assert self._watch is not None
         assert self._writer is not None
         ended, last = time.perf_counter(), self._watch.stop()
-        if last is not None:
-            self._writer.finish(last)
-            now = time.perf_counter()
-            # what recording took, of all that the training took
-            spent = {"recording": self._watch.seconds + now - ended, "training": now - self._started}
-            self._described["seconds"] = {name: round(seconds, 6) for name, seconds in spent.items()}
-            self._writer.record(complete=complete)
+        if last is None:
+            self._writer.wait()
+            return
+        self._writer.finish(last)
+        now = time.perf_counter()
+        # what recording took, of all that the training took; and of the processor beside it
+        spent = {
+            "recording": self._watch.seconds + now - ended,
+            "training": now - self._started,
+            "writer": self._writer.seconds,
+        }
+        self._described["seconds"] = {name: round(seconds, 6) for name, seconds in spent.items()}
+        self._writer.record(complete=complete)
 
     def loader(self, loader: Any) -> Watched:
         """What the loop goes over in place of its loader: the same batches, in the same order.

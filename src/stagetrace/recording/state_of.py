@@ -16,17 +16,22 @@ def state_of(
 ) -> State:
     """A copy of what is trained, of the model's buffers and of the optimiser's slots, and the average of parameters.
 
-    trained: the parameters by their names.
+    All in the CPU's memory. trained: the parameters by their names.
     """
-    values = {name: p.detach().clone() for name, p in trained.items()}
-    buffers = {plain_name(name): buffer.detach().clone() for name, buffer in model.named_buffers()}
+    values = {name: _copy(p) for name, p in trained.items()}
+    buffers = {plain_name(name): _copy(buffer) for name, buffer in model.named_buffers()}
     return State(values, buffers, slots_of(trained, optimizer), {} if average is None else average.values)
 
 
 def slots_of(trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """A copy of what the optimiser keeps of each parameter, by the parameter's name."""
-    return {name: _copied(optimizer.state[p]) for name, p in trained.items() if optimizer.state.get(p)}
+    return {
+        name: {slot: _copy(value) if isinstance(value, Tensor) else value for slot, value in slots.items()}
+        for name, p in trained.items()
+        if (slots := optimizer.state.get(p))
+    }
 
 
-def _copied(slots: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in slots.items()}
+def _copy(tensor: Tensor) -> Tensor:
+    """In memory of its own and in one piece, as files want it."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

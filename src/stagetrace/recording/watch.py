@@ -12,7 +12,7 @@ Where the batch goes forward and backward inside the step (a closure), the setti
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from operator import index
@@ -24,11 +24,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stagetrace.errors import DescriptionError
 from stagetrace.recording.average import Average
-from stagetrace.recording.content import Written, digest, written
+from stagetrace.recording.content import digest, written
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
+from stagetrace.recording.seen import Number, Pending, Seen, autocast, generators, number_of, settings_of, told
 from stagetrace.recording.state_of import slots_of, state_of
-from stagetrace.recording.step import Clip, Micro, State, Step
+from stagetrace.recording.step import State, Step
+
+_UNREAD = 64
+"""Steps whose losses and norms may stay on an accelerator before it is waited for."""
 
 # of all tensors at once: private, but what torch.optim itself is made of
 foreach_copy: Callable[[list[Tensor], list[Tensor]], None] = getattr(torch, "_foreach_copy_")  # noqa: B009
@@ -47,19 +51,6 @@ class Sink(Protocol):
         ...
 
     def step(self, step: Step) -> None: ...
-
-
-@final
-class _Pending:
-    """A batch on its way through the model."""
-
-    def __init__(self, ids: Sequence[int], content: Written | str) -> None:
-        self.ids, self.content = tuple(ids), content
-        self.loss: Tensor | None = None
-        self.generators = generators()
-        self.still: tuple[str, ...] | None = None
-        self.autocast = autocast(torch.device("cpu"))
-        self.forward = self.inside = False
 
 
 @final
@@ -84,16 +75,16 @@ class Watch:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in stepped}
         self._average = None if average is None else Average(average, model, self.trained)
-        self._done: Step | None = None
-        """The last step, while the average may still be updated after it."""
+        self._buffer_names = [plain_name(name) for name, _ in model.named_buffers()]
         self._modules = [(plain_name(name), module) for name, module in model.named_modules()]  # walked once
         self.steps = 0
-        self._pending: list[_Pending] = []
-        self._clips: list[Clip] = []
+        self._pending: list[Pending] = []
+        self._clips: list[tuple[tuple[str, ...], float, float, Number]] = []
         self._settings: Any = None
-        self._norm: Tensor | None = None
+        self._norm: Number | None = None
         self._resting: tuple[str, ...] = ()
-        self._last: State | None = None
+        self._unread: list[Seen] = []
+        self._last: tuple[list[Tensor], list[Tensor]] | None = None
         self._hooks = ExitStack()
         self._device = next(iter(self.trained.values())).device
         self.seconds = 0.0
@@ -124,17 +115,31 @@ class Watch:
     def stop(self) -> State | None:
         """Take the hooks off. Returns the state after the last step, as the optimiser left it; None without a step."""
         self._hooks.close()
+        self._tell()
         if self._last is None:
             return None
-        self._hand_on()
+        values, buffers = (
+            {name: kept.cpu().contiguous() for name, kept in zip(names, each, strict=True)}
+            for names, each in zip((self.trained, self._buffer_names), self._last, strict=True)
+        )
         average = {} if self._average is None else self._average.values
-        return State(self._last.values, self._last.buffers, slots_of(self.trained, self.optimizer), average)
+        return State(values, buffers, slots_of(self.trained, self.optimizer), average)
 
     def keep(self) -> None:
         """Keep the state as it is now, between two steps: it may be that of a checkpoint."""
         if not self._pending:
-            self._hand_on()
+            self._tell()
             self._sink.state(self.steps, self._state(), asked=True)
+
+    def _tell(self) -> None:
+        """Hand the steps so far to the sink; by then the average has been updated, too."""
+        unread, self._unread = self._unread, []
+        if unread and self._average is not None:
+            assert self._last is not None
+            now = dict(zip(self.trained, self._last[0], strict=True))
+            unread = [replace(unread[0], average=self._average.look(now, self.steps))]  # there is one at a time
+        for step in told(unread):
+            self._sink.step(step)
 
     def begin(self, ids: Sequence[int], content: Any) -> None:
         """A batch of these examples is about to go forward."""
@@ -143,11 +148,13 @@ class Watch:
         if self._pending and self._pending[-1].loss is None:
             self._pending.pop()  # it was skipped
         if not self._pending:
-            self._hand_on()
+            if self._average is not None:
+                self._tell()
             if self._sink.wants(self.steps):
+                self._tell()
                 self._sink.state(self.steps, self._state())
         # copied now: a loop may change its batch on the way
-        self._pending.append(_Pending(ids, written(content) if self._keeps else digest(content)))
+        self._pending.append(Pending(ids, written(content) if self._keeps else digest(content)))
         self.seconds += time.perf_counter() - started
 
     def before_forward(self) -> None:
@@ -174,9 +181,9 @@ class Watch:
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         if self._pending and all(root.numel() == 1 for root in roots):
             started = time.perf_counter()
-            total = torch.stack([root.detach().reshape(()) for root in roots]).sum()
             current = self._pending[-1]
-            current.loss = total if current.loss is None else current.loss + total
+            for loss in map(number_of, roots):
+                current.loss = loss if current.loss is None else current.loss + loss
             if current.still is None:
                 current.still = tuple(name for name, module in self._modules if not module.training)
             self.seconds += time.perf_counter() - started
@@ -187,7 +194,7 @@ class Watch:
         norm = original(given, max_norm, *rest, **named)
         names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
         kind = float(rest[0] if rest else named.get("norm_type", 2.0))
-        self._clips.append(Clip(names, float(max_norm), kind, float(norm)))
+        self._clips.append((names, float(max_norm), kind, number_of(norm)))
         return norm
 
     def _before_any_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
@@ -215,7 +222,7 @@ class Watch:
         self._check_average()
         self._settings = [settings_of(group) for group in optimizer.param_groups]
         self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
-        self._norm = norm_of([p.grad for p in self.trained.values() if p.grad is not None])
+        self._norm = number_of(norm_of([p.grad for p in self.trained.values() if p.grad is not None]))
         self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
@@ -228,22 +235,12 @@ class Watch:
                 "recording.loader(loader), or write `with recording.batch(ids, batch):` around forward and backward"
             )
         assert self._norm is not None
-        micros = [_micro(pending) for pending in done]
-        self._done = Step(micros, self._settings, tuple(self._clips), float(self._norm), self._resting)
+        self._unread.append(Seen(done, self._settings, self._clips, self._norm, self._resting))
         self._pending, self._clips, self.steps = [], [], self.steps + 1
         self._keep_last()
-        if self._average is None:
-            self._hand_on()
+        if self._average is None and (self._device.type == "cpu" or len(self._unread) == _UNREAD):
+            self._tell()
         self.seconds += time.perf_counter() - started
-
-    def _hand_on(self) -> None:
-        """The last step goes to the sink, once the next one begins: the average was updated by then."""
-        step, self._done = self._done, None
-        if step is not None and self._average is not None:
-            assert self._last is not None
-            step = replace(step, average=self._average.look(self._last.values, self.steps))
-        if step is not None:
-            self._sink.step(step)
 
     def _state(self) -> State:
         return state_of(self.model, self.trained, self.optimizer, self._average)
@@ -262,13 +259,14 @@ class Watch:
 
     def _keep_last(self) -> None:
         """Copy the values where the optimiser left them: what comes after may load others (the best checkpoint)."""
+        now = list[Tensor](self.trained.values()), list(self._buffers())
         if self._last is None:
-            self._last = state_of(self.model, self.trained, self.optimizer)
+            self._last = [value.detach().clone() for value in now[0]], [buffer.detach().clone() for buffer in now[1]]
             return
         with torch.no_grad():
-            foreach_copy(list(self._last.values.values()), list(self.trained.values()))
-            for kept, buffer in zip(self._last.buffers.values(), self._buffers(), strict=True):
-                kept.copy_(buffer)
+            for kept, values in zip(self._last, now, strict=True):
+                if values:
+                    foreach_copy(kept, values)
 
     def _buffers(self) -> Iterator[Tensor]:
         """The model's, in the order of `named_buffers`, by the list of its modules: to walk through it takes time."""
@@ -313,47 +311,9 @@ def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def generators() -> Mapping[str, Tensor]:
-    """The state of the random generators that a forward pass on this machine can draw from."""
-    found = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        found |= {f"cuda:{number}": torch.cuda.get_rng_state(number) for number in range(torch.cuda.device_count())}
-    return found
-
-
-def autocast(device: torch.device) -> tuple[str, str] | None:
-    """Mixed precision as it is now: the kind of device, and the dtype; None where it is off."""
-    if not torch.is_autocast_enabled(device.type):
-        return None
-    return device.type, str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
-
-
 def _parts(model: nn.Module) -> list[nn.Module]:
     """The modules that a model calls first: its own, those in lists and dicts of modules among them."""
     found = list[nn.Module]()
     for part in model.children():
         found += _parts(part) if isinstance(part, nn.ModuleList | nn.ModuleDict) else [part]
     return found
-
-
-def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group's settings as plain values."""
-    return {
-        name: value.item()
-        if isinstance(value, Tensor)
-        else tuple(_plain(value))
-        if isinstance(value, list | tuple)
-        else value
-        for name, value in group.items()
-        if name not in ("params", "param_names")
-    }
-
-
-def _plain(values: Iterable[Any]) -> Iterable[Any]:
-    return (value.item() if isinstance(value, Tensor) else value for value in values)
-
-
-def _micro(pending: _Pending) -> Micro:
-    assert pending.loss is not None
-    still = pending.still or ()
-    return Micro(pending.ids, pending.content, float(pending.loss), pending.generators, still, pending.autocast)

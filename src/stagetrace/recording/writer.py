@@ -1,26 +1,37 @@
-"""Steps and states on their way to disk: states as they are kept, the steps between them some of the time."""
+"""Steps and states on their way to disk: states as they are kept, the steps between them some of the time.
+
+What is kept is decided in the training's thread, on copies; digests and files are made in another, behind it.
+"""
 
 import json
 import logging
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from stagetrace.errors import ResultsError
-from stagetrace.recording.files import FORMAT, RECORD, state_name, write_state, write_steps
+from stagetrace.errors import ResultsError, StagetraceError
+from stagetrace.recording.background import Background
+from stagetrace.recording.files import FORMAT, RECORD, digest_of, size_of, state_name, write_state, write_steps
 from stagetrace.recording.spacing import Spacing, in_bytes
 from stagetrace.recording.step import Micro, State, Step
-from stagetrace.results.files import atomic, force, sha256_of
+from stagetrace.results.files import atomic, force
 from stagetrace.version import __version__
 
 LOG = logging.getLogger("stagetrace")
 
 _PAUSE = 5.0
 """Seconds between two times at which what was recorded so far is put together such that it can be read."""
+
+_PART = 2**26
+"""Bytes of steps that may wait for that."""
+
+_STEPS = 32
+"""Steps that are written beside a state even before that, so that few are left at the end."""
 
 
 @final
@@ -30,6 +41,9 @@ class Writer:
 
     described: what goes into `recording.json` beside the files. batches: how many a pass over the loader has, where
     that is known. steps: how many there will be, where that is known.
+
+    Raises:
+        ResultsError: the folder holds a recording. Of files, the next time that something is handed over.
     """
 
     folder: Path
@@ -38,12 +52,16 @@ class Writer:
     batches: int | None = None
     steps: int | None = None
     _waiting: list[Step] = field(default_factory=list)
-    _files: dict[str, str] = field(default_factory=dict)
+    _bytes: int = 0
     _sizes: dict[int, int] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
     _parts: list[int] = field(default_factory=list)
     _done: int = 0
     _said: float = 0.0
+    _background: Background = field(default_factory=Background)
+    _told: bool = False
+    _files: dict[str, str] = field(default_factory=dict)
+    """The digests of what is there; of the other thread alone, while that is at work."""
 
     def __post_init__(self) -> None:
         if (self.folder / RECORD).exists():
@@ -52,34 +70,50 @@ class Writer:
                 "training is recorded into a folder of its own: Unrolled(shared, [first, second]))"
             )
 
+    @property
+    def seconds(self) -> float:
+        """Of the processor that writing has taken, beside the training."""
+        return self._background.seconds
+
     def wants(self, step: int) -> bool:
         return self.spacing(step) and step not in self._sizes
 
     def state(self, step: int, state: State, *, asked: bool = False) -> None:
-        """Write the state before a step, and the steps before it. asked: it stays, whatever the budget."""
+        """Write the state before a step, and the steps before it. asked: it stays, whatever the budget.
+
+        state: copies, which are the writer's own from here on.
+        """
         if asked:
             self._asked.add(step)
         if step in self._sizes:
             return
-        self._write_state(step, state)
+        self._sizes[step] = size_of(state)
         spaced = {each: size for each, size in self._sizes.items() if each not in self._asked}
-        dropped = [state_name(each) for each in self.spacing.dropped(spaced)]
-        self._files = {name: digest for name, digest in self._files.items() if name not in dropped}
-        self._sizes = {each: size for each, size in self._sizes.items() if state_name(each) in self._files}
-        if dropped or not self._parts or time.monotonic() - self._said > _PAUSE:
-            self._write_waiting()
-            self.record(complete=False, forced=False)
-        for name in dropped:
-            (self.folder / name).unlink()
+        dropped = self.spacing.dropped(spaced)
+        self._sizes = {each: size for each, size in self._sizes.items() if each not in dropped}
+        works = [partial(self._write_state, step, state)]
+        due = dropped or not self._parts or time.monotonic() - self._said > _PAUSE
+        if due or len(self._waiting) >= _STEPS:
+            works += self._part()
+        if due:
+            names = [state_name(each) for each in dropped]
+            works.append(partial(self._record, self._description(complete=False), names))
+            self._said = time.monotonic()
+        self._do(step, works)
 
     def step(self, step: Step) -> None:
+        size = sum(_size(micro) for micro in step.micros)
+        if not self._done and not self._waiting:
+            self._say(step, size)
         self._waiting.append(step)
-        if self._done + len(self._waiting) == 1:
-            self._say(step)
+        self._bytes += size
+        if self._bytes > _PART:
+            works = self._part()
+            self._do(self._done, works)
 
-    def _say(self, step: Step) -> None:
+    def _say(self, step: Step, one: int) -> None:
         """How much will be written, told once the first step is done."""
-        one, state = sum(_size(micro) for micro in step.micros), max(self._sizes.values(), default=0)
+        state = max(self._sizes.values(), default=0)
         said = f"recording into {self.folder}: {in_bytes(one)} a step, {in_bytes(state)} a kept state"
         if self.steps is not None:
             states = sum(self.spacing(each) for each in range(self.steps)) + 1
@@ -92,46 +126,88 @@ class Writer:
 
     def finish(self, last: State) -> None:
         """Write what is left, and the state after the last step; `record` says that it is there."""
-        self._write_waiting()
+        works = self._part()
         if self._done not in self._sizes:
-            self._write_state(self._done, last)
+            self._sizes[self._done] = size_of(last)
+            works.append(partial(self._write_state, self._done, last))
+        self._do(self._done, works)
+        self.wait()
 
-    def _write_state(self, step: int, state: State) -> None:
-        name = write_state(self.folder, step, state)
-        self._sealed(name)
-        self._sizes[step] = (self.folder / name).stat().st_size
+    def record(self, *, complete: bool) -> None:
+        """Say what is there, and have all of it on the disk. complete: the training ended as meant."""
+        self._do(self._done, [partial(self._record, self._description(complete=complete), [], forced=True)])
+        self.wait()
 
-    def _write_waiting(self) -> None:
+    def wait(self) -> None:
+        """Until what was handed over is written.
+
+        Raises:
+            ResultsError: it could not be, and that was not said before.
+        """
+        self._background.wait()
+        self._check()
+
+    def _part(self) -> list[partial[None]]:
+        """What writes the steps that wait, if there are any."""
         if not self._waiting:
-            return
-        for name in write_steps(self.folder, len(self._parts), self._done, self._waiting):
-            self._sealed(name)
+            return []
+        write = partial(self._write_steps, len(self._parts), self._done, self._waiting)
         self._parts.append(self._done)
         self._done += len(self._waiting)
-        self._waiting = []
+        self._waiting, self._bytes = [], 0
+        return [write]
 
-    def _sealed(self, name: str) -> None:
-        self._files[name] = sha256_of(self.folder / name)
+    def _do(self, step: int, works: list[partial[None]]) -> None:
+        """Have something done behind the training. step: how far that has come."""
 
-    def record(self, *, complete: bool, forced: bool = True) -> None:
-        """Say what is there. complete: the training ended as meant."""
-        said = {
+        def done() -> None:
+            try:
+                for work in works:
+                    work()
+            except StagetraceError as cause:
+                raise ResultsError(f"recording, before step {step + 1:,} of the training: {cause}") from cause
+
+        self._check()
+        self._background.do(done)
+
+    def _check(self) -> None:
+        """Raise what went wrong behind the training; once, so that the training may end as it likes."""
+        if self._background.failure is not None and not self._told:
+            self._told = True
+            raise self._background.failure
+
+    def _description(self, *, complete: bool) -> dict[str, Any]:
+        """What `recording.json` will say beside the files."""
+        return {
             "format": FORMAT,
             "stagetrace": __version__,
             "torch": torch.__version__,
             "complete": complete,
             "steps": self._done,
             "states": sorted(step for step in self._sizes if step <= self._done),
-            "parts": self._parts,
+            "parts": list(self._parts),
             **self.described,
-            "files": self._files,
         }
-        if forced:
-            for name in self._files:
-                force(self.folder / name)
+
+    # from here on in the other thread
+
+    def _write_state(self, step: int, state: State) -> None:
+        self._sealed([write_state(self.folder, step, state)])
+
+    def _write_steps(self, part: int, first: int, steps: list[Step]) -> None:
+        self._sealed(write_steps(self.folder, part, first, steps))
+
+    def _sealed(self, names: list[str]) -> None:
+        for name in names:
+            force(self.folder / name)
+            self._files[name] = digest_of(self.folder / name)
+
+    def _record(self, said: dict[str, Any], dropped: list[str], *, forced: bool = False) -> None:
+        self._files = {name: digest for name, digest in self._files.items() if name not in dropped}
         with atomic(self.folder / RECORD, forced=forced) as temporary:
-            temporary.write_text(json.dumps(said, indent=1) + "\n")
-        self._said = time.monotonic()
+            temporary.write_text(json.dumps({**said, "files": self._files}, indent=1) + "\n")
+        for name in dropped:
+            (self.folder / name).unlink()
 
 
 def _size(micro: Micro) -> int:

@@ -9,8 +9,10 @@ from torch import Tensor
 from stagetrace.errors import DataError
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import State, Step
+from stagetrace.replay.causes import Constant, penalty_in_loss
 from stagetrace.replay.forward import Point
 from stagetrace.replay.step import Slopes, norm_of
+from stagetrace.stages.space import Params
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 """How far a replayed loss or norm may be from the recorded one, relative to it, by the parameters' dtype.
@@ -52,6 +54,7 @@ class Agreement:
     steps: int = 0
     odd_scales: set[int] = field(default_factory=set)
     noisy: int = 0
+    _constant: Constant = field(default_factory=Constant, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -73,17 +76,22 @@ class Agreement:
     def worst(self) -> float:
         return max(self.loss, self.norm, self.end)
 
-    def check_step(self, number: int, step: Step, found: Slopes) -> None:
+    def check_step(self, number: int, step: Step, found: Slopes, trained: Params) -> None:
         """Hold a step's losses and norms against the recorded ones.
 
+        trained: the parameters before it.
+
         Raises:
-            DataError: they differ; says by how much, and what the likely causes are.
+            DataError: they differ; says by how much, and what the likely causes are. Or the losses were divided by what
+                they themselves came to.
         """
         self.steps += 1
         for micro, scale in zip(step.micros, found.scales, strict=True):
             self.loss = max(self.loss, scale.error)
             if not scale.whole:
                 self.odd_scales.add(number)
+                if self._constant.seen(micro.loss, scale.factor):
+                    self._refuse_constant(micro.loss)
             if micro.autocast is not None:  # from here on: the end of the block holds what this step did
                 self.tolerance = max(self.tolerance, TOLERANCES[getattr(torch, micro.autocast[1])])
         for clip, norm in zip(step.clips, found.norms, strict=True):
@@ -92,17 +100,28 @@ class Agreement:
                     f"{self.where}: step {number + 1} was clipped by its norm of order {clip.kind:g}; only norm_type=2 "
                     "has a derivative here"
                 )
-            self._norm(number, "gradient before it was clipped", clip.norm, norm)
-        self._norm(number, "gradient that the optimiser saw", step.norm, found.norm)
+            self._norm(number, "gradient before it was clipped", clip.norm, norm, step, found, trained)
+        self._norm(number, "gradient that the optimiser saw", step.norm, found.norm, step, found, trained)
 
-    def _norm(self, number: int, what: str, recorded: float, found: float) -> None:
-        off = abs(found - recorded) / recorded if recorded else found
+    def _refuse_constant(self, loss: float) -> None:
+        raise DataError(
+            f"{self.where}: replaying {self.recorded.folder}: every loss that went backward was {loss:.6g}, whatever "
+            "the examples' losses were: each was divided by what it came to (loss / loss.detach()). That number "
+            "depends on the parameters, and a derivative through it is not known here; train on the loss itself, with "
+            "a learning rate for its size, and record that"
+        )
+
+    def _norm(
+        self, number: int, what: str, recorded: float, norm: float, step: Step, found: Slopes, trained: Params
+    ) -> None:
+        off = abs(norm - recorded) / recorded if recorded else norm
         self.norm = max(self.norm, off)
         if off > self.tolerance:
+            why = penalty_in_loss(step, found, trained) or (_ODD if number in self.odd_scales else "")
             raise DataError(
                 f"{self.where}: replaying {self.recorded.folder}, step {number + 1}: the norm of the {what} comes out "
-                f"as {found:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). "
-                f"{_ODD if number in self.odd_scales else ''}Likely causes: the stage's objective is not the loss that "
+                f"as {norm:.6g}, recorded was {recorded:.6g} (off by {off:.1e}, allowed {self.tolerance:.0e}). "
+                f"{why}{'Other likely' if why else 'Likely'} causes: the stage's objective is not the loss that "
                 "was trained (its reduction over tokens, label smoothing, class weights, a further term); random "
                 "numbers were drawn between the batch and the forward pass (fused attention kernels of a GPU draw "
                 "dropout in their own way: train with attn_implementation='eager', or attention dropout 0); the "

@@ -19,9 +19,8 @@ minimum is assumed.
 (Maclaurin, Duvenaud & Adams 2015 for one stage of SGD with momentum.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, isqrt
 from typing import final
 
 import torch
@@ -33,18 +32,22 @@ from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import State, Step
 from stagetrace.replay.agreement import TOLERANCES, Agreement
 from stagetrace.replay.course import Factors
+from stagetrace.replay.entries import pulled_back
 from stagetrace.replay.forward import Point, stepped
 from stagetrace.replay.graph import StepGraphs
+from stagetrace.replay.schedule import ahead
 from stagetrace.replay.statistics import notes, taken_over
 from stagetrace.replay.step import slopes, through_clips
 from stagetrace.replay.training import Training
 from stagetrace.replay.weighted import Weighted
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
-from stagetrace.stages.space import Params
 
 MEMORY = 2 * 2**30
 """Bytes for the states of a block, where nothing else is asked for."""
+
+Ended = Callable[[Point], None]
+"""Is told where a block's steps ended."""
 
 
 @final
@@ -88,20 +91,23 @@ class Reverse:
         self._bound, self._recorded, self._memory, self._weighted = bound, recorded, memory, weighted
         self._training = Training(bound)
         self._rule: Rule = rule_of(recorded.optimizer, bound.stage.where)
-        self._group = {name: number for number, names in enumerate(recorded.groups) for name in names}
         self.agreement = Agreement(recorded, bound.stage.where, TOLERANCES[bound.trained.dtype])
         columns = gradient.trained.shape[1]
         values = bound.trained.unflatten_columns(gradient.trained)
         nothing = {name: torch.zeros_like(value) for name, value in values.items()}
         # the query sees the parameters, or their average
         ends, self._average = (nothing, values) if recorded.averaged else (values, dict[str, Tensor]())
-        self._adjoints = {name: Adjoint(value, {}) for name, value in ends.items()}
+        self._adjoints = {
+            name: Adjoint(value.clone(memory_format=torch.contiguous_format)) for name, value in ends.items()
+        }
+        self._cotangents = {name: torch.empty_like(adjoint.value) for name, adjoint in self._adjoints.items()}
         self._statistics = bound.statistics.unflatten_columns(gradient.statistics)
         self._inherited = {
             name: torch.zeros(columns, *value.shape, dtype=value.dtype, device=value.device)
             for name, value in bound.inherited_values.items()
         }
         self._began = State({})
+        self._after: dict[int, State] = {}  # where the block that was run before began
         self._slopes = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
 
     def block(self, block: range) -> None:
@@ -112,37 +118,34 @@ class Reverse:
             DifferentiationError: the gradient of a step has no derivative.
         """
         source = self._recorded if self._weighted is None else self._weighted
-        start, end = source.state(block.start), source.state(block.stop)
-        self._began = start
-        steps = dict(zip(block, source.read(block), strict=True))
+        start = source.state(block.start)
+        after = {block.stop: source.state(block.stop)} if block.stop not in self._after else self._after
+        self._after, self._began = {block.start: start}, start
         point = Point.of(start, self._bound.trained_values)
 
         def ended(found: Point) -> None:
-            self.agreement.check_end(block, start, end, found)
+            self.agreement.check_end(block, start, after.pop(block.stop), found)  # and is let go
 
-        self._stretch(steps, point, max(2, self._memory // point.size), ended)
+        room = max(2, self._memory // point.size)
+        self._stretch(source.read(block), block.start, point, room, ended)
 
-    def _stretch(self, steps: Mapping[int, Step], point: Point, room: int, ended: Callable[[Point], None]) -> None:
+    def _stretch(self, steps: Sequence[Step], first: int, start: Point, room: int, ended: Ended) -> None:
         """Run consecutive steps backwards, given the point before the first; holds up to `room` points at a time.
 
-        ended: is told the point after the last step, where that was not computed before.
+        first: the number of the first step. ended: is told the point after the last step.
         """
-        numbers = list(steps)
-        several = max(2, min(room // 2, isqrt(len(numbers)) + 1))
-        size = 1 if len(numbers) <= max(room, 1) else ceil(len(numbers) / several)
-        starts = {0: point}
-        for place, number in enumerate(numbers[: (len(numbers) - 1) // size * size], 1):
-            point = self._forwards(number, steps[number], point)
-            if place % size == 0:
-                starts[place] = point
-        for place in reversed(list(starts)):
-            start, part = starts.pop(place), numbers[place : place + size]
-            if size > 1:
-                self._stretch({n: steps[n] for n in part}, start, room - len(starts), ended)
-                ended = _known
-            else:
-                self._backwards(part[0], steps[part[0]], start, ended)
-                ended = _known
+        held, end = [(0, start)], len(steps)
+        while held:
+            place, point = held[-1]
+            if end - place == 1:
+                self._backwards(first + place, steps[place], point, ended if end == len(steps) else None)
+                held.pop()
+                end = place
+                continue
+            later = place + ahead(end - place, room - len(held))
+            for number in range(place, later):
+                point = self._forwards(first + number, steps[number], point)
+            held.append((later, point))
 
     def result(self) -> Sensitivities:
         """What has come out, once every block was run."""
@@ -170,30 +173,26 @@ class Reverse:
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)
         found = slopes(self._training, point.values, self._bound.inherited_values, step, *self._weights(number))
-        self.agreement.check_step(number, step, found)
+        self.agreement.check_step(number, step, found, point.values)
         return stepped(self._recorded, point, step, found.clipped, self._training.buffers)
 
-    def _backwards(self, number: int, step: Step, point: Point, ended: Callable[[Point], None]) -> None:
-        """One step backwards. ended: is told the point after it, unless that is known."""
-        live = [name for name in point.values if name not in step.resting]
+    def _backwards(self, number: int, step: Step, point: Point, ended: Ended | None) -> None:
+        """One step backwards. ended: is told the point after it, which was not computed before."""
         graphs = StepGraphs(self._training, point, self._bound.inherited_values, step, *self._weights(number))
         found = graphs.gradient()
-        if ended is not _known:
-            self.agreement.check_step(number, step, found)
+        if ended is not None:
+            self.agreement.check_step(number, step, found, point.values)
             ended(stepped(self._recorded, point, step, found.clipped, self._training.buffers))
         if step.average is not None:
             self._through_average(step.average)
-        cotangents: Params = {}
-        for name in live:
-            before, cotangents[name] = self._rule.pull_back(
-                point.parameter(name), found.clipped[name], step.groups[self._group[name]], self._adjoints[name]
-            )
-            self._adjoints[name] = before
-        cotangents = through_clips(cotangents, found.raw, step.clips)
+        cotangents = {name: self._cotangents[name] for name in point.values if name not in step.resting}
+        for group, names in zip(step.groups, self._recorded.groups, strict=True):
+            states = {name: point.parameter(name) for name in names if name in cotangents}
+            pulled_back(self._rule, states, found.clipped, group, self._adjoints, cotangents)
+        through_clips(cotangents, found.raw, step.clips)
         for products in graphs.products(cotangents, self._statistics):
             for name, product in products.trained.items():
-                adjoint = self._adjoints[name]
-                self._adjoints[name] = Adjoint(adjoint.value + product, adjoint.slots)
+                self._adjoints[name].value.add_(product)
             for name, product in products.inherited.items():
                 self._inherited[name] += product
             self._statistics = products.statistics
@@ -207,11 +206,5 @@ class Reverse:
     def _through_average(self, d: float) -> None:
         """`a' = d a + (1 - d) theta'` backwards: `theta'_bar += (1 - d) a'_bar`, `a_bar = d a'_bar`."""
         for name, adjoint in self._average.items():
-            after = self._adjoints[name]
-            self._adjoints[name] = Adjoint(after.value + (1 - d) * adjoint, after.slots)
+            self._adjoints[name].value.add_((1 - d) * adjoint)
             self._average[name] = d * adjoint
-
-
-def _known(point: Point) -> None:
-    """The point after a step that was replayed before."""
-    del point

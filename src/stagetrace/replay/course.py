@@ -52,7 +52,7 @@ class Course:
                 for number, step in zip(block, recorded.read(block), strict=True):
                     training.put(point.buffers)
                     found = slopes(training, point.values, bound.inherited_values, step)
-                    agreement.check_step(number, step, found)
+                    agreement.check_step(number, step, found, point.values)
                     factors.append(tuple(scale.factor for scale in found.scales))
                     ids.append([micro.ids for micro in step.micros])
                     point = stepped(recorded, point, step, found.clipped, training.buffers)

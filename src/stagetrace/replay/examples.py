@@ -25,7 +25,7 @@ def check_examples(bound: BoundStage, recorded: Recorded) -> tuple[str, ...]:
     """
     said = list[str]()
     for block in dict.fromkeys((recorded.blocks[0], recorded.blocks[-1])):
-        micro = recorded.read(block)[0].micros[0]
+        micro = recorded.read(range(block.start, block.start + 1))[0].micros[0]
         _check_numbers(bound, micro)
         if not isinstance(micro.content, str):
             said.extend(_compared(bound, micro))

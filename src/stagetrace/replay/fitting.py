@@ -52,6 +52,20 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
     return cut
 
 
+def check_decay(bound: BoundStage) -> None:
+    """Refuse a weight decay beside recorded steps, which have it in the optimiser's settings or not at all.
+
+    Raises:
+        DescriptionError: the stage has one.
+    """
+    if bound.stage.weight_decay:
+        refuse(
+            f"{bound.stage.where}: weight_decay={bound.stage.weight_decay:g} is the L2 term of a loss at its minimum, "
+            "but this stage is differentiated through recorded steps, whose decay is in the optimiser's settings as "
+            "used; leave weight_decay= out"
+        )
+
+
 def unlisted(bound: BoundStage, recorded: Recorded) -> list[str]:
     """Trained parameters that started at the values of the stage before, under the same name, and are not shared."""
     if bound.previous is None:

@@ -107,7 +107,11 @@ class Graph:
                     f"the gradient of a recorded step has no derivative ({first_line(cause)}); replace the operation "
                     "that is named"
                 ) from cause
-        stacked = (torch.stack([each[place] for each in found]) for place in range(len(inputs)))
+        # a single column is only seen as one: its memory is its own
+        stacked = (
+            found[0][place].unsqueeze(0) if columns == 1 else torch.stack([each[place] for each in found])
+            for place in range(len(inputs))
+        )
         weights = next(stacked).double().cpu().mT
         trained, inherited, statistics = ({name: next(stacked) for name in group} for group in groups)
         return Products(self.ids, weights, trained, inherited, statistics)

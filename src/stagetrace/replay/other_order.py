@@ -40,8 +40,7 @@ class OtherOrder:
     def __init__(self, bound: BoundStage, course: Course) -> None:
         self._course, self._examples, self._where = course, bound.stage.examples, bound.stage.where
         self._check_divisors()
-        for block in course.recorded.blocks[:1]:
-            self._check_batch(course.recorded.read(block)[0].micros[0])
+        self._check_batch(course.recorded.read(range(1))[0].micros[0])
 
     def steps(self, seed: int) -> Iterator[tuple[Step, Factors]]:
         """The steps in the order of a seed."""

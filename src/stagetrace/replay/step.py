@@ -1,7 +1,7 @@
 """One recorded step: its batches' losses as they were divided, the gradient, and how that was clipped."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.recording.step import Clip, Micro, Step
+from stagetrace.recording.watch import foreach_norm
 from stagetrace.replay.training import Training
 from stagetrace.stages.space import Params
 
@@ -92,7 +93,7 @@ def slopes(
     parameters other than the recorded ones; see `weighted_loss`.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in trained.items() if name not in step.resting}
-    raw = {name: torch.zeros_like(value) for name, value in leaves.items()}
+    raw: Params = {}
     scales, buffers = list[Scale](), list[Params]()
     for place, micro in enumerate(step.micros):
         buffers.append(training.buffers)
@@ -104,7 +105,7 @@ def slopes(
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         scales.append(scale)
         for name, gradient in zip(leaves, found, strict=True):
-            raw[name] += gradient
+            raw[name] = raw[name] + gradient if name in raw else gradient
     return replace(clipped(raw, step.clips, tuple(scales)), buffers=tuple(buffers))
 
 
@@ -123,30 +124,28 @@ def clipped(raw: Params, clips: Sequence[Clip], scales: tuple[Scale, ...] = ()) 
     return Slopes(raw, after, scales, tuple(norms))
 
 
-def through_clips(cotangent: Params, raw: Params, clips: Sequence[Clip]) -> Params:
-    """From the cotangent `[k, *shape]` of the clipped gradient to that of the gradient before.
+def through_clips(cotangent: Params, raw: Params, clips: Sequence[Clip]) -> None:
+    """From the cotangent `[k, *shape]` of the clipped gradient to that of the gradient before, in its place.
 
     With `f = limit / (N + 1e-6)` and `N = |g|`:  cotangent f - (cotangent . g) f / (N + 1e-6) g / N  where f < 1.
     """
     points = [raw]
-    for clip in clips:
+    for clip in clips[:-1]:
         points.append(clipped(points[-1], [clip]).clipped)
-    for clip, point in zip(reversed(clips), reversed(points[:-1]), strict=True):
+    for clip, point in zip(reversed(clips), reversed(points), strict=False):
         chosen = [name for name in clip.names if name in point]
         norm = norm_of([point[name] for name in chosen])
         factor = clip.limit / (norm + 1e-6)
         if factor >= 1:
             continue
-        dot = sum((cotangent[name] * point[name]).flatten(1).sum(dim=1) for name in chosen)  # [k]
+        dot = sum(torch.mv(cotangent[name].flatten(1), point[name].flatten()) for name in chosen)  # [k]
         assert isinstance(dot, Tensor)
         along = dot * factor / (norm + 1e-6) / norm
-        new = {
-            name: cotangent[name] * factor - along.view(-1, *[1] * point[name].ndim) * point[name] for name in chosen
-        }
-        cotangent = {**cotangent, **new}
-    return cotangent
+        for name in chosen:
+            cotangent[name].mul_(factor).addcmul_(along.view(-1, *[1] * point[name].ndim), point[name], value=-1)
 
 
-def norm_of(tensors: "Sequence[Tensor] | object") -> float:
-    """The Euclidean norm over several tensors, summed in float64."""
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))  # type: ignore[attr-defined]
+def norm_of(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm over several tensors on one device."""
+    given = [tensor.detach() for tensor in tensors]
+    return float(torch.linalg.vector_norm(torch.stack(foreach_norm(given)).double())) if given else 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stagetrace.errors import SolveError, StagetraceWarning
 from stagetrace.progress import Progress
+from stagetrace.recording.link import Unrolled
 from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.backward import MEMORY, Reverse, Sensitivities
 from stagetrace.replay.course import Course
@@ -138,8 +139,9 @@ class Repeat:
 
 
 def _backwards(bound: BoundStage, weighted: Weighted, gradient: Gradient, progress: Progress) -> Sensitivities:
-    recorded = weighted.course.recorded
-    reverse = Reverse(bound, recorded, gradient, getattr(bound.stage.link, "memory", MEMORY), weighted)
+    recorded, link = weighted.course.recorded, bound.stage.link
+    memory = link.memory if isinstance(link, Unrolled) else MEMORY
+    reverse = Reverse(bound, recorded, gradient, memory, weighted)
     with (
         torch.random.fork_rng(),
         progress.task(f"differentiating stage '{bound.name}'", recorded.steps, "steps") as advance,

@@ -75,6 +75,9 @@ class Stage:
         if self.link is not None and not isinstance(self.link, Link):
             got = f"the class {self.link.__name__}" if isinstance(self.link, type) else type(self.link).__name__
             refuse(f"{self.where}: link must be Frozen(...), Proximal(...) or a Link of your own, got {got}")
+        if self.link is not None and self.link.recording is not None and type(self.model).__name__ == "OptimizedModule":
+            # a recording names parameters as the plain module does
+            object.__setattr__(self, "model", self.model.get_submodule("_orig_mod"))
         number = isinstance(self.weight_decay, Real) and not isinstance(self.weight_decay, bool)
         if not (number and 0 <= self.weight_decay < math.inf):
             refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
-from stagetrace.recording.link import Trains
+from stagetrace.recording.link import Trains, Unrolled
 from stagetrace.results import JSON, Scores, Trace
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
@@ -34,7 +34,8 @@ def trained_seeds(chain: Chain) -> Sequence[int]:
                 f"{bound.stage.where} comes after '{chain.names[first]}', which is trained again for its scores, so it "
                 "must be trained again too: link=Unrolled(shared, Steps(...))"
             )
-    seeds = {tuple(bound.stage.link.seeds) for bound in chain.bound_stages[first:] if bound.stage.link is not None}  # pyright: ignore[reportAttributeAccessIssue]
+    links = [bound.stage.link for bound in chain.bound_stages[first:]]
+    seeds = {tuple(link.seeds) for link in links if isinstance(link, Unrolled)}
     if len(seeds) > 1:
         refuse(f"Unrolled: the stages' seeds differ ({' and '.join(map(str, sorted(seeds)))}); give all the same")
     return seeds.pop()

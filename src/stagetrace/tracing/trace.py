@@ -14,7 +14,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError, StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
-from stagetrace.replay.backward import MEMORY
+from stagetrace.recording.link import Unrolled
 from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.parts import join
@@ -173,12 +173,12 @@ def _chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[
 
 def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
-    recorded = bound.recording
-    if recorded is None:
-        if isinstance(solver, EarlyStopping) and solver.earlier:
-            return InSegments(bound, curvature, solver)
-        return Implicit(bound, curvature, solver)
-    return Replayed(bound, recorded, getattr(bound.stage.link, "memory", MEMORY))
+    link = bound.stage.link
+    if isinstance(link, Unrolled):
+        return Replayed(bound, link)
+    if isinstance(solver, EarlyStopping) and solver.earlier:
+        return InSegments(bound, curvature, solver)
+    return Implicit(bound, curvature, solver)
 
 
 def checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:

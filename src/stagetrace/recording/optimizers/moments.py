@@ -70,16 +70,23 @@ class Moments:
         decoupled = bool(group.get("decoupled_weight_decay", self.decoupled))
         amsgrad = bool(group.get("amsgrad", False))
 
-        seen = sign(group) * gradient if decoupled else sign(group) * gradient + decay * state.value  # (1)
+        # each line makes one tensor of the parameter's size at most: a large one takes longer to fill than to compute
+        seen = gradient if sign(group) == 1 else -gradient
+        if decay and not decoupled:
+            seen = seen.add(state.value, alpha=decay)  # (1)
         mean = slot(state, "exp_avg").lerp(seen, 1 - beta1)  # (2)
-        square = beta2 * slot(state, "exp_avg_sq") + (1 - beta2) * seen**2  # (3)
+        square = (beta2 * slot(state, "exp_avg_sq")).addcmul_(seen, seen, value=1 - beta2)  # (3)
         root = (slot(state, "max_exp_avg_sq").maximum(square) if amsgrad else square).sqrt()  # (4)
-        scale = weights.root * root + weights.eps  # (5)
+        over = (weights.root * root).add_(weights.eps).reciprocal_()  # (5) 1 / d
 
         # (6) m'_bar += -r / d x'_bar, d_bar = (p G + r m') / d^2 x'_bar; (5) u'_bar += q d_bar / (2 sqrt(u'))
-        direction = weights.gradient * seen + weights.mean * mean
-        mean_bar = after.plus("exp_avg", -weights.mean / scale * after.value)
-        square_bar = weights.root * direction / scale / scale * root_slope(root) * after.value
+        direction = mean * weights.mean
+        if weights.gradient:
+            direction.add_(seen, alpha=weights.gradient)
+        scaled = after.value * over
+        mean_bar = after.plus("exp_avg", -weights.mean * scaled)
+        slope_bar = (scaled * over).mul_(direction).mul_(weights.root)
+        square_bar = slope_bar.mul_(root_slope(root))
         before = dict(after.slots)
         if amsgrad:
             # (4) u'_bar goes to v' where v' is the larger, else to u
@@ -90,9 +97,9 @@ class Moments:
         square_bar = after.plus("exp_avg_sq", square_bar)
         before |= {"exp_avg": beta1 * mean_bar, "exp_avg_sq": beta2 * square_bar}  # (2), (3)
 
-        seen_bar = (1 - beta1) * mean_bar + 2 * (1 - beta2) * seen * square_bar  # (2), (3)
+        seen_bar = ((1 - beta1) * mean_bar).addcmul_(seen, square_bar, value=2 * (1 - beta2))  # (2), (3)
         if weights.gradient:
-            seen_bar -= weights.gradient / scale * after.value  # (6)
+            seen_bar.sub_(scaled, alpha=weights.gradient)  # (6)
         kept = 1 - number(group, "lr") * decay
-        value_bar = kept * after.value if decoupled else after.value + decay * seen_bar  # (6), (1)
-        return Adjoint(value_bar, before), sign(group) * seen_bar
+        value_bar = kept * after.value if decoupled else after.value.add(seen_bar, alpha=decay)  # (6), (1)
+        return Adjoint(value_bar, before), seen_bar if sign(group) == 1 else -seen_bar

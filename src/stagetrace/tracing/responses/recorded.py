@@ -9,10 +9,10 @@ import torch
 from stagetrace.curvature.cost import Cost
 from stagetrace.errors import StagetraceWarning, some_names
 from stagetrace.progress import Progress
-from stagetrace.recording.recorded import Recorded
-from stagetrace.replay.backward import MEMORY, Reverse
+from stagetrace.recording.link import Unrolled
+from stagetrace.replay.backward import Reverse
 from stagetrace.replay.examples import check_examples
-from stagetrace.replay.fitting import fitting, unlisted
+from stagetrace.replay.fitting import check_decay, fitting, unlisted
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import RecordedSteps
 from stagetrace.stages.bound import BoundStage
@@ -30,13 +30,16 @@ class Replayed:
     run backwards give `dq/dw_i`, the derivative at the parameters that the training started from, and what goes to
     parameters that it kept. An example's score is `n dq/dw_i`: the derivative along `mean loss + epsilon loss_i`.
 
+    link: that of the stage, with its recording and the memory that the steps may take.
+
     Raises:
         DescriptionError, ResultsError: the recording is not that of this stage; see `fitting`.
     """
 
-    def __init__(self, bound: BoundStage, recorded: Recorded, memory: int = MEMORY) -> None:
-        self.bound, self._memory = bound, memory
-        self.recorded = fitting(bound, recorded)
+    def __init__(self, bound: BoundStage, link: Unrolled) -> None:
+        self.bound, self._memory = bound, link.memory
+        check_decay(bound)
+        self.recorded = fitting(bound, link.recorded)
         self._remarks = check_examples(bound, self.recorded)
         forgotten = unlisted(bound, self.recorded)
         if forgotten:

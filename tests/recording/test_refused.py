@@ -1,0 +1,119 @@
+"""Trainings that would not replay are refused by name, and none of those that would."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from stagetrace import Recording
+from stagetrace.errors import DescriptionError
+from stagetrace.recording import Recorded
+from stagetrace.recording.refused import check_model, drops_out, is_compiled, refuse_compiled
+from tests.replay.runs import Net, data_of
+
+DATA: Any = data_of(4, 3, seed=1)
+SPREAD = {
+    "DistributedDataParallel": "data parallelism over several processes",
+    "DataParallel": "data parallelism over several devices",
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP",
+    "DeepSpeedEngine": "DeepSpeed",
+}
+
+
+def configured(**settings: float) -> nn.Module:
+    """A model that calls dropout by itself, as its configuration says."""
+    model = nn.Linear(1, 1)
+    model.config = SimpleNamespace(**settings)  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("kind", SPREAD)
+@pytest.mark.parametrize("inside", [False, True])
+def test_models_in_pieces(kind: str, inside: bool):
+    wrapped = type(kind, (nn.Linear,), {})(1, 1)
+    with pytest.raises(DescriptionError, match=rf"{SPREAD[kind]} \({kind}\).*record a training in one process"):
+        check_model(nn.Sequential(wrapped) if inside else wrapped)
+
+
+def test_models_of_a_subclass_too():
+    parent = type("FullyShardedDataParallel", (nn.Linear,), {})
+    with pytest.raises(DescriptionError, match="FSDP"):
+        check_model(type("Mine", (parent,), {})(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "drops"),
+    [
+        (nn.Dropout(0.1), True),
+        (nn.Dropout(0.0), False),
+        (nn.Sequential(nn.Dropout2d(0.1)), True),
+        (nn.LSTM(1, 1, num_layers=2, dropout=0.1), True),
+        (nn.LSTM(1, 1, num_layers=2), False),
+        (nn.MultiheadAttention(2, 1, dropout=0.1), True),
+        (nn.MultiheadAttention(2, 1), False),
+        *((configured(**{name: 0.1}), True) for name in ("attention_dropout", "attention_probs_dropout_prob")),
+        *(
+            (configured(**{name: 0.1}), True)
+            for name in ("hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+        ),
+        (configured(attention_dropout=0.0), False),
+        (configured(other=0.1), False),
+    ],
+)
+def test_what_drops_at_random(model: nn.Module, drops: bool):
+    assert drops_out(model) is drops
+
+
+def test_compiled_in_place():
+    model = nn.Sequential(nn.Dropout(0.1))
+    assert not is_compiled(model)
+    model._compiled_call_impl = object()  # type: ignore[assignment]  # as `model.compile()` leaves it
+    assert is_compiled(model)
+    assert is_compiled(model, inside=True)
+    with pytest.raises(DescriptionError, match=r"compiled and has dropout"):
+        refuse_compiled(model)
+    with pytest.raises(DescriptionError, match=r"compiled and has dropout"):
+        check_model(nn.Sequential(model))
+    assert not is_compiled(type("OptimizedModule", (nn.Linear,), {})(1, 1), inside=True)
+
+
+def recorded(folder: Path, step: Callable[[Net, torch.optim.Optimizer, Any], None]) -> Recorded:
+    model = Net(3, 0.0).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recording(folder, model, optimizer) as recording:
+        for x, y in recording.loader(DataLoader(DATA, 2)):
+            optimizer.zero_grad()
+            step(model, optimizer, nn.functional.cross_entropy(model(x), y))
+    return Recorded.load(folder)
+
+
+def test_a_scaler_that_is_off_scales_nothing(tmp_path: Path):
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def step(model: Net, optimizer: torch.optim.Optimizer, loss: Any) -> None:
+        del model
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    assert recorded(tmp_path, step).steps == 2
+
+
+def test_another_model_may_have_an_optimiser_of_its_own(tmp_path: Path):
+    other = nn.Linear(1, 1)
+    its = torch.optim.SGD(other.parameters(), lr=0.1)
+
+    def step(model: Net, optimizer: torch.optim.Optimizer, loss: Any) -> None:
+        del model
+        loss.backward()
+        optimizer.step()
+        other(torch.ones(1)).sum().backward()
+        its.step()
+
+    assert recorded(tmp_path, step).steps == 2
