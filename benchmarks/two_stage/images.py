@@ -34,14 +34,14 @@ class Sizes:
     base: int = 6000
     first: int = 1000
     second: int = 1000
-    tests: int = 1000
-    steps: int = 100
+    tests: int = 500
+    steps: int = 60
     batch: int = 50
     checkpoint: Training = Training(epochs=10, batch=128)
 
 
 FULL = Sizes()
-QUICK = Sizes(base=64, first=40, second=40, tests=20, steps=4, batch=20, checkpoint=Training(epochs=1, batch=32))
+QUICK = Sizes(base=20, first=20, second=20, tests=10, steps=4, batch=10, checkpoint=Training(epochs=2, batch=10))
 
 
 def starts(asked: Asked, seed: int, singles: int) -> list[Start]:

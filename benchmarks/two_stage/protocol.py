@@ -31,9 +31,9 @@ class Protocol:
     """
 
     percents: tuple[int, ...] = (1, 2, 5, 10, 50)
-    each: int = 24
-    orders: int = 4
-    repeated: Mapping[int, int] = field(default_factory=lambda: {2: 16, 10: 16, 50: 16})
+    each: int = 20
+    orders: int = 2
+    repeated: Mapping[int, int] = field(default_factory=lambda: {2: 10, 10: 10, 50: 10})
     seeds: int = 3
     singles: int = 8
 

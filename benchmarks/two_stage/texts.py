@@ -19,12 +19,17 @@ from experiments.checkpoints import Checkpoints
 from experiments.texts import Corpora, Texts, read_texts
 from experiments.training import SILENT, Training, train_stage
 from experiments.transformer_chains.data import GENERAL, TWEETS, Row, balanced, rows, tokenizer_of
-from experiments.transformer_chains.models import Architecture, embedding
+from experiments.transformer_chains.models import Architecture, Family, embedding
 from stagetrace import Chain, Stage, Unrolled, hf
 from stagetrace.objectives.tokens import IGNORED
 from stagetrace.validation import Adam, Steps
 
 ANSWERS = ("negative", "positive")
+
+
+def shape(family: Family) -> Architecture:
+    """Small, since each truth is hundreds of trainings."""
+    return Architecture(family, vocabulary=500, layers=1, length=24)
 
 
 @final
@@ -35,17 +40,17 @@ class Sizes:
     steps: of each recorded stage, in batches of `batch`; whole passes over its texts.
     """
 
-    base: int = 4000
-    first: int = 640
-    second: int = 640
-    tests: int = 400
-    steps: tuple[int, int] = (80, 80)
+    base: int = 2000
+    first: int = 320
+    second: int = 480
+    tests: int = 200
+    steps: tuple[int, int] = (40, 60)
     batch: int = 16
-    checkpoint: Training = Training(epochs=6, rate=2e-3, batch=32)
+    checkpoint: Training = Training(epochs=5, rate=2e-3, batch=32)
 
 
 FULL = Sizes()
-QUICK = Sizes(64, 40, 40, 20, (4, 4), 10, Training(epochs=1, batch=32))
+QUICK = Sizes(12, 12, 12, 8, (4, 4), 6, Training(epochs=2, batch=6))
 
 
 @final
@@ -66,7 +71,7 @@ class Read:
 
 def bert(asked: Asked, seed: int, singles: int) -> list[Start]:
     """Both chains over one pretraining: all parameters trained further, and LoRA."""
-    read = _read(asked, seed, Architecture("bert"))
+    read = _read(asked, seed, shape("bert"))
     first = _pretrain(read, rate=3e-4)
     data, tests = (rows(each, read.tokenizer, labels=True) for each in (read.tweets, read.tests))
     found = list[Start]()
@@ -80,7 +85,7 @@ def bert(asked: Asked, seed: int, singles: int) -> list[Start]:
 
 def gpt(asked: Asked, seed: int, singles: int) -> list[Start]:
     """The one chain of this family."""
-    read = _read(asked, seed, Architecture("gpt"))
+    read = _read(asked, seed, shape("gpt"))
     first = _pretrain(read, rate=3e-4)
     data, tests = (_instructions(each, read.tokenizer, read.architecture.length) for each in (read.tweets, read.tests))
     model = copy.deepcopy(read.checkpoint)
