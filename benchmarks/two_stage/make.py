@@ -20,7 +20,7 @@ from benchmarks.two_stage.protocol import RECORDED_ORDER, Protocol
 from benchmarks.two_stage.truths import Truth
 from experiments.records import hardware
 from stagetrace.progress import Progress
-from stagetrace.results.jsonable import to_json
+from stagetrace.results.jsonable import JSON
 from stagetrace.validation import Rerun
 from stagetrace.validation.fits.fit import one_copy
 from stagetrace.validation.removals import Removal
@@ -50,8 +50,8 @@ def make(
 
 
 def _store(asked: Asked, start: Start) -> Store:
-    identity = {"stages": start.fingerprint(), "facts": to_json(start.facts), "queries": list(start.queries)}
-    return Store(asked.work / "retrained" / f"{start.name}-{start.seed}", identity)  # pyright: ignore[reportArgumentType]
+    identity: dict[str, JSON] = {"stages": start.fingerprint(), "queries": list(start.queries)}
+    return Store(asked.work / "retrained" / f"{start.name}-{start.seed}", identity)
 
 
 def _retrain(starts: Sequence[Start], stores: Sequence[Store], protocol: Protocol, progress: Progress) -> None:
@@ -111,7 +111,8 @@ def _truth(start: Start, store: Store, protocol: Protocol, asked: Asked) -> Trut
     facts = {
         **start.facts,
         **_step_by_step(start, subsets, store),
-        "steps": {name: str(start.steps(name)) for name in (PRETRAIN, FINETUNE)},
+        "steps": {name: start.steps(name).steps for name in (PRETRAIN, FINETUNE)},
+        "batches of": {name: start.steps(name).batch_size for name in (PRETRAIN, FINETUNE)},
         "held fixed": "start, that of the new head included; batches; rates; divisors",
         "digests": start.fingerprint(),
         "seconds of a retraining": store.seconds_of(every) / len(every),

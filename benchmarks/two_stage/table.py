@@ -102,15 +102,16 @@ def targets(rows: Mapping[str, Sequence[Row]], agreed: Sequence[Row]) -> list[Ro
     """What was aimed at, and what came out: of means over the chains."""
     found = list[Row]()
 
-    def aim(what: str, reached: float | None, least: float) -> None:
-        if reached is not None:
+    def aim(what: str, reached: float | None, least: float | None) -> None:
+        if reached is not None and least is not None:
             found.append({"what": what, "found": reached, "aim: at least": least, "met": _word(reached >= least)})
 
     for percent, least in AIMS.items():
         for name, less in ((EXACT, 0.0), (HYBRID, 0.05)):
             if name in rows:
                 reached = over_chains(rows[name], RECORDED, percent, "lds")["mean"]
-                bar = least if name == EXACT else over_chains(rows[EXACT], RECORDED, percent, "lds")["mean"] - less
+                exact = over_chains(rows[EXACT], RECORDED, percent, "lds")["mean"] if EXACT in rows else None
+                bar = least if name == EXACT else None if exact is None else exact - less
                 aim(f"LDS, recorded truth, {percent} %: {name}", reached, bar)
     for percent in sorted({row["percent"] for row in agreed}):
         ceilings = [row["ceiling"]["mean"] for row in agreed if row["percent"] == percent]
@@ -153,12 +154,12 @@ def _described(truths: Truths, chain: str) -> Row:
     """What a chain is, in numbers: of its first seed, the losses as means over its seeds."""
     seeds = [truth for (name, _), truth in sorted(truths.items()) if name == chain]
     first, facts = seeds[0], seeds[0].facts
-    steps = facts["sizes"]["steps"]
+    steps = [facts["steps"][stage] for stage in ("pretrain", "finetune")]
     return {
         "chain": chain,
         "parameters": facts["parameters"],
         "pretraining examples": first.examples,
-        "steps": steps if isinstance(steps, int) else " + ".join(map(str, steps)),
+        "steps": " + ".join(map(str, steps)),
         "seeds": len(seeds),
         "subsets": len(first.subsets),
         "orders x subsets": f"{len(first.order_controls)} x {len(first.repeated)}",

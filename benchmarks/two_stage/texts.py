@@ -1,18 +1,25 @@
-"""`bert`, `bert-lora` and `gpt`: language models of WikiText lines, fine-tuned on tweets.
+"""`bert`, `bert-lora` and `gpt`: language models of WikiText lines, fine-tuned on other texts.
 
-A language model of some 50,000 parameters is pretrained on some lines. From there the recorded training goes on with
-other lines, that the checkpoint has never seen, and then on tweets:
+A language model of some 26,000 parameters is pretrained on some lines. From there the recorded training goes on with
+other lines, that the checkpoint has never seen, and then:
 
-bert, bert-lora  a masked language model, then a classifier with a new head: all parameters, or LoRA and the head
-gpt              a causal language model, then instructions ("tweet : ... sentiment :") whose answers alone are learned
+bert       a masked language model, then news or tweets, by a new head on the mean of the tokens: all parameters
+bert-lora  the same by LoRA and a head on the first token; adapters and head start from an earlier fine-tuning of the
+           checkpoint, with Adam's state: pretraining went on, and fine-tuning goes on upon what it left
+gpt        a causal language model, then instructions ("tweet : ... sentiment :") whose answers alone are learned
+
+(A head on the first token that is drawn at random says the same of every text for the first hundred steps, in which the
+order of the batches decides; the sentiment of tweets is hardly learned at all in so few.)
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.two_stage.chains import FINETUNE, PRETRAIN, Asked, Start, start_of
 from experiments.checkpoints import Checkpoints
@@ -24,6 +31,7 @@ from stagetrace import Chain, Stage, Unrolled, hf
 from stagetrace.objectives.tokens import IGNORED
 from stagetrace.validation import Adam, Steps
 
+NEWS = "obw"
 ANSWERS = ("negative", "positive")
 
 
@@ -37,20 +45,21 @@ def shape(family: Family) -> Architecture:
 class Sizes:
     """base, first, second, tests: texts of the checkpoint, of both recorded stages, and of the mean query.
 
-    steps: of each recorded stage, in batches of `batch`; whole passes over its texts.
+    passes: over the texts of the first recorded stage, in batches of `batch`; whole ones, so that every order sees each
+        text as often. checkpoint: how it was trained.
     """
 
     base: int = 2000
     first: int = 320
     second: int = 480
     tests: int = 200
-    steps: tuple[int, int] = (40, 60)
+    passes: int = 2
     batch: int = 16
     checkpoint: Training = Training(epochs=5, rate=2e-3, batch=32)
 
 
 FULL = Sizes()
-QUICK = Sizes(12, 12, 12, 8, (4, 4), 6, Training(epochs=2, batch=6))
+QUICK = Sizes(12, 12, 12, 8, 2, 6, Training(epochs=2, batch=6))
 
 
 @final
@@ -60,7 +69,7 @@ class Read:
 
     sizes: Sizes
     lines: Texts
-    tweets: Texts
+    texts: Texts
     tests: Texts
     tokenizer: Any
     architecture: Architecture
@@ -71,38 +80,72 @@ class Read:
 
 def bert(asked: Asked, seed: int, singles: int) -> list[Start]:
     """Both chains over one pretraining: all parameters trained further, and LoRA."""
-    read = _read(asked, seed, shape("bert"))
+    read = _read(asked, seed, shape("bert"), sources)
     first = _pretrain(read, rate=3e-4)
-    data, tests = (rows(each, read.tokenizer, labels=True) for each in (read.tweets, read.tests))
-    found = list[Start]()
-    for name, rate in (("bert", 1e-3), ("bert-lora", 2e-3)):
-        model = read.architecture.classifier(read.checkpoint, seed)
-        if name == "bert-lora":
-            model = read.architecture.with_lora(model, seed)
-        found.append(_start(name, seed, read, first, model, data, tests, rate, singles))
-    return found
+    data, tests = (rows(each, read.tokenizer, labels=True) for each in (read.texts, read.tests))
+    whole = MeanPooled(copy.deepcopy(read.checkpoint.bert), seed)
+    adapted = read.architecture.with_lora(read.architecture.classifier(read.checkpoint, seed), seed)
+    earlier = Training(epochs=6, rate=1e-2, batch=read.sizes.batch, seed=seed)
+    state = _fine_tuned(asked, "bert-lora", read, adapted, data, earlier)
+    return [
+        _start("bert", seed, read, first, whole, data, tests, Adam(1e-3), singles),
+        _start("bert-lora", seed, read, first, adapted, data, tests, Adam(5e-4, state=state), singles),
+    ]
+
+
+@final
+class MeanPooled(nn.Module):
+    """A classifier of two classes on the mean of a text's last layer; the seed draws its head."""
+
+    def __init__(self, bert: Any, seed: int) -> None:
+        super().__init__()
+        self.bert = bert
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.classifier = nn.Linear(bert.config.hidden_size, 2)
+
+    @property
+    def base_model(self) -> Any:
+        return self.bert
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.classifier(embedding(self, {"input_ids": input_ids, "attention_mask": attention_mask}))
 
 
 def gpt(asked: Asked, seed: int, singles: int) -> list[Start]:
     """The one chain of this family."""
-    read = _read(asked, seed, shape("gpt"))
+    read = _read(asked, seed, shape("gpt"), tweets)
     first = _pretrain(read, rate=3e-4)
-    data, tests = (_instructions(each, read.tokenizer, read.architecture.length) for each in (read.tweets, read.tests))
+    data, tests = (_instructions(each, read.tokenizer, read.architecture.length) for each in (read.texts, read.tests))
     model = copy.deepcopy(read.checkpoint)
-    return [_start("gpt", seed, read, first, model, data, tests, 1e-3, singles)]
+    return [_start("gpt", seed, read, first, model, data, tests, Adam(1e-3), singles)]
 
 
-def _read(asked: Asked, seed: int, shape: Architecture) -> Read:
+def sources(data: Path, split: str, count: int, seed: int) -> Texts:
+    """So many texts, half of them news (0) and half tweets (1)."""
+    half = [read_texts(data / name, split).drawn(count // 2, seed) for name in (NEWS, TWEETS)]
+    labels = [label for label, texts in enumerate(half) for _ in texts.texts]
+    return Texts(sum((each.texts for each in half), ()), tuple(labels), sum((each.rows for each in half), ()))
+
+
+def tweets(data: Path, split: str, count: int, seed: int) -> Texts:
+    """So many tweets, half of each sentiment."""
+    return balanced(read_texts(data / TWEETS, split), count, seed, data / TWEETS)
+
+
+def _read(
+    asked: Asked, seed: int, shape: Architecture, second: Callable[[Path, str, int, int], Texts]
+) -> Read:
     sizes = QUICK if asked.quick else FULL
     every = read_texts(asked.data / GENERAL, "train").of_words(10, 10_000)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
     base, own = (every.chosen(sorted(p)) for p in (order[: sizes.base], order[sizes.base :][: sizes.first]))
-    folder = asked.data / TWEETS
-    tweets = balanced(read_texts(folder, "train"), sizes.second, seed, folder)
-    tests = balanced(read_texts(folder, "test"), sizes.tests, seed, folder)
+    texts, tests = (
+        second(asked.data, split, count, seed) for split, count in (("train", sizes.second), ("test", sizes.tests))
+    )
     store = Checkpoints(asked.work / "checkpoints" / f"{shape.family}-{seed}")
     tokenizer = tokenizer_of(
-        store.folder / "tokenizer", Corpora(base, own, tweets, tests), shape.vocabulary, shape.length
+        store.folder / "tokenizer", Corpora(base, own, texts, tests), shape.vocabulary, shape.length
     )
     model, plan = shape.language_model(len(tokenizer), seed), sizes.checkpoint.seeded(seed)
     given = {"architecture": asdict(shape), "training": asdict(plan), "texts": base.digest}
@@ -113,12 +156,25 @@ def _read(asked: Asked, seed: int, shape: Architecture) -> Read:
 
     _ = store.trained(PRETRAIN, model, given, train)
     facts = {
-        "data sets": [GENERAL, TWEETS],
+        "data sets": [GENERAL, second.__name__],
         "architecture": asdict(shape),
         "sizes": asdict(sizes),
-        "texts": {"pretrain": own.digest, "finetune": tweets.digest, "tests": tests.digest},
+        "texts": {"pretrain": own.digest, "finetune": texts.digest, "tests": tests.digest},
     }
-    return Read(sizes, own, tweets, tests, tokenizer, shape, model, store.adam(PRETRAIN), facts)
+    return Read(sizes, own, texts, tests, tokenizer, shape, model, store.adam(PRETRAIN), facts)
+
+
+def _fine_tuned(asked: Asked, name: str, read: Read, model: Any, data: list[Row], plan: Training) -> Any:
+    """Train the model from the checkpoint; what is left of it is its head (and adapters), and Adam's state."""
+    store = Checkpoints(asked.work / "checkpoints" / f"{name}-{plan.seed}")
+
+    def train() -> dict[str, Any]:
+        stage = hf.stage(FINETUNE, model, data, tokenizer=read.tokenizer, batch_size=64)
+        return {"adam": train_stage(stage, plan, SILENT)}
+
+    given = {"architecture": asdict(read.architecture), "training": asdict(plan), "texts": read.texts.digest}
+    _ = store.trained(FINETUNE, model, given, train)
+    return store.adam(FINETUNE)
 
 
 def _language(texts: Texts, tokenizer: Any, model: Any) -> Stage:
@@ -127,7 +183,8 @@ def _language(texts: Texts, tokenizer: Any, model: Any) -> Stage:
 
 def _pretrain(read: Read, rate: float) -> Stage:
     """The recorded part of pretraining, at its start."""
-    steps = Steps(Adam(rate, state=read.state), read.sizes.steps[0], read.sizes.batch)
+    sizes = read.sizes
+    steps = Steps(Adam(rate, state=read.state), sizes.passes * sizes.first // sizes.batch, sizes.batch)
     data = rows(read.lines, read.tokenizer, labels=False)
     link = Unrolled(recording=steps)
     return hf.stage(PRETRAIN, read.checkpoint, data, tokenizer=read.tokenizer, batch_size=64, link=link)
@@ -141,15 +198,21 @@ def _start(
     model: Any,
     data: Sequence[Row],
     tests: Sequence[Row],
-    rate: float,
+    optimizer: Adam,
     singles: int,
 ) -> Start:
-    steps = Steps(Adam(rate), read.sizes.steps[1], read.sizes.batch, schedule="cosine")
-    link = Unrolled(hf.shared(model, read.checkpoint), steps)
-    last = hf.stage(FINETUNE, model, list(data), tokenizer=read.tokenizer, batch_size=64, link=link)
+    sizes = read.sizes
+    steps = Steps(optimizer, sizes.passes * sizes.second // sizes.batch, sizes.batch, schedule="cosine")
+    if isinstance(model, MeanPooled):  # examples and loss are those of a classifier of the library's
+        usual = read.architecture.classifier(read.checkpoint, seed)
+        described = hf.stage(FINETUNE, usual, list(data), tokenizer=read.tokenizer, batch_size=64)
+        last = replace(described, model=model, link=Unrolled("bert", steps))
+    else:
+        link = Unrolled(hf.shared(model, read.checkpoint), steps)
+        last = hf.stage(FINETUNE, model, list(data), tokenizer=read.tokenizer, batch_size=64, link=link)
     facts = {
         **read.facts,
-        "optimisers": ["Adam(3e-4), state of the checkpoint's", f"Adam({rate:g}), cosine"],
+        "optimisers": ["Adam(3e-4), state of the checkpoint's", f"Adam({optimizer.lr:g}), cosine"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }

@@ -36,7 +36,7 @@ def truth(chain: str, seed: int) -> Truth:
     control = torch.tensor([1.0, 2.0], dtype=torch.float64)
     controls = torch.stack([control + 0.5, control - 0.25])
     orders = changes[:, list(repeated)] + controls[..., None]
-    facts = {"sizes": {"steps": 3}, "parameters": 7, "seconds of a retraining": 0.5}
+    facts = {"steps": {"pretrain": 3, "finetune": 4}, "parameters": 7, "seconds of a retraining": 0.5}
     facts["largest gap to the recording repeated step by step, of the largest change"] = 1e-6
     kept = changes + control[:, None], control, repeated, orders, controls
     return Truth(chain, seed, N, QUERIES, subsets, *kept, facts)
