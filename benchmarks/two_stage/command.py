@@ -57,7 +57,9 @@ def predict(
     work: Work = WORK,
     truths: Truths = TRUTHS,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", file_okay=False)] = PREDICTIONS,
-    only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="These methods; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="These files; 'orders' for other orders; repeatable.")
+    ] = None,
     quick: Quick = False,
 ) -> None:
     """Write the files of the library's estimators and of the controls."""

@@ -24,7 +24,7 @@ EXACT = "exact, the recorded steps"
 def found(photos, tmp_path_factory):
     """`make` and `predict`, with tiny stages."""
     tweets = {"text": (PRAISE + BLAME) * 4, "label": ([1] * 3 + [0] * 3) * 4}
-    columns = {"wikitext2": {"text": ["", " = A heading = ", *LINES]}, "gop_debate": tweets}
+    columns = {"wikitext2": {"text": ["", " = A heading = ", *LINES]}, "gop_debate": tweets, "obw": {"text": LINES}}
     write_texts(photos, **columns)
     out = tmp_path_factory.mktemp("two-stage")
     places = [f"--data={photos}", f"--work={out / 'work'}", "--quick"]

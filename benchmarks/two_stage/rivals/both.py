@@ -5,18 +5,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor, nn
 
 from benchmarks.two_stage.chains import CHAINS, FINETUNE, PRETRAIN, Asked, Start, families
 from benchmarks.two_stage.predict import Kept, found_in, write_file
-from benchmarks.two_stage.predictions import FOLDER
+from benchmarks.two_stage.predictions import FOLDER, Truths
 from benchmarks.two_stage.protocol import RECORDED_ORDER
 from benchmarks.two_stage.truths import FOLDER as TRUTHS
-from benchmarks.two_stage.truths import read_truths
+from benchmarks.two_stage.truths import Truth, read_truths
 from stagetrace import Chain
 from stagetrace.objectives import NextToken
 from stagetrace.objectives.labels import IGNORED
@@ -93,9 +94,8 @@ def drawn(objective: Objective, outputs: Tensor, batch: Any) -> Any:
     return {**batch, "labels": labels.where(batch.get("labels", tokens) != IGNORED, IGNORED)}
 
 
-def singles(asked: Asked, work: Path) -> Iterator[tuple[Single, Any]]:
+def singles(asked: Asked, truths: Truths) -> Iterator[tuple[Single, Truth]]:
     """Every chain and seed that has a truth, as a rival is given it, and the truth."""
-    truths = read_truths(TRUTHS)
     count = len(next(iter(truths.values())).queries) - 1
     for seed in sorted({seed for _, seed in truths}):
         for name, family in families().items():
@@ -113,12 +113,22 @@ def singles(asked: Asked, work: Path) -> Iterator[tuple[Single, Any]]:
                     yield Single(start, Both(chain, TRUNKS[start.name]), train, tests, losses), truths[start.name, seed]
 
 
-def run(name: str, file: str, unit: str, effects: Callable[[Single], Tensor], data: Path, work: Path) -> None:
-    """Predict every chain by `effects(single) -> [tests, n]`, and write the file."""
-    asked, kept = Asked(data, work), Kept(work / "predicted")
-    for single, truth in singles(asked, work):
-        kept.compute(file, truth, lambda single=single: single.by_query(effects(single)))
-        print(f"{single.start.name}, seed {single.start.seed}", flush=True)
-    truths = read_truths(TRUTHS)
-    for line in write_file(name, unit, file, found_in(kept, file, truths), truths, FOLDER):
-        print(line)
+def command(name: str, file: str, unit: str, effects: Callable[[Single], Tensor]) -> None:
+    """The command line of an adapter: predict every chain by `effects(single) -> [tests, n]`, and write the file."""
+
+    def main(
+        data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the data sets' folders.")],
+        work: Annotated[Path, typer.Option("--work", metavar="DIR")] = Path("runs/two-stage"),
+        truths: Annotated[Path, typer.Option("--truths", metavar="DIR")] = TRUTHS,
+        out: Annotated[Path, typer.Option("--out", metavar="DIR")] = FOLDER,
+        quick: Annotated[bool, typer.Option("--quick", help="Tiny stages, as the truths then are.")] = False,
+    ) -> None:
+        known, kept = read_truths(truths), Kept(work / "predicted")
+        for single, truth in singles(Asked(data, work, quick), known):
+            torch.manual_seed(truth.seed)
+            kept.compute(file, truth, lambda single=single: single.by_query(effects(single)))
+            print(f"{truth.chain}, seed {truth.seed}", flush=True)
+        for line in write_file(name, unit, file, found_in(kept, file, known), known, out):
+            print(line)
+
+    typer.run(main)

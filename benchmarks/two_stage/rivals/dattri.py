@@ -9,18 +9,16 @@ leaving it out raises the query loss; the size has no unit.
 """
 
 import warnings
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from dattri.algorithm.trak import TRAKAttributor
 from dattri.task import AttributionTask
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.two_stage.rivals.both import Single, run
+from benchmarks.two_stage.rivals.both import Single, command
 
 NAME, FILE, PROJECTIONS = "dattri, TRAK", "dattri-trak", 512
 
@@ -83,15 +81,6 @@ def _tensors(single: Single, kind: str, count: int) -> tuple[tuple[str, ...] | N
     return None, TensorDataset(*content)
 
 
-def main(
-    data: Annotated[Path, typer.Option("--data", metavar="DIR")],
-    work: Annotated[Path, typer.Option("--work", metavar="DIR")] = Path("runs/two-stage"),
-) -> None:
-    """Predict by dattri."""
-    warnings.simplefilter("ignore")
-    torch.manual_seed(0)
-    run(NAME, FILE, "none", effects, data, work)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    warnings.simplefilter("ignore")
+    command(NAME, FILE, "none", effects)

@@ -11,18 +11,16 @@ positive = the example helps. Leaving it out of n therefore changes the query lo
 
 import logging
 import tempfile
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.task import Task
 from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import Tensor, nn
 
-from benchmarks.two_stage.rivals.both import Single, run
+from benchmarks.two_stage.rivals.both import Single, command
 
 NAME, FILE = "kronfluence, EK-FAC", "kronfluence-ek-fac"
 
@@ -101,15 +99,6 @@ def _linear(model: nn.Module) -> None:
             setattr(parent, name, layer)
 
 
-def main(
-    data: Annotated[Path, typer.Option("--data", metavar="DIR")],
-    work: Annotated[Path, typer.Option("--work", metavar="DIR")] = Path("runs/two-stage"),
-) -> None:
-    """Predict by kronfluence."""
-    logging.disable(logging.WARNING)
-    torch.manual_seed(0)  # the labels that EK-FAC draws
-    run(NAME, FILE, "nats", effects, data, work)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    logging.disable(logging.WARNING)
+    command(NAME, FILE, "nats", effects)
