@@ -10,7 +10,7 @@ default.py      seconds of `check` and `score` with no options; and, as `subsets
 
 startup.py      seconds of `--help` and `--version`
 
-two_stage/      whether methods foresee what leaving pretraining examples out does after fine-tuning; commands of its own
+two_stage/      do methods foresee what leaving pretraining examples out does after fine-tuning? Commands of its own
 
 language_models.py  the GPT-2 and the classifier of `default`
 setting.py      the images, the two networks, the trained weights, and what was asked for

@@ -78,7 +78,7 @@ def start_of(
 
 
 def query_of_means(last: Stage, tests: Query, groups: Sequence[Sequence[int]]) -> Query:
-    """A query with a row for each group of test examples: the mean of their losses. All rows share one backward pass."""
+    """A query with a row for each group of test examples, the mean of their losses; rows share one backward pass."""
     examples = Examples(tests.data, 1, tests.collate or last.collate, 0, "the query")
     contents = [batch.content for batch in examples.read(groups)]
     return Query(contents, objective=Means(last.loss), reduction="none", collate=list, batch_size=len(contents))

@@ -58,7 +58,8 @@ def predict(
     truths: Truths = TRUTHS,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", file_okay=False)] = PREDICTIONS,
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="These files; 'orders' for other orders; repeatable.")
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="These files; 'orders' for other orders; repeatable."),
     ] = None,
     quick: Quick = False,
 ) -> None:

@@ -45,9 +45,7 @@ def draw(path: Path, rows: Mapping[str, Sequence[Row]], agreed: Sequence[Row]) -
     axes[1][0].set_ylabel("Pearson's r, mean query", fontsize=8)
     found = [ax.get_legend_handles_labels() for ax in axes.flatten()]
     named = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
-    figure.legend(
-        list(named.values()), list(named), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-    )
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     saved(path, figure, dpi=100)
 
 

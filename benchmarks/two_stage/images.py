@@ -1,7 +1,7 @@
 """`cifar`: two classes of CIFAR-10, then the other eight with a new head, all parameters trained further.
 
-A network of 17,000 parameters is pretrained on some birds and frogs. From there the recorded training goes on: with other
-birds and frogs, that the checkpoint has never seen, and then with eight other classes and a new head.
+A network of 17,000 parameters is pretrained on some birds and frogs. From there the recorded training goes on: with
+other birds and frogs, that the checkpoint has never seen, and then with eight other classes and a new head.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,6 +20,7 @@ from stagetrace.objectives import Classification
 from stagetrace.validation import SGD, Adam, Steps
 
 FIRST_CLASSES = (2, 6)
+CHECKPOINT = Training(epochs=10, batch=128)
 
 
 @final
@@ -37,7 +38,7 @@ class Sizes:
     tests: int = 500
     steps: int = 60
     batch: int = 50
-    checkpoint: Training = Training(epochs=10, batch=128)
+    checkpoint: Training = CHECKPOINT
 
 
 FULL = Sizes()

@@ -1,7 +1,7 @@
 """The truths: every chain of every seed trained, and trained again without each subset.
 
-The trainings that are recorded and those without a subset are the same steps; weights of 0 take examples out. Many copies
-train side by side as one batched model, so each file also says how far two of its subsets are from what
+The trainings that are recorded and those without a subset are the same steps; weights of 0 take examples out. Many
+copies train side by side as one batched model, so each file also says how far two of its subsets are from what
 `stagetrace.validation.Rerun`, which repeats the recording step by step, makes of them.
 """
 

@@ -96,7 +96,11 @@ def methods() -> list[Method]:
         ),
         Method("idealised, the default", NATS, lambda t: influence(t.idealised(0.01), t.start.query, **default)),
         Method("idealised, identity", NONE, _by(Influence(Identity()), ideal=True)),
-        Method("single-stage, Gauss-Newton + 0.1", NATS, _by(SingleStage(GaussNewton(examples=EXAMPLES), DAMPED), ideal=True)),
+        Method(
+            "single-stage, Gauss-Newton + 0.1",
+            NATS,
+            _by(SingleStage(GaussNewton(examples=EXAMPLES), DAMPED), ideal=True),
+        ),
         Method("gradient dot product", NONE, _by(GradientDot())),
         Method("embedding similarity", NONE, _similarity),
         Method("BM25", NONE, _words, texts=True),
@@ -170,7 +174,7 @@ def mean_query(start: Start) -> Query:
 
 
 def exact_in(start: Start, folder: Path, order: int) -> Tensor:
-    """The exact derivative through another training, its batches in an order of its own; of the mean query, `[1, n]`."""
+    """The exact derivative through a training with batches in another order; of the mean query, `[1, n]`."""
     return influence(start.recorded(folder, order), mean_query(start))
 
 

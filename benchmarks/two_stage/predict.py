@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.two_stage.chains import CHAINS, FINETUNE, PRETRAIN, Asked, Start, families
-from benchmarks.two_stage.methods import NATS, Method, Traced, exact_in, mean_query, methods, influence, stacked
+from benchmarks.two_stage.methods import NATS, Method, Traced, exact_in, influence, mean_query, methods, stacked
 from benchmarks.two_stage.predictions import FOLDER, Predictions, Truths
 from benchmarks.two_stage.protocol import ESTIMATED_ORDERS, RECORDED_ORDER
 from benchmarks.two_stage.truths import Truth, summed

@@ -16,7 +16,8 @@ Metadata of its schema, under `stagetrace.two-stage predictions`, as JSON:
     seconds       {"cifar": processor seconds for each seed's chain, all queries, ...}, or {}
     notes         what should be known of it, in a sentence
 
-A method may leave out whole chains, and all queries but "mean"; what it answers it must answer for every seed and subset.
+A method may leave out whole chains, and all queries but "mean"; what it answers it must answer for every seed and
+subset.
 """
 
 import json
@@ -130,7 +131,9 @@ def _opened(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
         said = json.loads((table.schema.metadata or {})[KEY])
     except (KeyError, ValueError):
-        refuse(f"{path}: the schema's metadata must hold JSON under '{KEY.decode()}' (benchmarks/two_stage/predictions.py)")
+        refuse(
+            f"{path}: the schema's metadata must hold JSON under '{KEY.decode()}' (benchmarks/two_stage/predictions.py)"
+        )
     for name, allowed in (("sign", (SIGN,)), ("unit", UNITS)):
         if said.get(name) not in allowed:
             refuse(f"{path}: '{name}' must be {' or '.join(map(repr, allowed))}, got {said.get(name)!r}")
@@ -140,7 +143,9 @@ def _opened(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _check_whole(
-    path: Path, found: Mapping[tuple[str, int, str], Mapping[str, float]], asked: Mapping[tuple[str, int, str], list[str]]
+    path: Path,
+    found: Mapping[tuple[str, int, str], Mapping[str, float]],
+    asked: Mapping[tuple[str, int, str], list[str]],
 ) -> None:
     """Refuse gaps: a chain must be answered for every seed, its mean query, and every subset of what is answered."""
     if not found:
@@ -151,7 +156,9 @@ def _check_whole(
         chain, _, query = key
         wanted = chain in chains and (query == MEAN or (chain, False) in queries)
         if wanted and key not in found:
-            refuse(f"{path}: nothing is predicted for {_words(key)}, but for other seeds or queries of that chain it is")
+            refuse(
+                f"{path}: nothing is predicted for {_words(key)}, but for other seeds or queries of that chain it is"
+            )
         missing = [name for name in subsets if name not in found.get(key, subsets)]
         if missing:
             refuse(f"{path}: no prediction for {_words(key, missing[0])} and {len(missing) - 1} more subsets")

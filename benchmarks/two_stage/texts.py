@@ -32,6 +32,7 @@ from stagetrace.objectives.tokens import IGNORED
 from stagetrace.validation import Adam, Steps
 
 NEWS = "obw"
+CHECKPOINT = Training(epochs=5, rate=2e-3, batch=32)
 ANSWERS = ("negative", "positive")
 
 
@@ -55,7 +56,7 @@ class Sizes:
     tests: int = 200
     passes: int = 2
     batch: int = 16
-    checkpoint: Training = Training(epochs=5, rate=2e-3, batch=32)
+    checkpoint: Training = CHECKPOINT
 
 
 FULL = Sizes()
@@ -133,9 +134,7 @@ def tweets(data: Path, split: str, count: int, seed: int) -> Texts:
     return balanced(read_texts(data / TWEETS, split), count, seed, data / TWEETS)
 
 
-def _read(
-    asked: Asked, seed: int, shape: Architecture, second: Callable[[Path, str, int, int], Texts]
-) -> Read:
+def _read(asked: Asked, seed: int, shape: Architecture, second: Callable[[Path, str, int, int], Texts]) -> Read:
     sizes = QUICK if asked.quick else FULL
     every = read_texts(asked.data / GENERAL, "train").of_words(10, 10_000)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()

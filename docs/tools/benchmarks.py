@@ -1,7 +1,7 @@
 """The tables of the benchmarks' pages: `python -m docs.tools.benchmarks [--check]`.
 
-A block `<!-- table: FILE KEY -->` ... `<!-- end -->` holds the rows that FILE.json, of the page's folder of results, has
-under KEY, so no number is typed by hand. `<!-- table: runs -->` says what each file was measured on, and
+A block `<!-- table: FILE KEY -->` ... `<!-- end -->` holds the rows that FILE.json, of the page's folder of results,
+has under KEY, so no number is typed by hand. `<!-- table: runs -->` says what each file was measured on, and
 `<!-- table: targets -->` what was promised of it and whether it was met.
 """
 

@@ -117,7 +117,9 @@ def test_a_truth_comes_back_as_it_was(tmp_path, known):
     assert list(found) == list(known)
     for key, each in found.items():
         before = known[key]
-        assert each.subsets == before.subsets and each.queries == before.queries and each.examples == N
+        assert each.subsets == before.subsets
+        assert each.queries == before.queries
+        assert each.examples == N
         for name in ("losses", "control", "order_losses", "order_controls", "percents"):
             assert torch.equal(getattr(each, name), getattr(before, name)), name
     assert digest_of(found) == digest_of(known)
@@ -130,7 +132,9 @@ def test_a_truth_comes_back_as_it_was(tmp_path, known):
 def test_predictions_come_back_as_they_were(tmp_path, known):
     path = perfect(known).write(tmp_path / "p.parquet", known)
     found = Predictions.read(path, known)
-    assert found.method == "perfect" and found.unit == "nats" and found.seconds == {"a": 1.5, "bb": 2.0}
+    assert found.method == "perfect"
+    assert found.unit == "nats"
+    assert found.seconds == {"a": 1.5, "bb": 2.0}
     assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
 
 
@@ -138,7 +142,8 @@ def test_chains_and_single_queries_may_be_left_out(tmp_path, known):
     few = {key: each for key, each in perfect(known).changes.items() if key[0] == "a" and key[2] == "mean"}
     path = Predictions("few", "nats", few).write(tmp_path / "p.parquet", known)
     rows = figures(Predictions.read(path, known), known)
-    assert {row["chain"] for row in rows} == {"a"} and all(row["queries"] == 1 for row in rows)
+    assert {row["chain"] for row in rows} == {"a"}
+    assert all(row["queries"] == 1 for row in rows)
 
 
 def _without(rows, **equal):
@@ -157,7 +162,10 @@ WRONG = {
     "twice the same": (lambda rows: [*rows, rows[0]], r"two predictions for chain 'a', seed 0, query 'mean', subset"),
     "no number": (lambda rows: _set(rows, "change", float("nan")), r"subset '10%-00' is nan, no number"),
     "a gap": (lambda rows: rows[1:], r"no prediction for chain 'a', seed 0, query 'mean', subset '10%-00' and 0 more"),
-    "a seed left out": (lambda rows: _without(rows, chain="bb", seed=1), r"nothing is predicted for chain 'bb', seed 1"),
+    "a seed left out": (
+        lambda rows: _without(rows, chain="bb", seed=1),
+        r"nothing is predicted for chain 'bb', seed 1",
+    ),
     "no mean query": (lambda rows: _without(rows, query="mean"), r"nothing is predicted for .* query 'mean'"),
     "nothing": (lambda rows: [], r"it predicts nothing"),
 }
@@ -171,7 +179,8 @@ def test_wrong_rows_are_refused_in_one_line(tmp_path, known, what):
     pq.write_table(pa.Table.from_pylist(change(whole.to_pylist()), schema=whole.schema), path)
     with pytest.raises(DescriptionError, match=message) as refused:
         Predictions.read(path, known)
-    assert "\n" not in str(refused.value) and "p.parquet" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "p.parquet" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,9 @@ def test_the_command_prints_a_methods_figures_and_writes_the_table(tmp_path, kno
     path = perfect(known).write(tmp_path / "predictions" / "p.parquet", known)
     call = CliRunner()
     shown = call.invoke(app, ["score", str(path), "--truths", str(tmp_path / "truths")])
-    assert shown.exit_code == 0 and "perfect" in shown.output and "1.00 (1.00 to 1.00)" in shown.output
+    assert shown.exit_code == 0
+    assert "perfect" in shown.output
+    assert "1.00 (1.00 to 1.00)" in shown.output
     places = [f"--{name}={tmp_path / name}" for name in ("predictions", "truths", "work", "out")]
     assert call.invoke(app, ["table", *places]).exit_code == 0
     found = json.loads((tmp_path / "out" / "table.json").read_text())

@@ -31,8 +31,11 @@ def found(photos, tmp_path_factory):
     for words in (
         ["make", *places, f"--out={out / 'truths'}"],
         ["predict", *places, f"--truths={out / 'truths'}", f"--out={out / 'predictions'}"],
-        ["table", f"--truths={out / 'truths'}", f"--predictions={out / 'predictions'}"]
-        + [f"--work={out / 'work'}", f"--out={out / 'results'}"],
+        [
+            "table",
+            *(f"--{name}={out / name}" for name in ("truths", "predictions", "work")),
+            f"--out={out / 'results'}",
+        ],
     ):
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, (words, done.output, done.exception)

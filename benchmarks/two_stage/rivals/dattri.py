@@ -4,8 +4,8 @@
     rival/bin/python -m benchmarks.two_stage.rivals.dattri --data DIR --work runs/two-stage
 
 One checkpoint (the fine-tuned model), 512 random projections. The model output is the margin `log(p / (1 - p))` with
-`p = exp(-loss)`, of the pretraining's loss for its examples; the target is minus the query loss. A positive score helps, so
-leaving it out raises the query loss; the size has no unit.
+`p = exp(-loss)`, of the pretraining's loss for its examples; the target is minus the query loss. A positive score
+helps, so leaving it out raises the query loss; the size has no unit.
 """
 
 import warnings
@@ -44,7 +44,7 @@ def effects(single: Single) -> Tensor:
     def target(params: Any, data: Any) -> Tensor:
         return -loss(params, data, "last", others)
 
-    checkpoint = {name: p.detach() for name, p in single.model.named_parameters()}
+    checkpoint = {name: value.clone() for name, value in single.model.state_dict().items()}
     task = AttributionTask(loss_func=margin, target_func=target, model=single.model, checkpoints=checkpoint)
     attributor = TRAKAttributor(
         task,

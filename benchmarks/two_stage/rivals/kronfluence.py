@@ -3,10 +3,10 @@
     python -m venv rival && rival/bin/pip install -c constraints.txt -e ".[experiments]" kronfluence==1.0.1
     rival/bin/python -m benchmarks.two_stage.rivals.kronfluence --data DIR --work runs/two-stage
 
-Factors are fitted on the pretraining examples with the pretraining's head, in the linear and convolutional layers of the
-trunk (embedding tables and norms have no factors there). Damping is its default, a tenth of the mean eigenvalue.
-kronfluence's score of a loss is `(gradient of the query) . H^-1 (gradient of the example's loss)` with H of the mean loss:
-positive = the example helps. Leaving it out of n therefore changes the query loss by `+ score / n`.
+Factors are fitted on the pretraining examples with the pretraining's head, in the linear and convolutional layers of
+the trunk (embedding tables and norms have no factors there), damped by a tenth of the mean eigenvalue. kronfluence's
+score of a loss is `(gradient of the query) . H^-1 (gradient of the example's loss)` with H of the mean loss: positive =
+the example helps. Leaving it out of n therefore changes the query loss by `+ score / n`.
 """
 
 import logging
@@ -66,7 +66,7 @@ def effects(single: Single) -> Tensor:
             train_dataset=train,
             per_device_query_batch_size=64,
             per_device_train_batch_size=64,
-            score_args=ScoreArguments(),
+            score_args=ScoreArguments(damping_factor=None),  # a tenth of the mean eigenvalue
         )
         found = analyzer.load_pairwise_scores("scores")["all_modules"]
     return found.double() / len(single.train)
