@@ -72,7 +72,7 @@ def write(predictions: Path, truths: Path, work: Path, out: Path) -> list[Path]:
     path, picture = out / "table.json", out / "lds.png"
     write_text(path, json_text(whole, path.name, lists_in_a_line=True))
     draw(picture, rows, agreed)
-    return [path, picture]
+    return [path, picture] if rows else [path]
 
 
 def over_chains(rows: Sequence[Row], kind: str, percent: int, figure: str) -> dict[str, Any]:

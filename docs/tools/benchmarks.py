@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.pages.blocks import BLOCK
-from experiments.pages.cells import markdown
+from experiments.pages.cells import NOT_RUN, markdown
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -42,6 +42,8 @@ def _made(words: str, found: dict[str, Any]) -> str:
         return markdown(head, [row for name, each in found.items() for row in _targets(name, each)])
     name, key = re.split(r"\s+", words, maxsplit=1)
     rows = found[name][key]
+    if not rows:
+        return NOT_RUN
     head = list(dict.fromkeys(column for row in rows for column in row))
     return markdown(head, [[_cell(row.get(column)) for column in head] for row in rows])
 
