@@ -37,7 +37,8 @@ class Both(nn.Module):
 
     def __init__(self, chain: Chain, trunk: str) -> None:
         super().__init__()
-        first, last = (copy.deepcopy(chain[name].stage.model).eval() for name in (PRETRAIN, FINETUNE))
+        models: list[Any] = [copy.deepcopy(chain[name].stage.model).eval() for name in (PRETRAIN, FINETUNE)]
+        first, last = models
         if hasattr(last, "merge_and_unload"):  # LoRA: into the weights that it adapts
             last = last.merge_and_unload()
         if trunk:

@@ -8,6 +8,9 @@ One checkpoint (the fine-tuned model), 512 random projections. The model output 
 helps, so leaving it out raises the query loss; the size has no unit.
 """
 
+# The other library is in an environment of its own.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 import warnings
 from typing import Any
 

@@ -9,6 +9,9 @@ score of a loss is `(gradient of the query) . H^-1 (gradient of the example's lo
 the example helps. Leaving it out of n therefore changes the query loss by `+ score / n`.
 """
 
+# The other library is in an environment of its own.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 import logging
 import tempfile
 from typing import Any
@@ -92,7 +95,7 @@ def _linear(model: nn.Module) -> None:
             if type(child).__name__ != "Conv1D":
                 continue
             weight: Tensor = child.weight  # pyright: ignore[reportAssignmentType]
-            layer = nn.Linear(*weight.shape)
+            layer = nn.Linear(weight.shape[0], weight.shape[1])
             with torch.no_grad():
                 layer.weight.copy_(weight.mT)
                 layer.bias.copy_(child.bias)  # pyright: ignore[reportArgumentType]
