@@ -10,6 +10,8 @@ default.py      seconds of `check` and `score` with no options; and, as `subsets
 
 startup.py      seconds of `--help` and `--version`
 
+two_stage/      do methods foresee what leaving pretraining examples out does after fine-tuning? Commands of its own
+
 language_models.py  the GPT-2 and the classifier of `default`
 setting.py      the images, the two networks, the trained weights, and what was asked for
 timing.py       interleaved repetitions: ratios that a busy or drifting machine spoils least

@@ -1,5 +1,7 @@
 """`python -m benchmarks NAME --data DIR --out FILE`: one benchmark, its tables on the screen and its numbers in FILE.
 
+`python -m benchmarks two-stage ...` scores methods against retrained truths; see `benchmarks/two_stage`.
+
 Exit codes: 0 done, 1 refused or failed (one message says why), 2 wrong usage.
 """
 
@@ -103,6 +105,10 @@ def benchmark(
 
 def main() -> None:
     try:
+        if sys.argv[1:2] == ["two-stage"]:  # a group of commands of its own, see `benchmarks/two_stage`
+            from benchmarks.two_stage.command import app as two_stage
+
+            two_stage(sys.argv[2:], prog_name="python -m benchmarks two-stage")
         app(prog_name="python -m benchmarks")
     except StagetraceError as error:
         print(f"error: {error}", file=sys.stderr)

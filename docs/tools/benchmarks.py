@@ -1,7 +1,7 @@
-"""The tables of the benchmarks' page: `python -m docs.tools.benchmarks [--check]`.
+"""The tables of the benchmarks' pages: `python -m docs.tools.benchmarks [--check]`.
 
-A block `<!-- table: FILE KEY -->` ... `<!-- end -->` holds the rows that `benchmarks/results/FILE.json` has under KEY,
-so no number is typed by hand. `<!-- table: runs -->` says what each file was measured on, and
+A block `<!-- table: FILE KEY -->` ... `<!-- end -->` holds the rows that FILE.json, of the page's folder of results,
+has under KEY, so no number is typed by hand. `<!-- table: runs -->` says what each file was measured on, and
 `<!-- table: targets -->` what was promised of it and whether it was met.
 """
 
@@ -13,11 +13,16 @@ from typing import Annotated, Any
 import typer
 
 from experiments.pages.blocks import BLOCK
-from experiments.pages.cells import markdown
+from experiments.pages.cells import NOT_RUN, markdown
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = {
+    PAGE: RESULTS,
+    ROOT / "docs" / "two-stage-benchmark.md": ROOT / "benchmarks" / "two_stage" / "results",
+}
+"""Page -> the folder of its results."""
 
 
 def filled(text: str, results: Path) -> str:
@@ -37,6 +42,8 @@ def _made(words: str, found: dict[str, Any]) -> str:
         return markdown(head, [row for name, each in found.items() for row in _targets(name, each)])
     name, key = re.split(r"\s+", words, maxsplit=1)
     rows = found[name][key]
+    if not rows:
+        return NOT_RUN
     head = list(dict.fromkeys(column for row in rows for column in row))
     return markdown(head, [[_cell(row.get(column)) for column in head] for row in rows])
 
@@ -64,15 +71,16 @@ def _cell(value: object) -> str | None:
 
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if out of date.")] = False) -> None:
-    """Fill the tables of the benchmarks' page from their results."""
-    text = filled(PAGE.read_text(), RESULTS)
-    if text == PAGE.read_text():
-        return
-    if check:
-        typer.echo("the benchmarks' page is not up to date; type: python -m docs.tools.benchmarks", err=True)
-        raise typer.Exit(1)
-    PAGE.write_text(text)
-    typer.echo(f"written: {PAGE}")
+    """Fill the tables of the benchmarks' pages from their results."""
+    for page, results in PAGES.items():
+        text = filled(page.read_text(), results)
+        if text == page.read_text():
+            continue
+        if check:
+            typer.echo(f"{page.name} is not up to date; type: python -m docs.tools.benchmarks", err=True)
+            raise typer.Exit(1)
+        page.write_text(text)
+        typer.echo(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,10 @@ def test_no_name_is_documented_twice():
     assert len(found) == len(set(found)) > 50
 
 
-def test_the_tables_of_the_benchmarks_are_those_of_the_results():
-    text = benchmarks.PAGE.read_text()
-    assert benchmarks.filled(text, benchmarks.RESULTS) == text, "type: python -m docs.tools.benchmarks"
+@pytest.mark.parametrize("page", benchmarks.PAGES, ids=lambda page: page.stem)
+def test_the_tables_of_the_benchmarks_are_those_of_the_results(page):
+    text = page.read_text()
+    assert benchmarks.filled(text, benchmarks.PAGES[page]) == text, "type: python -m docs.tools.benchmarks"
 
 
 def test_a_table_is_made_of_the_file_and_a_block_must_end(tmp_path):
