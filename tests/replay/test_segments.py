@@ -163,7 +163,9 @@ def test_more_segments_are_nearer_to_the_steps_that_were_taken(tmp_path: Path) -
         early = stopped_early(chain["first"], tmp_path, segments=segments, rtol=1e-10)
         assert len(early.earlier) == segments - 1
         assert early.time == pytest.approx(2.4 / segments)
-        errors.append(off(trace(chain, query, curvature=GaussNewton(), solver=early)["first"].values[list(some)], truth))
+        errors.append(
+            off(trace(chain, query, curvature=GaussNewton(), solver=early)["first"].values[list(some)], truth)
+        )
     assert errors[0] > 0.3
     assert errors[1] < 0.5 * errors[0]
     assert errors[2] < 0.4 * errors[1] < 0.1
