@@ -12,10 +12,11 @@ from stagetrace.stages.chain import Chain
 def usual_solvers(chain: Chain) -> dict[str, Solver]:
     """`EarlyStopping` for stages whose optimiser's state is at hand, before stages that are differentiated exactly.
 
-    Where the later stages are exact, what is left to be said of an unrecorded stage is how far its own training got:
-    there `phi_t` predicted training again better than a damped inverse, and its sizes were right
-    (`docs/how-to-choose.md`). Before a stage that is idealised itself, which of the two is taken was never seen to
-    matter, and the default of all stays. So does it for a stage that trained parameters of another one further.
+    Where the later stages are exact, what is left to be said of an unrecorded stage is how far its own training got,
+    and `phi_t` says that without a damping to choose. Several stretches came nearer to the exact derivative than a
+    damped inverse did; a single one did not always (`docs/experiments/smoothness.md`). Before a stage that is idealised
+    itself the default of all stays: which of the two is better there was not measured. So it does for a stage that
+    trained parameters of another one further.
 
     Raises:
         DescriptionError: what is said to be left of a training is not of that stage.
