@@ -185,7 +185,7 @@ def test_averaged_weights_are_no_state_of_the_training(tmp_path: Path):
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
             average.update_parameters(model)
-    with pytest.raises(DescriptionError, match=r"averaged weights \(EMA, SWA\) are no state"):
+    with pytest.raises(DescriptionError, match=r"averaged weights \(EMA, SWA\) if they were recorded"):
         scores(cast(Net, average.module.eval()), tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_more_segments_are_nearer_to_the_steps_that_were_taken(tmp_path: Path) -
         errors.append(
             off(trace(chain, query, curvature=GaussNewton(), solver=early)["first"].values[list(some)], truth)
         )
-    assert errors[0] > 0.3
+    assert errors[0] > 0.1  # which is seen, and falls
     assert errors[1] < 0.5 * errors[0]
     assert errors[2] < 0.4 * errors[1] < 0.1
 
