@@ -42,6 +42,7 @@ def _recorded(case: Training, repetitions: int) -> list[Row]:
     step = (time.thread_time() - started) / case.steps
     for every in EVERY:
         clock, processor = list[dict[str, float]](), list[dict[str, float]]()
+        size = 0
         for _ in range(repetitions):
             said, size = _once(case, rows, every)
             clock.append(said)

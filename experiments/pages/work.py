@@ -171,6 +171,8 @@ def seconds_of_networks(result: Found) -> list[float]:
     """The seconds of each network's training, of the experiments that measure networks instead of predictions."""
     if "less_random" in result:
         return [one["seconds"] for seed in result["seeds"] for some in seed["models"].values() for one in some]
+    if "gains" in result:
+        return []  # its chains are those of other experiments; what a seed took stands beside its losses
     if "what" in result:
         training = [[seed["pretrain"], *(seed[n]["training"] for n in result["what"])] for seed in result["seeds"]]
     else:

@@ -101,7 +101,13 @@ def test_a_traced_product_equals_a_dense_matrix_every_time(specimen: Specimen, m
 
 
 @pytest.mark.parametrize(
-    ("specimen", "matrix"), [(LSTM, "Hessian"), (GRU, "GaussNewton"), (ATTENTION, "Hessian"), (ENCODER, "GaussNewton")]
+    ("specimen", "matrix"),
+    [
+        (LSTM, "Hessian"),
+        pytest.param(GRU, "GaussNewton", marks=pytest.mark.slow),
+        pytest.param(ATTENTION, "Hessian", marks=pytest.mark.slow),
+        (ENCODER, "GaussNewton"),
+    ],
 )
 def test_a_trace_through_layers_that_work_in_place_is_right_or_refused(specimen: Specimen, matrix: Matrix):
     # PyTorch 2.13 traces them wrongly, some of them only from the second product on.

@@ -157,6 +157,7 @@ def measured_once(settings: Settings) -> tuple[DemoResult, Chain, Query]:
     return measured(Silent(), settings)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_once")
 def test_a_demo_takes_the_place_of_another_and_leaves_what_is_not_its_own(tmp_path: Path):
     out = tmp_path / "run"

@@ -51,7 +51,7 @@ def first(model: nn.Module, **settings: Any) -> Stage:
 
 
 @pytest.mark.parametrize("infinite", [False, True], ids=["moved", "some never moved"])
-@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_is_the_chain_of_dense_exponentials(infinite: bool, decay: float) -> None:
     """`exp(-t C)' v` and `int_0^t exp(-s C)' v ds`, `C = D^-1 H + decay`, by the exponential of a block matrix."""
     model = anywhere()
@@ -135,7 +135,8 @@ def run(weights: Tensor, folder: Path | None = None) -> Line:
     """Plain descent from anywhere for a time of 2.4 in 240 steps."""
     model = anywhere()
     optimizer = SGD(model.parameters(), lr=0.01)
-    loader = DataLoader([(x, y, n) for n, (x, y) in enumerate(DATA)] if folder is None else DATA, 10)
+    rows: Any = [(x, y, n) for n, (x, y) in enumerate(DATA)] if folder is None else DATA
+    loader = DataLoader(rows, 10)
     recording = None if folder is None else Recording(folder, model, optimizer, every=15)
     with recording or nullcontext():
         for _ in range(240):
@@ -319,7 +320,7 @@ def test_elsewhere_the_default_stays(case: str, tmp_path: Path) -> None:
     chain, query = hybrid(tmp_path, training, **({"link": 1} if case == "the next stage is idealised" else {}))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        result = trace(chain, query, **({"solver": Lanczos()} if case == "a solver was given" else {}))
+        result = trace(chain, query, solver=Lanczos() if case == "a solver was given" else None)
     assert not any("was chosen" in str(each.message) for each in said)
     assert "phi_t" not in str(result.solutions["first"].system)
 

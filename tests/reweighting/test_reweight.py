@@ -91,7 +91,9 @@ def test_several_orders_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tried.true == pytest.approx((recorded.change + other.change) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("stages", [ROUGH, CASES["moved"]], ids=["rough", "moved"])
+@pytest.mark.parametrize(
+    "stages", [pytest.param(ROUGH, id="rough", marks=pytest.mark.slow), pytest.param(CASES["moved"], id="moved")]
+)
 def test_the_loss_never_rises_and_only_the_balance_changes(stages: Stages, tmp_path: Path):
     found = reweight(stages.chain(tmp_path), stages.query("mean"), steps=3)
     assert any(not each.kept for each in found.history) == (stages is ROUGH)
@@ -259,6 +261,7 @@ def test_one_stage_alone_leaves_the_others_weights_at_1(noisy: Chain):
     assert found.target[0].uniform == pytest.approx(later.target[0].uniform, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_stages_that_the_library_trains(noisy: Chain):
     """The mean over the seeds of the links falls; a further seed is trained to check."""
     steps = Steps(Adam(2e-2, eps=1e-2), steps=12, batch_size=16)

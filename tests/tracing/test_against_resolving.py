@@ -119,7 +119,7 @@ def test_scores_by_lanczos_equal_the_resolved_query_loss(case: ChainCase):
     ("curvature", "traced_from"),
     [
         pytest.param(Hessian(), 0.0, id="traced, kept", marks=pytest.mark.slow),
-        pytest.param(Hessian(memory=1), float("inf"), id="not traced, computed anew"),
+        pytest.param(Hessian(memory=1), float("inf"), id="not traced, computed anew", marks=pytest.mark.slow),
         pytest.param(Hessian(), float("inf"), id="not traced, kept"),
         pytest.param(Hessian(memory=1), 0.0, id="traced, computed anew", marks=pytest.mark.slow),
     ],

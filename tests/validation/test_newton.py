@@ -151,7 +151,9 @@ def test_an_example_of_weight_zero_is_not_even_evaluated():
         minimise(chain["fit"])
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 100}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [pytest.param({"batch_size": 1}, marks=pytest.mark.slow), {"batch_size": 100}], ids=str
+)
 @pytest.mark.parametrize("memory", [1, 2**31])
 def test_batches_and_memory_change_nothing(settings: dict[str, Any], memory: int):
     bound = moved(FROZEN_TANH, 0, 0.05)

@@ -86,7 +86,7 @@ def test_of_single_examples_those_count_by_which_effects_differ():
         found.append(Tried(1, tuple(said), tuple(measured), spread, weights).expected)
     assert r < 0.9
     assert sum(found) / 50 == pytest.approx(r, abs=0.06)
-    alike = Tried(1, *(tuple(each[1:9].tolist()) for each in (effects, true)), spread)
+    alike = Tried(1, tuple(effects[1:9].tolist()), tuple(true[1:9].tolist()), spread)
     assert alike.expected > 0.999  # what eight at random may promise
 
 

@@ -102,7 +102,7 @@ class FlowSegments:
         words = self.flows[-1].text(self.matrix).rpartition(", t = ")[0]
         return f"{words} in {len(self.flows)} segments, t = {', '.join(f'{flow.time:g}' for flow in self.flows)}"
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, str | list[dict[str, str | float]]]:
         """The value as JSON holds it; `Equation.of` reads it."""
         return {"matrix": self.matrix, "segments": [flow.record() for flow in self.flows]}
 
