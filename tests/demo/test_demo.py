@@ -191,6 +191,7 @@ def test_a_folder_of_something_else_is_refused_before_the_work(
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_once")
 def test_the_folder_that_one_is_in_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "empty").mkdir()

@@ -52,7 +52,9 @@ def texts(tmp_path_factory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts"), **columns)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("bert", marks=pytest.mark.slow), "gpt"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("bert", marks=pytest.mark.slow), pytest.param("gpt", marks=pytest.mark.slow)]
+)
 def out(request, call, texts, tmp_path_factory) -> Path:
     """A finished run; it is read here and continued in copies."""
     folder = tmp_path_factory.mktemp("out") / request.param

@@ -120,7 +120,10 @@ def error(name: str) -> float:
     return worst
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"bert, masks to classes, proximal", "bert, masks to adapters, frozen", "bert, classes to adapters, head moved"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in CASES])
 def test_scores_are_those_of_dense_matrices(name: str):
     assert error(name) <= 1e-5
 
