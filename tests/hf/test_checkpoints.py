@@ -1,5 +1,6 @@
 """What a Trainer leaves of its training: checkpoints, rates, and how a stage before a recorded one is solved."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_each_checkpoint_has_its_rates_and_metric(tmp_path: Path):
     for mine, theirs in zip(early.earlier, by_folder.earlier, strict=True):
         assert torch.equal(mine.values, theirs.values)
     assert torch.equal(alone.metric, early.metric)  # pyright: ignore
+
+
+def test_checkpoints_of_an_older_run_in_the_same_folder_are_refused(tmp_path: Path):
+    made = trained(tmp_path, **SAVED)
+    assert len(hf.checkpoints(made)) == len(hf.checkpoints(tmp_path, made.model)) == 3
+    told = tmp_path / "checkpoint-2" / "trainer_state.json"
+    record = json.loads(told.read_text())
+    record["log_history"][0]["loss"] += 1.0
+    told.write_text(json.dumps(record))
+    sources: list[tuple[Any, Any]] = [(made, None), (tmp_path, made.model)]
+    for source, model in sources:
+        with pytest.raises(DescriptionError, match=r"checkpoint-2 was not written by the training.*older run"):
+            hf.checkpoints(source, model)
 
 
 def test_a_pretraining_by_a_trainer_before_a_recorded_fine_tuning(tmp_path: Path):

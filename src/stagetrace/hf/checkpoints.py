@@ -30,7 +30,8 @@ def checkpoints(source: Any, model: nn.Module | None = None) -> list[Checkpoint]
         model: of a folder, the stage's model: a `PreTrainedModel` whose values are those of the last checkpoint.
 
     Raises:
-        DescriptionError: there is no state of an optimiser that is known (Adam, AdamW, SGD), or its rates are not.
+        DescriptionError: there is no state of an optimiser that is known (Adam, AdamW, SGD), its rates are not known,
+            or the folder has a checkpoint of another run.
     """
     if isinstance(source, str | Path):
         if not isinstance(model, nn.Module):
@@ -46,6 +47,7 @@ def checkpoints(source: Any, model: nn.Module | None = None) -> list[Checkpoint]
     kept = [(step, folder) for step, folder in _folders(Path(source.args.output_dir)) if step < steps]
     found, since = list[Checkpoint](), 0
     for step, folder in kept:
+        _check_run(folder, source.state.log_history)
         found.append(Checkpoint(_state(folder, names), values=_values(folder), rates=rates[since:step]))
         since = step
     return [*found, Checkpoint(last.state, rates=rates[since:])]
@@ -87,6 +89,7 @@ def _of_folder(folder: Path, model: nn.Module) -> list[Checkpoint]:
     names = _as_grouped(model, groups, last)
     rates, found, since = _logged(last), list[Checkpoint](), 0
     for step, each in kept:
+        _check_run(each, _told(last)["log_history"])
         values = None if each is last else _values(each)
         found.append(Checkpoint(_state(each, names), values=values, rates=rates[since:step]))
         since = step
@@ -112,6 +115,21 @@ def _step(folder: Path) -> int:
         if folder.name.rpartition("-")[2].isdigit()
         else _told(folder)["global_step"]
     )
+
+
+def _check_run(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """A checkpoint's log must be how that of the run begins: the folder may hold checkpoints of an older run.
+
+    Raises:
+        DescriptionError: it is not.
+    """
+    logged = _told(folder)["log_history"]
+    if logged != [dict(each) for each in history[: len(logged)]]:
+        refuse(
+            f"hf.checkpoints: {folder} was not written by the training that led to the last one: its log is another. "
+            "Move what an older run left out of the folder, or give the checkpoints of this one: "
+            "[Checkpoint(state, values=..., rates=[...]), ...]"
+        )
 
 
 def _told(folder: Path) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ from stagetrace.preflight.recorded import replays
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
-from stagetrace.recording.link import Unrolled
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
@@ -44,8 +43,8 @@ def inspect(
             yield from displacement(bound)
             moved = *changed_statistics(bound), *unfollowed_statistics(bound)
             yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in moved)
-        if isinstance(link := bound.stage.link, Unrolled):
-            yield replays(bound, link, progress)
+        if bound.recording is not None:
+            yield replays(bound, progress)
             continue
         yield stationarity(bound, solver[bound.name], progress)
         yield from (finding for finding in said if finding.where == bound.name)

@@ -63,7 +63,7 @@ class Unrolled(Link):
     shared: Any = ()
     recording: "Recorded | Trains | str | Path | Sequence[Recorded | str | Path] | None" = None  # pyright: ignore[reportIncompatibleMethodOverride]
     seeds: Sequence[int] = (0,)
-    memory: int = 2 * 2**30
+    memory: int = 2 * 2**30  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
 
     in_training_loss: ClassVar[bool] = False
 
@@ -93,17 +93,12 @@ class Unrolled(Link):
         )
 
     @property
-    def recorded(self) -> Recorded:
-        """The recording, of a stage that the library does not train first."""
-        assert isinstance(self.recording, Recorded)
-        return self.recording
-
-    @property
     def settings(self) -> dict[str, Any]:
         """The recording by the digest of its record, which holds those of all its files."""
         if isinstance(self.recording, Trains):
             return {"steps": self.recording, "seeds": self.seeds}
-        return {"recording": self.recorded.digest[:16], "steps": self.recorded.steps}
+        assert isinstance(self.recording, Recorded)  # made of what was given
+        return {"recording": self.recording.digest[:16], "steps": self.recording.steps}
 
     def strength(self, anchored: Anchored) -> Mapping[str, float | Tensor]:
         """Nothing pulls: where the parameters went is in the steps."""

@@ -1,14 +1,19 @@
-"""What a watch has seen of a step, before its numbers are read: on an accelerator they may not be there yet."""
+"""What a watch sees of a step, before its numbers are read: on an accelerator they may not be there yet."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stagetrace.errors import DescriptionError
 from stagetrace.recording.content import Written
 from stagetrace.recording.step import Clip, Micro, Step
+
+# of all tensors at once: private, but what torch.optim itself is made of
+foreach_norm: Callable[[list[Tensor]], tuple[Tensor, ...]] = getattr(torch, "_foreach_norm")  # noqa: B009
 
 Number = float | Tensor
 """A number; a tensor as long as it is on an accelerator, which would be waited for."""
@@ -97,3 +102,34 @@ def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(values: Iterable[Any]) -> Iterable[Any]:
     return (value.item() if isinstance(value, Tensor) else value for value in values)
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm over all of them."""
+    if len({gradient.device for gradient in gradients}) == 1:
+        norms = foreach_norm(gradients)  # faster than get_total_norm
+        return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+
+def checked_ids(ids: Sequence[int]) -> tuple[int, ...]:
+    """The examples' numbers, checked.
+
+    Raises:
+        DescriptionError: one is no whole number from 0 on.
+    """
+    try:
+        numbers = tuple(index(each) for each in ids)
+    except TypeError as cause:
+        raise DescriptionError(f"recording: examples are known by their index in the data set, got {ids!r}") from cause
+    if any(number < 0 for number in numbers):
+        raise DescriptionError(f"recording: examples are known by their index in the data set, from 0 on, got {ids!r}")
+    return numbers
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that a model calls first: its own, those in lists and dicts of modules among them."""
+    found = list[nn.Module]()
+    for part in model.children():
+        found += parts_of(part) if isinstance(part, nn.ModuleList | nn.ModuleDict) else [part]
+    return found

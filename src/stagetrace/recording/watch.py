@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from operator import index
 from typing import Any, Protocol, final
 
 import torch
@@ -27,7 +26,19 @@ from stagetrace.recording.average import Average
 from stagetrace.recording.content import digest, written
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
-from stagetrace.recording.seen import Number, Pending, Seen, autocast, generators, number_of, settings_of, told
+from stagetrace.recording.seen import (
+    Number,
+    Pending,
+    Seen,
+    autocast,
+    checked_ids,
+    generators,
+    norm_of,
+    number_of,
+    parts_of,
+    settings_of,
+    told,
+)
 from stagetrace.recording.state_of import slots_of, state_of
 from stagetrace.recording.step import State, Step
 
@@ -36,7 +47,6 @@ _UNREAD = 64
 
 # of all tensors at once: private, but what torch.optim itself is made of
 foreach_copy: Callable[[list[Tensor], list[Tensor]], None] = getattr(torch, "_foreach_copy_")  # noqa: B009
-foreach_norm: Callable[[list[Tensor]], tuple[Tensor, ...]] = getattr(torch, "_foreach_norm")  # noqa: B009
 
 
 class Sink(Protocol):
@@ -104,7 +114,7 @@ class Watch:
         if not is_compiled(self.model, inside=True):
             handles.append(self.model.register_forward_pre_hook(self._before_forward))
         if not is_compiled(self.model):
-            handles += [part.register_forward_pre_hook(self._before_part) for part in _parts(self.model)]
+            handles += [part.register_forward_pre_hook(self._before_part) for part in parts_of(self.model)]
         for handle in handles:
             self._hooks.callback(handle.remove)
         self._replace(torch.autograd, "backward", self._backward)
@@ -144,7 +154,7 @@ class Watch:
     def begin(self, ids: Sequence[int], content: Any) -> None:
         """A batch of these examples is about to go forward."""
         started = time.perf_counter()
-        ids = _numbers(ids)
+        ids = checked_ids(ids)
         if self._pending and self._pending[-1].loss is None:
             self._pending.pop()  # it was skipped
         if not self._pending:
@@ -286,34 +296,3 @@ class Watch:
 
         setattr(module, name, replaced)
         self._hooks.callback(setattr, module, name, original)
-
-
-def norm_of(gradients: list[Tensor]) -> Tensor:
-    """The Euclidean norm over all of them."""
-    if len({gradient.device for gradient in gradients}) == 1:
-        norms = foreach_norm(gradients)  # faster than get_total_norm
-        return torch.linalg.vector_norm(torch.stack(norms))
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-
-
-def _numbers(ids: Sequence[int]) -> tuple[int, ...]:
-    """The examples' numbers, checked.
-
-    Raises:
-        DescriptionError: one is no whole number from 0 on.
-    """
-    try:
-        numbers = tuple(index(each) for each in ids)
-    except TypeError as cause:
-        raise DescriptionError(f"recording: examples are known by their index in the data set, got {ids!r}") from cause
-    if any(number < 0 for number in numbers):
-        raise DescriptionError(f"recording: examples are known by their index in the data set, from 0 on, got {ids!r}")
-    return numbers
-
-
-def _parts(model: nn.Module) -> list[nn.Module]:
-    """The modules that a model calls first: its own, those in lists and dicts of modules among them."""
-    found = list[nn.Module]()
-    for part in model.children():
-        found += _parts(part) if isinstance(part, nn.ModuleList | nn.ModuleDict) else [part]
-    return found

@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.recording.seen import foreach_norm
 from stagetrace.recording.step import Clip, Micro, Step
-from stagetrace.recording.watch import foreach_norm
 from stagetrace.replay.training import Training
 from stagetrace.stages.space import Params
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from stagetrace.errors import SolveError, StagetraceWarning
 from stagetrace.progress import Progress
-from stagetrace.recording.link import Unrolled
 from stagetrace.recording.recorded import Recorded
-from stagetrace.replay.backward import MEMORY, Reverse, Sensitivities
+from stagetrace.replay.backward import Reverse, Sensitivities
 from stagetrace.replay.course import Course
 from stagetrace.replay.examples import check_examples
 from stagetrace.replay.forward import Point
@@ -139,9 +138,8 @@ class Repeat:
 
 
 def _backwards(bound: BoundStage, weighted: Weighted, gradient: Gradient, progress: Progress) -> Sensitivities:
-    recorded, link = weighted.course.recorded, bound.stage.link
-    memory = link.memory if isinstance(link, Unrolled) else MEMORY
-    reverse = Reverse(bound, recorded, gradient, memory, weighted)
+    recorded = weighted.course.recorded
+    reverse = Reverse(bound, recorded, gradient, bound.replay_memory, weighted)
     with (
         torch.random.fork_rng(),
         progress.task(f"differentiating stage '{bound.name}'", recorded.steps, "steps") as advance,

@@ -94,6 +94,11 @@ class BoundStage:
         """The recorded training that the stage is differentiated through; None where it is taken for a minimum."""
         return None if self.stage.link is None else self.stage.link.recording
 
+    @property
+    def replay_memory(self) -> int:
+        """Bytes for the states of a recorded training, see `Link.memory`; 0 where nothing was recorded."""
+        return 0 if self.stage.link is None else self.stage.link.memory
+
     @cached_property
     def _parameters(self) -> dict[str, Tensor]:
         return {name: plain_tensor(p) for name, p in self.stage.model.named_parameters()}

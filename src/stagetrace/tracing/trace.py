@@ -14,7 +14,6 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import DataError, StagetraceWarning
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
-from stagetrace.recording.link import Unrolled
 from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
 from stagetrace.results.parts import join
@@ -173,9 +172,8 @@ def _chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[
 
 def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
-    link = bound.stage.link
-    if isinstance(link, Unrolled):
-        return Replayed(bound, link)
+    if bound.recording is not None:
+        return Replayed(bound, bound.recording)
     if isinstance(solver, EarlyStopping) and solver.earlier:
         return InSegments(bound, curvature, solver)
     return Implicit(bound, curvature, solver)

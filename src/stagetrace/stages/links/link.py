@@ -85,6 +85,11 @@ class Link(ABC):
         """The recorded training that the stage is differentiated through, None where it is taken to be at a minimum."""
         return None
 
+    @property
+    def memory(self) -> int:
+        """Of a recorded training: bytes for the states between two that were kept, while its steps run backwards."""
+        return 2 * 2**30
+
     def __post_init__(self) -> None:
         self.pairs  # noqa: B018  (checked on construction)
 

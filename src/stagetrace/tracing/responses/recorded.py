@@ -9,7 +9,7 @@ import torch
 from stagetrace.curvature.cost import Cost
 from stagetrace.errors import StagetraceWarning, some_names
 from stagetrace.progress import Progress
-from stagetrace.recording.link import Unrolled
+from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.backward import Reverse
 from stagetrace.replay.examples import check_examples
 from stagetrace.replay.fitting import check_decay, fitting, unlisted
@@ -30,16 +30,14 @@ class Replayed:
     run backwards give `dq/dw_i`, the derivative at the parameters that the training started from, and what goes to
     parameters that it kept. An example's score is `n dq/dw_i`: the derivative along `mean loss + epsilon loss_i`.
 
-    link: that of the stage, with its recording and the memory that the steps may take.
-
     Raises:
         DescriptionError, ResultsError: the recording is not that of this stage; see `fitting`.
     """
 
-    def __init__(self, bound: BoundStage, link: Unrolled) -> None:
-        self.bound, self._memory = bound, link.memory
+    def __init__(self, bound: BoundStage, recorded: Recorded) -> None:
+        self.bound = bound
         check_decay(bound)
-        self.recorded = fitting(bound, link.recorded)
+        self.recorded = fitting(bound, recorded)
         self._remarks = check_examples(bound, self.recorded)
         forgotten = unlisted(bound, self.recorded)
         if forgotten:
@@ -71,7 +69,7 @@ class Replayed:
             torch.random.fork_rng(),
             progress.task(f"replaying stage '{bound.name}'", recorded.steps, "steps") as advance,
         ):
-            reverse = Reverse(bound, recorded, gradient, self._memory)
+            reverse = Reverse(bound, recorded, gradient, self.bound.replay_memory)
             for block in reversed(recorded.blocks):
                 reverse.block(block)
                 advance(len(block))

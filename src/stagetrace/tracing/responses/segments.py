@@ -101,8 +101,8 @@ def _solved(
 ) -> tuple[System, Solution]:
     """One stretch, by the operator itself, or by its semi-definite approximation where effects would grow too much.
 
-    Negative curvature at the end of a whole training did not last for it, but within a stretch it did: there the
-    Hessian was found to be far nearer to the steps that were taken (`docs/experiments/smoothness.md`).
+    Negative curvature at the end of a whole training did not last for it, but within a stretch it nearly did: six
+    stretches with the Hessian came near the exact derivative where SGD was smooth (`docs/experiments/smoothness.md`).
     """
     if operator.psd_approximation is not None:
         bounded = replace(solver, growth=min(GROWTH, solver.growth))
