@@ -37,10 +37,13 @@ def left_by_recording(recorded: Recorded, since: int = 0) -> Left:
     Raises:
         ResultsError: a file of it is missing or damaged.
     """
-    steps = [step for block in recorded.blocks if block.stop > since for step in recorded.read(block)]
-    steps = steps[len(steps) - (recorded.steps - since) :]
-    groups = steps[-1].groups
-    rates = [sum(float(step.groups[place]["lr"]) for step in steps) for place in range(len(groups))]
+    rates: list[float] = [0.0] * len(recorded.groups)
+    groups: Sequence[Settings] = ()
+    for block in (block for block in recorded.blocks if block.stop > since):  # one at a time: steps hold their batches
+        for number, step in zip(block, recorded.read(block), strict=True):
+            if number >= since:
+                groups = step.groups
+                rates = [rate + float(group["lr"]) for rate, group in zip(rates, groups, strict=True)]
     group = {plain_name(name): place for place, names in enumerate(recorded.groups) for name in names}
     slots = {plain_name(name): kept for name, kept in recorded.state(recorded.steps).slots.items()}
     return Left(slots, group, groups, rates)
