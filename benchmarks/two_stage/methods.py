@@ -17,6 +17,7 @@ from stagetrace.errors import StagetraceWarning
 from stagetrace.recording.recorded import Recorded
 from stagetrace.replay import stopped_early
 from stagetrace.solvers.base import Solver
+from stagetrace.tracing.ensemble import order_weights
 from stagetrace.validation import BM25, EmbeddingSimilarity, Estimator, GradientDot, Influence, Random, SingleStage
 from stagetrace.validation.fits.optimizers import SGD
 
@@ -180,5 +181,6 @@ def exact_in(start: Start, folder: Path, order: int) -> Tensor:
 
 
 def stacked(each: Sequence[Tensor]) -> Tensor:
-    """The mean over orders."""
-    return torch.stack(list(each)).mean(dim=0)
+    """The mean over orders, as `trace` takes it where it trains in several."""
+    values = torch.stack(list(each))
+    return (order_weights(values) * values).sum(dim=0)

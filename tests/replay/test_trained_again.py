@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from stagetrace import Chain, Frozen, Proximal, Trace, Unrolled, trace
-from stagetrace.errors import DescriptionError
+from stagetrace.errors import DescriptionError, StagetraceWarning
+from stagetrace.results import Scores
+from stagetrace.tracing.ensemble import mean_scores, order_weights
 from stagetrace.validation import SGD, Adam, Steps
 from stagetrace.validation.estimators.exact_steps import ExactSteps
 from stagetrace.validation.retrain import Retraining
@@ -51,7 +53,29 @@ def test_orders_of_the_batches_are_averaged(chain: Chain, tmp_path: Path):
         ExactSteps(fits(chain), seeds).removal_effects(chain, query, "stage1") for seeds in ((0,), (1,), (0, 1))
     )
     assert not torch.allclose(one, other)
-    torch.testing.assert_close(both, (one + other) / 2)
+    small, large = sorted((one, other), key=lambda each: float(each.norm()))
+    share = float(small.norm() / large.norm())  # of two orders the smaller one is the lower median
+    torch.testing.assert_close(both, (small + share * large) / (1 + share))
+
+
+def test_an_order_counts_for_no_more_than_the_median_one():
+    alike = [torch.tensor([3.0, 4.0]), torch.tensor([5.0, 0.0]), torch.tensor([0.0, 5.0])]
+    rough = torch.tensor([60.0, -80.0])
+    of_first = torch.stack([*alike, rough])
+    weights = order_weights(of_first)
+    assert torch.allclose(weights[:, 0], torch.tensor([1.0, 1.0, 1.0, 0.05]).double() / 3.05)
+    assert torch.allclose(order_weights(of_first[:3]), torch.tensor(1 / 3).double())
+    # each query has weights of its own, and orders that are zero everywhere divide by nothing
+    several = torch.stack([of_first, torch.zeros_like(of_first)], dim=1)
+    assert torch.allclose(order_weights(several)[:, 0], weights)
+    assert torch.allclose(order_weights(several)[:, 1], torch.tensor(0.25).double())
+
+
+def test_a_rough_order_is_named():
+    scores = [Scores("stage0", torch.tensor([1.0, -1.0]).double() * size) for size in (1.0, 8.0, 1.1)]
+    with pytest.warns(StagetraceWarning, match=r"stage 'stage0': .*7.27 times with seed 5"):
+        mean = mean_scores(scores, (4, 5, 6))
+    torch.testing.assert_close(mean.values, torch.tensor([3.2, -3.2]).double() / (1 + 1.1 / 8 + 1))
 
 
 def trained(stages: Stages, folder: Path, seeds: tuple[int, ...] = (0, 1), second: bool = True) -> Chain:

@@ -42,7 +42,7 @@ class Unrolled(Link):
     A stage that was not recorded can be trained for the purpose: `Unrolled(shared, Steps(...), seeds=(0, 1))`
     has the library train it by these steps, from the stage's own values with what is shared taken from the stage
     before, once for each order of the batches. Scores are then the mean over the orders, each at the model in which it
-    ended; every later stage must be trained so as well.
+    ended and none weighing more than the median one; every later stage must be trained so as well.
 
     Args:
         shared: which parameters the stage took over, as for `Frozen` and `Proximal`; nothing at a chain's first stage.

@@ -1,6 +1,16 @@
-"""Stages that the library trains itself: each order of the batches is a chain of its own, and scores are their mean."""
+"""Stages that the library trains itself: each order of the batches is a chain of its own, and scores are their mean.
+
+Not every training is smooth. The derivative of one that is not can be many times that of the others without saying
+more about what a training leads to, and a plain mean is then that one's. So none counts for more than the median one:
+
+    mean = sum_o w_o s_o / sum_o w_o,    w_o = min(1, median of |s| / |s_o|),    |s_o| over the examples of a stage,
+
+Huber's (1964) weights of a location with their threshold at the median. They are one number a query: the mean stays
+linear in the examples, and where the orders' sizes are equal it is the plain mean.
+"""
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -10,12 +20,15 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from stagetrace.errors import refuse
+from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.recording.link import Trains, Unrolled
 from stagetrace.results import JSON, Scores, Trace
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.stage import Stage
+
+ROUGH = 3.0
+"""How many times the median order's scores another's are, from which it is named."""
 
 
 def trained_seeds(chain: Chain) -> Sequence[int]:
@@ -56,13 +69,16 @@ def trained(chain: Chain, folder: Path, seed: int) -> Chain:
 def mean_over(
     chain: Chain, seeds: Sequence[int], traced: Callable[[Chain], Trace], description: Mapping[str, JSON]
 ) -> Trace:
-    """The mean of the scores over chains that are trained for each seed; solutions say how far the orders agree."""
+    """The mean of the scores over chains that are trained for each seed; solutions say how far the orders agree.
+
+    Warns of an order whose scores are several times those of the others.
+    """
     results = list[Trace]()
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             results.append(traced(trained(chain, Path(folder), seed)))
     first = results[0]
-    scores = {name: _mean([each[name] for each in results]) for name in first}
+    scores = {name: mean_scores([each[name] for each in results], seeds) for name in first}
     solutions = {
         name: _said(solution, [each.solutions[name] for each in results], seeds, _agreement(results, name))
         for name, solution in first.solutions.items()
@@ -70,14 +86,43 @@ def mean_over(
     return Trace(scores, solutions, description, first.statistics)
 
 
-def _mean(each: Sequence[Scores]) -> Scores:
+def order_weights(values: Tensor) -> Tensor:
+    """The share of each order in the mean, `[orders, 1]` or `[orders, n_queries, 1]`; over the orders they sum to 1.
+
+    values: the scores of each order, `[orders, n_examples]` or `[orders, n_queries, n_examples]`.
+    """
+    sizes = torch.linalg.vector_norm(values.double(), dim=-1, keepdim=True)
+    weights = (sizes.median(dim=0).values / sizes).nan_to_num(1.0).clamp(max=1.0)  # of an even number the lower median
+    return weights / weights.sum(dim=0)
+
+
+def mean_scores(each: Sequence[Scores], seeds: Sequence[int]) -> Scores:
+    """The mean of one stage's scores over orders, weighed by `order_weights`; warns of an order that is rough."""
+    weights = order_weights(torch.stack([scores.values for scores in each]))
+    _warn_of_rough(each, seeds)
+
     def over(name: str) -> Tensor | None:
         found = [getattr(scores, name) for scores in each]
-        return None if found[0] is None else torch.stack(found).mean(dim=0)
+        return None if found[0] is None else (weights * torch.stack(found)).sum(dim=0)
 
     values = over("values")
     assert values is not None
     return Scores(each[0].stage, values, over("via_shared"), over("via_head"))
+
+
+def _warn_of_rough(each: Sequence[Scores], seeds: Sequence[int]) -> None:
+    sizes = torch.stack([torch.linalg.vector_norm(scores.values) for scores in each])
+    median = sizes.median()
+    rough = [(seed, float(size / median)) for seed, size in zip(seeds, sizes, strict=True) if size > ROUGH * median]
+    if rough and float(median):
+        some = ", ".join(f"{times:.3g} times with seed {seed}" for seed, times in rough)
+        warnings.warn(
+            f"stage '{each[0].stage}': scores are many times those of the median order of the batches ({some}): "
+            "training is not smooth there, and such an order counts for no more than the median one; "
+            "train at a smaller rate, or give more seeds",
+            StagetraceWarning,
+            stacklevel=5,
+        )
 
 
 def _agreement(results: Sequence[Trace], name: str) -> float | None:
