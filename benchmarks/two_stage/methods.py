@@ -180,7 +180,7 @@ def exact_in(start: Start, folder: Path, order: int) -> Tensor:
     return influence(start.recorded(folder, order), mean_query(start))
 
 
-def stacked(each: Sequence[Tensor]) -> Tensor:
+def averaged(each: Sequence[Tensor]) -> Tensor:
     """The mean over orders, as `trace` takes it where it trains in several."""
     values = torch.stack(list(each))
     return (order_weights(values) * values).sum(dim=0)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.two_stage.chains import CHAINS, FINETUNE, PRETRAIN, Asked, Start, families
-from benchmarks.two_stage.methods import NATS, Method, Traced, exact_in, influence, mean_query, methods, stacked
+from benchmarks.two_stage.methods import NATS, Method, Traced, averaged, exact_in, influence, mean_query, methods
 from benchmarks.two_stage.predictions import FOLDER, Predictions, Truths
 from benchmarks.two_stage.protocol import ESTIMATED_ORDERS, RECORDED_ORDER
 from benchmarks.two_stage.truths import Truth, summed
@@ -21,6 +21,7 @@ from stagetrace.errors import refuse
 from stagetrace.results.files import atomic
 
 AVERAGED = (1, 2, 4, 8)
+PLAIN = f"exact, plain mean of {AVERAGED[-1]} other orders"
 
 
 @final
@@ -68,10 +69,13 @@ def predict(asked: Asked, truths: Truths, only: Sequence[str], out: Path = FOLDE
                     yield f"{start.name}, seed {seed}"
     for method in wanted:
         yield from write_file(method.name, method.unit, method.file, found_in(kept, method.file, truths), truths, out)
-    for count in AVERAGED if not only or "orders" in only else ():
-        name = f"exact, mean of {count} other order{'s' if count > 1 else ''}"
-        found = _averaged(kept, count, truths)
-        yield from write_file(name, NATS, f"exact-orders-{count}", found, truths, out)
+    if not only or "orders" in only:
+        for count in AVERAGED:
+            name = f"exact, mean of {count} other order{'s' if count > 1 else ''}"
+            found = _averaged(kept, count, truths, averaged)
+            yield from write_file(name, NATS, f"exact-orders-{count}", found, truths, out)
+        found = _averaged(kept, AVERAGED[-1], truths, lambda each: torch.stack(list(each)).mean(dim=0))
+        yield from write_file(PLAIN, NATS, f"exact-orders-{AVERAGED[-1]}-plain", found, truths, out)
 
 
 def _chain(start: Start, truth: Truth, wanted: Sequence[Method], kept: Kept, *, orders: bool) -> None:
@@ -103,10 +107,12 @@ def found_in(kept: Kept, name: str, truths: Truths) -> dict[tuple[str, int], tup
     return {key: each for key, each in found.items() if each is not None}
 
 
-def _averaged(kept: Kept, count: int, truths: Truths) -> dict[tuple[str, int], tuple[Tensor, float]]:
+def _averaged(
+    kept: Kept, count: int, truths: Truths, mean: Callable[[Sequence[Tensor]], Tensor]
+) -> dict[tuple[str, int], tuple[Tensor, float]]:
     each = [found_in(kept, f"order-{order}", truths) for order in ESTIMATED_ORDERS[:count]]
     return {
-        key: (stacked([one[key][0] for one in each]), sum(one[key][1] for one in each))
+        key: (mean([one[key][0] for one in each]), sum(one[key][1] for one in each))
         for key in truths
         if all(key in one for one in each)
     }

@@ -179,6 +179,7 @@ def _changes(truth: Any, percent: int) -> Any:
 def _order() -> list[str]:
     """Of the table's rows."""
     from benchmarks.two_stage.methods import methods
+    from benchmarks.two_stage.predict import AVERAGED, PLAIN
 
     first, *rest = [method.name for method in methods()]
-    return [first, *(f"exact, mean of {k} other order{'s' if k > 1 else ''}" for k in (1, 2, 4, 8)), *rest]
+    return [first, *(f"exact, mean of {k} other order{'s' if k > 1 else ''}" for k in AVERAGED), PLAIN, *rest]
