@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -24,6 +25,8 @@ from stagetrace.validation.fits.optimizers import SGD
 NATS, NONE = "nats", "none"
 DAMPED = shifted(0.1, max_steps=40)
 """Gauss-Newton + 0.1, as in the experiments: a damping that was picked for its ranking."""
+STRETCHES = 6
+"""As in `experiments/smoothness.py`."""
 EXAMPLES, FEW = 256, 64
 """That a curvature is averaged over: of `phi_t`, and of the others, which are solved twice. There are nine right-hand
 sides."""
@@ -53,9 +56,10 @@ class Traced:
         first, last = self.chain.stages
         return Chain(replace(first, link=None), last)
 
-    def stopped(self) -> Solver:
-        """`phi_t` for the first stage, with time and metric of its recording."""
-        return stopped_early(Chain(replace(self.chain.stages[0], link=None))[PRETRAIN], self.recording)
+    def stopped(self, stretches: int) -> Solver:
+        """`phi_t` for the first stage, with times and metrics of its recording."""
+        bound = Chain(replace(self.chain.stages[0], link=None))[PRETRAIN]
+        return stopped_early(bound, self.recording, segments=stretches)
 
     @property
     def recording(self) -> Recorded:
@@ -89,7 +93,8 @@ def methods() -> list[Method]:
     default: Any = {"curvature": Auto(examples=FEW), "solver": Lanczos(max_steps=40)}
     return [
         Method("exact, the recorded steps", NATS, lambda t: influence(t.chain, t.start.query)),
-        Method("exact fine-tuning, phi_t", NATS, _early),
+        Method("exact fine-tuning, phi_t", NATS, partial(_early, stretches=1)),
+        Method(f"exact fine-tuning, phi_t in {STRETCHES} stretches", NATS, partial(_early, stretches=STRETCHES)),
         Method("exact fine-tuning, Gauss-Newton + 0.1", NATS, lambda t: influence(t.hybrid(), t.start.query, **damped)),
         Method(
             "idealised, Gauss-Newton + 0.1, alpha of the steps",
@@ -118,10 +123,10 @@ def influence(chain: Chain, query: Query, **settings: Any) -> Tensor:
         return trace(chain, query, of=PRETRAIN, **settings)[PRETRAIN].removal_effect
 
 
-def _early(traced: Traced) -> Tensor:
+def _early(traced: Traced, stretches: int) -> Tensor:
     settings: Mapping[str, Any] = {
         "curvature": {PRETRAIN: GaussNewton(examples=EXAMPLES)},
-        "solver": {PRETRAIN: traced.stopped()},
+        "solver": {PRETRAIN: traced.stopped(stretches)},
     }
     return influence(traced.hybrid(), traced.start.query, **settings)
 

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,13 @@ from benchmarks.two_stage.methods import NATS, Method, Traced, averaged, exact_i
 from benchmarks.two_stage.predictions import FOLDER, Predictions, Truths
 from benchmarks.two_stage.protocol import ESTIMATED_ORDERS, RECORDED_ORDER
 from benchmarks.two_stage.truths import Truth, summed
-from stagetrace.errors import refuse
+from stagetrace import Chain
+from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.results.files import atomic
+from stagetrace.validation.smoothness import smoothness
 
+BEFOREHAND = "smoothness"
+"""The folder of what the smoothness check said."""
 AVERAGED = (1, 2, 4, 8)
 PLAIN = f"exact, plain mean of {AVERAGED[-1]} other orders"
 
@@ -56,26 +61,36 @@ def predict(asked: Asked, truths: Truths, only: Sequence[str], out: Path = FOLDE
     """Compute what is missing, chain by chain, and write every method's file anew; yields what was done."""
     kept = Kept(asked.work / "predicted")
     wanted = [method for method in methods() if not only or method.file in only]
+    orders = not only or "orders" in only
     singles = len(next(iter(truths.values())).queries) - 1
     for seed in sorted({seed for _, seed in truths}):
         for name, family in families().items():
-            if not any(CHAINS[chain] == name for chain, of in truths if of == seed):
+            of_family = [truth for (chain, of), truth in truths.items() if of == seed and CHAINS[chain] == name]
+            if all(_is_done(truth, wanted, kept, orders=orders) for truth in of_family):
                 continue
             for start in family(asked, seed, singles):
                 truth = truths.get((start.name, seed))
                 if truth is not None:
                     _check_same(start, truth)
-                    _chain(start, truth, wanted, kept, orders=not only or "orders" in only)
+                    _chain(start, truth, wanted, kept, orders=orders)
                     yield f"{start.name}, seed {seed}"
     for method in wanted:
         yield from write_file(method.name, method.unit, method.file, found_in(kept, method.file, truths), truths, out)
-    if not only or "orders" in only:
+    if orders:
         for count in AVERAGED:
             name = f"exact, mean of {count} other order{'s' if count > 1 else ''}"
             found = _averaged(kept, count, truths, averaged)
             yield from write_file(name, NATS, f"exact-orders-{count}", found, truths, out)
         found = _averaged(kept, AVERAGED[-1], truths, lambda each: torch.stack(list(each)).mean(dim=0))
         yield from write_file(PLAIN, NATS, f"exact-orders-{AVERAGED[-1]}-plain", found, truths, out)
+
+
+def _is_done(truth: Truth, wanted: Sequence[Method], kept: Kept, *, orders: bool) -> bool:
+    """Whether nothing is left to compute for a chain; one without texts is never asked for methods that need them."""
+    names = [method.file for method in wanted if not method.texts or CHAINS[truth.chain] != "cifar"]
+    if orders:
+        names += ["one-training", "one-query", BEFOREHAND, *(f"order-{order}" for order in ESTIMATED_ORDERS)]
+    return all(kept.found(name, truth) is not None for name in names)
 
 
 def _chain(start: Start, truth: Truth, wanted: Sequence[Method], kept: Kept, *, orders: bool) -> None:
@@ -87,9 +102,18 @@ def _chain(start: Start, truth: Truth, wanted: Sequence[Method], kept: Kept, *, 
         if orders:
             kept.compute("one-training", truth, lambda: _training(start))
             kept.compute("one-query", truth, lambda: influence(chain, mean_query(start)))
+            kept.compute(BEFOREHAND, truth, lambda: _said(chain, start))
     for order in ESTIMATED_ORDERS if orders else ():
         with tempfile.TemporaryDirectory() as folder:
             kept.compute(f"order-{order}", truth, lambda order=order, at=folder: exact_in(start, Path(at), order))
+
+
+def _said(chain: Chain, start: Start) -> Tensor:
+    """What the smoothness check says before any truth: a row a size, `[sizes, 3]`: size, r expected, r at least."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StagetraceWarning)
+        found = smoothness(chain, mean_query(start), PRETRAIN)
+    return torch.tensor([[tried.size, tried.expected, tried.at_least] for tried in found.tried])
 
 
 def _training(start: Start) -> Tensor:

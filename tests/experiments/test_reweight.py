@@ -37,7 +37,7 @@ def test_the_gains_are_those_of_the_losses_that_were_kept(out: Path):
     assert set(result["gains"]) == {"cifar-updated", "bert"}
     for name, seeds in result["chains"].items():
         assert [seed["seed"] for seed in seeds] == [0, 1]
-        for count in map(str, reweight.ORDERS):
+        for count in map(str, reweight.ORDERS[name]):
             gains = result["gains"][name][count]["held_out"]
             for words, used in (("used", True), ("others", False)):
                 each = [

@@ -127,7 +127,11 @@ def command(name: str, file: str, unit: str, effects: Callable[[Single], Tensor]
         known, kept = read_truths(truths), Kept(work / "predicted")
         for single, truth in singles(Asked(data, work, quick), known):
             torch.manual_seed(truth.seed)
-            kept.compute(file, truth, lambda single=single: single.by_query(effects(single)))
+            try:
+                kept.compute(file, truth, lambda single=single: single.by_query(effects(single)))
+            except Exception as cause:  # whatever the other library raises: its other chains are still scored
+                print(f"{truth.chain}, seed {truth.seed}: left out, {type(cause).__name__}: {cause}", flush=True)
+                continue
             print(f"{truth.chain}, seed {truth.seed}", flush=True)
         for line in write_file(name, unit, file, found_in(kept, file, known), known, out):
             print(line)

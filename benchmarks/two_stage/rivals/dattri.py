@@ -28,6 +28,9 @@ NAME, FILE, PROJECTIONS = "dattri, TRAK", "dattri-trak", 512
 
 def effects(single: Single) -> Tensor:
     """Removal effects of the pretraining examples for each test example, without a unit: `[tests, n]`."""
+    for model in (single.model.first, single.model.last):
+        if hasattr(model, "set_attn_implementation"):  # another one looks at the mask's values, which vmap refuses
+            model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
     names, train = _tensors(single, "first", len(single.train))
     others, tests = _tensors(single, "last", len(single.tests))
 
