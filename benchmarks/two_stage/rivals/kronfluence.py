@@ -45,23 +45,17 @@ class Losses(Task):
     def get_influence_tracked_modules(self) -> list[str]:
         kinds = (nn.Linear, nn.Conv2d)
         found = [name for name, module in self.single.model.named_modules() if isinstance(module, kinds)]
-        called = _called(self.single)
+        needed = _in_loss(self.single)
         # the head of a causal language model is its table of tokens, which is not tracked elsewhere either
-        return [n for n in found if n.startswith(f"{self.single.model.trunk}.") and "lm_head" not in n and n in called]
+        return [n for n in found if n.startswith(f"{self.single.model.trunk}.") and "lm_head" not in n and n in needed]
 
 
-def _called(single: Single) -> set[str]:
-    """The modules that the pretraining's loss goes through: a pooler may be the classifier's alone."""
-    called = set[str]()
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: called.add(name))
-        for name, module in single.model.named_modules()
-    ]
-    with torch.no_grad():
-        single.each_loss("first", single.batch("first", [0]))
-    for handle in handles:
-        handle.remove()
-    return called
+def _in_loss(single: Single) -> set[str]:
+    """The layers that the pretraining's loss depends on: a pooler may be the classifier's alone."""
+    named = {n: m.weight for n, m in single.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    loss = single.each_loss("first", single.batch("first", [0])).sum()
+    slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name for name, slope in zip(named, slopes, strict=True) if slope is not None}
 
 
 def effects(single: Single) -> Tensor:
