@@ -10,7 +10,6 @@ optimiser          settings as used and the gradient's norm; a step is done   ho
 Where the batch goes forward and backward inside the step (a closure), the settings are read when the closure returns.
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from stagetrace.errors import DescriptionError
 from stagetrace.recording.average import Average
 from stagetrace.recording.content import digest, written
+from stagetrace.recording.hooks import Hook, replaced
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
 from stagetrace.recording.seen import (
@@ -112,15 +112,16 @@ class Watch:
             register_optimizer_step_pre_hook(self._before_any_step),
         ]
         if not is_compiled(self.model, inside=True):
-            handles.append(self.model.register_forward_pre_hook(self._before_forward))
+            handles.append(self.model.register_forward_pre_hook(Hook(self._before_forward)))
         if not is_compiled(self.model):
-            handles += [part.register_forward_pre_hook(self._before_part) for part in parts_of(self.model)]
+            before_part = Hook(self._before_part)
+            handles += [part.register_forward_pre_hook(before_part) for part in parts_of(self.model)]
         for handle in handles:
             self._hooks.callback(handle.remove)
-        self._replace(torch.autograd, "backward", self._backward)
-        self._replace(torch.amp.GradScaler, "scale", refuse_scaler)
+        self._hooks.callback(replaced(torch.autograd, "backward", self._backward))
+        self._hooks.callback(replaced(torch.amp.GradScaler, "scale", refuse_scaler))
         for module in (torch.nn.utils, torch.nn.utils.clip_grad):
-            self._replace(module, "clip_grad_norm_", self._clip)
+            self._hooks.callback(replaced(module, "clip_grad_norm_", self._clip))
 
     def stop(self) -> State | None:
         """Take the hooks off. Returns the state after the last step, as the optimiser left it; None without a step."""
@@ -286,13 +287,3 @@ class Watch:
                 if buffer is not None and id(buffer) not in seen:
                     seen.add(id(buffer))
                     yield buffer
-
-    def _replace(self, module: Any, name: str, mine: Callable[..., Any]) -> None:
-        original = getattr(module, name)
-
-        @functools.wraps(original)
-        def replaced(*arguments: Any, **named: Any) -> Any:
-            return mine(original, *arguments, **named)
-
-        setattr(module, name, replaced)
-        self._hooks.callback(setattr, module, name, original)
