@@ -25,7 +25,8 @@ from stagetrace.recording.average import Average
 from stagetrace.recording.content import digest, written
 from stagetrace.recording.hooks import Hook, replaced
 from stagetrace.recording.names import plain_name
-from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
+from stagetrace.recording.optimizers.rule import require_dense
+from stagetrace.recording.refused import check_norm, is_compiled, refuse_other_optimizer, refuse_scaler
 from stagetrace.recording.seen import (
     Number,
     Pending,
@@ -68,7 +69,7 @@ class Watch:
     """Sees the steps of one optimiser on one model, and hands them to a sink.
 
     keeps_inputs: whether batches are handed on whole; else their digests alone. average: what holds a moving average of
-    the parameters. seconds: spent on watching so far.
+    the parameters. seconds: spent on watching so far. required: the parameters that have required a gradient so far.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Watch:
         self.names = {id(p): plain_name(name) for name, p in model.named_parameters()}
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in stepped}
+        self.required = [name for name, p in self.trained.items() if p.requires_grad]
         self._average = None if average is None else Average(average, model, self.trained)
         self._buffer_names = [plain_name(name) for name, _ in model.named_buffers()]
         self._modules = [(plain_name(name), module) for name, module in model.named_modules()]  # walked once
@@ -202,9 +204,11 @@ class Watch:
 
     def _clip(self, original: Callable[..., Any], parameters: Any, max_norm: float, *rest: Any, **named: Any) -> Any:
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        norm = original(given, max_norm, *rest, **named)
-        names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
         kind = float(rest[0] if rest else named.get("norm_type", 2.0))
+        names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
+        if names:
+            check_norm(kind)
+        norm = original(given, max_norm, *rest, **named)
         self._clips.append((names, float(max_norm), kind, number_of(norm)))
         return norm
 
@@ -233,7 +237,12 @@ class Watch:
         self._check_average()
         self._settings = [settings_of(group) for group in optimizer.param_groups]
         self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
-        self._norm = number_of(norm_of([p.grad for p in self.trained.values() if p.grad is not None]))
+        self.required += [name for name, p in self.trained.items() if p.requires_grad and name not in self.required]
+        gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        for name, gradient in gradients.items():
+            if gradient.layout is not torch.strided:
+                require_dense(gradient, f"recording: the gradient of '{name}'")
+        self._norm = number_of(norm_of(list(gradients.values())))
         self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
