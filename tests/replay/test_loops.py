@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 
 from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
+from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
 from stagetrace.validation import Rerun, TopRemovals, validate
 from tests.replay.runs import data_of
@@ -47,6 +48,7 @@ class Loop:
     def train(self, weights: Tensor, folder: Path | None = None) -> nn.Sequential:
         torch.manual_seed(0)
         model, order = plain(), torch.Generator().manual_seed(3)
+        self.before(model, 0)
         optimizer = self.optimizer(model)
         rows: Any = DATA if folder else [(*row, index) for index, row in enumerate(DATA)]
         sampler = RandomSampler(rows, replacement=self.again, num_samples=13, generator=order)
@@ -103,3 +105,20 @@ def test_a_class_of_one_s_own_is_repeated_as_its_parent(tmp_path: Path):
     stage = Stage("only", model=model, objective=Classification(), data=DATA, link=Unrolled(recording=tmp_path))
     found = validate(Chain(stage), Query(QUERIES), fit=Rerun(), choices=[TopRemovals(3, by=0.01)], processes=1)
     assert abs(found.control.loss - found.control.traced) < 1e-9
+
+
+def test_two_data_sets_of_one_size_are_told_apart(tmp_path: Path):
+    """Their examples share their numbers. The first and the last pass go over the stage's data, all others do not."""
+    other: Any = data_of(13, 3, seed=2)
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recording(tmp_path, model, optimizer) as recording:
+        for rows in (DATA, other, other, DATA, DATA, DATA):
+            for x, y in recording.loader(DataLoader(rows, 4)):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    link = Unrolled(recording=tmp_path)
+    stage = Stage("only", model=model.eval(), objective=Classification(), data=DATA, link=link)
+    with pytest.raises(DescriptionError, match=r"not those that were recorded .*of several data sets one that holds"):
+        trace(Chain(stage), Query(QUERIES))
