@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, RandomSampler
 
 from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
-from stagetrace.errors import DescriptionError
+from stagetrace.errors import DataError, DescriptionError, StagetraceWarning
 from stagetrace.objectives import Classification
 from stagetrace.validation import Rerun, TopRemovals, validate
 from tests.replay.runs import data_of
@@ -28,6 +29,23 @@ class OwnAdam(torch.optim.Adam):
 
     def __init__(self, parameters: Any, rate: float) -> None:
         super().__init__(parameters, lr=rate)
+
+
+def averaged(folder: Path, rate: float) -> Chain:
+    """A stage in float32 that ended at a moving average which takes over a ten thousandth at each step."""
+    torch.manual_seed(0)
+    model, rows = plain().float(), [(x.float(), y) for x, y in DATA]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
+    average.n_averaged += 1  # its first update is no copy
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    with Recording(folder, model, optimizer, average=average) as recording:
+        for x, y in twice(recording.loader(DataLoader(rows, 2))):  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            average.update_parameters(model)
+    link = Unrolled(recording=folder)
+    return Chain(Stage("only", model=average.module.eval(), objective=Classification(), data=rows, link=link))
 
 
 def plain() -> nn.Sequential:
@@ -122,3 +140,50 @@ def test_two_data_sets_of_one_size_are_told_apart(tmp_path: Path):
     stage = Stage("only", model=model.eval(), objective=Classification(), data=DATA, link=link)
     with pytest.raises(DescriptionError, match=r"not those that were recorded .*of several data sets one that holds"):
         trace(Chain(stage), Query(QUERIES))
+
+
+def test_an_average_that_rounding_held_back_is_said(tmp_path: Path):
+    """At the smaller rate each update is below half a digit of float32, and the average hardly goes anywhere."""
+    query = Query([(x.float(), y) for x, y in QUERIES])
+    assert "hardly farther" not in str(trace(averaged(tmp_path / "far", 1e-2), query).solutions["only"].notes)
+    with pytest.warns(StagetraceWarning, match=r"went hardly farther than its updates were rounded .* far too small"):
+        found = trace(averaged(tmp_path / "near", 1e-5), query)
+    assert "hardly farther" in str(found.solutions["only"].notes)
+
+
+def test_an_average_in_another_precision_is_refused(tmp_path: Path):
+    model = plain().float()
+    optimizer = torch.optim.Adam(model.parameters())
+    with (
+        pytest.raises(DescriptionError, match=r"its '0\.weight' is of torch\.float64, the model's of torch\.float32"),
+        Recording(tmp_path, model, optimizer, average=AveragedModel(model).double()),
+    ):
+        pass
+
+
+class Rows(nn.Module):
+    """Rows of a table, of which a batch reads some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x)
+
+
+def test_a_row_that_was_set_by_hand_before_any_batch_read_it_is_refused(tmp_path: Path):
+    """Its gradients were all 0, so that it is no entry that rounding moved; its start is not what it began with."""
+    model, data = Rows().double(), [(torch.tensor(row % 6), torch.tensor(row % 3)) for row in range(12)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    with Recording(tmp_path, model, optimizer, every=2) as recording:
+        for number, (x, y) in enumerate(recording.loader(DataLoader(data, 1))):  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if number == 2:
+                model.rows.weight.data[5] = 1.0
+    link = Unrolled(recording=tmp_path)
+    stage = Stage("only", model=model, objective=Classification(), data=data, link=link)
+    with pytest.raises(DataError, match=r"parameters were changed outside|outside optimizer\.step\(\)"):
+        trace(Chain(stage), Query(data[:3]))
