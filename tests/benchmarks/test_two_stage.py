@@ -190,6 +190,12 @@ def test_wrong_rows_are_refused_in_one_line(tmp_path, known, what):
         ("sign", None, r"'sign' must be"),
         ("unit", "bits", r"'unit' must be 'nats' or 'none', got 'bits'"),
         ("method", "", r"'method' must be the method's name"),
+        ("seconds", [1.0], r"'seconds' must be processor seconds by chain, .*got \[1\.0\]"),
+        ("seconds", None, r"'seconds' must be .*got None"),
+        ("seconds", {"a": "fast"}, r"'seconds' must be .*'fast'"),
+        ("seconds", {"a": -1.0}, r"'seconds' must be .*-1\.0"),
+        ("seconds", {"a": float("nan")}, r"'seconds' must be .*nan"),
+        ("notes", 3, r"'notes' must be a sentence, got 3"),
     ],
 )
 def test_another_sign_or_unit_is_refused(tmp_path, known, name, value, message):
@@ -211,10 +217,30 @@ def test_files_of_another_kind_are_refused(tmp_path, known):
         (whole.drop_columns(["query"]), "the columns must be chain, seed, query, subset, change"),
         (whole.set_column(1, "seed", whole["seed"].cast(pa.string())), "column 'seed' must be of int, got string"),
         (whole.replace_schema_metadata({}), "metadata must hold JSON under 'stagetrace.two-stage predictions'"),
+        (whole.replace_schema_metadata({KEY: "[1]"}), "metadata must hold JSON under"),
+        (whole.replace_schema_metadata({KEY: "null"}), "metadata must hold JSON under"),
     ):
         pq.write_table(wrong, path)
         with pytest.raises(DescriptionError, match=message):
             Predictions.read(path, known)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_strings_are_strings_however_a_library_stores_them(tmp_path, known, kind):
+    path = perfect(known).write(tmp_path / "p.parquet", known)
+    whole = pq.read_table(path)
+    for place, name in enumerate(whole.column_names):
+        if pa.types.is_string(whole.schema.field(name).type):
+            other = whole[name].dictionary_encode() if pa.types.is_dictionary(kind) else whole[name].cast(kind)
+            whole = whole.set_column(place, name, other)
+    pq.write_table(whole, path)
+    found = Predictions.read(path, known)
+    assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
+
+
+def test_a_folder_is_no_file_of_predictions(tmp_path, known):
+    with pytest.raises(DescriptionError, match="not a file; name each file"):
+        Predictions.read(tmp_path, known)
 
 
 def test_the_command_prints_a_methods_figures_and_writes_the_table(tmp_path, known):
