@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from stagetrace import Recording
 from stagetrace.errors import DescriptionError
@@ -86,7 +86,7 @@ class Of(Sampler[Any]):
         return len(self.keys)
 
 
-class Keyed:
+class Keyed(Dataset[Any]):
     """Knows its rows by other things than numbers."""
 
     def __len__(self) -> int:

@@ -122,7 +122,7 @@ def test_a_class_of_one_s_own_is_repeated_as_its_parent(tmp_path: Path):
     model = loop.train(torch.ones(13), tmp_path)
     stage = Stage("only", model=model, objective=Classification(), data=DATA, link=Unrolled(recording=tmp_path))
     found = validate(Chain(stage), Query(QUERIES), fit=Rerun(), choices=[TopRemovals(3, by=0.01)], processes=1)
-    assert abs(found.control.loss - found.control.traced) < 1e-9
+    assert found.control.loss == pytest.approx(found.control.traced, abs=1e-9)
 
 
 def test_two_data_sets_of_one_size_are_told_apart(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Forwards: from a kept state, step by step, to the next one, which must come out as recorded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -78,7 +78,7 @@ def stepped(recorded: Recorded, point: Point, step: Step, gradient: Params, buff
             "folder of its own, as a stage of its own"
         )
     leaves = {name: value.detach().clone().requires_grad_() for name, value in point.values.items()}
-    kind: Callable[..., torch.optim.Optimizer] = class_named(recorded.optimizer, str(recorded.folder))
+    kind = class_named(recorded.optimizer, str(recorded.folder))
     known = [[leaves[name] for name in names if name in leaves] for names in recorded.groups]
     optimizer = kind([{"params": params, "lr": _rate(group)} for params, group in zip(known, step.groups, strict=True)])
     for group, settings in zip(optimizer.param_groups, step.groups, strict=True):

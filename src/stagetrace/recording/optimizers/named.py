@@ -1,5 +1,7 @@
 """The rules by the names of PyTorch's classes, and what is known of the optimisers that have none."""
 
+from collections.abc import Callable
+
 import torch
 
 from stagetrace.errors import refuse
@@ -58,7 +60,7 @@ def name_of(optimizer_class: type[torch.optim.Optimizer]) -> str:
     return f"{optimizer_class.__module__}.{optimizer_class.__qualname__}"
 
 
-def class_named(name: str, where: str) -> type[torch.optim.Optimizer]:
+def class_named(name: str, where: str) -> Callable[..., torch.optim.Optimizer]:
     """The class of that qualified name, among those that have a rule: it is looked up, and nothing is imported.
 
     where: what a message starts with.
@@ -86,4 +88,5 @@ def rule_of(optimizer_class: str, where: str) -> Rule:
     Raises:
         DescriptionError: see `class_named`.
     """
-    return RULES[class_named(optimizer_class, where)]
+    kind = class_named(optimizer_class, where)
+    return next(rule for known, rule in RULES.items() if known is kind)
