@@ -114,9 +114,12 @@ def test_another_model_may_have_an_optimiser_of_its_own(tmp_path: Path):
         loss.backward()
         optimizer.step()
         other(torch.ones(1)).sum().backward()
+        nn.utils.clip_grad_norm_(other.parameters(), 0.1)
         its.step()
 
-    assert recorded(tmp_path, step).steps == 2
+    found = recorded(tmp_path, step)
+    assert found.steps == 2
+    assert not any(step.clips for block in found.blocks for step in found.read(block))
 
 
 @pytest.mark.parametrize("kind", [1.0, float("inf")])

@@ -49,7 +49,7 @@ def averaged(folder: Path, rate: float) -> Chain:
 
 
 def plain() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 3)).double()
 
 
 def thaw(model: nn.Sequential, number: int) -> None:
@@ -57,11 +57,19 @@ def thaw(model: nn.Sequential, number: int) -> None:
     model[0].requires_grad_(number >= 3)
 
 
+def look(model: nn.Sequential, number: int) -> None:
+    """A forward pass for the eye alone, which draws masks before the one that goes backward."""
+    if number:
+        with torch.no_grad():
+            model(DATA[0][0])
+
+
 @dataclass(frozen=True)
 class Loop:
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     before: Callable[[nn.Sequential, int], None] = lambda model, number: None
     again: bool = False  # examples are drawn with replacement
+    skips: bool = False  # of every third batch nothing goes backward
 
     def train(self, weights: Tensor, folder: Path | None = None) -> nn.Sequential:
         torch.manual_seed(0)
@@ -75,6 +83,8 @@ class Loop:
         with recording or nullcontext():
             for number, (x, y, *ids) in enumerate(twice(recording.loader(loader) if recording else loader)):
                 self.before(model, number)
+                if self.skips and number % 3 == 1:
+                    continue
                 losses = F.cross_entropy(model(x), y, reduction="none")
                 optimizer.zero_grad()
                 (losses if recording else losses * weights[ids[0]]).mean().backward()
@@ -100,6 +110,8 @@ def twice(loader: Any) -> Iterator[Any]:
 LOOPS = {
     "an optimiser of a class of one's own that steps as its parent": Loop(lambda m: OwnAdam(m.parameters(), 0.02)),
     "a layer that is thawed midway": Loop(lambda m: torch.optim.Adam(m.parameters(), lr=0.02), before=thaw),
+    "a look before the forward pass": Loop(lambda m: torch.optim.SGD(m.parameters(), lr=0.2), before=look),
+    "batches that are skipped": Loop(lambda m: torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9), skips=True),
     "examples drawn with replacement": Loop(
         lambda m: torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9), again=True
     ),

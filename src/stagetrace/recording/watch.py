@@ -206,8 +206,9 @@ class Watch:
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         kind = float(rest[0] if rest else named.get("norm_type", 2.0))
         names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
-        if names:
-            check_norm(kind)
+        if not names:  # another model's
+            return original(given, max_norm, *rest, **named)
+        check_norm(kind)
         norm = original(given, max_norm, *rest, **named)
         self._clips.append((names, float(max_norm), kind, number_of(norm)))
         return norm

@@ -145,7 +145,8 @@ class Agreement:
                 "numbers were drawn between the batch and the forward pass (fused attention kernels of a GPU draw "
                 "dropout in their own way: train with attn_implementation='eager', or attention dropout 0); the "
                 "gradient was changed in a way that is not recorded (noise, clipping by value, a clip_grad_norm_ "
-                "imported by name before the recording began); gradients were not zeroed after a step"
+                "imported by name before the recording began); gradients were not zeroed after a step, or were zeroed "
+                "without one (a step that was skipped); one loss was that of several batches of the loader"
             )
 
     def _driven(self, end: State) -> dict[str, Tensor]:
