@@ -233,6 +233,23 @@ def test_trainings_that_are_refused(make: Optimizer, words: str) -> None:
         stopped_early(bound(model), optimizer, [optimizer.param_groups[0]["lr"]] * 6)
 
 
+def test_a_saved_state_may_hold_parameters_that_were_kept() -> None:
+    """The whole model was handed over, and its body had no gradient: what has a state is what was trained."""
+    model = Net(2, dropout=0.0).double()
+    model.body.requires_grad_(False)
+    optimizer = Adam(model.parameters(), lr=0.01)
+    for x, y in DATA[:3]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[None]), y[None]).backward()
+        optimizer.step()
+    early = stopped_early(bound(model), optimizer.state_dict())
+    expected = stopped_early(bound(model), optimizer)
+    assert early.metric is not None
+    assert expected.metric is not None
+    assert torch.equal(early.metric, expected.metric)
+    assert (early.time, early.metric.numel()) == (pytest.approx(0.03), 12)
+
+
 def test_states_of_other_models_are_refused() -> None:
     model, optimizer = trained(lambda model: Adam(model.parameters(), lr=0.01))
     other = Net(3, dropout=0.0).double()
