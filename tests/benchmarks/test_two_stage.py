@@ -83,6 +83,14 @@ def test_rank_correlation_is_over_the_subsets_of_one_size_and_the_mean_over_quer
     assert all(row["lds"]["mean"] == pytest.approx(0) and row["r"]["mean"] == pytest.approx(1) for row in rows)
 
 
+def test_only_ranks_count_for_the_linear_datamodelling_score(known):
+    """Cubed changes are in the same order, and on no line with the changes."""
+    cubed = {key: (each / each.abs().max()) ** 3 for key, each in perfect(known).changes.items()}
+    for row in figures(Predictions("cubed", "none", cubed), known):
+        assert row["lds"]["mean"] == pytest.approx(1)
+        assert row["r"]["mean"] < 0.999
+
+
 def test_the_mean_over_orders_is_the_other_truth(known):
     one = known["a", 0]
     worse = one.order_losses.clone()
@@ -135,6 +143,14 @@ def test_predictions_come_back_as_they_were(tmp_path, known):
     assert found.method == "perfect"
     assert found.unit == "nats"
     assert found.seconds == {"a": 1.5, "bb": 2.0}
+    assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
+
+
+def test_rows_may_come_in_any_order(tmp_path, known):
+    path = perfect(known).write(tmp_path / "p.parquet", known)
+    whole = pq.read_table(path)
+    pq.write_table(whole.take(torch.randperm(len(whole)).tolist()), path)
+    found = Predictions.read(path, known)
     assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
 
 
