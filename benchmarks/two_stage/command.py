@@ -30,7 +30,9 @@ TINY = Protocol(percents=(10, 50), each=4, orders=2, repeated={10: 3, 50: 3}, se
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, help="Files of predictions.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Files of predictions.")
+    ],
     truths: Truths = TRUTHS,
 ) -> None:
     """Score files of predictions against the truths."""

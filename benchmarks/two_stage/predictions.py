@@ -112,25 +112,29 @@ class Predictions:
             answers[row["subset"]] = row["change"]
         _check_whole(path, found, asked)
         changes = {k: torch.tensor([found[k][s] for s in asked[k]], dtype=torch.float64) for k in asked if k in found}
-        seconds = {str(chain): float(value) for chain, value in said.get("seconds", {}).items()}
-        return Predictions(str(said["method"]), said["unit"], changes, seconds, str(said.get("notes", "")))
+        seconds = {chain: float(value) for chain, value in said.get("seconds", {}).items()}
+        return Predictions(str(said["method"]), said["unit"], changes, seconds, said.get("notes", ""))
 
 
 def _opened(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """The rows and what the metadata says, both of the right kind."""
+    if not path.is_file():
+        refuse(f"{path}: not a file; name each file of predictions")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as cause:
         refuse(f"{path}: not a Parquet file that can be read ({str(cause).splitlines()[0]})")
     if list(table.column_names) != list(COLUMNS):
         refuse(f"{path}: the columns must be {', '.join(COLUMNS)}, got {', '.join(table.column_names)}")
-    kinds = {str: pa.types.is_string, int: pa.types.is_integer, float: pa.types.is_floating}
+    kinds = {str: _is_text, int: pa.types.is_integer, float: pa.types.is_floating}
     for name, kind in COLUMNS.items():
         if not kinds[kind](table.schema.field(name).type):
             refuse(f"{path}: column '{name}' must be of {kind.__name__}, got {table.schema.field(name).type}")
     try:
         said = json.loads((table.schema.metadata or {})[KEY])
     except (KeyError, ValueError):
+        said = None
+    if not isinstance(said, dict):
         refuse(
             f"{path}: the schema's metadata must hold JSON under '{KEY.decode()}' (benchmarks/two_stage/predictions.py)"
         )
@@ -139,7 +143,22 @@ def _opened(path: Path) -> tuple[pa.Table, dict[str, Any]]:
             refuse(f"{path}: '{name}' must be {' or '.join(map(repr, allowed))}, got {said.get(name)!r}")
     if not isinstance(said.get("method"), str) or not said["method"]:
         refuse(f"{path}: 'method' must be the method's name, got {said.get('method')!r}")
+    seconds, notes = said.get("seconds", {}), said.get("notes", "")
+    if not (isinstance(seconds, dict) and all(map(_is_time, seconds.values()))):
+        refuse(f"{path}: 'seconds' must be processor seconds by chain, such as {{'cifar': 1.5}}, got {seconds!r}")
+    if not isinstance(notes, str):
+        refuse(f"{path}: 'notes' must be a sentence, got {notes!r}")
     return table, said
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Strings, however the writer's library stores them (pandas, Polars, categories)."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _check_whole(

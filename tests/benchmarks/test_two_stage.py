@@ -83,6 +83,14 @@ def test_rank_correlation_is_over_the_subsets_of_one_size_and_the_mean_over_quer
     assert all(row["lds"]["mean"] == pytest.approx(0) and row["r"]["mean"] == pytest.approx(1) for row in rows)
 
 
+def test_only_ranks_count_for_the_linear_datamodelling_score(known):
+    """Cubed changes are in the same order, and on no line with the changes."""
+    cubed = {key: (each / each.abs().max()) ** 3 for key, each in perfect(known).changes.items()}
+    for row in figures(Predictions("cubed", "none", cubed), known):
+        assert row["lds"]["mean"] == pytest.approx(1)
+        assert row["r"]["mean"] < 0.999
+
+
 def test_the_mean_over_orders_is_the_other_truth(known):
     one = known["a", 0]
     worse = one.order_losses.clone()
@@ -138,6 +146,14 @@ def test_predictions_come_back_as_they_were(tmp_path, known):
     assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
 
 
+def test_rows_may_come_in_any_order(tmp_path, known):
+    path = perfect(known).write(tmp_path / "p.parquet", known)
+    whole = pq.read_table(path)
+    pq.write_table(whole.take(torch.randperm(len(whole)).tolist()), path)
+    found = Predictions.read(path, known)
+    assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
+
+
 def test_chains_and_single_queries_may_be_left_out(tmp_path, known):
     few = {key: each for key, each in perfect(known).changes.items() if key[0] == "a" and key[2] == "mean"}
     path = Predictions("few", "nats", few).write(tmp_path / "p.parquet", known)
@@ -190,6 +206,12 @@ def test_wrong_rows_are_refused_in_one_line(tmp_path, known, what):
         ("sign", None, r"'sign' must be"),
         ("unit", "bits", r"'unit' must be 'nats' or 'none', got 'bits'"),
         ("method", "", r"'method' must be the method's name"),
+        ("seconds", [1.0], r"'seconds' must be processor seconds by chain, .*got \[1\.0\]"),
+        ("seconds", None, r"'seconds' must be .*got None"),
+        ("seconds", {"a": "fast"}, r"'seconds' must be .*'fast'"),
+        ("seconds", {"a": -1.0}, r"'seconds' must be .*-1\.0"),
+        ("seconds", {"a": float("nan")}, r"'seconds' must be .*nan"),
+        ("notes", 3, r"'notes' must be a sentence, got 3"),
     ],
 )
 def test_another_sign_or_unit_is_refused(tmp_path, known, name, value, message):
@@ -211,10 +233,30 @@ def test_files_of_another_kind_are_refused(tmp_path, known):
         (whole.drop_columns(["query"]), "the columns must be chain, seed, query, subset, change"),
         (whole.set_column(1, "seed", whole["seed"].cast(pa.string())), "column 'seed' must be of int, got string"),
         (whole.replace_schema_metadata({}), "metadata must hold JSON under 'stagetrace.two-stage predictions'"),
+        (whole.replace_schema_metadata({KEY: "[1]"}), "metadata must hold JSON under"),
+        (whole.replace_schema_metadata({KEY: "null"}), "metadata must hold JSON under"),
     ):
         pq.write_table(wrong, path)
         with pytest.raises(DescriptionError, match=message):
             Predictions.read(path, known)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_strings_are_strings_however_a_library_stores_them(tmp_path, known, kind):
+    path = perfect(known).write(tmp_path / "p.parquet", known)
+    whole = pq.read_table(path)
+    for place, name in enumerate(whole.column_names):
+        if pa.types.is_string(whole.schema.field(name).type):
+            other = whole[name].dictionary_encode() if pa.types.is_dictionary(kind) else whole[name].cast(kind)
+            whole = whole.set_column(place, name, other)
+    pq.write_table(whole, path)
+    found = Predictions.read(path, known)
+    assert all(torch.equal(found.changes[key], each) for key, each in perfect(known).changes.items())
+
+
+def test_a_folder_is_no_file_of_predictions(tmp_path, known):
+    with pytest.raises(DescriptionError, match="not a file; name each file"):
+        Predictions.read(tmp_path, known)
 
 
 def test_the_command_prints_a_methods_figures_and_writes_the_table(tmp_path, known):

@@ -115,8 +115,10 @@ def test_a_batch_whose_entries_are_attributes_comes_back_as_one():
 
 
 def test_a_batch_that_is_no_data_is_refused():
-    with pytest.raises(DescriptionError, match=r"a batch holds a Linear.*inputs='again'"):
-        written([nn.Linear(1, 1)])
+    """Neither kept nor by a digest, so that it is not advised to make the batch again."""
+    for form in (written, digest):
+        with pytest.raises(DescriptionError, match=r"a batch holds a Linear.* plain files; let collate give tensors"):
+            form([nn.Linear(1, 1)])
 
 
 def test_a_folder_holds_one_recording(tmp_path: Path):

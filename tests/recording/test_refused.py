@@ -114,6 +114,39 @@ def test_another_model_may_have_an_optimiser_of_its_own(tmp_path: Path):
         loss.backward()
         optimizer.step()
         other(torch.ones(1)).sum().backward()
+        nn.utils.clip_grad_norm_(other.parameters(), 0.1)
         its.step()
 
-    assert recorded(tmp_path, step).steps == 2
+    found = recorded(tmp_path, step)
+    assert found.steps == 2
+    assert not any(step.clips for block in found.blocks for step in found.read(block))
+
+
+@pytest.mark.parametrize("kind", [1.0, float("inf")])
+def test_clipping_by_another_norm_is_refused_at_the_step_that_does_it(kind: float, tmp_path: Path):
+    def step(model: Net, optimizer: torch.optim.Optimizer, loss: Any) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, norm_type=kind)
+        optimizer.step()
+
+    with pytest.raises(
+        DescriptionError, match=r"clip_grad_norm_\(norm_type=.*\) has no derivative here; .*norm_type=2"
+    ):
+        recorded(tmp_path, step)
+
+
+def test_a_sparse_gradient_is_refused_at_the_step_that_has_it(tmp_path: Path):
+    model = nn.Embedding(4, 3, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recording(tmp_path, model, optimizer) as recording, recording.batch([0], torch.tensor([1])):
+        model(torch.tensor([1])).sum().backward()
+        with pytest.raises(DescriptionError, match=r"the gradient of 'weight' is sparse .*sparse=False"):
+            optimizer.step()
+
+
+def test_a_rate_that_is_coarser_than_the_parameters_is_refused(tmp_path: Path):
+    model = nn.Linear(2, 1).double()
+    with pytest.raises(DescriptionError, match=r"lr is a tensor of torch\.float32, .*give a number, lr=0\.01"):
+        Recording(tmp_path, model, torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01)))
+    Recording(tmp_path, model, torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01).double()))
+    Recording(tmp_path, model.float(), torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01)))

@@ -118,6 +118,15 @@ def test_an_interrupted_training_loses_nothing_that_waited_to_be_written(
     assert (found.steps, found.states) == (9, (0, 2, 4, 6, 8, 9))
 
 
+def test_every_file_is_forced_onto_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """So that what a machine without power loses are the newest ones, and not what was written an hour ago."""
+    forced = set[str]()
+    monkeypatch.setattr(writer, "force", lambda path: forced.add(path.relative_to(tmp_path).as_posix()))
+    trained(tmp_path)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found - {"recording.json"} == forced
+
+
 def test_steps_that_hold_much_are_written_before_a_state_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writer, "_PART", 20_000)  # some three steps: 5 kB each is the random generator's
     trained(tmp_path, every=100)

@@ -77,6 +77,15 @@ def inner(average: Any, model: nn.Module) -> nn.Module:
     return average.module
 
 
+def from_elsewhere(model: nn.Module) -> ModelEmaV3:
+    """An average that begins at 0, as some do: where training starts from moves it through the steps alone."""
+    average = ModelEmaV3(model)
+    with torch.no_grad():
+        for mine in average.module.parameters():
+            mine.zero_()
+    return average
+
+
 WAYS = {
     "ema": Way(
         partial(AveragedModel, multi_avg_fn=get_ema_multi_avg_fn(0.8)), lambda a, m: a.update_parameters(m), inner
@@ -85,6 +94,7 @@ WAYS = {
         AveragedModel, lambda a, m: a.update_parameters(m), inner, each=2, since=2
     ),
     "timm": Way(ModelEmaV3, lambda a, m: a.update(m), inner),
+    "from elsewhere": Way(from_elsewhere, lambda a, m: a.update(m), inner),
     "diffusers": Way(EMAModel, lambda a, m: a.step(m), lambda a, m: a.copied_to(m)),
 }
 
@@ -225,16 +235,25 @@ def recorded_with(folder: Path, average: Any, touched: Callable[[Any, nn.Module]
     return model
 
 
-def noisy(average: Any, model: nn.Module) -> None:
+def noisy(average: Any, model: nn.Module, size: float = 1e-3) -> None:
     average.update_parameters(model)
     with torch.no_grad():
-        average.module.head.weight.add_(1e-3)
+        average.module.head.weight.add_(size)
+
+
+def away(average: Any, model: nn.Module) -> None:
+    """From the parameters, by a tenth of the way: d = 1.1, which no mean has."""
+    with torch.no_grad():
+        for mine, theirs in zip(average.module.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs, -0.1)
 
 
 @pytest.mark.parametrize(
     ("average", "touched", "late", "words"),
     [
         (AveragedModel, noisy, False, r"after step 1 the average was changed to what is no mean"),
+        (AveragedModel, partial(noisy, size=1e-12), False, r"after step 1 the average was changed to what is no mean"),
+        (AveragedModel, away, False, r"after step 1 the average was changed to what is no mean"),
         (AveragedModel, lambda a, m: a.update_parameters(m), True, r"updated between the batch and its optimizer.step"),
         (lambda m: Net(3, 0.0).double(), lambda a, m: None, False, r"Net has no 'head.weight' of the shape \[2, 5\]"),
         (lambda m: m, lambda a, m: None, False, r"'body.0.weight' is the very parameter that is trained"),

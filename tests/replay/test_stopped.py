@@ -26,9 +26,10 @@ from stagetrace import (
     Unrolled,
     trace,
 )
-from stagetrace.errors import ConvergenceWarning, DescriptionError, ResultsError
+from stagetrace.errors import ConvergenceWarning, DescriptionError, ResultsError, StagetraceWarning
 from stagetrace.objectives import Classification, Regression
 from stagetrace.replay import stopped_early
+from stagetrace.solvers import EarlyStopping
 from tests.replay.runs import Net, data_of
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
@@ -57,8 +58,8 @@ def trained(
     return model.eval(), optimizer
 
 
-def bound(model: nn.Module) -> Any:
-    return Chain(Stage("only", model=model, objective=Classification(), data=DATA))["only"]
+def bound(model: nn.Module, **settings: Any) -> Any:
+    return Chain(Stage("only", model=model, objective=Classification(), data=DATA, **settings))["only"]
 
 
 def split(cls: Any, **settings: Any) -> Optimizer:
@@ -80,13 +81,64 @@ def test_adam_s_metric_from_wherever_it_is_kept(cls: Any, amsgrad: bool, tmp_pat
     slot = "max_exp_avg_sq" if amsgrad else "exp_avg_sq"
     D = (moments(model, optimizer, slot) / (1 - 0.95**6)).sqrt() + 1e-3
     _, named = trained(lambda model: make(model.named_parameters()))
-    for training in (optimizer, optimizer.state_dict(), named.state_dict(), tmp_path, str(tmp_path)):
-        early = stopped_early(bound(model), training, rtol=1e-5, max_steps=70)
+    coupled = 0.0 if cls is AdamW else 0.1
+    for training in (optimizer, optimizer.state_dict(), named.state_dict(), tmp_path, str(tmp_path), [tmp_path]):
+        early = stopped_early(bound(model, weight_decay=coupled), training, rtol=1e-5, max_steps=70)
         assert early.time == pytest.approx(0.06)
         assert early.decay == (0.1 if cls is AdamW else 0.0)
         assert (early.rtol, early.max_steps) == (1e-5, 70)
         assert early.metric is not None
         torch.testing.assert_close(early.metric, D, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam])
+def test_a_penalty_that_only_the_optimiser_knows_is_said(cls: Any, tmp_path: Path) -> None:
+    model, optimizer = trained(lambda model: cls(model.parameters(), lr=0.01, weight_decay=0.1), tmp_path)
+    for training, rates in ((optimizer, [0.01] * 6), (optimizer.state_dict(), [0.01] * 6), (tmp_path, None)):
+        with pytest.warns(
+            StagetraceWarning, match=r"weight_decay=0\.1 times .* has 0, .*give Stage\(.*weight_decay=0\.1"
+        ):
+            stopped_early(bound(model), training, rates)
+        stopped_early(bound(model, weight_decay=0.1), training, rates)  # no warning
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ([0.01] * 7, r"7 rates were given, but the optimiser counted 6 steps"),
+        ([], r"numbers of at least 0, got none"),
+        ([0.01, "a"], r"numbers of at least 0, got 'a' among them"),
+        ([0.01, None], r"got None among them"),
+        ([0.01, float("nan")], r"got nan among them"),
+        ([0.01, -0.01], r"got -0\.01 among them"),
+        ("0.01", r"must be a list, .* got a str"),
+        (torch.full((6,), 0.01), r"must be a list, .* got a Tensor"),
+    ],
+)
+def test_rates_that_are_none_of_the_steps_are_refused(rates: Any, words: str) -> None:
+    model, optimizer = trained(lambda model: Adam(model.parameters(), lr=0.01))
+    with pytest.raises(DescriptionError, match=words):
+        stopped_early(bound(model), optimizer, rates)
+
+
+def test_rates_of_fewer_steps_than_were_counted_are_said() -> None:
+    """Three epochs of two steps each, and the rates of the epochs."""
+    model, optimizer = trained(lambda model: Adam(model.parameters(), lr=0.01))
+    with pytest.warns(StagetraceWarning, match="counted 6 steps and 3 rates were given"):
+        assert stopped_early(bound(model), optimizer, [0.01] * 3).time == pytest.approx(0.03)
+
+
+def test_stretches_that_cannot_be_cut_are_said(tmp_path: Path) -> None:
+    model, optimizer = trained(lambda model: Adam(model.parameters(), lr=0.01), tmp_path)
+    with pytest.raises(DescriptionError, match=r"segments=2 cuts a recording, .* give a list of Checkpoints"):
+        stopped_early(bound(model), optimizer, segments=2)
+    with pytest.warns(StagetraceWarning, match=r"9 stretches .* states for 3 of about"):  # after 1, 4 and 6 steps
+        assert len(stopped_early(bound(model), tmp_path, segments=9).segments) == 3
+
+
+def test_a_metric_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(DescriptionError, match="got a list; give a tensor"):
+        EarlyStopping(1.0, [1.0, 2.0])  # type: ignore[arg-type]
 
 
 def test_the_rates_of_a_schedule_are_those_recorded_or_given(tmp_path: Path) -> None:
@@ -179,6 +231,23 @@ def test_trainings_that_are_refused(make: Optimizer, words: str) -> None:
     model, optimizer = trained(make)
     with pytest.raises(DescriptionError, match=words):
         stopped_early(bound(model), optimizer, [optimizer.param_groups[0]["lr"]] * 6)
+
+
+def test_a_saved_state_may_hold_parameters_that_were_kept() -> None:
+    """The whole model was handed over, and its body had no gradient: what has a state is what was trained."""
+    model = Net(2, dropout=0.0).double()
+    model.body.requires_grad_(False)
+    optimizer = Adam(model.parameters(), lr=0.01)
+    for x, y in DATA[:3]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[None]), y[None]).backward()
+        optimizer.step()
+    early = stopped_early(bound(model), optimizer.state_dict())
+    expected = stopped_early(bound(model), optimizer)
+    assert early.metric is not None
+    assert expected.metric is not None
+    assert torch.equal(early.metric, expected.metric)
+    assert (early.time, early.metric.numel()) == (pytest.approx(0.03), 12)
 
 
 def test_states_of_other_models_are_refused() -> None:

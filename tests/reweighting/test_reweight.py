@@ -320,6 +320,11 @@ REFUSED: dict[str, tuple[Callable[[Chain], object], str]] = {
         lambda chain: reweight(chain, Query(ASKED), orders=(1, 2), check_orders=(2,)),
         r"each seed once: the weights are fitted to the orders \[1, 2\]",
     ),
+    "one order": (lambda chain: reweight(chain, Query(ASKED), orders=3), r"orders=\.\.\.\) must be whole numbers"),  # type: ignore[arg-type]
+    "no seed": (
+        lambda chain: reweight(chain, Query(ASKED), check_orders=("a",)),  # type: ignore[arg-type]
+        r"check_orders=\.\.\.\) must be whole numbers, .* got \('a',\)",
+    ),
     "swapped": (lambda chain: reweight(Query(ASKED), chain), "give a Chain and a Query"),  # type: ignore[arg-type]
 }
 

@@ -126,10 +126,15 @@ def test_scores_that_are_known_are_not_computed_again(tmp_path: Path):
 
 def test_settings_out_of_range_are_refused(tmp_path: Path):
     chain, query = SMOOTH.chain(tmp_path), SMOOTH.query()
+    for shares in ((1.0,), (0.0,), (), 0.1):
+        with pytest.raises(
+            DescriptionError, match=r"shares must be numbers above 0 and below 1, such as \(0.1, 0.02\), got "
+        ):
+            smoothness(chain, query, "stage0", shares=shares)  # type: ignore[arg-type]
     with pytest.raises(
-        DescriptionError, match=r"shares must be above 0 and below 1, such as \(0.1, 0.02\), got \(1.0,\)"
+        DescriptionError, match=r"scores must be those of a trace, trace\(...\)\['stage0'\], got a list"
     ):
-        smoothness(chain, query, "stage0", shares=(1.0,))
+        smoothness(chain, query, "stage0", scores=[0.0] * 20)  # type: ignore[arg-type]
     with pytest.raises(DescriptionError, match="groups"):
         smoothness(chain, query, "stage0", groups=0)
 

@@ -29,7 +29,7 @@ class Average:
         by name.
 
     Raises:
-        DescriptionError: it has other parameters than the model.
+        DescriptionError: it has other parameters than the model, or in another precision.
     """
 
     def __init__(self, average: Any, model: nn.Module, trained: Mapping[str, Tensor]) -> None:
@@ -45,6 +45,12 @@ class Average:
             refuse(
                 f"Recording(average=...): its '{same[0]}' is the very parameter that is trained; give an average that "
                 "is a copy, such as torch.optim.swa_utils.AveragedModel(model)"
+            )
+        other = [name for name, value in trained.items() if held[name].dtype != value.dtype]
+        if other:
+            refuse(
+                f"Recording(average=...): its '{other[0]}' is of {held[other[0]].dtype}, the model's of "
+                f"{trained[other[0]].dtype}; keep both in one precision, since a stage is one model"
             )
         self._held = {name: held[name] for name in trained}
         self.values: Params = self._copied()

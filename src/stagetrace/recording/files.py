@@ -211,6 +211,12 @@ def digest_of(path: Path, kind: str = _DIGEST) -> str:
         return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
 
 
+def is_digest(said: object) -> bool:
+    """Whether something is a digest of a kind that `is_whole` knows."""
+    kind = said.partition(":")[0] if isinstance(said, str) and ":" in said else "sha256"
+    return isinstance(said, str) and kind in ("sha256", _DIGEST)
+
+
 def is_whole(path: Path, digest: str) -> bool:
     """Whether a file has that digest (SHA-256 where it does not say which)."""
     kind = digest.partition(":")[0] if ":" in digest else "sha256"

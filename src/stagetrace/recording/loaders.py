@@ -1,6 +1,7 @@
 """Loaders whose batches say which examples are in them: the number travels inside the batch, whatever draws it."""
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
@@ -20,17 +21,32 @@ class Numbered:
         return len(self.data)
 
     def __getitem__(self, index: Any) -> tuple[int, Any]:
-        return int(index), self.data[index]
+        return _number(index), self.data[index]
 
     def __getitems__(self, indices: Sequence[Any]) -> list[tuple[int, Any]]:
         several = getattr(self.data, "__getitems__", None)
         rows = several(list(indices)) if several is not None else [self.data[index] for index in indices]
-        return list(zip(map(int, indices), rows, strict=True))
+        return list(zip(map(_number, indices), rows, strict=True))
 
     def __getattr__(self, name: str) -> Any:
         if name in ("data", "__getitems__") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.data, name)
+
+
+def _number(index: Any) -> int:
+    """An example's number.
+
+    Raises:
+        DescriptionError: the sampler gives something else.
+    """
+    try:
+        return operator.index(index)
+    except TypeError:
+        refuse(
+            f"recording.loader: the loader's sampler gives {index!r}, but examples are known by their whole numbers in "
+            "the data set; let the sampler give numbers, and the data set find by them what it needs"
+        )
 
 
 @final
@@ -111,4 +127,6 @@ class Watched:
             yield batch
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader" or name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self._loader, name)

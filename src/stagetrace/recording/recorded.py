@@ -1,11 +1,12 @@
 """A recording read back: its steps, and its states, each file checked against its digest before it is used."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.recording.files import (
@@ -13,6 +14,7 @@ from stagetrace.recording.files import (
     RECORD,
     Part,
     inputs_name,
+    is_digest,
     is_whole,
     read_state,
     state_name,
@@ -66,19 +68,7 @@ class Recorded:
         if isinstance(path, Recorded):
             return path
         folder = Path(path)
-        try:
-            text = (folder / RECORD).read_text()
-            said: dict[str, Any] = json.loads(text)
-        except FileNotFoundError as cause:
-            raise ResultsError(
-                f"{folder} holds no recording (there is no {RECORD}); see stagetrace.Recording"
-            ) from cause
-        except (OSError, ValueError) as cause:
-            raise ResultsError(f"{folder / RECORD} cannot be read ({cause}); record the training again") from cause
-        if said.get("format") != FORMAT:
-            raise ResultsError(f"{folder}: a recording of format {said.get('format')!r}; this version reads {FORMAT}")
-        if not said["steps"] or len(said["states"]) < 2:
-            raise ResultsError(f"{folder}: the recording ends before its first step; record the training again")
+        said = _said(folder)
         return Recorded(
             folder,
             said["states"][-1],
@@ -151,7 +141,7 @@ class Recorded:
 
     def _check(self, name: str) -> None:
         path = self.folder / name
-        if not path.exists():
+        if not path.is_file():
             raise ResultsError(f"{self.folder}: '{name}' is missing; copy the whole folder, or record again")
         found = path.stat()
         as_it_was = found.st_size, found.st_mtime_ns
@@ -160,3 +150,68 @@ class Recorded:
         if name not in self._files or not is_whole(path, self._files[name]):
             raise ResultsError(f"{path} is not what was recorded (its digest differs); copy it anew, or record again")
         self._whole[name] = as_it_was
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What a folder says of itself, once it fits together.
+
+    Raises:
+        ResultsError: see `Recorded.load`.
+    """
+    path = folder / RECORD
+    try:
+        said: Any = json.loads(path.read_text())
+    except FileNotFoundError as cause:
+        raise ResultsError(f"{folder} holds no recording (there is no {RECORD}); see stagetrace.Recording") from cause
+    except (OSError, ValueError) as cause:
+        raise ResultsError(f"{path} cannot be read ({cause}); record the training again") from cause
+    form = said.get("format") if isinstance(said, dict) else None
+    if form != FORMAT:
+        raise ResultsError(f"{folder}: a recording of format {form!r}; this version reads {FORMAT}")
+    odd = next((name for name, fits in _ENTRIES.items() if not fits(said.get(name, ...))), None)
+    if odd is None and max(said["states"], default=0) > said["steps"]:
+        odd = "steps"
+    if odd is None and said["steps"] and not said["parts"]:
+        odd = "parts"
+    if odd is not None:
+        raise ResultsError(
+            f"{path}: '{odd}' is not what a recording says there; it was damaged or edited, so copy the folder anew, "
+            "or record the training again"
+        )
+    if not said["steps"] or len(said["states"]) < 2:
+        raise ResultsError(f"{folder}: the recording ends before its first step; record the training again")
+    needed = {state_name(step) for step in said["states"]} | {steps_name(n) for n in range(len(said["parts"]))}
+    missing = sorted(needed - said["files"].keys())
+    if missing:
+        raise ResultsError(
+            f"{path}: there is no digest of '{missing[0]}'; it was damaged or edited, so copy the folder anew, or "
+            "record the training again"
+        )
+    return said
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in cast("list[Any]", value))
+
+
+def _from_zero(value: object) -> bool:
+    """Whole numbers that rise from 0: states and parts begin with the first step."""
+    if not isinstance(value, list) or not all(type(step) is int for step in cast("list[Any]", value)):
+        return False
+    steps = cast("list[int]", value)
+    return (not steps or steps[0] == 0) and all(a < b for a, b in pairwise(steps))
+
+
+_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
+    "steps": lambda value: type(value) is int and value >= 0,
+    "states": _from_zero,
+    "parts": _from_zero,
+    "groups": lambda value: isinstance(value, list) and all(map(_names, cast("list[Any]", value))),
+    "trained": _names,
+    "optimizer": lambda value: isinstance(value, str),
+    "examples": lambda value: value is None or (type(value) is int and value > 0),
+    "constants": lambda value: isinstance(value, str),
+    "inputs": lambda value: value in ("kept", "again"),
+    "files": lambda value: isinstance(value, dict) and all(map(is_digest, cast("dict[str, Any]", value).values())),
+}
+"""What `recording.json` must say, and whether it does."""

@@ -14,7 +14,7 @@ from torch import nn
 from stagetrace.errors import refuse
 from stagetrace.recording.loaders import Watched
 from stagetrace.recording.names import plain_name
-from stagetrace.recording.optimizers import rule_for
+from stagetrace.recording.optimizers import class_of, rule_for
 from stagetrace.recording.refused import check_model
 from stagetrace.recording.spacing import Spacing
 from stagetrace.recording.watch import Watch
@@ -134,11 +134,10 @@ class Recording:
         self._writer = Writer(self.folder, self._spacing, described, self._batches, steps)
         keeps = self._inputs == "kept"
         self._watch = Watch(model, optimizer, self._writer, keeps_inputs=keeps, average=self._average)
-        kind = type(optimizer)
         described |= {
-            "optimizer": f"{kind.__module__}.{kind.__qualname__}",
+            "optimizer": class_of(optimizer),
             "groups": self._watch.groups,
-            "trained": [name for name, p in self._watch.trained.items() if p.requires_grad],
+            "trained": self._watch.required,  # which grows where more is thawed
             "constants": constants_digest(model, self._watch.trained),
             "inputs": self._inputs,
             "examples": self._examples,

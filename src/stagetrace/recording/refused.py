@@ -113,3 +113,16 @@ def refuse_other_optimizer(optimizer: torch.optim.Optimizer, own: Container[int]
             f"recording: {type(optimizer).__name__} stepped on the model too, beside the optimiser that is recorded; "
             "train with one optimiser (with a parameter group for each rate), or record the model that each has apart"
         )
+
+
+def check_norm(kind: float) -> None:
+    """Refuse clipping by another norm than the Euclidean one, at the step that does it and not when all is trained.
+
+    Raises:
+        DescriptionError: it is another.
+    """
+    if kind != 2:
+        refuse(
+            f"recording: clip_grad_norm_(norm_type={kind:g}) has no derivative here; clip by the Euclidean norm, "
+            "norm_type=2, which is the default"
+        )

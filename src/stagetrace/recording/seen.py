@@ -116,12 +116,14 @@ def checked_ids(ids: Sequence[int]) -> tuple[int, ...]:
     """The examples' numbers, checked.
 
     Raises:
-        DescriptionError: one is no whole number from 0 on.
+        DescriptionError: there is none, or one is no whole number from 0 on.
     """
     try:
         numbers = tuple(index(each) for each in ids)
     except TypeError as cause:
         raise DescriptionError(f"recording: examples are known by their index in the data set, got {ids!r}") from cause
+    if not numbers:
+        raise DescriptionError("recording: a batch of no examples; give the index of each example in the data set")
     if any(number < 0 for number in numbers):
         raise DescriptionError(f"recording: examples are known by their index in the data set, from 0 on, got {ids!r}")
     return numbers

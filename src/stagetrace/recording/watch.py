@@ -10,7 +10,6 @@ optimiser          settings as used and the gradient's norm; a step is done   ho
 Where the batch goes forward and backward inside the step (a closure), the settings are read when the closure returns.
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,8 +23,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from stagetrace.errors import DescriptionError
 from stagetrace.recording.average import Average
 from stagetrace.recording.content import digest, written
+from stagetrace.recording.hooks import Hook, replaced
 from stagetrace.recording.names import plain_name
-from stagetrace.recording.refused import is_compiled, refuse_other_optimizer, refuse_scaler
+from stagetrace.recording.optimizers.rule import require_dense
+from stagetrace.recording.refused import check_norm, is_compiled, refuse_other_optimizer, refuse_scaler
 from stagetrace.recording.seen import (
     Number,
     Pending,
@@ -68,7 +69,7 @@ class Watch:
     """Sees the steps of one optimiser on one model, and hands them to a sink.
 
     keeps_inputs: whether batches are handed on whole; else their digests alone. average: what holds a moving average of
-    the parameters. seconds: spent on watching so far.
+    the parameters. seconds: spent on watching so far. required: the parameters that have required a gradient so far.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Watch:
         self.names = {id(p): plain_name(name) for name, p in model.named_parameters()}
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.trained = {plain_name(name): p for name, p in model.named_parameters() if id(p) in stepped}
+        self.required = [name for name, p in self.trained.items() if p.requires_grad]
         self._average = None if average is None else Average(average, model, self.trained)
         self._buffer_names = [plain_name(name) for name, _ in model.named_buffers()]
         self._modules = [(plain_name(name), module) for name, module in model.named_modules()]  # walked once
@@ -112,15 +114,16 @@ class Watch:
             register_optimizer_step_pre_hook(self._before_any_step),
         ]
         if not is_compiled(self.model, inside=True):
-            handles.append(self.model.register_forward_pre_hook(self._before_forward))
+            handles.append(self.model.register_forward_pre_hook(Hook(self._before_forward)))
         if not is_compiled(self.model):
-            handles += [part.register_forward_pre_hook(self._before_part) for part in parts_of(self.model)]
+            before_part = Hook(self._before_part)
+            handles += [part.register_forward_pre_hook(before_part) for part in parts_of(self.model)]
         for handle in handles:
             self._hooks.callback(handle.remove)
-        self._replace(torch.autograd, "backward", self._backward)
-        self._replace(torch.amp.GradScaler, "scale", refuse_scaler)
+        self._hooks.callback(replaced(torch.autograd, "backward", self._backward))
+        self._hooks.callback(replaced(torch.amp.GradScaler, "scale", refuse_scaler))
         for module in (torch.nn.utils, torch.nn.utils.clip_grad):
-            self._replace(module, "clip_grad_norm_", self._clip)
+            self._hooks.callback(replaced(module, "clip_grad_norm_", self._clip))
 
     def stop(self) -> State | None:
         """Take the hooks off. Returns the state after the last step, as the optimiser left it; None without a step."""
@@ -201,9 +204,12 @@ class Watch:
 
     def _clip(self, original: Callable[..., Any], parameters: Any, max_norm: float, *rest: Any, **named: Any) -> Any:
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        norm = original(given, max_norm, *rest, **named)
-        names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
         kind = float(rest[0] if rest else named.get("norm_type", 2.0))
+        names = tuple(self.names[id(p)] for p in given if id(p) in self.names)
+        if not names:  # another model's
+            return original(given, max_norm, *rest, **named)
+        check_norm(kind)
+        norm = original(given, max_norm, *rest, **named)
         self._clips.append((names, float(max_norm), kind, number_of(norm)))
         return norm
 
@@ -232,7 +238,12 @@ class Watch:
         self._check_average()
         self._settings = [settings_of(group) for group in optimizer.param_groups]
         self._resting = tuple(name for name, p in self.trained.items() if p.grad is None)
-        self._norm = number_of(norm_of([p.grad for p in self.trained.values() if p.grad is not None]))
+        self.required += [name for name, p in self.trained.items() if p.requires_grad and name not in self.required]
+        gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        for name, gradient in gradients.items():
+            if gradient.layout is not torch.strided:
+                require_dense(gradient, f"recording: the gradient of '{name}'")
+        self._norm = number_of(norm_of(list(gradients.values())))
         self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> None:
@@ -286,13 +297,3 @@ class Watch:
                 if buffer is not None and id(buffer) not in seen:
                     seen.add(id(buffer))
                     yield buffer
-
-    def _replace(self, module: Any, name: str, mine: Callable[..., Any]) -> None:
-        original = getattr(module, name)
-
-        @functools.wraps(original)
-        def replaced(*arguments: Any, **named: Any) -> Any:
-            return mine(original, *arguments, **named)
-
-        setattr(module, name, replaced)
-        self._hooks.callback(setattr, module, name, original)

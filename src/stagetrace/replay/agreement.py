@@ -1,5 +1,6 @@
 """How well a replay agrees with what was recorded, and what disagrees first."""
 
+import math
 from dataclasses import dataclass, field
 from typing import final
 
@@ -34,6 +35,9 @@ _NOISE = 100.0
 _MOVED = 10.0
 """The end of a block may be off by this many times the tolerance, relative to how far the block moved."""
 
+_FAINT = 0.3
+"""Rounding, relative to the way of a moving average, from which on that is said."""
+
 
 @final
 @dataclass
@@ -55,6 +59,19 @@ class Agreement:
     odd_scales: set[int] = field(default_factory=set)
     noisy: int = 0
     _constant: Constant = field(default_factory=Constant, repr=False)
+    _rounded: float = field(default=0.0, repr=False)
+    _went: float = field(default=0.0, repr=False)
+
+    @property
+    def faint(self) -> str:
+        """What to know of a moving average that went hardly farther than it was rounded; "" where it went."""
+        if not self.recorded.averaged or self._rounded <= _FAINT * self._went:
+            return ""
+        return (
+            "the moving average of the parameters went hardly farther than its updates were rounded (rounding is "
+            f"{self._rounded / self._went if self._went else math.inf:.2g} times its way), so that its decay could not "
+            "be measured and scores may be far too small; train in float64, or trace the trained parameters"
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,6 +87,8 @@ class Agreement:
             )
         if self.noisy:
             said.append(f"{self.noisy:,} entries of parameters have no gradient but rounding, and are not compared")
+        if self.faint:
+            said.append(self.faint)
         return tuple(said)
 
     @property
@@ -126,7 +145,8 @@ class Agreement:
                 "numbers were drawn between the batch and the forward pass (fused attention kernels of a GPU draw "
                 "dropout in their own way: train with attn_implementation='eager', or attention dropout 0); the "
                 "gradient was changed in a way that is not recorded (noise, clipping by value, a clip_grad_norm_ "
-                "imported by name before the recording began); gradients were not zeroed after a step"
+                "imported by name before the recording began); gradients were not zeroed after a step, or were zeroed "
+                "without one (a step that was skipped); one loss was that of several batches of the loader"
             )
 
     def _driven(self, end: State) -> dict[str, Tensor]:
@@ -142,10 +162,11 @@ class Agreement:
             if isinstance(slots.get(kind), Tensor)
         }
         largest = max((float(root.max()) for root in roots.values() if root.numel()), default=0.0)
-        driven = {name: root > _NOISE * torch.finfo(root.dtype).eps * largest for name, root in roots.items()}
-        self.noisy = max(
-            self.noisy, sum(int((root > 0).sum()) - int(driven[name].sum()) for name, root in roots.items())
-        )
+        # where no gradient ever was, nothing moves by chance
+        driven = {
+            name: (root > _NOISE * torch.finfo(root.dtype).eps * largest) | (root == 0) for name, root in roots.items()
+        }
+        self.noisy = max(self.noisy, sum(int((~each).sum()) for each in driven.values()))
         return driven
 
     def check_end(self, block: range, start: State, end: State, found: Point) -> None:
@@ -165,6 +186,9 @@ class Agreement:
             moved = norm_of([driven.get(name, 1) * (then[name].double() - before[name].double()) for name in names])
             size = norm_of([then[name] for name in names])
             rounding = torch.finfo(then[names[0]].dtype).eps * size * len(block) ** 0.5 if names else 0.0
+            if before is start.average:
+                self._rounded += rounding
+                self._went += norm_of([then[name].double() - before[name].double() for name in names])
             share = max(0.0, off - rounding) / moved if moved else float(off > rounding)
             self.end = max(self.end, share)
             if share > _MOVED * self.tolerance:

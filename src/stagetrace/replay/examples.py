@@ -1,6 +1,7 @@
 """Whether the stage's examples are those that were recorded under their numbers."""
 
 from collections.abc import Iterator, Mapping
+from random import Random
 from typing import Any, cast
 
 import numpy as np
@@ -13,9 +14,14 @@ from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import Micro
 from stagetrace.stages.bound import BoundStage
 
+BATCHES = 16
+"""How many recorded batches are made again: one in four from other data passes with a chance of 1 %."""
+
 
 def check_examples(bound: BoundStage, recorded: Recorded) -> tuple[str, ...]:
-    """Make the first batch and a late one again from the stage's data, and hold them against the recorded ones.
+    """Make some batches again from the stage's data, and hold them against the recorded ones.
+
+    They are the first, a late one, and others drawn from the whole training: it may have gone over several data sets.
 
     Returns:
         What a user should know: that only a part of a batch could be compared, or nothing.
@@ -23,9 +29,11 @@ def check_examples(bound: BoundStage, recorded: Recorded) -> tuple[str, ...]:
     Raises:
         DescriptionError: the data give others, each time the same: they are in another order, or other data.
     """
-    said = list[str]()
-    for block in dict.fromkeys((recorded.blocks[0], recorded.blocks[-1])):
-        micro = recorded.read(range(block.start, block.start + 1))[0].micros[0]
+    draw, said = Random(0), list[str]()
+    steps = {0, recorded.blocks[-1].start, *draw.sample(range(recorded.steps), min(BATCHES, recorded.steps))}
+    for step in sorted(steps):
+        micros = recorded.read(range(step, step + 1))[0].micros
+        micro = micros[draw.randrange(len(micros))]
         _check_numbers(bound, micro)
         if not isinstance(micro.content, str):
             said.extend(_compared(bound, micro))
@@ -62,7 +70,7 @@ def _compared(bound: BoundStage, micro: Micro) -> Iterator[str]:
         refuse(
             f"{where}: the examples {', '.join(map(str, micro.ids[:5]))} of its data are not those that were recorded "
             "under these numbers, so scores would name the wrong examples; give the data set that was trained on, in "
-            "its order"
+            "its order (of several data sets one that holds them all, such as torch.utils.data.ConcatDataset)"
         )
     yield "examples' numbers could not be checked: the stage's data draw at random (augmentation, masks)"
 

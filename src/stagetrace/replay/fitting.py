@@ -90,7 +90,8 @@ def _check_trained(bound: BoundStage, recorded: Recorded) -> None:
     if trained - own:
         refuse(
             f"{bound.stage.where}: the recorded optimiser trained {some_names(sorted(trained - own))}, which in the "
-            "stage's model are missing or have requires_grad=False; give the model as the training left it"
+            "stage's model are missing or have requires_grad=False; give the model as the training left it, and set "
+            "requires_grad_(True) on what was trained for a part of the time"
         )
 
 

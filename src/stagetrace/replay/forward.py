@@ -1,8 +1,7 @@
 """Forwards: from a kept state, step by step, to the next one, which must come out as recorded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, final
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from stagetrace.errors import DataError
 from stagetrace.recording.optimizers import State as ParameterState
+from stagetrace.recording.optimizers import class_named
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.step import State, Step
 from stagetrace.stages.space import Params
@@ -78,7 +78,7 @@ def stepped(recorded: Recorded, point: Point, step: Step, gradient: Params, buff
             "folder of its own, as a stage of its own"
         )
     leaves = {name: value.detach().clone().requires_grad_() for name, value in point.values.items()}
-    kind = optimizer_class(recorded.optimizer)
+    kind = class_named(recorded.optimizer, str(recorded.folder))
     known = [[leaves[name] for name in names if name in leaves] for names in recorded.groups]
     optimizer = kind([{"params": params, "lr": _rate(group)} for params, group in zip(known, step.groups, strict=True)])
     for group, settings in zip(optimizer.param_groups, step.groups, strict=True):
@@ -100,12 +100,6 @@ def _averaged(average: Params, values: Params, d: float | None) -> Params:
     if d is None:
         return average
     return {name: torch.lerp(then, values[name], 1 - d) for name, then in average.items()}
-
-
-def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The class of that qualified name."""
-    module, _, kind = name.rpartition(".")
-    return getattr(import_module(module), kind)
 
 
 def _bytes(value: Any) -> int:

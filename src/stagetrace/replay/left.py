@@ -1,7 +1,9 @@
 """What an optimiser left behind when it stopped: its slots by the parameters' names, and how far its steps went."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, final
 
 import torch
@@ -44,6 +46,7 @@ def left_by_recording(recorded: Recorded, since: int = 0) -> Left:
             if number >= since:
                 groups = step.groups
                 rates = [rate + float(group["lr"]) for rate, group in zip(rates, groups, strict=True)]
+    groups = _decoupled(groups, recorded.optimizer.endswith(".AdamW"))
     group = {plain_name(name): place for place, names in enumerate(recorded.groups) for name in names}
     slots = {plain_name(name): kept for name, kept in recorded.state(recorded.steps).slots.items()}
     return Left(slots, group, groups, rates)
@@ -64,7 +67,8 @@ def left_by_optimizer(bound: BoundStage, optimizer: torch.optim.Optimizer, rates
             "a copy; give optimizer.state_dict() instead"
         )
     named = {name: place for name, place in group.items() if name is not None}
-    return _left(bound, {n: kept for n, kept in slots.items() if n is not None}, named, optimizer.param_groups, rates)
+    groups = _decoupled(optimizer.param_groups, isinstance(optimizer, torch.optim.AdamW))
+    return _left(bound, {n: kept for n, kept in slots.items() if n is not None}, named, groups, rates)
 
 
 def left_by_state(bound: BoundStage, state: Mapping[str, Any], rates: Sequence[float] | None) -> Left:
@@ -99,6 +103,16 @@ def left_by_state(bound: BoundStage, state: Mapping[str, Any], rates: Sequence[f
     return _left(bound, slots, {name: place[number] for name, number in named.items()}, groups, rates)
 
 
+def _decoupled(groups: Sequence[Settings], adamw: bool) -> list[Settings]:
+    """The groups' settings; AdamW says only since PyTorch 2.7 that its decay is no part of the gradient."""
+    return [{**({"decoupled_weight_decay": True} if adamw else {}), **each} for each in groups]
+
+
+def steps_counted(slots: Mapping[str, Slots]) -> int:
+    """How many steps an optimiser counted; 0 where it counts none."""
+    return max((int(kept["step"]) for kept in slots.values() if "step" in kept), default=0)
+
+
 def _left(
     bound: BoundStage,
     slots: Mapping[str, Slots],
@@ -124,14 +138,22 @@ def _rates(
     where: str, slots: Mapping[str, Slots], groups: Sequence[Settings], rates: Sequence[float] | None
 ) -> list[float]:
     """The sum of each group's rates: those given are the first group's, and the others kept in proportion."""
-    first = [float(each.get("initial_lr", each["lr"])) for each in groups]
+    first, counted = [float(each.get("initial_lr", each["lr"])) for each in groups], steps_counted(slots)
     if rates is None:
-        steps = {int(kept["step"]) for kept in slots.values() if "step" in kept}
-        if any("initial_lr" in each for each in groups) or not steps:
-            why = "a scheduler moved its rate" if steps else "it counts no steps"
+        if any("initial_lr" in each for each in groups) or not counted:
+            why = "a scheduler moved its rate" if counted else "it counts no steps"
             refuse(
                 f"{where}: the optimiser does not say how far it went, since {why}; give rates=[1e-3, ...], each step's"
             )
-        return [rate * max(steps) for rate in first]
+        return [rate * counted for rate in first]
+    odd = [rate for rate in rates if not (isinstance(rate, Real) and 0 <= float(rate) < math.inf)]
+    if odd or not len(rates):
+        got = f"{odd[0]!r} among them" if odd else "none"
+        refuse(f"{where}: rates must be the learning rate of each step, numbers of at least 0, got {got}")
+    if counted and len(rates) > counted:
+        refuse(
+            f"{where}: {len(rates):,} rates were given, but the optimiser counted {counted:,} steps; give the rate of "
+            "each of its steps, and no others"
+        )
     total = sum(map(float, rates))
     return [total * (rate / first[0] if first[0] else 1.0) for rate in first]

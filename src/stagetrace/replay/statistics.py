@@ -36,7 +36,8 @@ def check_buffers(bound: BoundStage, start: State, end: State) -> None:
         refuse(
             f"{bound.stage.where}: the running statistics of {some_names(left)} are not those in which the recording "
             "ended, so the model is not what that training made; give the model as the training left it (forward "
-            "passes in training mode after the last step move them: call model.eval() before evaluating)"
+            "passes in training mode after the last step move them: call model.eval() before evaluating, and let the "
+            "last batches that are accumulated lead to a step)"
         )
 
 

@@ -1,5 +1,6 @@
 """From what an optimiser left behind to `EarlyStopping`: the time and the metric of a stage's training."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagetrace.errors import refuse
+from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.recording.link import load_recording
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.checkpoints import Checkpoint, in_order
 from stagetrace.replay.fitting import fitting
-from stagetrace.replay.left import Left, Settings, Slots, left_by_optimizer, left_by_recording, left_by_state
+from stagetrace.replay.left import (
+    Left,
+    Settings,
+    Slots,
+    left_by_optimizer,
+    left_by_recording,
+    left_by_state,
+    steps_counted,
+)
 from stagetrace.solvers.early_stopping import EarlyStopping, Segment
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.differentiable_norms import running_statistics
 from stagetrace.stages.stage import check_count
 
+Sessions = Recorded | str | Path | Sequence[Recorded | str | Path]
+"""A recording, or those of the sessions of one training, in order."""
+
 
 def stopped_early(
     bound: BoundStage,
-    training: "torch.optim.Optimizer | Mapping[str, Any] | Sequence[Checkpoint] | Recorded | str | Path",
+    training: "torch.optim.Optimizer | Mapping[str, Any] | Sequence[Checkpoint] | Sessions",
     rates: Sequence[float] | None = None,
     *,
     segments: int = 1,
@@ -45,7 +58,7 @@ def stopped_early(
         bound: the stage at its place in a chain, `chain["pretrain"]`.
         training: the optimiser that trained the stage's model; or its `state_dict()`, with names
             (`Adam(model.named_parameters())`) or in the order of the stage's parameters; or a list of `Checkpoint`s of
-            its training, the last at the stage's model; or a recording, or its folder.
+            its training, the last at the stage's model; or a recording, or its folder, or those of its sessions.
         rates: the learning rate of each step (of the first group), `[1e-3] * 500`. A recording has them; Adam without
             a scheduler says itself how many steps it took. Checkpoints have rates of their own.
         segments: into how many stretches of about the same time a recording is cut, at states that it kept.
@@ -68,15 +81,23 @@ def stopped_early(
         refuse(
             f"stopped_early: got a {type(bound).__name__}; give the stage at its place in a chain, chain['pretrain']"
         )
-    if rates is not None and not isinstance(rates, Sequence):
-        refuse(f"stopped_early: rates must be the learning rate of each step, such as [1e-3] * 500, got {rates!r}")
+    if rates is not None and (isinstance(rates, str) or not isinstance(rates, Sequence)):
+        got = type(rates).__name__
+        refuse(f"stopped_early: rates must be a list, the learning rate of each step, [1e-3] * 500, got a {got}")
     check_count(segments, "stopped_early(segments=...)")
-    if isinstance(training, (Recorded, str, Path)):
+    folders = _folders(training)
+    if segments > 1 and folders is None:
+        refuse(
+            f"{bound.stage.where}: segments={segments} cuts a recording, at the states that it kept; of a training "
+            "that was not recorded give a list of Checkpoints, one for the end of each stretch"
+        )
+    if folders is not None:
         if rates is not None:
             refuse(f"{bound.stage.where}: the recording has the rates of its steps; leave rates out")
-        stretches = _of_recording(bound, fitting(bound, Recorded.load(training)), segments)
+        stretches = _of_recording(bound, fitting(bound, load_recording(folders)), segments)
     elif isinstance(training, torch.optim.Optimizer | Mapping):
         stretches = [(None, _left(bound, training, rates))]
+        _warn_of_steps(bound, stretches[0][1], rates)
     else:
         if rates is not None:
             refuse(f"{bound.stage.where}: rates belong to each checkpoint, Checkpoint(state, values=..., rates=[...])")
@@ -89,6 +110,32 @@ def stopped_early(
     *before, (_, end) = [(values, _measures(bound, left)) for values, left in stretches]
     earlier = [Segment(time, values, metric, decay) for values, (time, metric, decay) in before if values is not None]
     return EarlyStopping(*end, rtol=rtol, max_steps=max_steps, earlier=tuple(earlier))
+
+
+def _folders(training: Any) -> Any:
+    """A recording, or those of the sessions of one training; None where it is something else."""
+    if isinstance(training, Recorded | str | Path):
+        return training
+    if (
+        isinstance(training, Sequence)
+        and training
+        and all(isinstance(each, Recorded | str | Path) for each in training)
+    ):
+        return training
+    return None
+
+
+def _warn_of_steps(bound: BoundStage, left: Left, rates: Sequence[float] | None) -> None:
+    """Of rates of epochs, say, where those of the steps were meant: the time would be too short by a factor."""
+    counted = steps_counted(left.slots)
+    if rates is not None and len(rates) < counted:
+        warnings.warn(
+            f"{bound.stage.where}: the optimiser counted {counted:,} steps and {len(rates):,} rates were given, which "
+            "are taken for its last steps (as they are where it went on from an earlier training); else give the rate "
+            "of each step",
+            StagetraceWarning,
+            stacklevel=3,
+        )
 
 
 def _left(bound: BoundStage, training: Any, rates: Sequence[float] | None) -> Left:
@@ -121,7 +168,9 @@ def _of_recording(bound: BoundStage, recorded: Recorded, segments: int) -> list[
     """Stretches of about the same time, each from one kept state to another."""
     if segments == 1:
         return [(None, left_by_recording(recorded))]
-    rates = [float(step.groups[0]["lr"]) for block in recorded.blocks for step in recorded.read(block)]
+    rates = [
+        sum(float(group["lr"]) for group in step.groups) for block in recorded.blocks for step in recorded.read(block)
+    ]
     times = {state: sum(rates[:state]) for state in recorded.states[1:]}
     whole = times[recorded.steps]
     ends = [min(times, key=lambda state: abs(times[state] - whole * part / segments)) for part in range(1, segments)]
@@ -131,12 +180,20 @@ def _of_recording(bound: BoundStage, recorded: Recorded, segments: int) -> list[
         here = bound.trained.flatten({name: values[plain_name(name)].to(v) for name, v in bound.trained_values.items()})
         found.append((here, left_by_recording(recorded if end == recorded.steps else recorded.cut(end), since)))
         since = end
+    if len(found) < segments:
+        warnings.warn(
+            f"{bound.stage.where}: {segments} stretches of the training were asked for, and the recording kept states "
+            f"for {len(found)} of about the same time, which are taken; record with every=... for more",
+            StagetraceWarning,
+            stacklevel=4,
+        )
     return found
 
 
 def _measures(bound: BoundStage, left: Left) -> tuple[float, Tensor | None, float | Tensor]:
     """Time, metric and decay of a stretch."""
     where, trained = bound.stage.where, bound.trained
+    _warn_of_decay(bound, left.groups)
     times = [rate / _holding_back(where, group) for rate, group in zip(left.rates, left.groups, strict=True)]
     time = next((each for each in times if each > 0), 0.0)
     if not time:
@@ -150,6 +207,20 @@ def _measures(bound: BoundStage, left: Left) -> tuple[float, Tensor | None, floa
     D, shrinks = torch.cat(metric), torch.cat(decay)
     same = bool((shrinks == shrinks[0]).all())
     return time, None if bool((D == 1).all()) else D, float(shrinks[0]) if same else shrinks
+
+
+def _warn_of_decay(bound: BoundStage, groups: Sequence[Settings]) -> None:
+    """Of an L2 term that the optimiser added to the gradient and that the stage's curvature does not have."""
+    coupled = [float(group.get("weight_decay") or 0.0) for group in groups if not group.get("decoupled_weight_decay")]
+    added, own = max(coupled, default=0.0), float(bound.stage.weight_decay)
+    if added and added != own:
+        warnings.warn(
+            f"{bound.stage.where}: the optimiser added weight_decay={added:g} times the parameters to the gradient, "
+            f"and the stage's curvature has {own:g}, so that scores are those of another penalty; give "
+            f"Stage(..., weight_decay={added:g})",
+            StagetraceWarning,
+            stacklevel=3,
+        )
 
 
 def _holding_back(where: str, group: Settings) -> float:

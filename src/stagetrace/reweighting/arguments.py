@@ -7,7 +7,7 @@ from stagetrace.parallel import world
 from stagetrace.recording.link import Trains
 from stagetrace.recording.recorded import Recorded
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.stage import check_count
+from stagetrace.stages.stage import check_count, check_seeds
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
 
@@ -74,6 +74,8 @@ def _stages(chain: Chain, of: Iterable[str] | str | None) -> list[str]:
 
 
 def _check_orders(chain: Chain, orders: Sequence[int], check_orders: Sequence[int]) -> None:
+    check_seeds(orders, "reweight(orders=...)")
+    check_seeds(check_orders, "reweight(check_orders=...)")
     seeds = trained_seeds(chain)
     if seeds and orders:
         refuse(

@@ -120,7 +120,8 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         _ = Flow(self.time)  # which checks it
         if self.metric is not None:
-            _check_entries("metric", self.metric, bool((self.metric > 0).all()), "above 0")
+            positive = isinstance(self.metric, Tensor) and bool((self.metric > 0).all())
+            _check_entries("metric", self.metric, positive, "above 0")
         if isinstance(self.decay, Tensor):
             _check_entries(
                 "decay", self.decay, bool(((self.decay >= 0) & self.decay.isfinite()).all()), "of at least 0"
@@ -280,9 +281,11 @@ def _notes(flow: Flow, smallest: float, largest: float) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_entries(name: str, entries: Tensor, right: bool, words: str) -> None:
+def _check_entries(name: str, entries: object, right: bool, words: str) -> None:
     """Refuse what is no vector of such numbers."""
-    if entries.ndim != 1 or not entries.is_floating_point():
+    if not isinstance(entries, Tensor):
+        got = f"a {type(entries).__name__}; give a tensor"
+    elif entries.ndim != 1 or not entries.is_floating_point():
         got = f"{entries.dtype} {list(entries.shape)}"
     elif not right:
         got = f"one that is {float(entries.min()):.3g}"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
@@ -116,3 +116,10 @@ def check_count(value: object, what: str, least: int = 1) -> None:
     """Refuse anything but a whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         refuse(f"{what} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_seeds(value: object, what: str) -> None:
+    """Refuse anything but a sequence of whole numbers, or of none."""
+    numbers = isinstance(value, Sequence) and not isinstance(value, str)
+    if not numbers or not all(isinstance(each, Integral) and not isinstance(each, bool) for each in value):
+        refuse(f"{what} must be whole numbers, each the seed of an order, such as (1, 2), got {value!r}")

@@ -202,8 +202,10 @@ def smoothness(
     """
     chain.check_names([stage], "smoothness")
     check_count(groups, "smoothness(groups=...)")
-    if not all(0 < share < 1 for share in shares):
-        refuse(f"smoothness: shares must be above 0 and below 1, such as {SHARES}, got {tuple(shares)!r}")
+    if not isinstance(shares, Sequence) or not shares or not all(0 < share < 1 for share in shares):
+        refuse(f"smoothness: shares must be numbers above 0 and below 1, such as {SHARES}, got {shares!r}")
+    if not (scores is None or isinstance(scores, Scores)):
+        refuse(f"smoothness: scores must be those of a trace, trace(...)['{stage}'], got a {type(scores).__name__}")
     for bound in chain.bound_stages[chain.names.index(stage) :]:
         if recorded_fit(bound) is None:
             refuse(

@@ -1,7 +1,11 @@
 """The rule of an optimiser at hand, with all of its groups and parameters checked."""
 
+from collections.abc import Mapping
 from inspect import unwrap
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from stagetrace.errors import refuse
@@ -47,6 +51,7 @@ def rule_for(optimizer: Optimizer) -> Rule:
     for number, group in enumerate(optimizer.param_groups):
         where = f"optimizer, parameter group {number}"
         rule.check(group, where)
+        _check_settings(group, where)
         for place, parameter in enumerate(group["params"]):
             require_dense(parameter, f"{where}: parameter {place}, of shape {list(parameter.shape)},")
             if parameter.grad is not None:
@@ -54,3 +59,15 @@ def rule_for(optimizer: Optimizer) -> Rule:
                     parameter.grad, f"{where}: the gradient of parameter {place}, of shape {list(parameter.shape)},"
                 )
     return rule
+
+
+def _check_settings(group: Mapping[str, Any], where: str) -> None:
+    """Refuse a setting in a tensor of a coarser type than the parameters: steps are then rounded to that."""
+    finest = min((torch.finfo(p.dtype).eps for p in group["params"] if p.is_floating_point()), default=1.0)
+    for name, value in group.items():
+        for each in value if isinstance(value, tuple | list) and name != "params" else [value]:
+            if isinstance(each, Tensor) and each.is_floating_point() and torch.finfo(each.dtype).eps > finest:
+                refuse(
+                    f"{where}: {name} is a tensor of {each.dtype}, coarser than the parameters, so that every step is "
+                    f"rounded to it; give a number, {name}={each.item():g}"
+                )

@@ -1,5 +1,7 @@
 """The rules by the names of PyTorch's classes, and what is known of the optimisers that have none."""
 
+from collections.abc import Callable
+
 import torch
 
 from stagetrace.errors import refuse
@@ -58,6 +60,25 @@ def name_of(optimizer_class: type[torch.optim.Optimizer]) -> str:
     return f"{optimizer_class.__module__}.{optimizer_class.__qualname__}"
 
 
+def class_named(name: str, where: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class of that qualified name, among those that have a rule: it is looked up, and nothing is imported.
+
+    where: what a message starts with.
+
+    Raises:
+        DescriptionError: the class has no rule; the message says why and what to use instead.
+    """
+    for known in RULES:
+        if name_of(known) == name:
+            return known
+    known_reason = next((reason for word, reason in REFUSED.items() if word in name.rpartition(".")[2].lower()), None)
+    why, instead = known_reason or (
+        "its step is not known here",
+        "one of " + ", ".join(f"torch.optim.{known.__name__}" for known in RULES),
+    )
+    refuse(f"{where}: {name} cannot be run backwards: {why}. Train with {instead} instead")
+
+
 def rule_of(optimizer_class: str, where: str) -> Rule:
     """The rule of a class of optimisers.
 
@@ -65,16 +86,7 @@ def rule_of(optimizer_class: str, where: str) -> Rule:
     where: what a message starts with.
 
     Raises:
-        DescriptionError: the class has no rule; the message says why and what to use instead.
+        DescriptionError: see `class_named`.
     """
-    for known, rule in RULES.items():
-        if name_of(known) == optimizer_class:
-            return rule
-    known_reason = next(
-        (reason for word, reason in REFUSED.items() if word in optimizer_class.rpartition(".")[2].lower()), None
-    )
-    why, instead = known_reason or (
-        "its step is not known here",
-        "one of " + ", ".join(f"torch.optim.{known.__name__}" for known in RULES),
-    )
-    refuse(f"{where}: {optimizer_class} cannot be run backwards: {why}. Train with {instead} instead")
+    kind = class_named(optimizer_class, where)
+    return next(rule for known, rule in RULES.items() if known is kind)

@@ -82,6 +82,8 @@ class Replayed:
                 StagetraceWarning,
                 stacklevel=6,
             )
+        if found.agreement.faint:
+            warnings.warn(f"{bound.stage.where}: {found.agreement.faint}", StagetraceWarning, stacklevel=6)
         parts = found.trained, found.inherited, found.statistics, found.weights
         return Solution(
             value=torch.cat([part.cpu().double() for part in parts]),
