@@ -29,7 +29,7 @@ from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing.contract import directions, forward_mode
-from stagetrace.tracing.tangent import directional
+from stagetrace.stages.tangent import directional
 
 TOUCHED = 1000
 WIDTH, LINES, PAIRS, NEGATIVES = 50, 256, 16, 5

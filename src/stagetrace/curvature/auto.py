@@ -77,6 +77,7 @@ class HessianWithFallback(LinearOperator):
 
     @cached_property
     def _built(self) -> LinearOperator:
+        self.hessian.release()  # it gives way: what it holds in memory is the other's
         return self._fallback.operator(self._bound)
 
     def apply(self, vectors: Tensor) -> Tensor:
@@ -87,6 +88,9 @@ class HessianWithFallback(LinearOperator):
 
     def cost(self) -> Cost | None:
         return self.hessian.cost()
+
+    def release(self) -> None:
+        self.hessian.release()
 
 
 def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:

@@ -2,16 +2,20 @@
 
 Work per product, counted in gradients of the chunk (forward + backward):
 
-    linearised            about 1.7, after the tangent map has been traced once; holds its intermediates
-    retained graph        about 2.3, after one gradient; holds the graph; needs no forward mode
-    recomputed forward    about 3.5, holds nothing: a tangent through forward and backward pass
-    recomputed reverse    about 3.5 for one vector, 1.5 + 2k for k; holds nothing; needs no forward mode
+                          Hessian                Gauss-Newton
+    linearised            about 1.7              about 1.1                 after the tangent map has been traced once
+    retained graph        about 2.2              about 1.6                 after one gradient, or one forward pass
+    recomputed            about 3.3              about 2.2                 the same graph, made anew for each product
 
-All are exact and agree to rounding. A chunk is a function `[trained.size, k] -> [trained.size, k]`.
+All are exact and agree to rounding. Without forward mode nothing can be traced, and Gauss-Newton costs about what the
+Hessian does. A chunk is a function `[trained.size, k] -> [trained.size, k]`.
+
+Only tracing goes through `torch.func`: its first derivative imports the compiler, and `torch.autograd.grad` with
+cotangents of its own a system for algebra, a second and half a second. The other ways differentiate `inner`.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -23,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
+from stagetrace.stages.tangent import directional
 
 Product = Callable[[Tensor], Tensor]
 """`[trained.size, k] -> [trained.size, k]`: the chunk's summed second derivative times each column."""
@@ -39,7 +44,7 @@ def hessian_linearised(risk: Risk, batch: Batch) -> Product:
 
 
 def hessian_recomputed(risk: Risk, batch: Batch) -> Product:
-    """Forward-over-reverse, from scratch for each vector."""
+    """Forward-over-reverse, from scratch for each vector: about 4 gradients, so nothing but checks computes it."""
     gradient = _gradient(risk, batch)
     return _by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
 
@@ -79,11 +84,10 @@ def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, c
         check_differentiable_again(gradients)
 
     def product(vector: Params) -> Params:
-        tracked = [(g, vector[name]) for name, g in zip(trained, gradients, strict=True) if g.requires_grad]
-        if not tracked:  # a loss linear in the parameters
+        along = inner(gradients, [vector[name] for name in trained])
+        if along is None:  # a loss linear in the parameters
             return {name: torch.zeros_like(value) for name, value in trained.items()}
-        outputs, cotangents = zip(*tracked, strict=True)
-        rows = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, materialize_grads=True)
+        rows = torch.autograd.grad(along, inputs, retain_graph=True, materialize_grads=True)
         return dict(zip(trained, rows, strict=True))
 
     return GradientGraph(
@@ -105,40 +109,76 @@ def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
     return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
 
 
-def gauss_newton_recomputed(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` by one forward-mode and one reverse pass, from scratch for each vector."""
-    function = _outputs(risk, batch)
+def gauss_newton_retained_graph(risk: Risk, batch: Batch) -> Product:
+    """`J' H_out J v`: `J v` by forward mode, the rest on the retained graphs of the outputs and of the loss at them."""
+    graph, function = OutputGraph(risk, batch), _outputs(risk, batch)
 
     def product(vector: Params) -> Params:
-        outputs, transposed = _pulled(function, risk.trained_values)
-        tangent = jvp(function, (risk.trained_values,), (vector,))[1]
-        return transposed(_output_curvature(risk, batch, outputs, tangent))
+        with torch.no_grad():
+            tangent = directional(function, risk.trained_values, vector)[1]
+        return graph.pulled(graph.curved(tangent))
 
-    return _by_columns(risk, product)
+    return _by_columns(risk, product, batched=False)
 
 
-def gauss_newton_retained_graph(risk: Risk, batch: Batch) -> Product:
+def gauss_newton_by_reverse(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` without forward mode: `J v` is the derivative in u of `<J' u, v>`, which is linear in u."""
-    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
-    inputs = tuple(trained.values())
-    with torch.enable_grad():
-        outputs = risk.outputs(trained, risk.inherited_values, batch)
-        if not outputs.requires_grad:
-            return torch.zeros_like
-        u = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(outputs, inputs, u, create_graph=True, materialize_grads=True)
+    graph = OutputGraph(risk, batch)
+    u = torch.zeros_like(graph.outputs, requires_grad=True)
+    along = inner([graph.outputs], [u])
+    if along is None:  # outputs without the parameters
+        return torch.zeros_like
+    pulled = torch.autograd.grad(along, graph.inputs, create_graph=True, materialize_grads=True)
     check_differentiable_again(pulled)
 
     def product(vector: Params) -> Params:
-        # J v = d/du <J' u, v>
-        (tangent,) = torch.autograd.grad(
-            pulled, u, [vector[name] for name in trained], retain_graph=True, materialize_grads=True
-        )
-        curved = _output_curvature_by_graph(risk, batch, outputs.detach(), tangent)
-        rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=True, materialize_grads=True)
-        return dict(zip(trained, rows, strict=True))
+        along = inner(pulled, [vector[name] for name in risk.trained_values])  # J v = d/du <J' u, v>
+        assert along is not None
+        (tangent,) = torch.autograd.grad(along, u, retain_graph=True, materialize_grads=True)
+        return graph.pulled(graph.curved(tangent))
 
     return _by_columns(risk, product, batched=False)
+
+
+@final
+class OutputGraph:
+    """A chunk's outputs `z`, and two linear maps on retained graphs: their `J'`, and the losses' second derivative."""
+
+    def __init__(self, risk: Risk, batch: Batch) -> None:
+        self._trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
+        self.inputs = tuple(self._trained.values())
+        with torch.enable_grad():
+            self.outputs = risk.outputs(self._trained, risk.inherited_values, batch)
+            self._at = self.outputs.detach().requires_grad_()
+            total = risk.reduce(self._at, batch).sum()
+            self._slope = (
+                torch.autograd.grad(total, self._at, create_graph=True, materialize_grads=True)[0]
+                if total.requires_grad
+                else torch.zeros_like(self._at)
+            )
+        check_differentiable_again([self._slope])
+
+    def curved(self, tangent: Tensor) -> Tensor:
+        """`H_out z'`: the losses' second derivative at the outputs, times a tangent; small next to the model's work."""
+        along = inner([self._slope], [tangent])
+        if along is None:  # a loss linear in the outputs
+            return torch.zeros_like(tangent)
+        return torch.autograd.grad(along, self._at, retain_graph=True, materialize_grads=True)[0]
+
+    def pulled(self, cotangent: Tensor) -> Params:
+        """`J' c`, by name."""
+        along = inner([self.outputs], [cotangent])
+        if along is None:  # outputs without the parameters
+            return {name: torch.zeros_like(value) for name, value in self._trained.items()}
+        rows = torch.autograd.grad(along, self.inputs, retain_graph=True, materialize_grads=True)
+        return dict(zip(self._trained, rows, strict=True))
+
+
+def inner(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor | None:
+    """`sum_i <t_i, c_i>`, whose gradient is what `t` passes back of `c`; None where no `t_i` depends on anything."""
+    with torch.enable_grad():
+        terms = [(t * c).sum() for t, c in zip(tensors, cotangents, strict=True) if t.requires_grad]
+        return torch.stack(terms).sum() if terms else None
 
 
 def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
@@ -216,15 +256,6 @@ def _outputs(risk: Risk, batch: Batch) -> Callable[[Params], Tensor]:
 def _output_curvature(risk: Risk, batch: Batch, outputs: Tensor, tangent: Tensor) -> Tensor:
     """The losses' second derivative at the outputs, times an output tangent: small next to the model's passes."""
     return jvp(grad(lambda z: risk.reduce(z, batch).sum()), (outputs,), (tangent,))[1]
-
-
-def _output_curvature_by_graph(risk: Risk, batch: Batch, outputs: Tensor, tangent: Tensor) -> Tensor:
-    z = outputs.requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(risk.reduce(z, batch).sum(), z, create_graph=True, materialize_grads=True)
-    if not slope.requires_grad:
-        return torch.zeros_like(tangent)
-    return torch.autograd.grad(slope, z, tangent, materialize_grads=True)[0]
 
 
 def _by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product:
