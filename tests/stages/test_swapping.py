@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace import Chain, Direct, GaussNewton, Hessian, Lanczos, Query, Stage, trace
-from stagetrace.curvature.chunk import (
+from stagetrace.curvature.chunk import hessian_linearised, hessian_recomputed, hessian_retained_graph
+from stagetrace.curvature.gauss_newton import (
     gauss_newton_by_reverse,
     gauss_newton_linearised,
     gauss_newton_retained_graph,
-    hessian_linearised,
-    hessian_recomputed,
-    hessian_retained_graph,
 )
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification

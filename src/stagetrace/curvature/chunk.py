@@ -21,13 +21,12 @@ from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
-from torch.func import functionalize, grad, jvp, linearize, vjp, vmap
+from torch.func import functionalize, grad, jvp, linearize, vmap
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
-from stagetrace.stages.tangent import directional
 
 Product = Callable[[Tensor], Tensor]
 """`[trained.size, k] -> [trained.size, k]`: the chunk's summed second derivative times each column."""
@@ -39,14 +38,14 @@ T = TypeVar("T")
 
 def hessian_linearised(risk: Risk, batch: Batch) -> Product:
     """The tangent map of the chunk's gradient, traced once: each product replays it without the primal part."""
-    _, tangent = _traced(_gradient(risk, batch), risk.trained_values)
-    return _by_columns(risk, tangent)
+    _, tangent = traced(_gradient(risk, batch), risk.trained_values)
+    return by_columns(risk, tangent)
 
 
 def hessian_recomputed(risk: Risk, batch: Batch) -> Product:
     """Forward-over-reverse, from scratch for each vector: about 4 gradients, so nothing but checks computes it."""
     gradient = _gradient(risk, batch)
-    return _by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
+    return by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
 
 
 @final
@@ -61,7 +60,7 @@ class GradientGraph:
 
 def hessian_retained_graph(risk: Risk, batch: Batch) -> Product:
     """Reverse-over-reverse on the retained graph of the gradient."""
-    return _by_columns(risk, gradient_graph(risk, batch).product, batched=False)
+    return by_columns(risk, gradient_graph(risk, batch).product, batched=False)
 
 
 def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: bool = True) -> GradientGraph:
@@ -101,79 +100,6 @@ def _nothing(trained: Params) -> tuple[Params, Linear]:
     return zeros, lambda vector: {name: torch.zeros_like(value) for name, value in vector.items()}
 
 
-def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` with the tangent map J traced once and the graph for J' retained."""
-    function = _outputs(risk, batch)
-    outputs, tangent = _traced(function, risk.trained_values)
-    _, transposed = _pulled(function, risk.trained_values)
-    return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
-
-
-def gauss_newton_retained_graph(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v`: `J v` by forward mode, the rest on the retained graphs of the outputs and of the loss at them."""
-    graph, function = OutputGraph(risk, batch), _outputs(risk, batch)
-
-    def product(vector: Params) -> Params:
-        with torch.no_grad():
-            tangent = directional(function, risk.trained_values, vector)[1]
-        return graph.pulled(graph.curved(tangent))
-
-    return _by_columns(risk, product, batched=False)
-
-
-def gauss_newton_by_reverse(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` without forward mode: `J v` is the derivative in u of `<J' u, v>`, which is linear in u."""
-    graph = OutputGraph(risk, batch)
-    u = torch.zeros_like(graph.outputs, requires_grad=True)
-    along = inner([graph.outputs], [u])
-    if along is None:  # outputs without the parameters
-        return torch.zeros_like
-    pulled = torch.autograd.grad(along, graph.inputs, create_graph=True, materialize_grads=True)
-    check_differentiable_again(pulled)
-
-    def product(vector: Params) -> Params:
-        along = inner(pulled, [vector[name] for name in risk.trained_values])  # J v = d/du <J' u, v>
-        assert along is not None
-        (tangent,) = torch.autograd.grad(along, u, retain_graph=True, materialize_grads=True)
-        return graph.pulled(graph.curved(tangent))
-
-    return _by_columns(risk, product, batched=False)
-
-
-@final
-class OutputGraph:
-    """A chunk's outputs `z`, and two linear maps on retained graphs: their `J'`, and the losses' second derivative."""
-
-    def __init__(self, risk: Risk, batch: Batch) -> None:
-        self._trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
-        self.inputs = tuple(self._trained.values())
-        with torch.enable_grad():
-            self.outputs = risk.outputs(self._trained, risk.inherited_values, batch)
-            self._at = self.outputs.detach().requires_grad_()
-            total = risk.reduce(self._at, batch).sum()
-            self._slope = (
-                torch.autograd.grad(total, self._at, create_graph=True, materialize_grads=True)[0]
-                if total.requires_grad
-                else torch.zeros_like(self._at)
-            )
-        check_differentiable_again([self._slope])
-
-    def curved(self, tangent: Tensor) -> Tensor:
-        """`H_out z'`: the losses' second derivative at the outputs, times a tangent; small next to the model's work."""
-        along = inner([self._slope], [tangent])
-        if along is None:  # a loss linear in the outputs
-            return torch.zeros_like(tangent)
-        return torch.autograd.grad(along, self._at, retain_graph=True, materialize_grads=True)[0]
-
-    def pulled(self, cotangent: Tensor) -> Params:
-        """`J' c`, by name."""
-        along = inner([self.outputs], [cotangent])
-        if along is None:  # outputs without the parameters
-            return {name: torch.zeros_like(value) for name, value in self._trained.items()}
-        rows = torch.autograd.grad(along, self.inputs, retain_graph=True, materialize_grads=True)
-        return dict(zip(self._trained, rows, strict=True))
-
-
 def inner(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor | None:
     """`sum_i <t_i, c_i>`, whose gradient is what `t` passes back of `c`; None where no `t_i` depends on anything."""
     with torch.enable_grad():
@@ -181,7 +107,7 @@ def inner(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor | N
         return torch.stack(terms).sum() if terms else None
 
 
-def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
+def traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
     """The value of a function and its tangent map at a point, traced once and checked.
 
     Where a layer works in place (recurrent layers, attention) the tracer can silently record wrong views, or a buffer
@@ -239,26 +165,11 @@ def check_differentiable_again(gradients: Iterable[Tensor]) -> None:
         nodes.extend(following for following, _ in node.next_functions)
 
 
-def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Callable[[Tensor], Params]]:
-    """The value of a function and its transposed derivative at a point; the graph is retained."""
-    value, transposed, *_ = vjp(function, at)
-    return value, lambda cotangent: transposed(cotangent)[0]
-
-
 def _gradient(risk: Risk, batch: Batch) -> Linear:
     return grad(lambda trained: risk.losses(trained, risk.inherited_values, batch).sum())
 
 
-def _outputs(risk: Risk, batch: Batch) -> Callable[[Params], Tensor]:
-    return lambda trained: risk.outputs(trained, risk.inherited_values, batch)
-
-
-def _output_curvature(risk: Risk, batch: Batch, outputs: Tensor, tangent: Tensor) -> Tensor:
-    """The losses' second derivative at the outputs, times an output tangent: small next to the model's passes."""
-    return jvp(grad(lambda z: risk.reduce(z, batch).sum()), (outputs,), (tangent,))[1]
-
-
-def _by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product:
+def by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product:
     """Lift a product of named tensors to columns of vectors.
 
     On an accelerator several columns go through one vectorised call. On the CPU the loop is faster: the passes are

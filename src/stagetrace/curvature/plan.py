@@ -17,18 +17,16 @@ from typing import Literal, final
 
 import torch
 
-from stagetrace.curvature.chunk import (
-    Product,
+from stagetrace.curvature.chunk import Product, hessian_linearised, hessian_retained_graph
+from stagetrace.curvature.gauss_newton import (
     gauss_newton_by_reverse,
     gauss_newton_linearised,
     gauss_newton_retained_graph,
-    hessian_linearised,
-    hessian_retained_graph,
 )
 from stagetrace.curvature.memory import graph_bytes
 from stagetrace.curvature.operations import Operations
 from stagetrace.curvature.rounding import RoundedTo
-from stagetrace.curvature.symmetry import check_symmetric
+from stagetrace.curvature.symmetry import asymmetry, not_symmetric
 from stagetrace.errors import DifferentiationError, StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
@@ -209,8 +207,12 @@ def _probed(risk: Risk, matrix: Matrix, probe: Batch, rounding: float) -> _Probe
                 f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
                 f"{_instead(cause)}"
             ) from cause
-        check_symmetric(risk.where, matrix, "of an example", pair, products, rounding)
-        return _Probed(way, size, missing)
+        apart = asymmetry(pair, products, rounding)
+        if apart is None:
+            return _Probed(way, size, missing)
+        if way is BY_REVERSE[matrix]:
+            raise not_symmetric(risk.where, matrix, "of an example", *apart)
+        missing = "forward mode gives another derivative than reverse mode"
     raise AssertionError("one way multiplies or raises")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stagetrace.errors import DifferentiationError
 
-__all__ = ["FirstProducts", "check_symmetric"]
+__all__ = ["FirstProducts", "asymmetry", "not_symmetric"]
 
 ASYMMETRY = 0.02
 """How far `u' H v` and `v' H u` may be apart, over their size: above rounding in half precision, below what a wrong
@@ -25,21 +25,21 @@ PARALLEL = 0.99
 """The cosine above which two vectors are one, for which any matrix looks symmetric."""
 
 
-def check_symmetric(where: str, matrix: str, of: str, pair: Tensor, products: Tensor, rounding: float) -> None:
-    """Refuse second derivatives that are wrong: `pair` are standard normal vectors `[dim, 2]`, `products` theirs.
+def asymmetry(pair: Tensor, products: Tensor, rounding: float) -> tuple[float, float] | None:
+    """`u' H v` and `v' H u`, if they are too far apart; None where the matrix looks symmetric.
 
-    Raises:
-        DifferentiationError: they are not symmetric.
+    pair: standard normal vectors `[dim, 2]`; products: theirs.
     """
     between = pair.mT @ products
-    size = torch.linalg.vector_norm(products, dim=0).max()
+    size = float(torch.linalg.vector_norm(products, dim=0).max())
     left, right = float(between[0, 1]), float(between[1, 0])
-    if abs(left - right) > ASYMMETRY * float(size) + rounding**0.5:  # of a loss of about one: all there is where H is 0
-        _refuse(where, matrix, of, left, right)
+    floor = rounding**0.5  # of a loss of about one: all there is where H is zero
+    return (left, right) if abs(left - right) > ASYMMETRY * size + floor else None
 
 
-def _refuse(where: str, matrix: str, of: str, left: float, right: float) -> None:
-    raise DifferentiationError(
+def not_symmetric(where: str, matrix: str, of: str, left: float, right: float) -> DifferentiationError:
+    """The error that says so."""
+    return DifferentiationError(
         f"{where}: the {matrix} {of} is not symmetric (u'Hv = {left:.3g}, "
         f"v'Hu = {right:.3g}): the second derivative of an operation is wrong, as that of the fused "
         "weight norm is; write the operation out in plain PyTorch (torch.nn.utils.parametrizations.weight_norm for "
@@ -80,7 +80,7 @@ class FirstProducts:
         left, right = _dot(u, Hv), _dot(v, Hu)
         noise = min(NOISE * self._rounding, self._rounding**0.5) * (size_u * _size(Hv) + size_v * _size(Hu))
         if abs(left - right) > (ASYMMETRY + self._rounding**0.5) * max(abs(left), abs(right)) + noise:
-            _refuse(self._where, self._matrix, "of all its examples", left, right)
+            raise not_symmetric(self._where, self._matrix, "of all its examples", left, right)
         self._first, self._compared = None, True
 
 
