@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.cost import Cost
-from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.operator import LinearOperator, SumOperator
 from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, make_plan
 from stagetrace.curvature.symmetry import FirstProducts
@@ -39,8 +39,7 @@ class MeanCurvature(LinearOperator):
         self._mine = world().shard(indices)
         self._plan = risk.examples.batch_indices(self._mine, size=plan.chunk_examples)
         self._kept: list[Product] | None = None
-        # cached chunks hold what they need of their examples, and need them again only to be traced
-        self._batches = CachedBatches(risk, self._plan, 0 if plan.caches and plan.traced_from is None else BATCH_BYTES)
+        self._batches = CachedBatches(risk, self._plan, BATCH_BYTES)
         self._multiplied = 0
         self._first = FirstProducts(risk.where, plan.matrix, self.rounding)
 
@@ -73,6 +72,12 @@ class MeanCurvature(LinearOperator):
 
     def release(self) -> None:
         self._kept = None
+
+    def share(self, other: LinearOperator) -> None:
+        """Take the examples that another mean (with its penalty) has read, where both have them in the same batches."""
+        mean = other.left if isinstance(other, SumOperator) else other
+        if isinstance(mean, MeanCurvature) and mean.risk is self.risk and mean._plan == self._plan:
+            self._batches = mean._batches
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         """The same curvature over `examples` of its examples, drawn without replacement and not cached."""
