@@ -182,8 +182,43 @@ def test_many_small_operations_put_tracing_off():
     assert 1000 < few.traced_from < many.traced_from / 5
 
 
-def test_gauss_newton_does_without_a_wrong_forward_mode():
-    wrong, right = Through(layers.WrongSine.apply).double(), Through(torch.sin).double()
+class Twice(torch.autograd.Function):
+    """The identity, whose forward mode is twice too long: through it alone, Gauss-Newton stays symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return 2 * tangent
+
+
+class Last(nn.Module):
+    """A layer, and some operation on all that it gives."""
+
+    def __init__(self, operation: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.operation = nn.Linear(3, 2), operation
+
+    def forward(self, x: Tensor) -> Any:
+        return self.operation(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (lambda: Through(layers.WrongSine.apply), lambda: Through(torch.sin)),
+        (lambda: Last(Twice.apply), lambda: Last(torch.clone)),
+    ],
+    ids=["not symmetric", "symmetric"],
+)
+def test_gauss_newton_does_without_a_wrong_forward_mode(wrong: Any, right: Any):
+    wrong, right = wrong().double(), right().double()
     right.load_state_dict(wrong.state_dict())
     bound = BoundStage.of(stage(wrong), None)
     plan = make_plan(bound.risk, "GaussNewton", range(2), 2, 2**30)

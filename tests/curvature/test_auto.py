@@ -86,7 +86,8 @@ class Counting:
     """The specimen's data, and how often each example was read."""
 
     def __init__(self) -> None:
-        self.rows, self.reads = list(MLP.data()), [0] * len(MLP.data())
+        data = MLP.data()
+        self.rows, self.reads = [data[index] for index in range(len(data))], [0] * len(data)
 
     def __len__(self) -> int:
         return len(self.rows)
