@@ -8,6 +8,7 @@ scoring.py      scoring all examples in forward passes, by batch size and by num
 memory.py       seconds and peak memory as the number of examples grows
 default.py      seconds of `check` and `score` with no options; and, as `subsets`, what the default's rule costs
 
+fixed.py        what a run pays whatever it asks, and what a plan costs; beside another checkout
 startup.py      seconds of `--help` and `--version`
 
 two_stage/      do methods foresee what leaving pretraining examples out does after fine-tuning? Commands of its own

@@ -18,6 +18,7 @@ from benchmarks import (
     default,
     embeddings,
     exact,
+    fixed,
     large_recording,
     memory,
     products,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "recording": recording.run,
     "large-recording": large_recording.run,
     "exact": exact.run,
+    "fixed": fixed.run,
     "beside": beside.run,
 }
 
@@ -83,7 +85,9 @@ def benchmark(
     device: Annotated[str, typer.Option("--device", help="Where the models live: cpu, cuda.")] = "cpu",
     other: Annotated[
         Path | None,
-        typer.Option("--other", metavar="CHECKOUT", file_okay=False, help="For beside: what to compare with."),
+        typer.Option(
+            "--other", metavar="CHECKOUT", file_okay=False, help="For beside and fixed: what to compare with."
+        ),
     ] = None,
     only: Annotated[
         str | None,

@@ -28,8 +28,8 @@ from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.tangent import directional
 from stagetrace.tracing.contract import directions, forward_mode
-from stagetrace.tracing.tangent import directional
 
 TOUCHED = 1000
 WIDTH, LINES, PAIRS, NEGATIVES = 50, 256, 16, 5

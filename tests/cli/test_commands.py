@@ -18,12 +18,14 @@ from typer.testing import CliRunner
 import stagetrace
 from stagetrace import CG, GaussNewton, Lanczos, Normal, Trace
 from stagetrace.cli import fits, options, settings
-from stagetrace.cli.later import LATER
 from stagetrace.cli.main import app, main
+from stagetrace.curate.record import OutputFormat
+from stagetrace.curate.verify import RANDOM
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import ENOUGH, PREDICTIONS
 from stagetrace.errors import ResultsError, StagetraceWarning
+from stagetrace.export import FORMATS
 from stagetrace.progress import Bars
 from stagetrace.solvers.named import SOLVERS
 from tests import jobs
@@ -467,7 +469,8 @@ def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
 # What is imported
 
 
-QUICK_WORDS = [("--help",), ("--version",), ("score", "--help"), ("check", "--help")]
+COMMANDS = ("score", "check", "validate", "report", "show", "curate", "export", "demo")
+QUICK_WORDS = [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)]
 
 
 @pytest.mark.parametrize("words", QUICK_WORDS, ids=" ".join)
@@ -503,11 +506,14 @@ def test_names_and_numbers_in_the_help_are_those_of_the_settings():
     assert ("rerun", "resolve", *fits.OPTIMIZERS) == options.FITS
     assert (fits.OPTIMIZERS["adam"].lr, fits.OPTIMIZERS["sgd"].lr) == (options.ADAM_RATE, options.SGD_RATE)
     assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)
+    assert (tuple(FORMATS), OutputFormat, RANDOM) == (options.EXPORTS, options.RowFormat, options.RANDOM_SETS)
 
 
 def test_the_list_of_commands_says_what_each_says_of_itself(stage_trace: Command):
     listed = stage_trace("--help").out
-    for name, (_, _, summary) in LATER.items():
+    assert re.findall(r"^  ([a-z]+) +[A-Z]", listed.partition("Commands:")[2], flags=re.MULTILINE) == list(COMMANDS)
+    for name in COMMANDS:
         said = " ".join(stage_trace(name, "--help").out.split())
-        assert summary.rstrip(".") in said
-        assert re.search(rf"^  {name} +{re.escape(summary[:30])}", listed, flags=re.MULTILINE)
+        shown = re.search(rf"^  {name} +(.*?)(\.\.\.)?$", listed, flags=re.MULTILINE)
+        assert shown is not None
+        assert shown[1] in said

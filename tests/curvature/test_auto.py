@@ -7,7 +7,11 @@ from torch import Tensor
 
 from stagetrace import Chain, Hessian, Lanczos, Query, Stage, trace
 from stagetrace.curvature import Auto
+from stagetrace.curvature.auto import HessianWithFallback
+from stagetrace.curvature.mean import MeanCurvature
+from stagetrace.curvature.operator import SumOperator
 from stagetrace.errors import CurvatureWarning
+from stagetrace.objectives import Classification
 from stagetrace.solvers import solve
 from tests.curvature.specimens import MLP, SQUARED_MLP, Specimen, dense_gauss_newtons, dense_hessians
 
@@ -76,6 +80,53 @@ def test_both_matrices_average_over_the_same_draw() -> None:
     torch.testing.assert_close(operator.to_dense(), H)
     assert operator.psd_approximation is not None
     torch.testing.assert_close(operator.psd_approximation.to_dense(), G)
+
+
+class Counting:
+    """The specimen's data, and how often each example was read."""
+
+    def __init__(self) -> None:
+        data = MLP.data()
+        self.rows, self.reads = [data[index] for index in range(len(data))], [0] * len(data)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        self.reads[index] += 1
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("memory", [2**30, 1], ids=["graphs kept", "computed anew"])
+def test_examples_are_read_once_for_all_products_of_both_matrices(memory: int) -> None:
+    data = Counting()
+    stage = Stage("only", model=MLP.model(), objective=Classification(), data=data)
+    operator = Auto(memory=memory).operator(Chain(stage)["only"])
+    v = rhs(31)
+    before = list(data.reads)  # the shape of the outputs and the plan are looked at with the first examples
+    for _ in range(3):
+        v = operator @ v
+    once = [now - then for now, then in zip(data.reads, before, strict=True)]
+    assert once == [1] * len(data)
+    G = operator.psd_approximation
+    assert G is not None
+    planned = list(data.reads)
+    for _ in range(3):
+        v = G @ v
+    assert data.reads == planned  # from the Hessian's memory
+
+
+def test_the_hessian_s_graphs_are_let_go_where_gauss_newton_takes_its_place() -> None:
+    operator = Auto().operator(MLP.bound())
+    assert isinstance(operator, HessianWithFallback)
+    assert isinstance(operator.hessian, SumOperator)
+    mean = operator.hessian.left
+    assert isinstance(mean, MeanCurvature)
+    first = operator @ rhs(31)
+    assert mean._kept is not None
+    assert operator.psd_approximation is not None
+    assert mean._kept is None
+    torch.testing.assert_close(operator @ rhs(31), first, rtol=0, atol=0)  # made anew
 
 
 def test_trace_takes_it_and_says_so() -> None:

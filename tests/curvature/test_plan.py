@@ -1,5 +1,6 @@
 """Which way a stage's products are computed: within the memory given, for reasons that are said."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,44 +34,76 @@ def planned(specimen: Specimen, matrix: Matrix = "Hessian", memory: int = PLENTY
     return make_plan(specimen.risk(**changes), matrix, range(N), N, memory)
 
 
-@pytest.fixture
-def _tracing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small a model: its gradient counts as work enough to trace it."""
-    monkeypatch.setattr(planning, "TRACED_OPERATIONS", 0)
-
-
 @by_matrix
-def test_a_small_problem_keeps_its_graph(matrix: Matrix):
+def test_a_small_problem_keeps_its_graph_and_says_from_when_on_tracing_pays(matrix: Matrix):
     found = planned(MLP, matrix)
     assert (found.way, found.caches, found.missing) == ("retained graph", True, None)
     assert found.chunk_examples == N
+    assert found.traced_from is not None
+    assert found.traced_from > 1e4  # importing the tracer alone is a million gradients of this
+    assert planned(MLP, matrix, 3 * found.cached_bytes).traced_from == found.traced_from
+    assert planned(MLP, matrix, 3 * found.cached_bytes - 1).traced_from is None
 
 
 @by_matrix
-@pytest.mark.usefixtures("_tracing_pays")
-def test_a_problem_worth_it_is_traced(matrix: Matrix):
-    found = planned(MLP, matrix)
-    assert (found.way, found.caches, found.missing) == ("linearised", True, None)
+def test_tracing_pays_the_sooner_the_more_a_product_costs(matrix: Matrix):
+    found = [planning._traced_from(matrix, gradient, 20) for gradient in (10**8, 10**10, 10**12, 10**15)]
+    assert found == sorted(found, reverse=True)
+    # however long a product takes, tracing takes as many gradients as this many products save
+    assert found[-1] == {"Hessian": 32 + 1, "GaussNewton": 14 + 1}[matrix]
 
 
 @by_matrix
-@pytest.mark.usefixtures("_tracing_pays")
+def test_products_are_traced_from_the_number_on_at_which_that_pays(matrix: Matrix):
+    found = MeanCurvature(MLP.risk(), range(N), replace(planned(MLP, matrix), traced_from=4))
+    v = torch.randn(31, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    products = [found @ v[:, 0] for _ in range(3)]
+    assert found.plan.way == "retained graph"
+    both = found @ v  # the fourth and the fifth
+    assert (found.plan.way, found.plan.untraced, found.cost().way) == ("linearised", None, "linearised")
+    for product in (*products, found @ v[:, 0]):
+        torch.testing.assert_close(product, both[:, 0], rtol=1e-12, atol=1e-15)
+
+
+def test_many_columns_at_once_are_traced_at_once(monkeypatch: pytest.MonkeyPatch):
+    made: list[str] = []
+
+    def noted(way: Any) -> Any:
+        return lambda risk, batch: made.append(way.__name__) or way(risk, batch)
+
+    for ways in (planning.RETAINED, planning.LINEARISED):
+        monkeypatch.setitem(ways, "GaussNewton", noted(ways["GaussNewton"]))
+    plan = Plan("GaussNewton", "retained graph", N, 1, 1, None, traced_from=31)
+    found = MeanCurvature(MLP.risk(), range(N), plan)
+    found.to_dense()
+    assert made == ["gauss_newton_linearised"]
+
+
+@by_matrix
 def test_a_trace_that_would_be_wrong_is_not_used(matrix: Matrix, monkeypatch: pytest.MonkeyPatch):
     def refused(*_: Any) -> Any:
         raise RuntimeError("the traced derivative is wrong")
 
     monkeypatch.setitem(planning.LINEARISED, matrix, refused)
-    found = planned(MLP, matrix)
-    assert (found.way, found.missing, found.untraced) == ("retained graph", None, "the traced derivative is wrong")
+    found = MeanCurvature(MLP.risk(), range(N), replace(planned(MLP, matrix), traced_from=2))
+    v = torch.randn(31, dtype=torch.float64)
+    first, second = found @ v, found @ v
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    cost = found.cost()
+    assert (cost.way, cost.no_forward_mode, cost.not_traced) == (
+        "retained graph",
+        None,
+        "the traced derivative is wrong",
+    )
 
 
 @by_matrix
 @named(MLP, BACKWARDS)
-@pytest.mark.usefixtures("_tracing_pays")
 def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
     best = planned(specimen, matrix)
     least = best.bytes_per_example * N
-    ways = {best.way} | ({"retained graph", "recomputed forward"} if specimen is MLP else {"recomputed reverse"})
+    forward = specimen is MLP and matrix == "GaussNewton"
+    ways = {"retained graph", "recomputed forward" if forward else "recomputed reverse"}
     seen = set()
     for memory in (1, least // 3, least, 2 * least, best.cached_bytes - 1, best.cached_bytes, 10 * best.cached_bytes):
         found = planned(specimen, matrix, memory)
@@ -118,13 +151,18 @@ def test_one_example_is_enough_for_a_plan():
 def test_what_is_multiplied_once_is_not_kept():
     ways: dict[str | None, str] = {None: "recomputed forward", "an operation": "recomputed reverse"}
     for missing, way in ways.items():
-        plan = Plan("Hessian", "retained graph", 5, 100, 700, missing).without_caching()
+        plan = Plan("GaussNewton", "retained graph", 5, 100, 700, missing, traced_from=9).without_caching()
         assert (plan.way, plan.caches, plan.cached_bytes, plan.chunk_examples) == (way, False, 0, 5)
+        assert plan.traced_from is None
+    assert Plan("Hessian", "retained graph", 5, 100, 700, None).without_caching().way == "recomputed reverse"
 
 
-def test_kept_ways_are_expected_to_be_cheaper():
-    cost = {way: Plan("Hessian", way, 1, 1, 0, None).gradients_per_product for way in WAYS}
+@by_matrix
+def test_kept_ways_are_expected_to_be_cheaper(matrix: Matrix):
+    cost = {way: Plan(matrix, way, 1, 1, 0, None).gradients_per_product for way in WAYS}
     assert cost["linearised"] < cost["retained graph"] < min(cost["recomputed forward"], cost["recomputed reverse"])
+    without = {way: Plan(matrix, way, 1, 1, 0, "an operation").gradients_per_product for way in WAYS[1:]}
+    assert all(without[way] >= cost[way] for way in without)
 
 
 # Operations without derivatives
@@ -138,7 +176,9 @@ def test_without_forward_mode_the_graph_is_used_and_the_cause_named(specimen: Sp
     for memory, way in ((PLENTY, "retained graph"), (1, "recomputed reverse")):
         found = planned(specimen, matrix, memory)
         assert found.way == way
-        assert ("jvp" if specimen is BACKWARDS else "grid_sampler_2d") in str(found.missing)
+        if matrix == "GaussNewton":
+            assert ("jvp" if specimen is BACKWARDS else "grid_sampler_2d") in str(found.missing)
+            assert found.traced_from is None
 
 
 @pytest.mark.parametrize(
@@ -184,4 +224,4 @@ def test_settings_that_make_no_sense_are_refused(choice: Any, settings: dict[str
 
 
 def test_both_matrices_are_covered():
-    assert set(MATRICES) == set(planning.RETAINED) == set(planning.LINEARISED) == set(planning.RECOMPUTED)
+    assert set(MATRICES) == set(planning.RETAINED) == set(planning.LINEARISED) == set(planning.BY_REVERSE)

@@ -57,9 +57,10 @@ def operator(
     chunk: int = N,
     indices: Sequence[int] = range(N),
     dtype: torch.dtype = torch.float64,
+    missing: str | None = None,
     **changes: Any,
 ) -> MeanCurvature:
-    return MeanCurvature(specimen.risk(dtype, **changes), indices, Plan(matrix, way, chunk, 1, 0, None))
+    return MeanCurvature(specimen.risk(dtype, **changes), indices, Plan(matrix, way, chunk, 1, 0, missing))
 
 
 def vectors(size: int, columns: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -304,7 +305,7 @@ def test_a_loss_without_the_parameters_has_no_curvature(way: Way):
 def test_without_forward_mode_products_are_the_same(specimen: Specimen, matrix: Matrix, way: Way):
     if not specimens.differentiates_twice(specimen):
         pytest.skip("this PyTorch has no second derivative for it")
-    found = operator(specimen, matrix, way, chunk=3)
+    found = operator(specimen, matrix, way, chunk=3, missing="an operation")
     v = vectors(found.size, 2)
     if specimen is BACKWARDS:
         plain = Specimen("plain", lambda: specimens.Through(lambda x: x), specimen.inputs)

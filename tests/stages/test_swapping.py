@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace import Chain, Direct, GaussNewton, Hessian, Lanczos, Query, Stage, trace
-from stagetrace.curvature.chunk import (
+from stagetrace.curvature.chunk import hessian_linearised, hessian_recomputed, hessian_retained_graph
+from stagetrace.curvature.gauss_newton import (
+    gauss_newton_by_reverse,
     gauss_newton_linearised,
-    gauss_newton_recomputed,
     gauss_newton_retained_graph,
-    hessian_linearised,
-    hessian_recomputed,
-    hessian_retained_graph,
 )
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import Classification
@@ -175,7 +173,7 @@ def test_every_derivative_is_that_of_the_model_itself(kind: type[nn.Module]):
         for way in (forward_mode, one_by_one) if kind is Recurrent else (forward_mode, per_example, one_by_one):
             torch.testing.assert_close(way(risk, batch, along)[1], gradients @ along)
     traced = [] if kind is Recurrent else [(hessian_linearised, hessian), (gauss_newton_linearised, gauss_newton)]
-    anew = [(hessian_recomputed, hessian), (gauss_newton_recomputed, gauss_newton)]
+    anew = [(hessian_recomputed, hessian), (gauss_newton_by_reverse, gauss_newton)]
     kept = [(hessian_retained_graph, hessian), (gauss_newton_retained_graph, gauss_newton)]
     for product, matrix in (*traced, *kept, *anew, *kept):
         torch.testing.assert_close(product(risk, batch)(along), matrix @ along)

@@ -6,7 +6,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.checks.directions import direction_of, weights_of
@@ -17,6 +16,7 @@ from stagetrace.stages.gradient import differentiated
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 from stagetrace.stages.stage import Stage
+from stagetrace.stages.watch import Watch
 
 BATCHES = 16
 """Batches that are tried before a loss is refused because its gradient is zero."""
@@ -160,7 +160,7 @@ def _trainable(total: Tensor) -> Iterator[Tensor]:
 
 
 @final
-class _Originals(TorchDispatchMode):
+class _Originals(Watch):
     """Records operations on original parameters, while copies have taken their places in the model.
 
     read: the names of those that an operation used.
@@ -189,15 +189,13 @@ class _Originals(TorchDispatchMode):
         trained = [pair for stage in stages for pair in stage.model.named_parameters() if pair[1].requires_grad]
         return _Originals({_memory(p): name for name, p in trained if _memory(p) not in {None, *ours}})
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
+    def seen(self, operation: Any, arguments: tuple[Any, ...], options: dict[str, Any], results: Any) -> None:
+        del operation, results
+        for leaf in tree_leaves((arguments, options)):
             if isinstance(leaf, Tensor):
                 name = self._places.get(_memory(leaf))
                 if name is not None and name not in self.read:
                     self.read.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -7,14 +7,13 @@ import typer
 
 from stagetrace.cli import options
 from stagetrace.errors import refuse
-from stagetrace.export import FORMATS, export
-from stagetrace.results import Trace
-from stagetrace.terminal import terminal
+
+__all__ = ["export_run"]
 
 
 def export_run(
     folder: options.Folder,
-    kind: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(FORMATS)}.")],
+    kind: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{', '.join(options.EXPORTS)}.")],
     out: Annotated[
         Path, typer.Option("--out", metavar="PATH", help="A file for csv and numpy, a new folder for the tools.")
     ],
@@ -25,6 +24,11 @@ def export_run(
 ) -> None:
     """Write a stage's scores for another tool, in its format and with its sign, and state that sign."""
     del debug
+
+    from stagetrace.export import export
+    from stagetrace.results import Trace
+    from stagetrace.terminal import terminal
+
     trace = Trace.load(folder)
     if not len(trace):
         refuse(f"{folder}: no stage of this run has scores; trace it again with --of STAGE")

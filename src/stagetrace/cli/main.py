@@ -28,7 +28,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stagetrace.cli import options
-from stagetrace.cli.later import Command, Commands
+from stagetrace.cli.command import Command
+from stagetrace.cli.curate import curate_run
+from stagetrace.cli.export import export_run
+from stagetrace.cli.report import report, write_after
+from stagetrace.cli.show_run import show_run
+from stagetrace.cli.validate import validate
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.plaintext import printable
 from stagetrace.version import __version__
@@ -45,7 +50,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    cls=Commands,
 )
 
 
@@ -81,7 +85,6 @@ def score(
 
     from stagetrace import parallel
     from stagetrace.cli import settings, show
-    from stagetrace.cli.report import write_after
     from stagetrace.cli.target import load
     from stagetrace.progress import Bars, Silent
     from stagetrace.report.sweep import check_damped, sweep, write_sweep
@@ -159,6 +162,16 @@ def check(
     found = show.findings(job.chain, findings, terminal())
     if out is not None:
         write_findings(out, found)
+
+
+for name, command in {
+    "validate": validate,
+    "report": report,
+    "show": show_run,
+    "curate": curate_run,
+    "export": export_run,
+}.items():
+    app.command(name, cls=Command)(command)
 
 
 @app.command(cls=Command)

@@ -1,7 +1,7 @@
 """The words that several commands share, and those of `validate`.
 
-`--help` is answered without PyTorch, so that the names and numbers in it stand here once more; a test holds them to
-what they are the names of.
+`--help` is answered without PyTorch: a command imports what it works with when it is called, and the names and numbers
+in its help stand here once more; a test holds them to what they are the names of.
 """
 
 from pathlib import Path
@@ -14,6 +14,9 @@ CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
 FITS = ("rerun", "resolve", "adam", "adamw", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000
+EXPORTS = ("quanda", "kronfluence", "bergson", "csv", "numpy")
+RowFormat = Literal["indices", "parquet", "hf"]
+RANDOM_SETS = 10
 
 QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS = 250, 1e-2, 50
 """`--quick`: a first look. The curvature is that of fewer examples, and the solve is rough."""

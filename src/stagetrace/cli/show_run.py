@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
-from stagetrace.cli import options, show
-from stagetrace.report.previews import read_previews
-from stagetrace.results import Trace
-from stagetrace.terminal import terminal
+from stagetrace.cli import options
+
+__all__ = ["show_run"]
 
 
 def show_run(
@@ -25,6 +24,12 @@ def show_run(
 ) -> None:
     """Show a saved run: its summary, and the most harmful and most helpful examples."""
     del debug
+
+    from stagetrace.cli import show
+    from stagetrace.report.previews import read_previews
+    from stagetrace.results import Trace
+    from stagetrace.terminal import terminal
+
     trace = Trace.load(folder)
     shown = list(trace.scores.values()) if stage is None else [trace[stage]]
     previews = read_previews(folder)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
 from stagetrace.curvature.cost import Cost
-from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.mean import MeanCurvature
+from stagetrace.curvature.operator import LinearOperator, SumOperator
 from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, seeded_subset, subset_text
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
@@ -77,7 +78,11 @@ class HessianWithFallback(LinearOperator):
 
     @cached_property
     def _built(self) -> LinearOperator:
-        return self._fallback.operator(self._bound)
+        self.hessian.release()  # it gives way: what it holds in memory is the other's
+        built = self._fallback.operator(self._bound)
+        if isinstance(built, SumOperator) and isinstance(built.left, MeanCurvature):
+            built.left.share(self.hessian)
+        return built
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.hessian.apply(vectors)
@@ -87,6 +92,9 @@ class HessianWithFallback(LinearOperator):
 
     def cost(self) -> Cost | None:
         return self.hessian.cost()
+
+    def release(self) -> None:
+        self.hessian.release()
 
 
 def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> Sequence[int]:

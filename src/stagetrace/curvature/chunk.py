@@ -2,22 +2,26 @@
 
 Work per product, counted in gradients of the chunk (forward + backward):
 
-    linearised            about 1.7, after the tangent map has been traced once; holds its intermediates
-    retained graph        about 2.3, after one gradient; holds the graph; needs no forward mode
-    recomputed forward    about 3.5, holds nothing: a tangent through forward and backward pass
-    recomputed reverse    about 3.5 for one vector, 1.5 + 2k for k; holds nothing; needs no forward mode
+                          Hessian                Gauss-Newton
+    linearised            about 1.7              about 1.1                 after the tangent map has been traced once
+    retained graph        about 2.2              about 1.6                 after one gradient, or one forward pass
+    recomputed            about 3.3              about 2.2                 the same graph, made anew for each product
 
-All are exact and agree to rounding. A chunk is a function `[trained.size, k] -> [trained.size, k]`.
+All are exact and agree to rounding. Without forward mode nothing can be traced, and Gauss-Newton costs about what the
+Hessian does. A chunk is a function `[trained.size, k] -> [trained.size, k]`.
+
+Only tracing goes through `torch.func`: its first derivative imports the compiler, and `torch.autograd.grad` with
+cotangents of its own a system for algebra, a second and half a second. The other ways differentiate `inner`.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
-from torch.func import functionalize, grad, jvp, linearize, vjp, vmap
+from torch.func import functionalize, grad, jvp, linearize, vmap
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.stages.data import Batch
@@ -34,14 +38,14 @@ T = TypeVar("T")
 
 def hessian_linearised(risk: Risk, batch: Batch) -> Product:
     """The tangent map of the chunk's gradient, traced once: each product replays it without the primal part."""
-    _, tangent = _traced(_gradient(risk, batch), risk.trained_values)
-    return _by_columns(risk, tangent)
+    _, tangent = traced(_gradient(risk, batch), risk.trained_values)
+    return by_columns(risk, tangent)
 
 
 def hessian_recomputed(risk: Risk, batch: Batch) -> Product:
-    """Forward-over-reverse, from scratch for each vector."""
+    """Forward-over-reverse, from scratch for each vector: about 4 gradients, so nothing but checks computes it."""
     gradient = _gradient(risk, batch)
-    return _by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
+    return by_columns(risk, lambda v: jvp(gradient, (risk.trained_values,), (v,))[1])
 
 
 @final
@@ -56,7 +60,7 @@ class GradientGraph:
 
 def hessian_retained_graph(risk: Risk, batch: Batch) -> Product:
     """Reverse-over-reverse on the retained graph of the gradient."""
-    return _by_columns(risk, gradient_graph(risk, batch).product, batched=False)
+    return by_columns(risk, gradient_graph(risk, batch).product, batched=False)
 
 
 def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, checked: bool = True) -> GradientGraph:
@@ -79,11 +83,10 @@ def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, c
         check_differentiable_again(gradients)
 
     def product(vector: Params) -> Params:
-        tracked = [(g, vector[name]) for name, g in zip(trained, gradients, strict=True) if g.requires_grad]
-        if not tracked:  # a loss linear in the parameters
+        along = inner(gradients, [vector[name] for name in trained])
+        if along is None:  # a loss linear in the parameters
             return {name: torch.zeros_like(value) for name, value in trained.items()}
-        outputs, cotangents = zip(*tracked, strict=True)
-        rows = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, materialize_grads=True)
+        rows = torch.autograd.grad(along, inputs, retain_graph=True, materialize_grads=True)
         return dict(zip(trained, rows, strict=True))
 
     return GradientGraph(
@@ -97,51 +100,14 @@ def _nothing(trained: Params) -> tuple[Params, Linear]:
     return zeros, lambda vector: {name: torch.zeros_like(value) for name, value in vector.items()}
 
 
-def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` with the tangent map J traced once and the graph for J' retained."""
-    function = _outputs(risk, batch)
-    outputs, tangent = _traced(function, risk.trained_values)
-    _, transposed = _pulled(function, risk.trained_values)
-    return _by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
-
-
-def gauss_newton_recomputed(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` by one forward-mode and one reverse pass, from scratch for each vector."""
-    function = _outputs(risk, batch)
-
-    def product(vector: Params) -> Params:
-        outputs, transposed = _pulled(function, risk.trained_values)
-        tangent = jvp(function, (risk.trained_values,), (vector,))[1]
-        return transposed(_output_curvature(risk, batch, outputs, tangent))
-
-    return _by_columns(risk, product)
-
-
-def gauss_newton_retained_graph(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` without forward mode: `J v` is the derivative in u of `<J' u, v>`, which is linear in u."""
-    trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
-    inputs = tuple(trained.values())
+def inner(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor | None:
+    """`sum_i <t_i, c_i>`, whose gradient is what `t` passes back of `c`; None where no `t_i` depends on anything."""
     with torch.enable_grad():
-        outputs = risk.outputs(trained, risk.inherited_values, batch)
-        if not outputs.requires_grad:
-            return torch.zeros_like
-        u = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(outputs, inputs, u, create_graph=True, materialize_grads=True)
-    check_differentiable_again(pulled)
-
-    def product(vector: Params) -> Params:
-        # J v = d/du <J' u, v>
-        (tangent,) = torch.autograd.grad(
-            pulled, u, [vector[name] for name in trained], retain_graph=True, materialize_grads=True
-        )
-        curved = _output_curvature_by_graph(risk, batch, outputs.detach(), tangent)
-        rows = torch.autograd.grad(outputs, inputs, curved, retain_graph=True, materialize_grads=True)
-        return dict(zip(trained, rows, strict=True))
-
-    return _by_columns(risk, product, batched=False)
+        terms = [(t * c).sum() for t, c in zip(tensors, cotangents, strict=True) if t.requires_grad]
+        return torch.stack(terms).sum() if terms else None
 
 
-def _traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
+def traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
     """The value of a function and its tangent map at a point, traced once and checked.
 
     Where a layer works in place (recurrent layers, attention) the tracer can silently record wrong views, or a buffer
@@ -199,35 +165,11 @@ def check_differentiable_again(gradients: Iterable[Tensor]) -> None:
         nodes.extend(following for following, _ in node.next_functions)
 
 
-def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Callable[[Tensor], Params]]:
-    """The value of a function and its transposed derivative at a point; the graph is retained."""
-    value, transposed, *_ = vjp(function, at)
-    return value, lambda cotangent: transposed(cotangent)[0]
-
-
 def _gradient(risk: Risk, batch: Batch) -> Linear:
     return grad(lambda trained: risk.losses(trained, risk.inherited_values, batch).sum())
 
 
-def _outputs(risk: Risk, batch: Batch) -> Callable[[Params], Tensor]:
-    return lambda trained: risk.outputs(trained, risk.inherited_values, batch)
-
-
-def _output_curvature(risk: Risk, batch: Batch, outputs: Tensor, tangent: Tensor) -> Tensor:
-    """The losses' second derivative at the outputs, times an output tangent: small next to the model's passes."""
-    return jvp(grad(lambda z: risk.reduce(z, batch).sum()), (outputs,), (tangent,))[1]
-
-
-def _output_curvature_by_graph(risk: Risk, batch: Batch, outputs: Tensor, tangent: Tensor) -> Tensor:
-    z = outputs.requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(risk.reduce(z, batch).sum(), z, create_graph=True, materialize_grads=True)
-    if not slope.requires_grad:
-        return torch.zeros_like(tangent)
-    return torch.autograd.grad(slope, z, tangent, materialize_grads=True)[0]
-
-
-def _by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product:
+def by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product:
     """Lift a product of named tensors to columns of vectors.
 
     On an accelerator several columns go through one vectorised call. On the CPU the loop is faster: the passes are

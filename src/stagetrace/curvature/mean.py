@@ -8,9 +8,10 @@ from torch import Tensor
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.cost import Cost
-from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.operator import LinearOperator, SumOperator
 from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.curvature.symmetry import FirstProducts
 from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import part_done
@@ -23,7 +24,8 @@ from stagetrace.stages.risk import Risk
 class MeanCurvature(LinearOperator):
     """`(1/n) sum_i d2 loss_i` (or its Gauss-Newton part) over some examples, in a stage's trained parameters.
 
-    Examples are sharded over processes, vectors are not. Chunks are cached between products where the plan says so.
+    Examples are sharded over processes, vectors are not. They are read once and held while they are small; chunks are
+    cached between products where the plan says so, and traced once that has paid.
 
     Args:
         risk: the losses and the point they are differentiated at.
@@ -37,8 +39,9 @@ class MeanCurvature(LinearOperator):
         self._mine = world().shard(indices)
         self._plan = risk.examples.batch_indices(self._mine, size=plan.chunk_examples)
         self._kept: list[Product] | None = None
-        # cached chunks hold what they need of their examples
-        self._batches = CachedBatches(risk, self._plan, 0 if plan.caches else BATCH_BYTES)
+        self._batches = CachedBatches(risk, self._plan, BATCH_BYTES)
+        self._multiplied = 0
+        self._first = FirstProducts(risk.where, plan.matrix, self.rounding)
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
@@ -54,6 +57,9 @@ class MeanCurvature(LinearOperator):
         return max(torch.finfo(self.dtype).eps, self.plan.rounding)
 
     def apply(self, vectors: Tensor) -> Tensor:
+        self._multiplied += vectors.shape[1]
+        if self.plan.traced_from is not None and self._multiplied >= self.plan.traced_from:
+            self._trace()
         total = torch.zeros_like(vectors)
         for done, product in enumerate(self._products(), start=1):
             total += product(vectors)
@@ -61,7 +67,17 @@ class MeanCurvature(LinearOperator):
         total = world().sum(total) / len(self.indices)
         if not bool(torch.isfinite(total.sum())):
             self._raise_not_finite()
+        self._first.see(vectors, total)
         return total
+
+    def release(self) -> None:
+        self._kept = None
+
+    def share(self, other: LinearOperator) -> None:
+        """Take the examples that another mean (with its penalty) has read, where both have them in the same batches."""
+        mean = other.left if isinstance(other, SumOperator) else other
+        if isinstance(mean, MeanCurvature) and mean.risk is self.risk and mean._plan == self._plan:
+            self._batches = mean._batches
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         """The same curvature over `examples` of its examples, drawn without replacement and not cached."""
@@ -90,17 +106,20 @@ class MeanCurvature(LinearOperator):
             for batch in self._batches:
                 yield self.plan.chunk(self.risk, batch)
 
-    def _chunks(self) -> list[Product]:
-        """Every chunk, ready to be multiplied many times; if tracing fails on one, all retain graphs instead."""
+    def _trace(self) -> None:
+        """Put traced tangent maps in the place of retained graphs; if tracing fails on one chunk, all stay graphs."""
+        before, self.plan = self.plan, self.plan.traced()
+        self._kept = None
         try:
-            return [self.plan.chunk(self.risk, batch) for batch in self._batches]
+            self._kept = self._chunks()
         except StagetraceError:
             raise
-        except RuntimeError as cause:
-            if self.plan.way != "linearised":
-                raise
-            self.plan = self.plan.with_retained_graphs(first_line(cause))
-            return [self.plan.chunk(self.risk, batch) for batch in self._batches]
+        except (RuntimeError, NotImplementedError) as cause:
+            self.plan = before.untraceable(first_line(cause))
+
+    def _chunks(self) -> list[Product]:
+        """Every chunk, ready to be multiplied many times."""
+        return [self.plan.chunk(self.risk, batch) for batch in self._batches]
 
     def _raise_not_finite(self) -> None:
         for batch in self.risk.read(self.risk.examples.batch_indices(self._mine)):

@@ -71,6 +71,10 @@ class LinearOperator(ABC):
         """The eigenvalues and a basis of eigenvectors, where they are had without a product; None where not."""
         return None
 
+    def release(self) -> None:
+        """Let go of what is held in memory between products; the next one makes it anew."""
+        return
+
     @final
     def to_dense(self, columns: int = 64) -> Tensor:
         """The matrix `[dim, dim]`, built from `dim` products, `columns` at a time."""
@@ -175,6 +179,10 @@ class SumOperator(LinearOperator):
 
     def cost(self) -> Cost | None:
         return self.left.cost() or self.right.cost()
+
+    def release(self) -> None:
+        self.left.release()
+        self.right.release()
 
     def eigen(self) -> Eigen | None:
         """Of two operators with the same eigenvectors: a diagonal and a diagonal, or anything and equal diagonals."""

@@ -9,41 +9,30 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stagetrace.stages.data import Batch
-from stagetrace.stages.risk import Risk
+from stagetrace.stages.watch import Watch
 
-
-def coarsest(risk: Risk, batch: Batch) -> torch.dtype:
-    """The coarsest dtype that a result of finer numbers is rounded to in a forward pass; else the parameters' own.
-
-    Constants of a coarser dtype do not count: a sum with finer numbers is as fine as those.
-    """
-    seen = RoundedTo(risk.trained.dtype)
-    with torch.no_grad(), seen:
-        risk.losses(risk.trained_values, risk.inherited_values, batch)
-    return seen.coarsest
+__all__ = ["RoundedTo"]
 
 
 @final
-class RoundedTo(TorchDispatchMode):
-    """Records the coarsest floating-point dtype of a result that has a finer argument."""
+class RoundedTo(Watch):
+    """Records the coarsest floating-point dtype of a result that has a finer argument; at first that of the parameters.
+
+    Constants of a coarser dtype do not count: a sum with finer numbers is as fine as those.
+    """
 
     def __init__(self, finest: torch.dtype) -> None:
         super().__init__()
         self.coarsest = finest
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        results = func(*args, **(kwargs or {}))
-        given = _rounding((args, kwargs))
+    def seen(self, operation: Any, arguments: tuple[Any, ...], options: dict[str, Any], results: Any) -> None:
+        del operation
+        given = _rounding((arguments, options))
         for dtype in _floating(results):
             if torch.finfo(dtype).eps > max(given, torch.finfo(self.coarsest).eps) and given:
                 self.coarsest = dtype
-        return results
 
 
 def _floating(values: Any) -> set[torch.dtype]:

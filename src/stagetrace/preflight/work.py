@@ -12,8 +12,8 @@ from typing import final
 import torch
 
 from stagetrace.curvature.cost import Cost
+from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import LinearOperator
-from stagetrace.curvature.plan import COST, PROBE_EXAMPLES, counted_operations
 from stagetrace.progress import Progress
 from stagetrace.solvers.damping import settled
 from stagetrace.solvers.spectrum import extreme_ritz_values
@@ -25,6 +25,12 @@ SPECTRUM_STEPS = 20
 
 OPERATIONS = 1e11
 """Floating-point operations (of matrix products and convolutions) that estimating one stage's spectrum may take."""
+
+RECOMPUTED = 3.5
+"""Gradients over the same examples that a product over some of them takes, which holds nothing."""
+
+PROBED = 8
+"""Examples of which a forward pass is counted."""
 
 FEWEST = 64
 """Examples that the spectrum is estimated over, whatever they cost."""
@@ -76,15 +82,16 @@ class Look:
             looked.apply(bound.trained.zeros(1))
             seen.append(time.perf_counter())
         each = (seen[-1] - seen[1]) / (len(seen) - 2)
-        if cost is not None and few < of:
-            each *= of / few * cost.gradients_per_product / COST["recomputed forward"]
+        part = looked.cost()
+        if cost is not None and part is not None and few < of:
+            each *= of / few * cost.gradients_per_product / part.gradients_per_product
         return Look(spectrum, products, few, of, each, cost)
 
 
 def affordable(bound: BoundStage) -> int:
     """How many examples `SPECTRUM_STEPS` products may average over within `OPERATIONS`."""
     risk = bound.risk
-    few = range(min(PROBE_EXAMPLES, len(risk.examples)))
+    few = range(min(PROBED, len(risk.examples)))
     forward = counted_operations(risk, next(iter(risk.read([few])))) / len(few)
-    product = 3 * COST["recomputed forward"] * forward  # a gradient is three forward passes
+    product = 3 * RECOMPUTED * forward  # a gradient is three forward passes
     return max(FEWEST, int(OPERATIONS / (SPECTRUM_STEPS * max(1.0, product))))

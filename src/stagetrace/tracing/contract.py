@@ -23,7 +23,7 @@ from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
-from stagetrace.tracing.tangent import directional
+from stagetrace.stages.tangent import directional
 
 Way = Literal["forward mode", "per-example gradients", "one example at a time"]
 

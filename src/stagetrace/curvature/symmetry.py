@@ -1,0 +1,93 @@
+"""Second derivatives that are right are symmetric; an operation's derivative can be wrong and say nothing.
+
+A fused operation can have a first derivative that is right and, silently, a second one that is not. Right ones satisfy
+`u' H v = v' H u` for all u and v. It is looked at twice: for an example, before anything is spent, and for the first
+two products with the whole curvature, which have been paid for anyway.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import DifferentiationError
+
+__all__ = ["FirstProducts", "asymmetry", "not_symmetric"]
+
+ASYMMETRY = 0.02
+"""How far `u' H v` and `v' H u` may be apart, over their size: above rounding in half precision, below what a wrong
+derivative does."""
+
+NOISE = 1000
+"""Roundings, over the vectors' sizes, up to which `u' H v` may be noise; in half precision their root counts."""
+
+PARALLEL = 0.99
+"""The cosine above which two vectors are one, for which any matrix looks symmetric."""
+
+
+def asymmetry(pair: Tensor, products: Tensor, rounding: float) -> tuple[float, float] | None:
+    """`u' H v` and `v' H u`, if they are too far apart; None where the matrix looks symmetric.
+
+    pair: standard normal vectors `[dim, 2]`; products: theirs.
+    """
+    between = pair.mT @ products
+    size = float(torch.linalg.vector_norm(products, dim=0).max())
+    left, right = float(between[0, 1]), float(between[1, 0])
+    floor = rounding**0.5  # of a loss of about one: all there is where H is zero
+    return (left, right) if abs(left - right) > ASYMMETRY * size + floor else None
+
+
+def not_symmetric(where: str, matrix: str, of: str, left: float, right: float) -> DifferentiationError:
+    """The error that says so."""
+    return DifferentiationError(
+        f"{where}: the {matrix} {of} is not symmetric (u'Hv = {left:.3g}, "
+        f"v'Hu = {right:.3g}): the second derivative of an operation is wrong, as that of the fused "
+        "weight norm is; write the operation out in plain PyTorch (torch.nn.utils.parametrizations.weight_norm for "
+        "torch.nn.utils.weight_norm), or use curvature=Identity() for this stage"
+    )
+
+
+@final
+class FirstProducts:
+    """Compares the first two products of a curvature, of vectors that are not parallel.
+
+    where, matrix: as messages name it. rounding: relative, of a product.
+    """
+
+    def __init__(self, where: str, matrix: str, rounding: float) -> None:
+        self._where, self._matrix, self._rounding = where, matrix, rounding
+        self._first: tuple[Tensor, Tensor] | None = None
+        self._compared = False
+
+    def see(self, vectors: Tensor, products: Tensor) -> None:
+        """Take some vectors `[dim, k]` and their products in, until two of them have been compared.
+
+        Raises:
+            DifferentiationError: they are not symmetric.
+        """
+        for v, Hv in zip(vectors.unbind(1), products.unbind(1), strict=True):
+            if self._compared:
+                return
+            if self._first is None:
+                self._first = (v.clone(), Hv.clone()) if bool(v.any()) else None
+            else:
+                self._compare(*self._first, v, Hv)
+
+    def _compare(self, u: Tensor, Hu: Tensor, v: Tensor, Hv: Tensor) -> None:
+        size_u, size_v = _size(u), _size(v)
+        if abs(_dot(u, v)) >= PARALLEL * size_u * size_v:
+            return
+        left, right = _dot(u, Hv), _dot(v, Hu)
+        noise = min(NOISE * self._rounding, self._rounding**0.5) * (size_u * _size(Hv) + size_v * _size(Hu))
+        if abs(left - right) > (ASYMMETRY + self._rounding**0.5) * max(abs(left), abs(right)) + noise:
+            raise not_symmetric(self._where, self._matrix, "of all its examples", left, right)
+        self._first, self._compared = None, True
+
+
+def _size(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.promote_types(vector.dtype, torch.float32)))
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return float(left.to(wide) @ right.to(wide))
