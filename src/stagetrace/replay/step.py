@@ -23,18 +23,20 @@ class Scale:
     """What a batch's summed losses were multiplied by before they went backward: `loss = factor * sum_i loss_i`.
 
     factor: as read off the number that went backward. whole: whether it is one over a whole number (of examples, tokens
-    or accumulated batches), as every mean is. error: between the recorded number and the replay, relative to it.
+    or accumulated batches), as every mean is. error: between the recorded number and the replay, relative to it. told:
+    whether it could be read off; a loss of 0 has every factor, and 1 over the number of examples stands there.
     """
 
     factor: float
     whole: bool
     error: float
+    told: bool = True
 
     @staticmethod
     def of(micro: Micro, losses: Tensor) -> "Scale":
         total = float(losses.detach().double().sum())
         if total == 0.0 or not math.isfinite(total) or micro.loss == 0.0:
-            return Scale(1 / len(losses), True, abs(micro.loss - total / len(losses)))
+            return Scale(1 / len(losses), True, abs(micro.loss - total / len(losses)), told=False)
         divisor = total / micro.loss
         nearest = round(divisor)
         if nearest and abs(divisor - nearest) <= _WHOLE * abs(nearest):
