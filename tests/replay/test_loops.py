@@ -199,3 +199,36 @@ def test_a_row_that_was_set_by_hand_before_any_batch_read_it_is_refused(tmp_path
     stage = Stage("only", model=model, objective=Classification(), data=data, link=link)
     with pytest.raises(DataError, match=r"parameters were changed outside|outside optimizer\.step\(\)"):
         trace(Chain(stage), Query(data[:3]))
+
+
+def session(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel) -> None:
+    with Recording(folder, model, optimizer, average=average) as recording:
+        for x, y in recording.loader(DataLoader(DATA, 4)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            average.update_parameters(model)
+
+
+def test_a_session_may_thaw_what_the_one_before_it_froze(tmp_path: Path):
+    model = plain()
+    model[0].requires_grad_(False)
+    optimizer, average = torch.optim.SGD(model.parameters(), lr=0.1), AveragedModel(model)
+    session(tmp_path / "1", model, optimizer, average)
+    model[0].requires_grad_(True)
+    session(tmp_path / "2", model, optimizer, average)
+    average.module.requires_grad_(True)  # the copy was made when the layer was frozen
+    link = Unrolled(recording=[tmp_path / "1", tmp_path / "2"])
+    stage = Stage("only", model=average.module.eval(), objective=Classification(), data=DATA, link=link)
+    assert bool(trace(Chain(stage), Query(QUERIES))["only"].values.any())
+
+
+def test_an_average_that_was_begun_anew_is_named(tmp_path: Path):
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session(tmp_path / "1", model, optimizer, AveragedModel(model))
+    session(tmp_path / "2", model, optimizer, AveragedModel(model))
+    with pytest.raises(
+        DescriptionError, match=r"those of step 4, but the average of the parameters is not: .*begun anew"
+    ):
+        Unrolled(recording=[tmp_path / "1", tmp_path / "2"])

@@ -35,30 +35,33 @@ def _followed(first: Recorded, second: Recorded) -> Recorded:
     for what, one, other in (
         ("the optimiser is", first.optimizer, second.optimizer),
         ("the parameters in the optimiser's groups are", first.groups, second.groups),
-        ("the trained parameters are", first.trained, second.trained),
         ("the number of examples is", first.examples, second.examples),
         ("the values of parameters that were not trained are", first.constants, second.constants),
         ("what is kept of batches is", first.inputs, second.inputs),
     ):
         if one != other:
             refuse(f"{where}: {what} another; give the sessions of one training, in the order in which they ran")
-    start, near = second.state(second.states[0]), None
+    start, near, apart = second.state(second.states[0]), None, ""
     for step in reversed(first.states):
         state = first.state(step)
-        pairs = (start.values, state.values), (start.buffers, state.buffers), (start.average, state.average)
-        if not all(_equal(one, other) for one, other in pairs):
+        if not all(_equal(*pair) for pair in ((start.values, state.values), (start.buffers, state.buffers))):
             continue
-        if _slots_equal(start, state):
+        averaged = _equal(start.average, state.average)
+        if averaged and _slots_equal(start, state):
             cut = first if step == first.steps else first.cut(step)
             digest = sha256(f"{first.digest}:{step}:{second.digest}".encode()).hexdigest()
             states = (*cut.states, *(step + each for each in second.states[1:]))
-            return replace(second, steps=step + second.steps, states=states, digest=digest, before=cut)
+            trained = tuple(dict.fromkeys((*first.trained, *second.trained)))  # more of it may have been thawed
+            return replace(second, steps=step + second.steps, states=states, digest=digest, before=cut, trained=trained)
         near = step
-    if near is not None:
-        refuse(
-            f"{where}: its parameters are those of step {near:,}, but the optimiser's state is not: it was resumed "
-            "with another optimiser state (a new optimiser, moments that were not saved); give it as a stage of its own"
+        apart = (
+            "the optimiser's state is not: it was resumed with another optimiser state (a new optimiser, moments that "
+            "were not saved)"
+            if averaged
+            else "the average of the parameters is not: it was begun anew, or not saved"
         )
+    if near is not None:
+        refuse(f"{where}: its parameters are those of step {near:,}, but {apart}; give it as a stage of its own")
     refuse(
         f"{where}: its first state is none of those that were kept (before the steps {_few(first.states)}); give the "
         "sessions in the order in which they ran, and keep a state where checkpoints are saved (Recording.of does; in "
