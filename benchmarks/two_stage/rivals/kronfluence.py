@@ -33,6 +33,7 @@ class Losses(Task):
 
     def __init__(self, single: Single) -> None:
         self.single = single
+        self.needed = _in_loss(single)  # now: the model is frozen when it is asked for
 
     def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
         del model  # prepared in place: it is `single.model`
@@ -45,9 +46,10 @@ class Losses(Task):
     def get_influence_tracked_modules(self) -> list[str]:
         kinds = (nn.Linear, nn.Conv2d)
         found = [name for name, module in self.single.model.named_modules() if isinstance(module, kinds)]
-        needed = _in_loss(self.single)
         # the head of a causal language model is its table of tokens, which is not tracked elsewhere either
-        return [n for n in found if n.startswith(f"{self.single.model.trunk}.") and "lm_head" not in n and n in needed]
+        return [
+            n for n in found if n.startswith(f"{self.single.model.trunk}.") and "lm_head" not in n and n in self.needed
+        ]
 
 
 def _in_loss(single: Single) -> set[str]:
