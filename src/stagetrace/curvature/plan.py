@@ -189,13 +189,12 @@ class _Probed:
 
 def _probed(risk: Risk, matrix: Matrix, probe: Batch, rounding: float) -> _Probed:
     """Multiply the probe by two vectors: in forward mode where that is of use, and without it otherwise."""
-    pair = torch.randn(risk.trained.size, 2, generator=torch.Generator().manual_seed(0))
-    pair = pair.to(risk.trained.device, risk.trained.dtype)
+    like = risk.trained.zeros(1)[:, 0]
     missing: str | None = None
     for way in dict.fromkeys((RETAINED[matrix], BY_REVERSE[matrix])):
         try:
             product, size = _recorded(risk, way, probe)
-            products = product(pair)
+            apart = asymmetry(product, like, rounding)
         except StagetraceError:
             raise
         except (RuntimeError, NotImplementedError) as cause:
@@ -207,7 +206,6 @@ def _probed(risk: Risk, matrix: Matrix, probe: Batch, rounding: float) -> _Probe
                 f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
                 f"{_instead(cause)}"
             ) from cause
-        apart = asymmetry(pair, products, rounding)
         if apart is None:
             return _Probed(way, size, missing)
         if way is BY_REVERSE[matrix]:

@@ -5,6 +5,7 @@ A fused operation can have a first derivative that is right and, silently, a sec
 two products with the whole curvature, which have been paid for anyway.
 """
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -21,20 +22,32 @@ derivative does."""
 NOISE = 1000
 """Roundings, over the vectors' sizes, up to which `u' H v` may be noise; in half precision their root counts."""
 
+PERIOD = 65_537
+"""A prime, so that what repeats meets no layer's width."""
+
 PARALLEL = 0.99
 """The cosine above which two vectors are one, for which any matrix looks symmetric."""
 
 
-def asymmetry(pair: Tensor, products: Tensor, rounding: float) -> tuple[float, float] | None:
-    """`u' H v` and `v' H u`, if they are too far apart; None where the matrix looks symmetric.
+def asymmetry(product: Callable[[Tensor], Tensor], like: Tensor, rounding: float) -> tuple[float, float] | None:
+    """`u' H v` and `v' H u` for two random vectors, if they are too far apart; None where the matrix looks symmetric.
 
-    pair: standard normal vectors `[dim, 2]`; products: theirs.
+    product: `[dim, 1] -> [dim, 1]`; like: of `[dim]`, in the dtype and on the device of the vectors.
     """
-    between = pair.mT @ products
-    size = float(torch.linalg.vector_norm(products, dim=0).max())
-    left, right = float(between[0, 1]), float(between[1, 0])
+    u, v = _drawn(like, 0), _drawn(like, 1)
+    Hu = product(u.unsqueeze(1))[:, 0]
+    right, size_of_Hu = _dot(v, Hu), _size(Hu)
+    del Hu  # one at a time: a vector can be as large as all else
+    Hv = product(v.unsqueeze(1))[:, 0]
+    left, size = _dot(u, Hv), max(size_of_Hu, _size(Hv))
     floor = rounding**0.5  # of a loss of about one: all there is where H is zero
     return (left, right) if abs(left - right) > ASYMMETRY * size + floor else None
+
+
+def _drawn(like: Tensor, seed: int) -> Tensor:
+    """Standard normal numbers, which repeat: to draw millions of them takes longer than to multiply an example."""
+    drawn = torch.randn(min(PERIOD, like.numel()), generator=torch.Generator().manual_seed(seed))
+    return drawn.to(like).repeat(-(-like.numel() // len(drawn)))[: like.numel()]
 
 
 def not_symmetric(where: str, matrix: str, of: str, left: float, right: float) -> DifferentiationError:
