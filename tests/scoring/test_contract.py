@@ -259,12 +259,21 @@ def test_many_adjoints_of_a_dense_layer_go_by_forward_mode():
     assert probed(dense.risk(), 9)[0] == "forward mode"
 
 
-def test_gradients_that_do_not_fit_are_not_taken(monkeypatch: pytest.MonkeyPatch):
+def test_where_gradients_do_not_fit_they_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch):
     convolution = Specimen(
         "wide", lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(18), nn.Flatten()), (1, 20, 20)
     )
     monkeypatch.setattr(contracting, "GRADIENT_BYTES", 100)
-    assert probed(convolution.risk(), 50) == ("forward mode", "fewest operations for 50 adjoints")
+    for columns in (1, 2):
+        assert probed(convolution.risk(), columns)[0] == "forward mode"
+    assert probed(convolution.risk(), 4) == ("one example at a time", "4 adjoints share a gradient")
+    assert probed(convolution.risk(), 50) == ("one example at a time", "50 adjoints share a gradient")
+
+
+def test_one_by_one_is_not_taken_where_the_product_costs_more_than_a_tangent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(contracting, "GRADIENT_BYTES", 100)
+    dense = Specimen("dense", lambda: nn.Linear(1, 100), (1,))  # twice the parameters make as many operations
+    assert probed(dense.risk(), 50)[0] == "forward mode"
 
 
 FALLBACKS = {
