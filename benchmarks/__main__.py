@@ -23,6 +23,7 @@ from benchmarks import (
     memory,
     products,
     queries,
+    ranking,
     recording,
     retraining,
     scoring,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "fixed": fixed.run,
     "beside": beside.run,
     "queries": queries.run,
+    "ranking": ranking.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
