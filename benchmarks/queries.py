@@ -168,7 +168,8 @@ def traced(asked: Asked, model: nn.Module, task: Task, queries: int, way: Way) -
     )
     scores = join("pretrain", parts).values
     times.append(time.process_time())
-    return Measured(*(after - before for before, after in pairwise(times)), solution, scores)
+    gradients, solving, scoring = (after - before for before, after in pairwise(times))
+    return Measured(gradients, solving, scoring, solution, scores)
 
 
 def agrees(scores: Tensor, others: Tensor) -> Row:

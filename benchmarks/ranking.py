@@ -1,8 +1,8 @@
 """`ranking`: many queries over up to a million examples, `rank` keeping the ends of each query's ranking alone.
 
 A small network of three layers over drawn numbers: what is looked at is the memory, which must not grow with the
-examples beyond what the data take, and the seconds, which must grow with them. `matrix MB` is what the scores would take
-that `rank` does not hold, in float32. `extrapolated s` is what the row before leads one to expect: its seconds an
+examples beyond what the data take, and the seconds, which must grow with them. `matrix MB` is what the scores would
+take that `rank` does not hold, in float32. `extrapolated s` is what the row before leads one to expect: its seconds an
 example, times the examples.
 """
 

@@ -142,6 +142,23 @@ def test_a_ranking_asks_for_less_and_a_solver_that_is_given_for_what_it_says():
     assert tolerances == {"many": 0.1, "few": 1e-4, "given": 1e-6}
 
 
+def test_queries_in_blocks_have_the_same_rankings():
+    chain, solver = chain_of_two(), Direct(0.1, Shift)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = rank(chain, queries(), top=4, solver=solver)
+        blocks = rank(chain, queries(), top=4, solver=solver, memory=8 * 4 * 43 * 5)  # 5, 5 and 2 queries
+    for stage in whole:
+        one, other = whole[stage], blocks[stage]
+        assert torch.equal(one.harmful, other.harmful)
+        assert torch.equal(one.helpful, other.helpful)
+        assert torch.allclose(one.harmful_scores, other.harmful_scores, rtol=1e-4)
+        assert one.solution is not None
+        assert other.solution is not None
+        assert len(other.solution.relative_residuals) == 12
+        assert other.solution.products == 3 * one.solution.products
+
+
 @pytest.mark.parametrize("k", [1, 3, 100])
 def test_parts_of_any_size_give_the_same_ends(k: int):
     values = torch.randint(-3, 4, (4, 23), generator=torch.Generator().manual_seed(0)).float()

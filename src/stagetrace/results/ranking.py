@@ -1,7 +1,7 @@
 """The ends of each query's ranking of one stage's examples, without the scores between them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -16,7 +16,7 @@ from stagetrace.solvers.base import Solution
 if TYPE_CHECKING:
     from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
 
-__all__ = ["Ranking", "ranked"]
+__all__ = ["Ranking", "joined", "ranked"]
 
 
 @final
@@ -116,6 +116,31 @@ def ranked(stage: str, parts: Iterable[Part], k: int) -> Ranking:
             ends[harmful] = (indices, scores)
     (harmful, most), (helpful, least) = (_ordered(*ends[flag], descending=flag) for flag in (True, False))
     return Ranking(stage, n_examples, harmful, most, helpful, least)
+
+
+def joined(rankings: Sequence[Ranking]) -> Ranking:
+    """The rankings of several blocks of queries as one, solutions and all."""
+    first, *others = rankings
+    if not others:
+        return first
+    ends = {
+        name: torch.cat([getattr(each, name) for each in rankings])
+        for name in ("harmful", "harmful_scores", "helpful", "helpful_scores")
+    }
+    told = [each.solution for each in rankings if each.solution is not None]
+    if len(told) < len(rankings):
+        return replace(first, **ends, solution=None)
+    solution = replace(
+        told[0],
+        value=torch.cat([each.value for each in told], dim=-1),
+        relative_residuals=sum((each.relative_residuals for each in told), ()),
+        statuses=sum((each.statuses for each in told), ()),
+        products=sum(each.products for each in told),
+        checks=sum(each.checks for each in told),
+        steps=max(each.steps for each in told),
+        notes=tuple(dict.fromkeys(note for each in told for note in each.notes)),
+    )
+    return replace(first, **ends, solution=solution)
 
 
 def _ordered(indices: Tensor, scores: Tensor, *, descending: bool) -> tuple[Tensor, Tensor]:

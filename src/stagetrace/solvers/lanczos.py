@@ -31,7 +31,7 @@ from stagetrace.solvers.krylov import Answer, Krylov, Memory, run_lanczos
 from stagetrace.solvers.numerics import as_columns, stack_columns
 from stagetrace.solvers.settings import check_count, check_damping, check_rtol, check_rule, short_repr
 from stagetrace.solvers.system import Spectrum, System
-from stagetrace.solvers.together import MODES, Many, Mode, NotSharedError, tolerance
+from stagetrace.solvers.together import MODES, Many, Mode, NotSharedError, tolerance, tolerance_note
 
 
 @final
@@ -123,10 +123,12 @@ class Lanczos:
         """Together where that is cheaper, else each column by itself."""
         many = Many(system, tolerance(self.rtol, columns.shape[1]), self.max_steps, self.memory, self.many)
         try:
-            return many.solve(columns, report)
+            found = many.solve(columns, report)
         except NotSharedError as why:
             found = self._run(system.operator, columns, [system.linear], report)[0]
-            return replace(found, products=found.products + why.products, notes=(*found.notes, *why.notes))
+            found = replace(found, products=found.products + why.products, notes=(*found.notes, *why.notes))
+        asked = tolerance_note(self.rtol, columns.shape[1])
+        return found if asked is None else replace(found, notes=(*found.notes, asked))
 
     def _run(
         self, operator: LinearOperator, columns: Tensor, filters: Sequence[Filter], report: Report

@@ -101,6 +101,7 @@ class SampleSpace:
         sizes = lengths(b)
         residuals, checks, how = lengths(remainders) / sizes, woodbury.checks, "by products with G"
         if woodbury.complete:
+            left_out = float((bounds / sizes).max())
             residuals = residuals + bounds / sizes
             chosen = self._chosen(residuals, woodbury)
             true = b[:, chosen] - self.operator @ x[:, chosen] - self.damping * x[:, chosen]
@@ -110,7 +111,10 @@ class SampleSpace:
             residuals += apart
             residuals[chosen] = lengths(true) / sizes[chosen]
             checks += len(chosen)
-            how = f"by all rows, of {len(chosen):,} by products with G too, which agreed to {apart:.0e}"
+            how = (
+                f"by all rows but small ones that add at most {left_out:.0e}, of {len(chosen):,} by products with G "
+                f"too, which agreed to {apart:.0e}"
+            )
         found = tuple(residuals.tolist())
         note = (
             f"{b.shape[1]:,} right-hand sides were solved together in the space of {woodbury.large:,} of "

@@ -7,9 +7,9 @@ each of a network's, which takes smaller steps), for k right-hand sides of `(G +
     shared basis    as many for the basis as 100 or k s / 2, and two for each column
     sample space    the rows, their Gram matrix and its Cholesky factor, and 8 R dim for each column, R rows in all
 
-The first takes any system. The others need H + damping I to be positive definite, and for a difference that is worth it
-`MANY` columns; `(H^2 + damping I) x = H b` is always solved column by column, since a start from another column's space
-leaves a right-hand side that is not of the form H b, and the recurrence is made for those.
+The first takes any system. The others need H + damping I to be positive definite, and a basis `MANY` columns to pay.
+`(H^2 + damping I) x = H b` is always solved column by column: the recurrence takes right-hand sides of the form H b,
+which what a start leaves over is only at the price of two more products a column.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from stagetrace.solvers.sample_space import SampleSpace, gram_operations
 from stagetrace.solvers.shared_basis import NoSharedBasisError, SharedBasis
 from stagetrace.solvers.system import System
 
-__all__ = ["MANY", "MODES", "RANKING", "VALUES", "Many", "Mode", "NotSharedError", "tolerance"]
+__all__ = ["MANY", "MODES", "RANKING", "VALUES", "Many", "Mode", "NotSharedError", "tolerance", "tolerance_note"]
 
 Mode = Literal["auto", "separate", "shared basis", "sample space"]
 """How several right-hand sides are solved."""
@@ -48,6 +48,9 @@ SINGLE = 1e-4
 
 NETWORK = 3.0
 """Seconds of a floating-point operation in a network's passes over those in a large matrix product."""
+
+HOPELESS = 16
+"""Times the memory that all rows would take, beyond which it is not tried whether few of them do."""
 
 PER_DIGIT = 6
 """Products with which conjugate gradients gain a digit, by experience: it decides on costs, never on an answer."""
@@ -71,6 +74,16 @@ def tolerance(rtol: float | Literal["auto"], columns: int) -> float:
     if rtol != "auto":
         return rtol
     return VALUES if columns >= MANY else SINGLE
+
+
+def tolerance_note(rtol: float | Literal["auto"], columns: int) -> str | None:
+    """What is said of a tolerance that many right-hand sides have by default; None where there is nothing to say."""
+    if rtol != "auto" or columns < MANY:
+        return None
+    return (
+        f"asked for a relative residual of {VALUES:g}, the default for {MANY} or more right-hand sides: scores to about"
+        f" that much; for a ranking alone {RANKING:g} is enough, and rtol={SINGLE:g} is as exact as for one"
+    )
 
 
 @final
@@ -140,8 +153,9 @@ class Many:
         counted: dict[Mode, float] = {"separate": k * (steps + 1) * product}
         if k >= MANY:
             counted["shared basis"] = (min(100.0, k * steps / 2) + 2 * k) * product
-        if not isinstance(factor, str):
-            rows, dim = factor.most_rows, self.system.operator.size
+        rows, dim = 0 if isinstance(factor, str) else factor.most_rows, self.system.operator.size
+        hopeless = rows * dim * self.system.operator.dtype.itemsize > HOPELESS * self.memory
+        if not isinstance(factor, str) and not (hopeless and self.mode == "auto"):
             counted["sample space"] = (
                 NETWORK * factor.build + gram_operations(rows, dim) + 8.0 * rows * dim * k + 8 * product
             )

@@ -1,8 +1,10 @@
 """`rank`: for each of many queries the examples at both ends of its ranking, in memory that does not grow with them."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+
+from torch.utils.data import Subset
 
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
@@ -10,7 +12,7 @@ from stagetrace.errors import refuse
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results.parts import Part
-from stagetrace.results.ranking import Ranking, ranked
+from stagetrace.results.ranking import Ranking, joined, ranked
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.solvers.together import MANY, RANKING
@@ -22,10 +24,14 @@ from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, scored_stages
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
+from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.trace import check_not_flat, checked, response_of, say_chosen
 from stagetrace.tracing.usual import usual_solvers
 
 __all__ = ["rank"]
+
+VECTORS = 8
+"""Vectors of parameters that a query takes at once: its gradient, its adjoint, and what solving it needs."""
 
 
 @in_ordinary_modes
@@ -37,6 +43,7 @@ def rank(
     curvature: Curvature | str | Mapping[str, Curvature | str] | None = None,
     solver: Solver | str | Mapping[str, Solver | str] | None = None,
     of: Iterable[str] | str | None = None,
+    memory: int = 4 * 2**30,
     progress: Progress | bool = False,
 ) -> dict[str, Ranking]:
     """For each example of a query the `top` most harmful and most helpful training examples of each stage.
@@ -52,6 +59,8 @@ def rank(
         chain, curvature, solver, of, progress: as for `trace`.
         query: with `reduction="none"`.
         top: examples kept at either end, at most.
+        memory: bytes for the queries' vectors of parameters; more queries are solved and scored in blocks, each of
+            which takes a pass over the examples.
 
     Returns:
         A `Ranking` by stage name, in chain order.
@@ -74,6 +83,7 @@ def rank(
         ([[0]], [[2]])
     """
     check_count(top, "rank(top=...)")
+    check_count(memory, "rank(memory=...), in bytes,")
     if query.reduction != "none":
         refuse(f"rank needs each query example's loss, got the reduction {query.reduction!r}; type reduction='none'")
     check_arguments(chain, query)
@@ -88,13 +98,25 @@ def rank(
     scored = scored_stages(chain, of)
     _ = say_chosen(solvers, usual), checked(chain, query, bars)
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
-    responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
+    found: dict[str, list[Ranking]] = {}
+    largest = max(bound.trained.size * bound.trained.dtype.itemsize for bound in walked)
+    for some in _blocks(query, largest, memory):
+        responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
+        for stage, ranking in _ranked(chain, some, responses, scored, top, bars).items():
+            found.setdefault(stage, []).append(ranking)
+    return {name: joined(found[name]) for name in chain.names if name in found}
+
+
+def _ranked(
+    chain: Chain, query: Query, responses: Mapping[str, Response], scored: set[str], top: int, bars: Progress
+) -> dict[str, Ranking]:
+    """The rankings of each stage's examples, for some of the queries."""
     gradient = query.gradient(chain.last, bars)
     check_not_flat(gradient, query)
     found: dict[str, Ranking] = {}
     for bound, step in backward_pass(chain, responses, gradient, lambda _: None, bars):
         for warning in solution_warnings(bound.name, step.solution):
-            warnings.warn(warning, stacklevel=3)
+            warnings.warn(warning, stacklevel=4)
         if bound.name in scored:
             parts = step.scorer(parts=False, rows=query.rows).run(lambda _: None, _forget, bars)
             value = step.solution.value
@@ -102,7 +124,18 @@ def rank(
             found[bound.name] = replace(ranked(bound.name, parts, top), solution=told)
         if scored <= set(found):
             break
-    return {name: found[name] for name in chain.names if name in found}
+    return found
+
+
+def _blocks(query: Query, bytes_each: int, memory: int) -> Iterator[Query]:
+    """The query in blocks of examples whose vectors fit, or as it is."""
+    total = query.rows or 1
+    size = max(1, memory // (VECTORS * bytes_each))
+    if size >= total:
+        yield query
+        return
+    for start in range(0, total, size):
+        yield replace(query, data=Subset(query.data, range(start, min(total, start + size))))
 
 
 def _default(query: Query) -> Lanczos:
