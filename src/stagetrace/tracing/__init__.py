@@ -1,7 +1,7 @@
 """The method: from a query's loss back through the stages to their examples."""
 
 from stagetrace.tracing.query import Query
-from stagetrace.tracing.rank import rank
+from stagetrace.tracing.ranking import rank
 from stagetrace.tracing.trace import trace
 
 __all__ = [
