@@ -14,6 +14,7 @@ import torch
 import typer
 
 from benchmarks import (
+    adjoints,
     beside,
     default,
     embeddings,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "fixed": fixed.run,
     "beside": beside.run,
     "queries": queries.run,
+    "adjoints": adjoints.run,
     "ranking": ranking.run,
 }
 

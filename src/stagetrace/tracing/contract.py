@@ -46,7 +46,8 @@ half precision, where the square root of its rounding is allowed."""
 
 FORWARDS_PER_TANGENT = 1.75
 FORWARDS_OF_GRADIENTS = 7.0
-FORWARDS_ONE_BY_ONE = 5.0
+FORWARDS_ONE_BY_ONE, FORWARDS_PER_LARGE_TANGENT = 5.0, 2.75
+"""The same of large models, whose tangents go through the model one by one (`benchmarks/adjoints.py`)."""
 
 AT_ONCE = 32
 """Examples whose gradients must fit into `GRADIENT_BYTES` for all to be taken at once."""
@@ -150,7 +151,7 @@ def choose(risk: Risk, probe: Batch, columns: int) -> tuple[Way, str]:
 
 
 def _cheapest(risk: Risk, probe: Batch, columns: int) -> Way:
-    """Compare `1.75 k` forward passes with those of a gradient and its product with the `[P, k]` adjoints, by count."""
+    """Compare k tangents with a gradient and its product with the `[P, k]` adjoints, by counted operations."""
     if columns == 1:
         return "forward mode"
     counter = FlopCounterMode(display=False)
@@ -161,7 +162,8 @@ def _cheapest(risk: Risk, probe: Batch, columns: int) -> Way:
     large = risk.trained.size * 8 * AT_ONCE > GRADIENT_BYTES
     # of a large model each gradient is written and read as a whole, which a product with a column does no less
     gradient = FORWARDS_ONE_BY_ONE + 2 * product if large else FORWARDS_OF_GRADIENTS
-    if FORWARDS_PER_TANGENT * columns <= gradient + product * columns:
+    tangent = FORWARDS_PER_LARGE_TANGENT if large else FORWARDS_PER_TANGENT
+    if tangent * columns <= gradient + product * columns:
         return "forward mode"
     return "one example at a time" if large else "per-example gradients"
 
