@@ -238,11 +238,12 @@ def test_where_memory_holds_few_rows_the_operator_takes_their_place():
     factor = counting.inner.factor()
     assert isinstance(factor, Factor)
     rhs = columns(counting.size, 12)
-    few = by_rows.SampleSpace(counting, factor, 5.0, 0.05, 40 * 8 * counting.size).solve(rhs, lambda step, r, /: None)
+    space = by_rows.SampleSpace(counting, factor, 5.0, 0.05, 40 * 8 * counting.size)
+    few = space.solve(space.rows(), rhs, lambda step, r, /: None)
     assert counting.columns == few.products + few.checks >= 12
     assert max(few.residuals) <= 0.05
     with pytest.raises(by_rows.RowsUnfitError, match="its rows take more than 1,000 bytes"):
-        by_rows.SampleSpace(counting, factor, DAMPING, 0.01, 1000).solve(rhs, lambda step, r, /: None)
+        by_rows.SampleSpace(counting, factor, DAMPING, 0.01, 1000).rows()
     found = solve(counting.inner, rhs, Lanczos(DAMPING, 0.01, filter=Shift, memory=3000))
     check(counting.inner, rhs, found, rounding=0.05)
 
@@ -304,7 +305,7 @@ def test_rows_of_another_operator_are_found_out():
     rhs = columns(right.size, 12)
     wrong = by_rows.SampleSpace(right, replace(factor, rows=halved), DAMPING, 1e-2, 2**30)
     with pytest.raises(by_rows.RowsUnfitError, match="its rows and its products differ by"):
-        wrong.solve(rhs, lambda step, r, /: None)
+        wrong.solve(wrong.rows(), rhs, lambda step, r, /: None)
 
 
 def test_the_way_is_chosen_by_count_and_said():

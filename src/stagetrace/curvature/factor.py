@@ -121,7 +121,7 @@ class _Collected:
 
     def add(self, rows: Tensor) -> None:
         self.blocks.append(rows)
-        self._norms.append(rows.square().sum(dim=1).double())
+        self._norms.append(torch.linalg.vector_norm(rows, dim=1).double().square())
         self._keep(len(self.blocks) - 1)
         # twice: while the blocks are put together both they and the matrix are held
         while 2 * sum(block.numel() * block.element_size() for block in self.blocks) > self.memory:

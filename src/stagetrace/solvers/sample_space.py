@@ -24,19 +24,22 @@ from typing import final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.operator import Factor, LinearOperator
+from stagetrace.curvature.operator import Factor, LinearOperator, Rows
 from stagetrace.errors import SolveError
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.vectors import dots, gram, inner, lengths, spanned
+from stagetrace.solvers.vectors import dots, gram, inner, lengths, spanned, squares
 
-__all__ = ["RowsUnfitError", "SampleSpace", "gram_operations"]
+__all__ = ["CHECKED", "RowsUnfitError", "SampleSpace"]
 
 CHECKED = 8
 """Columns that the operator itself measures, too, at least; more while they take less than a tenth of the work."""
 
 AIMS = ((0, 50.0), (1, 10.0), (2, 3.0))
 """Corrections, and how far below the tolerance the squared norms of the rows must lie that are left to them."""
+
+TRUSTED = 2
+"""Corrections after which the remainder, which was measured before them, is taken for that after them."""
 
 CORRECTIONS = 30
 """Corrections after which a column is given up."""
@@ -64,13 +67,12 @@ class SampleSpace:
     rtol: float
     memory: int
 
-    def solve(self, columns: Tensor, report: Report) -> ColumnSolutions:
-        """The solutions for `columns` `[dim, k]`, none of them zero.
+    def rows(self) -> Rows:
+        """The rows in the metric of the diagonal, without those that are small even together.
 
         Raises:
-            RowsUnfitError: the rows take more memory, their Gram matrix has no Cholesky factor, or the operator
-                measures other residuals than they do.
-            SolveError: a loss is not convex, so that there are no rows.
+            RowsUnfitError: they take more memory, or the diagonal is not positive.
+            SolveError: a loss is not convex, so that there are none.
         """
         weights = self.factor.diagonal + self.damping
         if not bool((weights > 0).all()):
@@ -79,6 +81,20 @@ class SampleSpace:
         rows = self.factor.rows(weights.rsqrt(), level, max(level, self.rtol / AIMS[-1][1]), self.memory)
         if rows is None:
             raise RowsUnfitError(f"its rows take more than {self.memory:,} bytes")
+        return rows
+
+    def operations(self, rows: Rows, columns: int) -> float:
+        """Floating-point operations of a solve for so many columns, once the rows are there."""
+        return min(_counted(squares(rows.matrix), self.rtol, columns, rows.matrix.shape[1]))[0]
+
+    def solve(self, rows: Rows, columns: Tensor, report: Report) -> ColumnSolutions:
+        """The solutions for `columns` `[dim, k]`, none of them zero.
+
+        Raises:
+            RowsUnfitError: the rows' Gram matrix has no Cholesky factor, or the operator measures other residuals than
+                they do.
+        """
+        weights = self.factor.diagonal + self.damping
         root = weights.sqrt().unsqueeze(1)
         complete = rows.left_out <= 0.1 * self.rtol
         apply = None if complete else lambda y: (self.operator @ (y / root) + self.damping * (y / root)) / root
@@ -163,15 +179,9 @@ class Woodbury:
         rows: Tensor, root: Tensor, rtol: float, columns: int, apply: Callable[[Tensor], Tensor] | None
     ) -> "Woodbury":
         """root: `D^1/2`, `[dim, 1]`. apply: `(C'C + I) y`; None: all rows are there to do it."""
-        norms = rows.square().sum(dim=1)
-        dim, total = rows.shape[1], len(rows)
-
-        def work(steps: int, below: float) -> float:
-            large = int((norms > rtol / below).sum())
-            return gram_operations(large, dim) + 4.0 * dim * columns * (large + total) * (1 + steps)
-
-        below = min((work(steps, below), below) for steps, below in AIMS)[1]
-        large = rows[norms > rtol / below]
+        norms = squares(rows)
+        _, aim = min(_counted(norms, rtol, columns, rows.shape[1]))
+        large = rows[norms > aim]
         products = gram(large)
         products.diagonal().add_(1.0)
         factor, failed = torch.linalg.cholesky_ex(products)
@@ -202,7 +212,8 @@ class Woodbury:
                 rz, before = dots(r[:, live], z), rz
                 p = z + (rz / before) * p  # p = z + b p
         self.steps = max(self.steps, steps)
-        return y, (c - self._measure(y) if steps else r)  # what the recurrence carries along is not what is left
+        # after many steps what the recurrence carries along is not what is left
+        return y, (c - self._measure(y) if steps > TRUSTED else r)
 
     def _inverse(self, c: Tensor) -> Tensor:
         """`(C_l' C_l + I)^-1 c`."""
@@ -221,6 +232,16 @@ class Woodbury:
     def _counted(self, y: Tensor) -> Tensor:
         self.operations += 4.0 * y.numel() * len(self._rows)
         return self._apply(y)
+
+
+def _counted(norms: Tensor, rtol: float, columns: int, dim: int) -> list[tuple[float, float]]:
+    """For each of `AIMS` the operations of a solve, and the squared norm above which rows are large."""
+    found = list[tuple[float, float]]()
+    for steps, below in AIMS:
+        large = int((norms > rtol / below).sum())
+        passes = 4.0 * dim * columns * (large + len(norms)) * (1 + steps)
+        found.append((gram_operations(large, dim) + passes, rtol / below))
+    return found
 
 
 def gram_operations(rows: int, dim: int) -> float:

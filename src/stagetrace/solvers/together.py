@@ -5,7 +5,9 @@ each of a network's, which takes smaller steps), for k right-hand sides of `(G +
 
     separate        k (s + 1) products, with s = `PER_DIGIT` for each digit of the tolerance, and two
     shared basis    as many for the basis as 100 or k s / 2, and two for each column
-    sample space    the rows, their Gram matrix and its Cholesky factor, and 8 R dim for each column, R rows in all
+    sample space    the rows, the Gram matrix of the large ones and its Cholesky factor, and for each column 4 dim for
+                    each row, again for each correction; counted once the rows are there, and these are made where
+                    they take less than `WORTH` of the other ways
 
 The first takes any system. The others need H + damping I to be positive definite, and a basis `MANY` columns to pay.
 `(H^2 + damping I) x = H b` is always solved column by column: the recurrence takes right-hand sides of the form H b,
@@ -25,7 +27,7 @@ from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.sample_space import SampleSpace, gram_operations
+from stagetrace.solvers.sample_space import CHECKED, SampleSpace
 from stagetrace.solvers.shared_basis import NoSharedBasisError, SharedBasis
 from stagetrace.solvers.system import System
 
@@ -48,6 +50,9 @@ SINGLE = 1e-4
 
 NETWORK = 3.0
 """Seconds of a floating-point operation in a network's passes over those in a large matrix product."""
+
+WORTH = 0.25
+"""Of the cheapest other way's operations: what making the rows may take to see what they are worth."""
 
 HOPELESS = 16
 """Times the memory that all rows would take, beyond which it is not tried whether few of them do."""
@@ -118,25 +123,23 @@ class Many:
         return found if number == columns.shape[1] else _spread(found, live, columns)
 
     def _solved(self, columns: Tensor, report: Report) -> ColumnSolutions:
-        k, operator, damping = columns.shape[1], self.system.operator, self.system.linear.damping
-        factor = "it was not asked for" if self.mode == "shared basis" else operator.factor()
-        counted = self._counted(k, factor)
-        first = self.mode if self.mode != "auto" else min(counted, key=lambda mode: counted[mode])
-        notes, spent = list[str](), 0
-        if first == "sample space":
-            if isinstance(factor, str):
+        k, notes, spent = columns.shape[1], list[str](), 0
+        factor = "it was not asked for" if self.mode == "shared basis" else self.system.operator.factor()
+        counted = self._by_products(k, factor)
+        if isinstance(factor, str):
+            if self.mode == "sample space":
                 self._refused(factor)
-                raise NotSharedError([factor])
+        elif self.mode == "sample space" or self._worth_rows(factor, counted):
             try:
-                found = SampleSpace(operator, factor, damping, self.rtol, self.memory).solve(columns, report)
-                return self._with_count(found, counted)
+                found = self._by_rows(factor, columns, counted, report)
+                if found is not None:
+                    return self._with_count(found, counted)
             except SolveError as cause:
                 self._refused(str(cause))
                 notes.append(f"not in the space of the examples: {cause}")
-        if first != "separate" and (k >= MANY or self.mode == "shared basis"):
-            basis = SharedBasis(
-                operator, damping, self.rtol, self.max_steps, self.memory, forced=self.mode == "shared basis"
-            )
+        if k >= MANY or self.mode == "shared basis":
+            damping, forced = self.system.linear.damping, self.mode == "shared basis"
+            basis = SharedBasis(self.system.operator, damping, self.rtol, self.max_steps, self.memory, forced)
             try:
                 found = basis.solve(columns, report)
                 return self._with_count(replace(found, notes=(*notes, *found.notes)), counted)
@@ -146,20 +149,33 @@ class Many:
                 spent = cause.products
         raise NotSharedError(notes, spent)
 
-    def _counted(self, k: int, factor: Factor | str) -> dict[Mode, float]:
-        """Operations of each way; products where nothing is known of what they cost."""
+    def _by_products(self, k: int, factor: Factor | str) -> dict[Mode, float]:
+        """Operations of the ways that take products; the products where nothing is known of what they cost."""
         steps = 2 + PER_DIGIT * -log10(self.rtol)
         product = 1.0 if isinstance(factor, str) else NETWORK * factor.product
         counted: dict[Mode, float] = {"separate": k * (steps + 1) * product}
         if k >= MANY:
             counted["shared basis"] = (min(100.0, k * steps / 2) + 2 * k) * product
-        rows, dim = 0 if isinstance(factor, str) else factor.most_rows, self.system.operator.size
-        hopeless = rows * dim * self.system.operator.dtype.itemsize > HOPELESS * self.memory
-        if not isinstance(factor, str) and not (hopeless and self.mode == "auto"):
-            counted["sample space"] = (
-                NETWORK * factor.build + gram_operations(rows, dim) + 8.0 * rows * dim * k + 8 * product
-            )
         return counted
+
+    def _worth_rows(self, factor: Factor, counted: dict[Mode, float]) -> bool:
+        """Whether to make the rows, whose norms say what the rest costs: where that is little beside the other ways."""
+        operator = self.system.operator
+        hopeless = factor.most_rows * operator.size * operator.dtype.itemsize > HOPELESS * self.memory
+        return not hopeless and NETWORK * factor.build <= WORTH * min(counted.values())
+
+    def _by_rows(
+        self, factor: Factor, columns: Tensor, counted: dict[Mode, float], report: Report
+    ) -> ColumnSolutions | None:
+        """In the space of the examples; None where the rows' norms say that another way is cheaper."""
+        space = SampleSpace(self.system.operator, factor, self.system.linear.damping, self.rtol, self.memory)
+        rows = space.rows()
+        others = min(counted.values())
+        checks = NETWORK * factor.product * min(columns.shape[1], CHECKED)
+        counted["sample space"] = NETWORK * factor.build + space.operations(rows, columns.shape[1]) + checks
+        if self.mode == "auto" and counted["sample space"] - NETWORK * factor.build > others:
+            return None
+        return space.solve(rows, columns, report)
 
     def _with_count(self, found: ColumnSolutions, counted: dict[Mode, float]) -> ColumnSolutions:
         if self.mode != "auto":
