@@ -300,7 +300,7 @@ def test_rows_of_another_operator_are_found_out():
     def halved(*settings: object) -> Rows:
         rows = factor.rows(*settings)  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert rows is not None
-        return Rows(rows.matrix / 2, rows.left_out)
+        return Rows(rows.matrix / 2, rows.squares / 4, rows.left_out)
 
     rhs = columns(right.size, 12)
     wrong = by_rows.SampleSpace(right, replace(factor, rows=halved), DAMPING, 1e-2, 2**30)

@@ -102,9 +102,10 @@ def _rows(
         raise SolveError(troubles[0])
     if max(world().gather(found.level)) > highest:
         return None
-    own = found.matrix if found.blocks else scale.new_zeros(0, scale.numel())
-    everyone = world().gather(own)
-    return Rows(torch.cat(everyone) if len(everyone) > 1 else own, sum(world().gather(found.left_out)))
+    everyone = world().gather(found.matrix if found.blocks else scale.new_zeros(0, scale.numel()))
+    squares = torch.cat(world().gather(found.squares if found.blocks else scale.new_zeros(0).double()))
+    matrix = torch.cat(everyone) if len(everyone) > 1 else everyone[0]
+    return Rows(matrix, squares, sum(world().gather(found.left_out)))
 
 
 @final
@@ -113,15 +114,19 @@ class _Collected:
 
     def __init__(self, level: float, memory: int) -> None:
         self.level, self.memory, self.left_out = level, memory, 0.0
-        self.blocks, self._norms = list[Tensor](), list[Tensor]()
+        self.blocks, self._squares = list[Tensor](), list[Tensor]()
 
     @property
     def matrix(self) -> Tensor:
         return torch.cat(self.blocks)
 
+    @property
+    def squares(self) -> Tensor:
+        return torch.cat(self._squares)
+
     def add(self, rows: Tensor) -> None:
         self.blocks.append(rows)
-        self._norms.append(torch.linalg.vector_norm(rows, dim=1).double().square())
+        self._squares.append(torch.linalg.vector_norm(rows, dim=1).double().square())
         self._keep(len(self.blocks) - 1)
         # twice: while the blocks are put together both they and the matrix are held
         while 2 * sum(block.numel() * block.element_size() for block in self.blocks) > self.memory:
@@ -130,18 +135,18 @@ class _Collected:
 
     def _raised(self) -> bool:
         """Raise the level; False where no row is left."""
-        smallest = min((float(norms.min()) for norms in self._norms if len(norms)), default=0.0)
+        smallest = min((float(norms.min()) for norms in self._squares if len(norms)), default=0.0)
         self.level = max(4 * self.level, smallest)
         for place in range(len(self.blocks)):
             self._keep(place)
         return any(map(len, self.blocks))
 
     def _keep(self, place: int) -> None:
-        above = self._norms[place] > self.level
+        above = self._squares[place] > self.level
         if bool(above.all()):
             return
-        self.left_out += float(self._norms[place][~above].sum())
-        self.blocks[place], self._norms[place] = self.blocks[place][above], self._norms[place][above]
+        self.left_out += float(self._squares[place][~above].sum())
+        self.blocks[place], self._squares[place] = self.blocks[place][above], self._squares[place][above]
 
 
 def _blocks(risk: Risk, batch: Batch) -> Iterator[Tensor]:

@@ -20,9 +20,10 @@ from stagetrace.errors import DescriptionError
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a factor, `[rows, dim]`, and the sum of the squared norms of those that were left out."""
+    """Some rows of a factor, `[rows, dim]`, their squared norms in float64, and the sum of those that were left out."""
 
     matrix: Tensor
+    squares: Tensor
     left_out: float
 
 

@@ -28,7 +28,7 @@ from stagetrace.curvature.operator import Factor, LinearOperator, Rows
 from stagetrace.errors import SolveError
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.vectors import dots, gram, inner, lengths, spanned, squares
+from stagetrace.solvers.vectors import dots, gram, inner, lengths, spanned
 
 __all__ = ["CHECKED", "RowsUnfitError", "SampleSpace"]
 
@@ -85,7 +85,7 @@ class SampleSpace:
 
     def operations(self, rows: Rows, columns: int) -> float:
         """Floating-point operations of a solve for so many columns, once the rows are there."""
-        return min(_counted(squares(rows.matrix), self.rtol, columns, rows.matrix.shape[1]))[0]
+        return min(_counted(rows.squares, self.rtol, columns, rows.matrix.shape[1]))[0]
 
     def solve(self, rows: Rows, columns: Tensor, report: Report) -> ColumnSolutions:
         """The solutions for `columns` `[dim, k]`, none of them zero.
@@ -98,7 +98,7 @@ class SampleSpace:
         root = weights.sqrt().unsqueeze(1)
         complete = rows.left_out <= 0.1 * self.rtol
         apply = None if complete else lambda y: (self.operator @ (y / root) + self.damping * (y / root)) / root
-        woodbury = Woodbury.of(rows.matrix, root, self.rtol, columns.shape[1], apply)
+        woodbury = Woodbury.of(rows, root, self.rtol, columns.shape[1], apply)
         values, remainders = torch.empty_like(columns), torch.empty_like(columns)
         bounds = list[float]()
         size = max(1, self.memory // (8 * columns.shape[0] * columns.element_size()))
@@ -176,12 +176,12 @@ class Woodbury:
 
     @staticmethod
     def of(
-        rows: Tensor, root: Tensor, rtol: float, columns: int, apply: Callable[[Tensor], Tensor] | None
+        found: Rows, root: Tensor, rtol: float, columns: int, apply: Callable[[Tensor], Tensor] | None
     ) -> "Woodbury":
         """root: `D^1/2`, `[dim, 1]`. apply: `(C'C + I) y`; None: all rows are there to do it."""
-        norms = squares(rows)
-        _, aim = min(_counted(norms, rtol, columns, rows.shape[1]))
-        large = rows[norms > aim]
+        rows = found.matrix
+        _, aim = min(_counted(found.squares, rtol, columns, rows.shape[1]))
+        large = rows[found.squares > aim]
         products = gram(large)
         products.diagonal().add_(1.0)
         factor, failed = torch.linalg.cholesky_ex(products)

@@ -98,16 +98,6 @@ def lengths(columns: Tensor) -> Tensor:
     return torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64).cpu()
 
 
-def squares(rows: Tensor) -> Tensor:
-    """The squared length of each row, `[r]`, in float64.
-
-    Example:
-        >>> squares(torch.tensor([[3.0, 4.0]]))
-        tensor([25.], dtype=torch.float64)
-    """
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
-
-
 def inner(rows: Tensor, columns: Tensor) -> Tensor:
     """Every row of `[r, dim]` with every column of `[dim, k]`: `[r, k]`, in their dtype.
 
