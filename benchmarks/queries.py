@@ -9,7 +9,8 @@ examples. Seconds are the processor's.
     for a ranking     the same to a residual of 0.1
     shared basis      the same to 0.01 where no rows are to be had
 
-Above `ALONE` queries the runs by themselves are not made: their solve is that of `ALONE` times as many, and marked so.
+Above `ALONE` queries the runs by themselves are not made: their gradients and solve are those of `ALONE` queries, as many
+times as it takes, and marked so. Nor is the shared basis.
 With `--rival PYTHON`, the interpreter of an environment with kronfluence, its EK-FAC scores the same queries in a
 process of its own (`benchmarks/kronfluence_queries.py`), its factors fitted on the same 1,000 examples.
 """
@@ -146,9 +147,14 @@ def run(report: Report) -> None:
 
 
 def _ways(queries: int) -> dict[str, Way]:
-    alone = () if queries > ALONE else ("each by itself",)
-    more = ("for a ranking", "shared basis") if queries >= 10 else ()
-    return {name: WAYS[name] for name in (*alone, "together", *more)}
+    wanted = ["together"]
+    if queries <= ALONE:
+        wanted.insert(0, "each by itself")
+    if queries > 1:
+        wanted.append("for a ranking")
+    if 1 < queries <= ALONE:
+        wanted.append("shared basis")
+    return {name: WAYS[name] for name in wanted}
 
 
 def traced(asked: Asked, model: nn.Module, task: Task, queries: int, way: Way) -> Measured:
