@@ -9,8 +9,8 @@ examples. Seconds are the processor's.
     for a ranking     the same to a residual of 0.1
     shared basis      the same to 0.01 where no rows are to be had
 
-Above `ALONE` queries the runs by themselves are not made: their gradients and solve are those of `ALONE` queries, as many
-times as it takes, and marked so. Nor is the shared basis.
+Above `ALONE` queries the runs by themselves are not made: their gradients and solve are those of `ALONE` queries, as
+many times as it takes, and marked so. Nor is the shared basis.
 With `--rival PYTHON`, the interpreter of an environment with kronfluence, its EK-FAC scores the same queries in a
 process of its own (`benchmarks/kronfluence_queries.py`), its factors fitted on the same 1,000 examples.
 """
