@@ -35,7 +35,7 @@ __all__ = ["CHECKED", "RowsUnfitError", "SampleSpace"]
 CHECKED = 8
 """Columns that the operator itself measures, too, at least; more while they take less than a tenth of the work."""
 
-AIMS = ((0, 50.0), (1, 10.0), (2, 3.0))
+AIMS = ((0, 25.0), (1, 8.0), (2, 3.0))
 """Corrections, and how far below the tolerance the squared norms of the rows must lie that are left to them."""
 
 TRUSTED = 2

@@ -50,8 +50,9 @@ LOOKED = 5
 PATIENCE = 0.1
 """Of the products that the columns would take by themselves: how many may be spent before anything is saved."""
 
-CG_VECTORS = 8
-"""Vectors that a column's conjugate gradients hold."""
+CG_VECTORS, GROUP = 8, 128
+"""Vectors that a column's conjugate gradients hold, and the most columns in step with one another: each makes and drops
+vectors of its own, which is little for a few and leaves the memory in pieces for thousands."""
 
 
 @final
@@ -126,7 +127,7 @@ class SharedBasis:
             self.rtol, self.max_steps, self.damping, Deflation(run.basis, T, self.damping, run.outside)
         )
         ends, checks = list[CGResult](), 0
-        for group in columns.split(max(1, self.memory // (CG_VECTORS * bytes_each)), dim=1):
+        for group in columns.split(max(1, min(GROUP, self.memory // (CG_VECTORS * bytes_each))), dim=1):
             begun = start.apply(group)
             iterations = [
                 conjugate_gradients(b, settings, x) for b, x in zip(group.unbind(1), begun.unbind(1), strict=True)
