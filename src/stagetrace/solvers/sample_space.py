@@ -30,10 +30,13 @@ from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.vectors import dots, gram, inner, lengths, spanned
 
-__all__ = ["CHECKED", "RowsUnfitError", "SampleSpace"]
+__all__ = ["CHECKED", "NETWORK", "RowsUnfitError", "SampleSpace"]
 
 CHECKED = 8
 """Columns that the operator itself measures, too, at least; more while they take less than a tenth of the work."""
+
+NETWORK = 3.0
+"""Seconds of a floating-point operation in a network's passes over those in a large matrix product."""
 
 AIMS = ((0, 25.0), (1, 8.0), (2, 3.0))
 """Corrections, and how far below the tolerance the squared norms of the rows must lie that are left to them."""
@@ -150,7 +153,7 @@ class SampleSpace:
     def _chosen(self, residuals: Tensor, woodbury: "Woodbury") -> list[int]:
         """The worst columns, and others spread over all."""
         k = len(residuals)
-        number = min(k, max(CHECKED, int(0.1 * woodbury.operations / max(1.0, self.factor.product))))
+        number = min(k, max(CHECKED, int(0.1 * woodbury.operations / max(1.0, NETWORK * self.factor.product))))
         worst = residuals.argsort(descending=True)[: -(-number // 2)].tolist()
         others = [j for j in range(k) if j not in set(worst)]
         left = number - len(worst)

@@ -27,7 +27,7 @@ from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.sample_space import CHECKED, SampleSpace
+from stagetrace.solvers.sample_space import CHECKED, NETWORK, SampleSpace
 from stagetrace.solvers.shared_basis import NoSharedBasisError, SharedBasis
 from stagetrace.solvers.system import System
 
@@ -47,9 +47,6 @@ VALUES, RANKING = 1e-2, 0.1
 
 SINGLE = 1e-4
 """That of fewer than `MANY`."""
-
-NETWORK = 3.0
-"""Seconds of a floating-point operation in a network's passes over those in a large matrix product."""
 
 WORTH = 0.25
 """Of the cheapest other way's operations: what making the rows may take to see what they are worth."""
