@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import Factor, Rows
-from stagetrace.curvature.plan import counted_operations
 from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch

@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
-from torch.utils.flop_counter import FlopCounterMode
 
+from stagetrace.curvature.operations import counted_operations
 from stagetrace.errors import StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import batch_gradient, trained_gradient
@@ -154,10 +154,7 @@ def _cheapest(risk: Risk, probe: Batch, columns: int) -> Way:
     """Compare k tangents with a gradient and its product with the `[P, k]` adjoints, by counted operations."""
     if columns == 1:
         return "forward mode"
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        risk.losses(risk.trained_values, risk.inherited_values, probe)
-    forward_pass = max(1, counter.get_total_flops() / len(probe))
+    forward_pass = max(1, counted_operations(risk, probe) / len(probe))
     product = 2 * risk.trained.size / forward_pass
     large = risk.trained.size * 8 * AT_ONCE > GRADIENT_BYTES
     # of a large model each gradient is written and read as a whole, which a product with a column does no less
