@@ -14,6 +14,7 @@ import torch
 import typer
 
 from benchmarks import (
+    adjoints,
     beside,
     default,
     embeddings,
@@ -22,6 +23,8 @@ from benchmarks import (
     large_recording,
     memory,
     products,
+    queries,
+    ranking,
     recording,
     retraining,
     scoring,
@@ -47,6 +50,9 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "exact": exact.run,
     "fixed": fixed.run,
     "beside": beside.run,
+    "queries": queries.run,
+    "adjoints": adjoints.run,
+    "ranking": ranking.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -89,6 +95,10 @@ def benchmark(
             "--other", metavar="CHECKOUT", file_okay=False, help="For beside and fixed: what to compare with."
         ),
     ] = None,
+    rival: Annotated[
+        Path | None,
+        typer.Option("--rival", metavar="PYTHON", dir_okay=False, help="For queries: Python with kronfluence."),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option("--only", metavar="NAME", help=f"For beside: one of {', '.join(beside.NAMES)}; all if left out."),
@@ -101,7 +111,7 @@ def benchmark(
         raise typer.BadParameter(f"beside compares {', '.join(beside.NAMES)}; not '{only}'")
     if threads is not None:
         torch.set_num_threads(threads)
-    report = Report(name, Asked(data, checkpoints, quick, seed, out, weights, torch.device(device), other, only))
+    report = Report(name, Asked(data, checkpoints, quick, seed, out, weights, torch.device(device), other, only, rival))
     BENCHMARKS[name](report)
     report.write(out)
     report.say(f"written: {out}")

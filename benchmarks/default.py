@@ -208,7 +208,7 @@ def scored(chain: Chain, stage: str, columns: Sequence[Tensor]) -> Tensor:
     """Scores `[adjoints, examples]` in one pass over the stage's examples."""
     stacked = torch.cat(list(columns), dim=1)
     scorer = Scorer.of(chain[stage].risk, stacked, parts=False, rows=stacked.shape[1])
-    parts = scorer.run(lambda number: None, lambda number, part: None, Bars())
+    parts = list(scorer.run(lambda number: None, lambda number, part: None, Bars()))
     return torch.cat([part.values for part in parts], dim=1).double()
 
 

@@ -215,7 +215,9 @@ class Bench:
             "... as a function of parameters": each(lambda batch: risk.losses(own, inherited, batch)),
             "bare jvp": each(bare),
             "forward_mode": each(lambda batch: forward_mode(risk, batch, adjoint)),
-            "Scorer.run: reading, checks, parts": lambda: scorer.run(lambda n: None, lambda n, part: None, Silent()),
+            "Scorer.run: reading, checks, parts": lambda: list(
+                scorer.run(lambda n: None, lambda n, part: None, Silent())
+            ),
         }
 
     def counts(self, risk: Risk) -> dict[str, float]:
@@ -251,4 +253,4 @@ class Bench:
     def scored(self, risk: Risk, adjoints: Tensor, way: Way) -> Work:
         """What `trace` does to score a stage, with a given way."""
         scorer = Scorer(risk, adjoints, False, adjoints.shape[1] if adjoints.shape[1] > 1 else None, way, "")
-        return lambda: scorer.run(lambda number: None, lambda number, part: None, Silent())
+        return lambda: list(scorer.run(lambda number: None, lambda number, part: None, Silent()))

@@ -23,7 +23,9 @@ from torch import Tensor
 
 import stagetrace.results
 from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceError
-from stagetrace.results import SIGN, Scores, Trace, part_size
+from stagetrace.results import SIGN, Part, Scores, Trace, part_size
+from stagetrace.results import parts as parts_module
+from stagetrace.results.manifest import SEAL, identity
 from stagetrace.solvers import Equation, Shift, Tikhonov
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.filters import Squared
@@ -65,7 +67,8 @@ def any_scores(draw: st.DrawFn, stage: str) -> Scores:
 
     def tensor() -> Tensor:
         values = draw(st.lists(element, min_size=size, max_size=size))
-        return torch.tensor(values, dtype=torch.float64).view(shape)
+        # a matrix is kept as float32, and comes back as that
+        return torch.tensor(values, dtype=torch.float64 if queries is None else torch.float32).view(shape)
 
     return Scores(stage, tensor(), tensor(), tensor()) if draw(st.booleans()) else Scores(stage, tensor())
 
@@ -126,7 +129,7 @@ def test_round_trip(trace: Trace) -> None:
 def test_round_trip_over_several_parts(trace: MakeTrace, n_queries: int | None, three_a_part: None) -> None:
     made = trace(n=8, n_queries=n_queries)
     back = there_and_back(made)
-    expected = made["pretrain"].values if n_queries is None else made["pretrain"].values.float().double()
+    expected = made["pretrain"].values if n_queries is None else made["pretrain"].values.float()
     assert same_bits(back["pretrain"].values, expected)
 
 
@@ -198,11 +201,43 @@ def test_the_parquet_columns_of_a_matrix(trace: MakeTrace, tmp_path: Path) -> No
     made = trace(n_queries=2)
     made.save(tmp_path)
     table = pq.read_table(tmp_path / "scores/pretrain/part-00000.parquet")
-    assert table.schema.names == ["index", "scores", "removal_effect", "via_shared", "via_head"]
+    assert table.schema.names == ["index", "scores", "via_shared", "via_head"]
     assert all(pa.types.is_list(t) and t.value_type == pa.float32() for t in table.schema.types[1:])
     stored = made["pretrain"].values.float()
     assert table["scores"].to_pylist() == stored.T.tolist()
-    assert table["removal_effect"].to_pylist() == (-stored.double() / 7).float().T.tolist()
+    loaded = Trace.load(tmp_path)["pretrain"]
+    assert loaded.values.dtype == torch.float32
+    assert same_bits(loaded.removal_effect, -stored / 7)
+
+
+@pytest.mark.parametrize("with_parts", [True, False])
+def test_a_matrix_with_removal_effects_of_an_older_version_is_read(
+    trace: MakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_parts: bool
+) -> None:
+    made = trace(n_queries=2, parts=with_parts)
+    with monkeypatch.context() as older:
+        older.setattr(parts_module, "_table", with_removal_effects)
+        made.save(tmp_path)
+    names = pq.read_schema(tmp_path / "scores/pretrain/part-00000.parquet").names
+    assert names[:3] == ["index", "scores", "removal_effect"]
+    back = Trace.load(tmp_path)
+    for stage in made:
+        for name in ("values", "via_shared", "via_head"):
+            one, other = getattr(back[stage], name), getattr(made[stage], name)
+            assert (one is None and other is None) or same_bits(one, other.float())
+
+
+def with_removal_effects(run: str, stage: str, part: Part) -> pa.Table:
+    """A part's table as it was written before: a list of removal effects beside that of scores."""
+    values = part.values.float().double()
+    tensors = {"scores": values, "removal_effect": -values / part.n_examples}
+    if part.via_shared is not None and part.via_head is not None:
+        tensors |= {"via_shared": part.via_shared, "via_head": part.via_head}
+    columns: dict[str, object] = {"index": pa.array(range(part.start, part.stop), pa.int64())}
+    columns |= {name: pa.array(t.T.float().tolist(), pa.list_(pa.float32())) for name, t in tensors.items()}
+    table = pa.table(columns)
+    metadata = identity(run, stage) | {"n_examples": str(part.n_examples), "n_queries": str(part.n_queries or 0)}
+    return table.replace_schema_metadata({**metadata, SEAL: parts_module._seal_of(table, metadata).hexdigest()})
 
 
 def test_a_part_stays_small() -> None:

@@ -259,12 +259,22 @@ def test_many_adjoints_of_a_dense_layer_go_by_forward_mode():
     assert probed(dense.risk(), 9)[0] == "forward mode"
 
 
-def test_gradients_that_do_not_fit_are_not_taken(monkeypatch: pytest.MonkeyPatch):
+def test_where_gradients_do_not_fit_they_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch):
     convolution = Specimen(
         "wide", lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(18), nn.Flatten()), (1, 20, 20)
     )
     monkeypatch.setattr(contracting, "GRADIENT_BYTES", 100)
-    assert probed(convolution.risk(), 50) == ("forward mode", "fewest operations for 50 adjoints")
+    assert probed(convolution.risk(), 1)[0] == "forward mode"
+    assert probed(convolution.risk(), 4) == ("one example at a time", "4 adjoints share a gradient")
+    assert probed(convolution.risk(), 50) == ("one example at a time", "50 adjoints share a gradient")
+
+
+def test_of_a_large_table_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch):
+    # An example touches a few rows of it, but its gradient is as large as the table.
+    monkeypatch.setattr(contracting, "GRADIENT_BYTES", 100)
+    table = nn.Embedding(600, 4), nn.Flatten(), nn.Linear(20, 2)
+    specimen = Specimen("table", lambda: nn.Sequential(*table), (5,), tokens=True)
+    assert probed(specimen.risk(), 50)[0] == "forward mode"
 
 
 FALLBACKS = {

@@ -349,8 +349,8 @@ def test_normal_without_damping_names_the_squared_system() -> None:
 @pytest.mark.parametrize(
     ("solver", "text"),
     [
-        (Lanczos(0.01), "Lanczos(damping=0.01, rtol=0.0001)"),
-        (Lanczos(0.01, filter=Shift, max_steps=9), "Lanczos(damping=0.01, rtol=0.0001, max_steps=9, filter=Shift)"),
+        (Lanczos(0.01), "Lanczos(damping=0.01, rtol=auto)"),
+        (Lanczos(0.01, filter=Shift, max_steps=9), "Lanczos(damping=0.01, rtol=auto, max_steps=9, filter=Shift)"),
         (Normal(CG(), 0.01), "Normal(CG(damping=0.0, rtol=1e-05), damping=0.01)"),
         (Direct(), "Direct(damping=0.0)"),
     ],

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.cost import Cost
-from stagetrace.curvature.operator import LinearOperator, SumOperator
+from stagetrace.curvature.factor import gauss_newton_factor
+from stagetrace.curvature.operator import Factor, LinearOperator, SumOperator
 from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, make_plan
 from stagetrace.curvature.symmetry import FirstProducts
@@ -96,6 +97,11 @@ class MeanCurvature(LinearOperator):
             plan.untraced,
             self.rounding if self.rounding > torch.finfo(self.dtype).eps else None,
         )
+
+    def factor(self) -> Factor | str:
+        if self.plan.matrix != "GaussNewton":
+            return "the Hessian is no sum of squares"
+        return gauss_newton_factor(self.risk, self.indices, self._mine, self.plan.gradients_per_product)
 
     def _products(self) -> Iterator[Product]:
         if self._kept is None and self.plan.caches:

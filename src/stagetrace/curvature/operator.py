@@ -5,6 +5,8 @@ penalties are terms of a sum and never a change to an operator that already exis
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -13,6 +15,38 @@ from torch import Tensor
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.errors import DescriptionError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a factor, `[rows, dim]`, their squared norms in float64, and the sum of those that were left out."""
+
+    matrix: Tensor
+    squares: Tensor
+    left_out: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """`A = B' B + diagonal` with few rows in B: what a solver in the space of the rows needs.
+
+    most_rows: as many as B can have. diagonal: `[dim]`, of at least 0.
+    build, product: floating-point operations of making all rows, and of one product with A as the operator computes it.
+    rows: from a scale `[dim]`, a level, the highest level and bytes: the rows of `B * scale` whose squared norm is
+        above the level, which is raised where they would take more bytes; None where it would pass the highest.
+    """
+
+    most_rows: int
+    diagonal: Tensor
+    build: float
+    product: float
+    rows: Callable[[Tensor, float, float, int], Rows | None]
+
+    def plus(self, diagonal: Tensor) -> "Factor":
+        """With more on the diagonal, `[dim]`."""
+        return replace(self, diagonal=self.diagonal + diagonal)
 
 
 class LinearOperator(ABC):
@@ -74,6 +108,10 @@ class LinearOperator(ABC):
     def release(self) -> None:
         """Let go of what is held in memory between products; the next one makes it anew."""
         return
+
+    def factor(self) -> "Factor | str":
+        """A factor of the operator with few rows; where it has none, why not."""
+        return f"{type(self).__name__} is no average of few rows an example"
 
     @final
     def to_dense(self, columns: int = 64) -> Tensor:
@@ -183,6 +221,15 @@ class SumOperator(LinearOperator):
     def release(self) -> None:
         self.left.release()
         self.right.release()
+
+    def factor(self) -> Factor | str:
+        """Of a factored operator and a diagonal that is not negative."""
+        left, right = self.left.factor(), self.right.eigen()
+        if isinstance(left, str):
+            return left
+        if right is None or right.vectors is not None or bool((right.values < 0).any()):
+            return f"{type(self.right).__name__} is no diagonal of at least 0"
+        return left.plus(right.values.to(self.dtype))
 
     def eigen(self) -> Eigen | None:
         """Of two operators with the same eigenvectors: a diagonal and a diagonal, or anything and equal diagonals."""

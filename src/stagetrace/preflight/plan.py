@@ -16,6 +16,7 @@ from stagetrace.solvers import Direct, EarlyStopping, Lanczos
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.damping import SPECTRUM_STEPS
 from stagetrace.solvers.settings import step_limit
+from stagetrace.solvers.together import tolerance
 from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
@@ -74,7 +75,7 @@ def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, l
     if not cut:
         return limit
     positive = not system.linear.shift.imag and (system.matrix == "G" or low >= 0)
-    steps = (sqrt((high + cut) / cut) / 2 if positive else high / cut) * log(2 / solver.rtol)
+    steps = (sqrt((high + cut) / cut) / 2 if positive else high / cut) * log(2 / tolerance(solver.rtol, 1))
     return looked + min(limit, size, ceil(steps))
 
 

@@ -3,6 +3,7 @@
 from stagetrace.results.folder import RunFolder
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.parts import PART_EXAMPLES, Part, part_size
+from stagetrace.results.ranking import Ranking
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import Row, Table, Top
@@ -14,6 +15,7 @@ __all__ = [
     "SIGN",
     "UNIT",
     "Part",
+    "Ranking",
     "Row",
     "RunFolder",
     "Scores",

@@ -33,10 +33,11 @@ from stagetrace.results.reading import (
     check_digests,
     files_of,
     missing_files,
+    read_parts,
     read_run,
-    read_scores,
     record_of,
 )
+from stagetrace.results.scores import check_finite
 from stagetrace.results.solutions import read_solution, solution_record, write_solution
 from stagetrace.solvers.base import Solution
 
@@ -159,12 +160,12 @@ class RunFolder:
             return
         stages = list(reversed(self._stages))
         numbers = {stage: part_numbers(place, stage) for stage in stages}
-        scores = [read_scores(place.joinpath, run, stage, found) for stage, found in numbers.items() if found]
+        shapes = {stage: _shape(place, run, stage, found) for stage, found in numbers.items() if found}
         solved = {stage: place / adjoint_name(stage) for stage in stages if (place / adjoint_name(stage)).exists()}
         manifest = replace(
             self._manifest,
             status="complete",
-            scores={each.stage: Shape(each.n_examples, each.n_queries) for each in scores},
+            scores=shapes,
             solutions={stage: solution_record(read_solution(path, run, stage)) for stage, path in solved.items()},
             statistics=to_json(statistics, "statistics"),
             versions=merged(self._manifest.versions, versions()) if made_by is None else dict(made_by),
@@ -220,6 +221,22 @@ class RunFolder:
 
 
 # The beginning and the end of writing
+
+
+def _shape(place: Path, run: str, stage: str, numbers: list[int]) -> Shape:
+    """How many scores a stage's parts hold: all are read and checked, one at a time.
+
+    Raises:
+        ResultsError: a part is missing or damaged.
+        DataError: a score is not finite.
+    """
+    shape: Shape | None = None
+    for part in read_parts(place.joinpath, run, stage, numbers):
+        shape = Shape(part.n_examples, part.n_queries)
+        for tensor in (part.values, part.via_shared, part.via_head):
+            check_finite(f"stage {stage!r}", tensor, part.start)
+    assert shape is not None  # there is a part
+    return shape
 
 
 def _opened(folder: Path, wanted: Mapping[str, JSON], *, replacing: bool) -> tuple[Manifest, Lock | None]:

@@ -1,15 +1,15 @@
 """Scores in pieces, so that a killed run loses little; each is a Parquet file that says whose it is.
 
-One number an example: index int64, score, removal_effect [, via_shared, via_head], all float64. A matrix: `scores`,
-removal_effect [, via_shared, via_head] are list<float32>, one entry a query. Types and sizes are checked before a value
-is read.
+One number an example: index int64, score, removal_effect [, via_shared, via_head], all float64. A matrix: `scores`
+[, via_shared, via_head] are list<float32>, one entry a query; its removal effects are the scores times a constant,
+which older versions stored too (they are read and left out). Types and sizes are checked before a value is read.
 """
 
 # pyarrow has no type information.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -42,7 +42,7 @@ def part_size(n_queries: int | None = None) -> int:
     """
     if n_queries is None:
         return PART_EXAMPLES
-    # score, removal_effect and the two parts, each a float32 a query
+    # up to four lists of float32 a query: it belongs to the format like the number above
     return max(1, min(PART_EXAMPLES, _PART_BYTES // (4 * 4 * n_queries)))
 
 
@@ -51,7 +51,7 @@ def part_size(n_queries: int | None = None) -> int:
 class Part:
     """The scores of the examples `start`, `start + 1`, ... of a stage.
 
-    values, via_shared, via_head: as in `Scores`, `[n]` or `[n_queries, n]`, float64 on the CPU.
+    values, via_shared, via_head: as in `Scores`, `[n]` or `[n_queries, n]`, on the CPU.
         Sign: positive = harmful. Unit: query loss.
     n_examples: how many examples the whole stage has; the removal effect is `-values / n_examples`.
 
@@ -104,15 +104,17 @@ def split(scores: Scores) -> Iterator[Part]:
         yield Part(start, values, n, shared, head)
 
 
-def join(stage: str, parts: Sequence[Part]) -> Scores:
-    """The scores that the parts, complete and in order, make up."""
-
-    def whole(tensors: list[Tensor | None]) -> Tensor | None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(present, dim=-1) if present else None
-
-    values = torch.cat([part.values for part in parts], dim=-1)
-    return Scores(stage, values, whole([p.via_shared for p in parts]), whole([p.via_head for p in parts]))
+def join(stage: str, parts: Iterable[Part]) -> Scores:
+    """The scores that the parts, complete and in order, make up; each is let go once it is copied."""
+    whole: dict[str, Tensor] = {}
+    for part in parts:
+        for name in ("values", "via_shared", "via_head"):
+            tensor: Tensor | None = getattr(part, name)
+            if tensor is not None:
+                if name not in whole:
+                    whole[name] = tensor.new_empty((*tensor.shape[:-1], part.n_examples))
+                whole[name][..., part.start : part.stop] = tensor
+    return Scores(stage, whole["values"], whole.get("via_shared"), whole.get("via_head"))
 
 
 def place_of(number: int, n_examples: int, n_queries: int | None) -> range:
@@ -161,7 +163,7 @@ def write_part(path: Path, run: str, stage: str, number: int, part: Part) -> Non
 
 
 def read_part(path: Path, run: str, stage: str, number: int) -> Part:
-    """Read part `number` of a stage's scores. A matrix comes back as float64 tensors of the float32 stored.
+    """Read part `number` of a stage's scores. A matrix comes back as the float32 stored.
 
     Raises:
         ResultsError: the file is damaged, of another run, stage, sign or format, or holds other examples.
@@ -188,7 +190,10 @@ def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
     """Refuse columns of other types or lengths than a part of that shape has, before they are read."""
     schema, each = file.schema_arrow, n_queries or 1
     with_parts = "via_shared" in schema.names
-    if not schema.remove_metadata().equals(_schema(matrix=n_queries is not None, with_parts=with_parts)):
+    kinds = [_schema(matrix=n_queries is not None, with_parts=with_parts)]
+    if n_queries is not None:
+        kinds.append(_schema(matrix=True, with_parts=with_parts, older=True))
+    if not any(schema.remove_metadata().equals(kind) for kind in kinds):
         columns = ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
         raise ValueError(f"its columns are {columns[:200]}: not those of scores")
     if file.metadata.num_rows != rows:
@@ -200,20 +205,20 @@ def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
             raise ValueError(f"its column {name} holds {values} values, not {rows * each}")
 
 
-def _schema(*, matrix: bool, with_parts: bool) -> Any:
+def _schema(*, matrix: bool, with_parts: bool, older: bool = False) -> Any:
+    """older: a matrix as versions before wrote it, with the removal effects."""
     number = pa.list_(pa.float32()) if matrix else pa.float64()
-    names = ["scores" if matrix else "score", "removal_effect", *(("via_shared", "via_head") if with_parts else ())]
+    effect = () if matrix and not older else ("removal_effect",)
+    names = ["scores" if matrix else "score", *effect, *(("via_shared", "via_head") if with_parts else ())]
     return pa.schema([("index", pa.int64()), *((name, number) for name in names)])
 
 
 def _table(run: str, stage: str, part: Part) -> Any:
     matrix = part.n_queries is not None
-    values = part.values.float().double() if matrix else part.values
+    effect = () if matrix else (-part.values / part.n_examples,)
     arrays = [pa.array(np.arange(part.start, part.stop, dtype=np.int64))]
     schema = _schema(matrix=matrix, with_parts=part.via_shared is not None)
-    for name, tensor in zip(
-        schema.names[1:], (values, -values / part.n_examples, part.via_shared, part.via_head), strict=False
-    ):
+    for name, tensor in zip(schema.names[1:], (part.values, *effect, part.via_shared, part.via_head), strict=False):
         assert tensor is not None
         check_finite(f"stage {stage!r}, {name}", tensor.float() if matrix else tensor, part.start)
         arrays.append(_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
@@ -236,12 +241,13 @@ def _part(table: Any, n_examples: int) -> Part:
     start = table["index"][0].as_py()
     if not np.array_equal(table["index"].to_numpy(), np.arange(start, start + table.num_rows)):
         raise ValueError("its column index has gaps")
-    score, _, *parts = table.column_names[1:]
+    score, *others = table.column_names[1:]
+    parts = [name for name in others if name != "removal_effect"]
     return Part(start, _tensor(score, table), n_examples, *(_tensor(name, table) for name in parts))
 
 
 def _tensor(name: str, table: Any) -> Tensor:
-    """A column as float64 `[n]`, or `[n_queries, n]` of a column of lists."""
+    """A column as float64 `[n]`, or float32 `[n_queries, n]` of a column of lists."""
     column = table[name].combine_chunks()
     if column.null_count:
         raise ValueError(f"its column {name} has gaps")
@@ -250,7 +256,7 @@ def _tensor(name: str, table: Any) -> Tensor:
     lengths = set(np.diff(column.offsets.to_numpy()).tolist())
     if len(lengths) != 1:
         raise ValueError(f"its column {name} holds lists of different lengths")
-    flat = np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
+    flat = np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     return torch.from_numpy(flat).view(table.num_rows, lengths.pop()).T.contiguous()
 
 

@@ -1,6 +1,6 @@
 """A run folder as it is found: every file is there, is the one that was recorded, and belongs to this run."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class Contents(NamedTuple):
 
 
 def read_run(path: str | Path) -> Contents:
-    """Read a complete run. The matrix of an unreduced query comes back as float64 of the float32 stored.
+    """Read a complete run. The matrix of an unreduced query comes back as the float32 stored.
 
     Raises:
         ResultsError: the run is unfinished, a file is missing, damaged or of another run, or the format is another.
@@ -107,20 +107,29 @@ def read_scores(where: Callable[[str], Path], run: str, stage: str, numbers: Ite
     Raises:
         ResultsError: a part is missing, damaged or unlike the others; the message names it.
     """
-    parts = {number: read_part(where(part_name(stage, number)), run, stage, number) for number in numbers}
-    first = next(iter(parts.values()))
-    for number, part in parts.items():
-        if _kind(part) != _kind(first):
+    return join(stage, read_parts(where, run, stage, numbers))
+
+
+def read_parts(where: Callable[[str], Path], run: str, stage: str, numbers: Iterable[int]) -> Iterator[Part]:
+    """The parts of these numbers, one after the other; errors as of `read_scores`."""
+    there, first = dict.fromkeys(sorted(numbers)), None
+    for number in there:
+        path = where(part_name(stage, number))
+        part = read_part(path, run, stage, number)
+        if first is None:
+            first = _kind(part)
+            count = part_count(part.n_examples, part.n_queries)
+            missing = next((wanted for wanted in range(count) if wanted not in there), None)
+            if missing is not None:
+                raise ResultsError(
+                    f"{where(part_name(stage, missing))} is missing; run the same command again to compute it"
+                )
+        if _kind(part) != first:
             raise ResultsError(
-                f"{where(part_name(stage, number))} holds {_kind(part)}, the first part {_kind(first)}; "
+                f"{path} holds {_kind(part)}, the first part {first}; "
                 f"delete the folder of this stage's parts and run the same command again"
             )
-    for number in range(part_count(first.n_examples, first.n_queries)):  # ends at the first that is missing
-        if number not in parts:
-            raise ResultsError(
-                f"{where(part_name(stage, number))} is missing; run the same command again to compute it"
-            )
-    return join(stage, list(parts.values()))
+        yield part
 
 
 def files_of(manifest: Manifest) -> list[str]:

@@ -25,7 +25,8 @@ class Scores:
     Sign: positive = harmful (more weight on the example raises the query loss). Unit: query loss.
 
     stage: the stage's name.
-    values: float64 on the CPU, `[n_examples]`, or `[n_queries, n_examples]` for a query that was not reduced.
+    values: float64 on the CPU, `[n_examples]`; or `[n_queries, n_examples]` for a query that was not reduced, in
+        float32 where the stage's parameters are, since such a matrix is large and holds no more digits.
     via_shared, via_head: the paper's two parts, in the same shape: the influence that reached the query through
         the shared parameters directly, and through the later stages' heads; they sum to `values`.
         None if not asked for.
@@ -74,7 +75,7 @@ class Scores:
     @property
     def per_example(self) -> Tensor:
         """One score an example, `[n_examples]`: the values, or for a matrix their mean over the queries."""
-        return self.values if self.values.ndim == 1 else self.values.mean(dim=0)
+        return self.values if self.values.ndim == 1 else self.values.mean(dim=0, dtype=torch.float64)
 
     @property
     def share_harmful(self) -> float:
@@ -183,13 +184,14 @@ def title_of(scores: Scores) -> str:
 
 
 def check_values(where: str, values: Tensor, via_shared: Tensor | None, via_head: Tensor | None) -> None:
-    """Refuse tensors that are not float64 `[n]` or `[n_queries, n]` on the CPU, both parts alike or both None."""
+    """Refuse tensors that are not float64 `[n]`, or float64 or float32 `[n_queries, n]`, on the CPU, parts in twos."""
     if (via_shared is None) != (via_head is None):
         refuse(f"{where}: via_shared and via_head come together, got one of them; give both or neither")
     for name, tensor in (("values", values), ("via_shared", via_shared), ("via_head", via_head)):
         if tensor is None:
             continue
-        if tensor.dtype != torch.float64 or tensor.device.type != "cpu":
+        allowed = (torch.float64,) if tensor.ndim != 2 else (torch.float64, torch.float32)
+        if tensor.dtype not in allowed or tensor.dtype != values.dtype or tensor.device.type != "cpu":
             refuse(
                 f"{where}: {name} must be float64 on the CPU, got {tensor.dtype} on {tensor.device}; "
                 f"type .double().cpu()"

@@ -114,7 +114,7 @@ class Trace(ShownAsTable):
 
     @staticmethod
     def load(path: str | Path) -> "Trace":
-        """Read a run folder. The matrix of an unreduced query comes back as float64 of the float32 stored.
+        """Read a run folder. The matrix of an unreduced query comes back as the float32 stored.
 
         Raises:
             ResultsError: it is no run folder, the run is unfinished, or a file is missing, damaged or of another run.

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import final
 
+import torch
 from torch import Tensor
 
 from stagetrace.solvers.shifted_qr import Column, ShiftedQR
-from stagetrace.solvers.vectors import combine, without
+from stagetrace.solvers.vectors import combine, inner, spanned, without
 
 # The basis grows by blocks of this many vectors: nothing is copied on growth and little allocated in vain.
 BLOCK = 32
@@ -28,6 +29,11 @@ class Basis:
         self._like, self._limit = like, limit
         self._blocks: list[Tensor] = []
         self._size = 0
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the vectors' shape, dtype and device."""
+        return self._like
 
     @property
     def full(self) -> bool:
@@ -61,6 +67,18 @@ class Basis:
         used = -(-len(coordinates) // BLOCK)
         rows = [block[: len(coordinates) - BLOCK * place] for place, block in enumerate(self._blocks[:used])]
         return combine(rows, coordinates, self._like)
+
+    def coordinates(self, columns: Tensor) -> Tensor:
+        """`Q' columns`, `[size, k]`."""
+        return torch.cat([inner(rows, columns) for rows in self._filled()])
+
+    def vectors(self, coordinates: Tensor) -> Tensor:
+        """`Q coordinates`, `[dim, k]`."""
+        parts = coordinates.split([len(rows) for rows in self._filled()])
+        total = self._like.new_zeros(self._like.numel(), coordinates.shape[1])
+        for rows, part in zip(self._filled(), parts, strict=True):
+            total += spanned(rows, part)
+        return total
 
     def _filled(self) -> list[Tensor]:
         last = self._size - BLOCK * (len(self._blocks) - 1)

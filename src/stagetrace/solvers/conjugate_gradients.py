@@ -21,6 +21,9 @@ from stagetrace.solvers.iteration import Iteration, Matvec
 from stagetrace.solvers.recurrence import Tridiagonal
 from stagetrace.solvers.vectors import dot, norm, norm_of_sum
 
+AIM = 0.5
+"""Of the tolerance: what a recurrence that begins with a start aims at."""
+
 
 @final
 @dataclass(frozen=True)
@@ -71,15 +74,28 @@ class CGResult:
     smallest_ritz: float = float("inf")
 
 
-def conjugate_gradients(rhs: Tensor, settings: CGSettings) -> Iteration[CGResult]:
-    """Iterate, measure, and restart from the measured residual while that at least halves it."""
+def conjugate_gradients(rhs: Tensor, settings: CGSettings, start: Tensor | None = None) -> Iteration[CGResult]:
+    """Iterate, measure, and restart from the measured residual while that at least halves it.
+
+    start: an answer to begin with, which is measured first, and is all if that is enough; zero by default.
+    """
     zero = torch.zeros_like(rhs)
     size = norm(rhs)
     if size == 0:
         return CGResult(zero, 0.0, 0, Status.CONVERGED, zero)
     best, residual_vector = CGResult(zero, 1.0, 0, Status.MAX_STEPS, zero), rhs
+    if start is not None:
+        image = yield Matvec(start, 1.0, check=True)
+        true = norm_of_sum((1.0, rhs), (-1.0, image), (-settings.damping, start)) / size
+        if true <= settings.rtol:
+            return CGResult(start, true, 0, Status.CONVERGED, start)
+        if true < 1.0:  # else it is worse than nothing
+            best, residual_vector = CGResult(start, true, 0, Status.MAX_STEPS, start), rhs - image
+            residual_vector -= settings.damping * start
+    # a start may lie just above the tolerance, where half of it is no fair demand: then the recurrence aims lower
+    aimed = settings if start is None else replace(settings, rtol=AIM * settings.rtol)
     while True:
-        found = yield from cg_recurrence(best.value, residual_vector, size, settings, best.steps)
+        found = yield from cg_recurrence(best.value, residual_vector, size, aimed, best.steps)
         image = yield Matvec(found.value, found.residual, check=True)
         true = norm_of_sum((1.0, rhs), (-1.0, image), (-settings.damping, found.value)) / size
         if true <= settings.rtol:

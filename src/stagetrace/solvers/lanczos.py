@@ -6,7 +6,8 @@ projected problem (`shifted_qr.py`), so a sweep over dampings costs no further p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, final
 
 from torch import Tensor
@@ -30,6 +31,7 @@ from stagetrace.solvers.krylov import Answer, Krylov, Memory, run_lanczos
 from stagetrace.solvers.numerics import as_columns, stack_columns
 from stagetrace.solvers.settings import check_count, check_damping, check_rtol, check_rule, short_repr
 from stagetrace.solvers.system import Spectrum, System
+from stagetrace.solvers.together import MODES, Many, Mode, NotSharedError, tolerance, tolerance_note
 
 
 @final
@@ -45,6 +47,12 @@ class Lanczos:
     memory: bytes for the basis. While it fits it is stored and the run stays orthogonal to rounding; several
         columns are solved in groups that fit. Where a single column's basis does not fit, a short recurrence
         solves all columns with a few vectors each: the same answer, with somewhat more steps.
+    rtol: the relative residual asked for. "auto" is 1e-4, and 1e-2 for 10 or more right-hand sides, which keeps scores
+        to about a hundredth; where only the order of scores counts 0.1 does.
+    many: how several right-hand sides of `(H + damping I) x = b` are solved. "auto" counts what is cheapest:
+        "separate", a run for each; "shared basis", one run for all and a few steps each; "sample space", the inverse
+        in the space of the examples of a Gauss-Newton matrix, see `together.py`. The notes say what was taken. Every
+        column's residual is measured, whichever it is.
 
     The run ends when the residual passes `rtol`, when the Krylov space is exhausted (the answer is then exact),
     or at `max_steps`. The Solution's residual is measured afterwards; above `rtol` it is never `CONVERGED`.
@@ -65,14 +73,18 @@ class Lanczos:
     """
 
     damping: float | Literal["auto"] | Damping = "auto"
-    rtol: float = 1e-4
+    rtol: float | Literal["auto"] = "auto"
     max_steps: int = 500
     filter: type[Filter] = Tikhonov
     memory: int = 2 * 2**30
+    many: Mode = "auto"
 
     def __post_init__(self) -> None:
         check_rule("Lanczos", self.damping)
-        check_rtol("Lanczos", self.rtol)
+        if self.rtol != "auto":
+            check_rtol("Lanczos", self.rtol)
+        if self.many not in MODES:
+            refuse(f"Lanczos(many=...) must be one of {', '.join(map(repr, MODES))}, got {self.many!r}")
         check_count("Lanczos", "max_steps", self.max_steps, 500)
         check_count("Lanczos", "memory", self.memory, 2 * 2**30)
 
@@ -85,8 +97,7 @@ class Lanczos:
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
         refuse_preconditioner("Lanczos", preconditioner)
-        filters = [system.linear]
-        return Prepared(system, lambda columns, report: self._run(system.operator, columns, filters, report)[0])
+        return Prepared(system, partial(self._solve, replace(system, filter=system.linear)))
 
     def sweep(
         self, operator: LinearOperator, rhs: Tensor, dampings: Sequence[float], report: Report = silent
@@ -108,15 +119,27 @@ class Lanczos:
         found = self._run(operator, as_columns(operator, rhs), filters, report)
         return tuple(solution(System(operator, one), each, rhs) for one, each in zip(filters, found, strict=True))
 
+    def _solve(self, system: System, columns: Tensor, report: Report) -> ColumnSolutions:
+        """Together where that is cheaper, else each column by itself."""
+        many = Many(system, tolerance(self.rtol, columns.shape[1]), self.max_steps, self.memory, self.many)
+        try:
+            found = many.solve(columns, report)
+        except NotSharedError as why:
+            found = self._run(system.operator, columns, [system.linear], report)[0]
+            found = replace(found, products=found.products + why.products, notes=(*found.notes, *why.notes))
+        asked = tolerance_note(self.rtol, columns.shape[1])
+        return found if asked is None else replace(found, notes=(*found.notes, asked))
+
     def _run(
         self, operator: LinearOperator, columns: Tensor, filters: Sequence[Filter], report: Report
     ) -> tuple[ColumnSolutions, ...]:
         """The solutions for each filter, the columns in groups whose bases fit into memory."""
         memory = Memory.plan(columns, len(filters), self.max_steps, self.memory)
+        rtol = tolerance(self.rtol, columns.shape[1])
         runs: list[Krylov] = []
         products = done = 0
         for group in columns.split(memory.group, dim=1):
-            iterations = [run_lanczos(b, filters, memory, self.rtol, self.max_steps) for b in group.unbind(1)]
+            iterations = [run_lanczos(b, filters, memory, rtol, self.max_steps) for b in group.unbind(1)]
             finished = run_batched(operator, iterations, counted_from(report, done))
             runs.extend(finished.outcomes)
             products += finished.products
@@ -126,6 +149,7 @@ class Lanczos:
     def _found(
         self, operator: LinearOperator, columns: Tensor, filter: Filter, runs: Sequence[Krylov], j: int, products: int
     ) -> ColumnSolutions:
+        rtol = tolerance(self.rtol, columns.shape[1])
         answers: list[Answer] = [run.answers[j] for run in runs]
         value = stack_columns([answer.value for answer in answers], columns)
         measured = filter.measure(operator, columns, value, [run.image for run in runs])
@@ -134,11 +158,11 @@ class Lanczos:
         return ColumnSolutions(
             value=value,
             residuals=measured.residuals,
-            statuses=tuple(answer.status(residual, self.rtol) for answer, residual in ended),
+            statuses=tuple(answer.status(residual, rtol) for answer, residual in ended),
             products=products,
             checks=measured.checks,
             steps=max((run.steps for run in runs), default=0),
-            tolerance=self.rtol,
+            tolerance=rtol,
             spectrum=Spectrum(tuple(ritz)) if ritz else None,
-            notes=tuple(dict.fromkeys(n for answer, residual in ended for n in answer.notes(residual, self.rtol))),
+            notes=tuple(dict.fromkeys(n for answer, residual in ended for n in answer.notes(residual, rtol))),
         )

@@ -76,3 +76,49 @@ def without(w: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     for rows in vectors:
         w = w - rows.T @ (rows @ w)
     return w
+
+
+def dots(left: Tensor, right: Tensor) -> Tensor:
+    """The product of each column with the other's, `[k]`, in the columns' dtype.
+
+    Example:
+        >>> dots(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2))
+        tensor([4., 6.])
+    """
+    return (left * right).sum(dim=0)
+
+
+def lengths(columns: Tensor) -> Tensor:
+    """The Euclidean length of each column, `[k]`, in float64 on the CPU.
+
+    Example:
+        >>> lengths(torch.tensor([[3.0, 1.0], [4.0, 0.0]]))
+        tensor([5., 1.], dtype=torch.float64)
+    """
+    return torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64).cpu()
+
+
+def inner(rows: Tensor, columns: Tensor) -> Tensor:
+    """Every row of `[r, dim]` with every column of `[dim, k]`: `[r, k]`, in their dtype.
+
+    Example:
+        >>> inner(torch.eye(2), torch.tensor([[1.0], [2.0]])).flatten()
+        tensor([1., 2.])
+    """
+    return rows @ columns
+
+
+def spanned(rows: Tensor, coordinates: Tensor) -> Tensor:
+    """The sums of the rows of `[r, dim]`, weighted by each column of `[r, k]`: `[dim, k]`.
+
+    Example:
+        >>> spanned(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 4.],
+                [6., 8.]])
+    """
+    return rows.mT @ coordinates
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Every row with every row, `[r, r]`, as float64 of sums in the rows' dtype."""
+    return (rows @ rows.mT).double()

@@ -1,18 +1,31 @@
 """Mean gradients over a data set, and the block that couples a stage to the one before it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from stagetrace.errors import DataError, DifferentiationError, first_line
+from stagetrace.errors import DataError, DifferentiationError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
+from stagetrace.stages.per_example import example_gradients, inseparable
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
+
+FEW = 16
+"""Examples up to which single gradients are taken one by one."""
+
+PROBED = 4
+"""Examples, spread over the data set, whose gradients are taken both ways."""
+
+DISAGREEMENT = 1e-4
+"""Over the gradient's norm: how far the two may lie apart; more in half precision."""
+
+GRADIENT_BYTES = 2**28
+"""Memory for the gradients that are computed at once."""
 
 
 @final
@@ -51,20 +64,23 @@ def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
     return gradient
 
 
-def differentiated(risk: Risk, batch: Batch, weights: Tensor | None = None) -> tuple[Tensor, Params, Params]:
+def differentiated(
+    risk: Risk, batch: Batch, weights: Tensor | None = None, *, inherited: bool = True
+) -> tuple[Tensor, Params, Params]:
     """The sum of the losses, and its gradient in the trained and in the inherited parameters, zero where there is none.
 
-    weights: `[batch]`, what each loss is multiplied by; 1 by default.
+    weights: `[batch]`, what each loss is multiplied by; 1 by default. inherited: whether the latter is wanted.
 
     Raises:
         DifferentiationError: the gradient cannot be taken; says what PyTorch says.
     """
     trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
-    inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
-    inputs = (*trained.values(), *inherited.values())
+    kept = {name: value.detach().requires_grad_(inherited) for name, value in risk.inherited_values.items()}
+    beside = kept if inherited else {}
+    inputs = (*trained.values(), *beside.values())
     try:
         with torch.enable_grad():
-            losses = risk.losses(trained, inherited, batch)
+            losses = risk.losses(trained, kept, batch)
             total = losses.sum() if weights is None else losses @ weights.to(losses)
             if not total.requires_grad:  # a loss without the parameters
                 slopes = tuple(torch.zeros_like(value) for value in inputs)
@@ -75,8 +91,21 @@ def differentiated(risk: Risk, batch: Batch, weights: Tensor | None = None) -> t
             f"{risk.where}: the gradient of the loss cannot be taken ({first_line(cause)}); the library needs what a "
             "training step needs: replace the operation that is named"
         ) from cause
-    found = dict(zip((*trained, *inherited), (s.to_dense() if s.is_sparse else s for s in slopes), strict=True))
-    return total.detach(), {name: found[name] for name in trained}, {name: found[name] for name in inherited}
+    found = dict(zip((*trained, *beside), (s.to_dense() if s.is_sparse else s for s in slopes), strict=True))
+    return total.detach(), {name: found[name] for name in trained}, {name: found[name] for name in beside}
+
+
+def trained_gradient(risk: Risk, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sum of a batch's losses and its gradient in the trained parameters alone, `[trained.size]`.
+
+    Raises:
+        DataError, DifferentiationError: as `batch_gradient`.
+    """
+    total, trained, _ = differentiated(risk, batch, inherited=False)
+    gradient = risk.trained.flatten(trained)
+    if not bool(torch.isfinite(total + gradient.sum())):
+        explain_not_finite(risk, batch)
+    return total, gradient
 
 
 def explain_not_finite(risk: Risk, batch: Batch) -> None:
@@ -111,14 +140,62 @@ def mean_gradient(
 
 
 def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
-    """The gradient of every example's loss, one column per example; sharded over processes."""
+    """The gradient of every example's loss, one column per example; sharded over processes.
+
+    Many examples are differentiated in batches, where a few of them then have the gradients that they have one by one.
+    """
     columns = len(risk.examples)
     trained, inherited = risk.trained.zeros(columns), risk.inherited.zeros(columns)
-    plan = world().shard(risk.examples.batch_indices(size=1))
-    with (progress or Silent()).task(f"gradients of {risk.where}", len(plan), "examples") as advance:
+    size = _together(risk) if columns > FEW else 1
+    plan = world().shard(risk.examples.batch_indices(size=size))
+    with (progress or Silent()).task(f"gradients of {risk.where}", sum(map(len, plan)), "examples") as advance:
         for batch in risk.read(plan):
-            gradient = batch_gradient(risk, batch)
-            column = batch.indices[0]
-            trained[:, column], inherited[:, column] = gradient.trained[:, 0], gradient.inherited[:, 0]
-            advance(1)
+            gradient = batch_gradient(risk, batch) if size == 1 else gradients_at_once(risk, batch)
+            here = slice(batch.indices[0], batch.indices[-1] + 1)
+            trained[:, here], inherited[:, here] = gradient.trained, gradient.inherited
+            advance(len(batch))
     return Gradient(world().sum(trained), world().sum(inherited))
+
+
+def gradients_at_once(risk: Risk, batch: Batch) -> Gradient:
+    """The gradient of each of a batch's losses, one column per example.
+
+    Raises:
+        DataError: a loss is NaN or infinite (the example is named), or a gradient is.
+    """
+    losses, trained, inherited = example_gradients(risk, batch.content, risk.inherited_values)
+    gradient = Gradient(risk.trained.flatten_columns(trained), risk.trained.zeros(0).new_zeros(0, len(batch)))
+    if risk.inherited.size:
+        gradient = replace(gradient, inherited=risk.inherited.flatten_columns(inherited))
+    if not bool(torch.isfinite(losses.sum() + gradient.trained.sum() + gradient.inherited.sum())):
+        explain_not_finite(risk, batch)
+    return gradient
+
+
+def _together(risk: Risk) -> int:
+    """How many examples are differentiated at once: as many as fit, or 1 where that gives no right gradients."""
+    total = len(risk.examples)
+    spread = sorted({0, 1, *(place * total // PROBED for place in range(PROBED))})
+    probe = next(iter(risk.read([spread])))
+    if inseparable(probe) or not _same_gradients(risk, probe):
+        return 1
+    each = (risk.trained.size + risk.inherited.size) * risk.trained.zeros(0).element_size()
+    return max(1, min(risk.examples.batch_size, GRADIENT_BYTES // each))
+
+
+def _same_gradients(risk: Risk, probe: Batch) -> bool:
+    """Whether the gradients of a batch are those of its examples one by one."""
+    try:
+        found = gradients_at_once(risk, probe)
+    except StagetraceError:
+        return False  # one by one says which example
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        return False
+    columns = torch.cat([found.trained, found.inherited])
+    allowed = max(DISAGREEMENT, torch.finfo(columns.dtype).eps ** 0.5)
+    for column, single in zip(columns.unbind(1), risk.read([[index] for index in probe.indices]), strict=True):
+        alone = batch_gradient(risk, single)
+        truth = torch.cat([alone.trained, alone.inherited]).squeeze(1)
+        if bool(torch.linalg.vector_norm(column - truth) > allowed * torch.linalg.vector_norm(truth)):
+            return False
+    return True

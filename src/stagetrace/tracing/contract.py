@@ -5,7 +5,11 @@ network on the CPU by `benchmarks/scoring.py`; the counts explain them):
 
     forward mode     about 1 + 2k: one tangent through the forward pass per adjoint; no gradient is ever stored
     per example      about 7, and 2 k P operations for the product: all gradients at once, [batch, P] in memory
-    one by one       a backward pass per example: slow, and works for whatever autograd can differentiate
+    one by one       about 5, and as many for the product: a backward pass per example, for whatever autograd can
+                     differentiate; for small models slow all the same, since each example is a call of its own
+
+Where the gradients of fewer than `AT_ONCE` examples would fit into memory the model is large, and one by one takes the
+place of per example.
 """
 
 import warnings
@@ -14,13 +18,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, jvp, vmap
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.func import jvp, vmap
 
+from stagetrace.curvature.operations import counted_operations
 from stagetrace.errors import StagetraceError, first_line
 from stagetrace.stages.data import Batch
-from stagetrace.stages.gradient import batch_gradient
+from stagetrace.stages.gradient import batch_gradient, trained_gradient
+from stagetrace.stages.per_example import example_gradients, inseparable, taken
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace, Params
 from stagetrace.stages.tangent import directional
@@ -42,6 +46,11 @@ half precision, where the square root of its rounding is allowed."""
 
 FORWARDS_PER_TANGENT = 1.75
 FORWARDS_OF_GRADIENTS = 7.0
+FORWARDS_ONE_BY_ONE, FORWARDS_PER_LARGE_TANGENT = 5.0, 2.75
+"""The same of large models, whose tangents go through the model one by one (`benchmarks/adjoints.py`)."""
+
+AT_ONCE = 32
+"""Examples whose gradients must fit into `GRADIENT_BYTES` for all to be taken at once."""
 
 
 def contract(
@@ -62,7 +71,9 @@ def contract(
 
 def forward_passes(way: Way, columns: int) -> float:
     """Cost of contracting `columns` adjoints with an example's gradient, counted in forward passes over it."""
-    return 1 + 2 * columns if way == "forward mode" else FORWARDS_OF_GRADIENTS
+    if way == "forward mode":
+        return 1 + 2 * columns
+    return FORWARDS_OF_GRADIENTS if way == "per-example gradients" else FORWARDS_ONE_BY_ONE
 
 
 def directions(space: ParameterSpace, adjoints: Tensor) -> tuple[Params, ...] | None:
@@ -107,30 +118,30 @@ def per_example(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Ten
     rows = max(1, GRADIENT_BYTES // (risk.trained.size * adjoints.element_size()))
     losses, dots = [], []
     for start in range(0, len(batch), rows):
-        part = tree_map(lambda leaf: leaf[start : start + rows], batch.content)  # noqa: B023
-        gradients, values = vmap(grad_and_value(_single_loss(risk), argnums=0), in_dims=(None, 0))(
-            risk.trained_values, part
-        )
+        values, gradients, _ = example_gradients(risk, taken(batch, slice(start, start + rows)))
         losses.append(values)
         dots.append(risk.trained.flatten_columns(gradients).mT @ adjoints)
-    return torch.cat(losses).detach(), torch.cat(dots).detach()
+    return torch.cat(losses), torch.cat(dots).detach()
 
 
 def one_by_one(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
     """A forward and backward pass for each example, read and collated on its own."""
     losses, dots = [], []
     for single in risk.read([[index] for index in batch.indices]):
-        with torch.no_grad():
-            losses.append(risk.losses(risk.trained_values, risk.inherited_values, single))
-        dots.append(batch_gradient(risk, single).trained.mT @ adjoints)
-    return torch.cat(losses), torch.cat(dots)
+        loss, gradient = trained_gradient(risk, single)
+        losses.append(loss)
+        dots.append(gradient @ adjoints)
+    return torch.stack(losses), torch.stack(dots)
 
 
 def choose(risk: Risk, probe: Batch, columns: int) -> tuple[Way, str]:
     """The way to contract `columns` adjoints, and why: decided on a probe batch, by counted operations."""
     forward = _failure("forward mode", risk, probe, columns)
-    if forward is None and _forward_is_cheaper(risk, probe, columns):
-        return "forward mode", f"fewest operations for {columns} adjoint{'s' if columns > 1 else ''}"
+    way = _cheapest(risk, probe, columns)
+    if forward is None and way == "forward mode":
+        return way, f"fewest operations for {columns} adjoint{'s' if columns > 1 else ''}"
+    if way == "one example at a time":
+        return way, (f"no forward mode: {forward}" if forward else f"{columns} adjoints share a gradient")
     gradients = _failure("per-example gradients", risk, probe, columns)
     if forward is None and gradients is not None:
         return "forward mode", f"no batched gradients: {gradients}"
@@ -139,32 +150,27 @@ def choose(risk: Risk, probe: Batch, columns: int) -> tuple[Way, str]:
     return "one example at a time", f"no forward mode ({forward}) and no batched gradients ({gradients})"
 
 
-def _forward_is_cheaper(risk: Risk, probe: Batch, columns: int) -> bool:
-    """Compare `1.75 k` forward passes with 7 and the product with the `[P, k]` adjoints, counted in operations."""
-    if columns == 1 or risk.trained.size * 8 * 32 > GRADIENT_BYTES:  # fewer than 32 gradients would fit
-        return True
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        risk.losses(risk.trained_values, risk.inherited_values, probe)
-    forward_pass = max(1, counter.get_total_flops() / len(probe))
+def _cheapest(risk: Risk, probe: Batch, columns: int) -> Way:
+    """Compare k tangents with a gradient and its product with the `[P, k]` adjoints, by counted operations."""
+    if columns == 1:
+        return "forward mode"
+    forward_pass = max(1, counted_operations(risk, probe) / len(probe))
     product = 2 * risk.trained.size / forward_pass
-    return FORWARDS_PER_TANGENT * columns <= FORWARDS_OF_GRADIENTS + product * columns
-
-
-def _single_loss(risk: Risk):  # noqa: ANN202
-    def loss(trained: dict[str, Tensor], example: object) -> Tensor:
-        content = tree_map(lambda leaf: leaf.unsqueeze(0), example)
-        return risk.losses(trained, risk.inherited_values, Batch([0], content)).squeeze(0)
-
-    return loss
+    large = risk.trained.size * 8 * AT_ONCE > GRADIENT_BYTES
+    # of a large model each gradient is written and read as a whole, which a product with a column does no less
+    gradient = FORWARDS_ONE_BY_ONE + 2 * product if large else FORWARDS_OF_GRADIENTS
+    tangent = FORWARDS_PER_LARGE_TANGENT if large else FORWARDS_PER_TANGENT
+    if tangent * columns <= gradient + product * columns:
+        return "forward mode"
+    return "one example at a time" if large else "per-example gradients"
 
 
 def _failure(way: Way, risk: Risk, probe: Batch, columns: int) -> str | None:
     """None if the way works on the probe; otherwise what PyTorch says."""
     if way == "per-example gradients":
-        leaves = tree_leaves(probe.content)
-        if not all(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(probe) for leaf in leaves):
-            return "the batch holds more than tensors of one row per example"
+        why = inseparable(probe)
+        if why:
+            return why
     directions = _directions(risk, min(columns, 2))
     try:
         dots = contract(way, risk, probe, directions)[1]

@@ -1,6 +1,6 @@
 """Scores of a stage's examples from its adjoints, part by part."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, final
@@ -57,14 +57,13 @@ class Scorer:
 
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
-    ) -> list[Part]:
-        """Every part of the stage, in order: saved ones are read, the others are computed and saved.
+    ) -> Iterator[Part]:
+        """Every part of the stage, in order, as it is done: saved ones are read, the others are computed and saved.
 
         Raises:
             DataError: an example's loss is NaN or infinite.
         """
         total, size = len(self.risk.examples), part_size(self.rows)
-        parts: list[Part] = []
         with progress.task(f"scoring {self.risk.where}", total, "examples") as advance:
             for number, start in enumerate(range(0, total, size)):
                 part = kept(number)
@@ -73,8 +72,7 @@ class Scorer:
                     keep(number, part)
                 else:
                     advance(part.stop - part.start, note=KEPT)
-                parts.append(part)
-        return parts
+                yield part
 
     def part(self, indices: range, advance: Callable[..., None]) -> Part:
         """Score some consecutive examples, their batches shared out over processes."""
@@ -92,7 +90,9 @@ class Scorer:
         # checked once a part, so that an accelerator is not waited for after every batch
         check_finite(losses, scored, self.risk.where)
         check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
-        scores = -torch.cat(world().gather(dots.double().cpu())).mT  # [k, examples of the part]
+        # a matrix holds as many digits as the parameters do, at least those of float32; single numbers are float64
+        dtype = torch.float64 if self.rows is None else torch.promote_types(dots.dtype, torch.float32)
+        scores = -torch.cat(world().gather(dots.to("cpu", dtype))).mT  # [k, examples of the part]
         return as_part(indices.start, scores, len(self.risk.examples), parts=self.parts, rows=self.rows)
 
 
@@ -123,7 +123,7 @@ class SumScorer:
 
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
-    ) -> list[Part]:
+    ) -> Iterator[Part]:
         """Every part of the stage, in order; a part is kept once all its terms are there.
 
         Raises:
@@ -131,7 +131,6 @@ class SumScorer:
         """
         first, *others = self.terms
         total, size = len(first.risk.examples), part_size(first.rows)
-        done = list[Part]()
         with progress.task(f"scoring {first.risk.where}", total * len(self.terms), "examples") as advance:
             for number, start in enumerate(range(0, total, size)):
                 part = kept(number)
@@ -143,8 +142,7 @@ class SumScorer:
                     keep(number, part)
                 else:
                     advance((part.stop - part.start) * len(self.terms), note=KEPT)
-                done.append(part)
-        return done
+                yield part
 
 
 @final
@@ -162,7 +160,7 @@ class WeightScorer:
 
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
-    ) -> list[Part]:
+    ) -> Iterator[Part]:
         """Every part of the stage, in order.
 
         Raises:
@@ -171,15 +169,13 @@ class WeightScorer:
         del progress
         total, size = len(self.risk.examples), part_size(self.rows)
         check_finite(self.scores.sum(dim=1), range(total), self.risk.where, "the score")
-        parts: list[Part] = []
         for number, start in enumerate(range(0, total, size)):
             part = kept(number)
             if part is None:
                 scores = self.scores[start : start + size].mT
                 part = as_part(start, scores, total, parts=self.parts, rows=self.rows)
                 keep(number, part)
-            parts.append(part)
-        return parts
+            yield part
 
 
 def as_part(start: int, scores: Tensor, examples: int, *, parts: bool, rows: int | None) -> Part:

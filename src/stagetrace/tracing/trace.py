@@ -121,10 +121,10 @@ def trace(
         )
         options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
         return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
-    statistics.record_checks([*_chosen(solvers, usual), *checked(chain, query, statistics)])
+    statistics.record_checks([*say_chosen(solvers, usual), *checked(chain, query, statistics)])
     # built for all stages first: what cannot be solved is refused now, not after the later stages have been
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
-    responses = {bound.name: _response(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
+    responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
     statistics.record_plan(responses)
     kept = out is not None
     described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
@@ -132,7 +132,7 @@ def trace(
         if folder.complete:
             return _with_warnings(Trace(*folder.contents()))
         gradient = query.gradient(chain.last, statistics)
-        _check_not_flat(gradient, query)
+        check_not_flat(gradient, query)
         gradient = _columns(gradient, chain, parts=parts)
         for bound, step in backward_pass(chain, responses, gradient, folder.solution, statistics):
             folder.write_solution(bound.name, step.solution)
@@ -162,7 +162,7 @@ def _of_trained(
     return result
 
 
-def _chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[Finding]:
+def say_chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[Finding]:
     """What was chosen for a stage in the place of the default, said aloud."""
     found = chosen(solvers, usual)
     for finding in found:
@@ -170,7 +170,7 @@ def _chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[
     return found
 
 
-def _response(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
+def response_of(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
     """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
     if bound.recording is not None:
         return Replayed(bound, bound.recording)
@@ -200,7 +200,7 @@ def checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     return found
 
 
-def _check_not_flat(gradient: Gradient, query: Query) -> None:
+def check_not_flat(gradient: Gradient, query: Query) -> None:
     """Refuse a query whose gradient is zero, and name single examples: all their scores would be zero.
 
     Raises:
