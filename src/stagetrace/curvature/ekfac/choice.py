@@ -11,7 +11,7 @@ import torch
 from stagetrace.curvature.choices import GIB
 from stagetrace.curvature.ekfac.blocks import Block
 from stagetrace.curvature.ekfac.factors import Factor, factor_of
-from stagetrace.curvature.ekfac.fit import Plan, fit
+from stagetrace.curvature.ekfac.fit import Plan, fit, fitting
 from stagetrace.curvature.ekfac.kept import kept_or_fitted
 from stagetrace.curvature.ekfac.operator import EKFACOperator, GaussNewtonOnce
 from stagetrace.curvature.ekfac.shares import check_shares, coverage_text
@@ -23,6 +23,7 @@ from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.stage import check_count
 from stagetrace.taps.find import Tapped, probe_of, tap
+from stagetrace.taps.groups import groups_of
 
 
 @final
@@ -93,13 +94,20 @@ class EKFAC:
         indices, _ = by_size(risk.examples, self.indices(bound))
         check_shares(tapped)
         notes = [coverage_text(tapped, self.exact, factor, self.draws)]
-        exact = GaussNewtonOnce(risk, indices, risk.examples.batch_size)
-        fitted = partial(self._fitted, bound, tapped, factor, indices)
+        plan = Plan(indices, self.draws, self.seed, self.exact, self.memory, fitting(tapped, self.memory))
+        exact = GaussNewtonOnce(risk, indices, plan.batch_size)
+        fitted = partial(self._fitted, bound, tapped, factor, plan)
         return EKFACOperator(risk.trained, fitted, exact, notes) + DiagonalOperator(bound.penalty)
 
     def indices(self, bound: BoundStage) -> Sequence[int]:
         return subset(bound, self.examples, self.seed)
 
-    def _fitted(self, bound: BoundStage, tapped: Tapped, factor: Factor, indices: Sequence[int]) -> Sequence[Block]:
-        plan = Plan(indices, self.draws, self.seed, self.exact, self.memory)
+    def _fitted(self, bound: BoundStage, tapped: Tapped, factor: Factor, plan: Plan) -> Sequence[Block]:
         return kept_or_fitted(self.cache, bound, plan, lambda: fit(tapped, factor, plan))
+
+
+def stays_diagonal(bound: BoundStage) -> bool:
+    """Whether the stage's penalties are the same within each group of parameters, and so diagonal in EK-FAC's basis."""
+    penalty = bound.penalty
+    pulls = [[penalty[p.start : p.start + p.size] for p in group.layout.pieces] for group in groups_of(bound.risk)]
+    return all(bool((each == group[0][:1]).all()) for group in pulls for each in group)

@@ -53,6 +53,15 @@ class Plan:
     seed: int
     exact: int
     memory: int
+    batch_size: int
+
+
+def fitting(tapped: Tapped, memory: int) -> int:
+    """Examples of a batch whose graph fits into half of the memory, by that of a few."""
+    risk, probe = tapped.risk, probe_of(tapped.risk)
+    _, held = graph_bytes(risk, probe, lambda: tapped.taps.record(probe))
+    most = min(MOST_SCATTERED, risk.examples.batch_size) if tapped.taps.scatters else risk.examples.batch_size
+    return min(most, max(1, memory // 2 * len(probe) // max(1, held)))
 
 
 def form_of(group: Group, exact: int) -> Form:
@@ -81,7 +90,7 @@ class _Fit:
         self.forms = {id(group): form_of(group, plan.exact) for group in tapped.groups}
         mine = world().shard(plan.indices)
         self._batches = CachedBatches(
-            self.risk, self.risk.examples.batch_indices(mine, size=self._batch_size()), plan.memory // 8
+            self.risk, self.risk.examples.batch_indices(mine, size=plan.batch_size), plan.memory // 8
         )
         self.device = self.risk.trained.device
         self.dtype = torch.promote_types(self.risk.trained.dtype, torch.float32)
@@ -135,14 +144,6 @@ class _Fit:
         for part in rest.gradients(batch, torch.stack(columns)):
             for group, own in zip(self.tapped.rest, part.flatten(0, 1).split(sizes, dim=1), strict=True):
                 moments[id(group)].add(own.unsqueeze(-1))
-
-    def _batch_size(self) -> int:
-        """Examples whose graph fits into half of the memory, by that of the probe."""
-        probe = probe_of(self.risk)
-        _, held = graph_bytes(self.risk, probe, lambda: self.tapped.taps.record(probe))
-        fitting = max(1, self.plan.memory // 2 * len(probe) // max(1, held))
-        most = MOST_SCATTERED if self.tapped.taps.scatters else self.risk.examples.batch_size
-        return min(fitting, most, self.risk.examples.batch_size)
 
     def total(self, tensor: Tensor) -> Tensor:
         """The mean over all examples, from this process's sum.
