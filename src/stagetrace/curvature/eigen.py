@@ -8,7 +8,6 @@ from torch import Tensor
 
 from stagetrace.errors import SolveError
 
-
 BYTES = 2**28
 """Bytes of coordinates in float64 that are held at once."""
 
@@ -90,7 +89,9 @@ class Eigen:
     def scaled(self, gains: Tensor, columns: Tensor) -> Tensor:
         """`V diag(gains) V'` times vectors `[dim, k]`, some at a time, in their own dtype; gains: `[dim]`."""
         step = max(1, BYTES // (8 * max(1, columns.shape[0])))
-        parts = [self.out(gains.unsqueeze(1) * self.into(part)).to(columns.dtype) for part in columns.split(step, dim=1)]
+        parts = [
+            self.out(gains.unsqueeze(1) * self.into(part)).to(columns.dtype) for part in columns.split(step, dim=1)
+        ]
         return torch.cat(parts, dim=1) if parts[1:] else parts[0]
 
     def plus(self, other: "Eigen") -> "Eigen | None":

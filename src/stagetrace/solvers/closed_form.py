@@ -17,7 +17,7 @@ MOST = 4096
 @final
 @dataclass(frozen=True)
 class FromEigenvalues:
-    """The rule of `FromSpectrum`, on known eigenvalues where the operator is no matrix that would have to be decomposed.
+    """The rule of `FromSpectrum`; of EK-FAC on its eigenvalues, which are known.
 
     Example:
         >>> import torch

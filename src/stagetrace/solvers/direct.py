@@ -16,7 +16,7 @@ from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov, invertible
 from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.settings import check_count, check_rule, short_repr
-from stagetrace.solvers.system import Spectrum, System
+from stagetrace.solvers.system import System
 
 
 @final
@@ -27,11 +27,11 @@ class Direct:
     damping: a number of at least 0, or "auto", as for `Lanczos`: the extreme eigenvalues decide before the dense
         matrix is built; those of EK-FAC, which are known, without a product.
 
-    Identity, diagonal, dense and EK-FAC operators know their eigenvectors (`LinearOperator.eigen`). Any other costs `prepare`
-    `dim` products and O(dim^3) operations; the first `solve` counts these products, later ones cost none. Directions in
-    which the system cannot be inverted (eigenvalues at rounding level, without damping) are left out of the answer; the
-    status is then `Status.SINGULAR`, and a note says how many they are. Its tolerance is the square root of the dtype's
-    rounding.
+    Identity, diagonal, dense and EK-FAC operators know their eigenvectors (`LinearOperator.eigen`). Any other costs
+    `prepare` `dim` products and O(dim^3) operations; the first `solve` counts these products, later ones cost none.
+    Directions in which the system cannot be inverted (eigenvalues at rounding level, without damping) are left out of
+    the answer; the status is then `Status.SINGULAR`, and a note says how many they are. Its tolerance is the square
+    root of the dtype's rounding.
 
     filter: `Tikhonov` for `(H^2 + damping I) x = H b`, `Shift` for `(H + damping I) x = b`.
 

@@ -1,22 +1,26 @@
 """Which layers of a model are tapped, and the check that the gradients from the taps are those of autograd."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import final
 
 import torch
 from torch import Tensor
 
-from stagetrace.errors import DifferentiationError, StagetraceError, first_line
+from stagetrace.errors import StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.taps.gradients import Sums, wide
-from stagetrace.taps.groups import Group, groups_of
+from stagetrace.taps.groups import Group, Use, groups_of
 from stagetrace.taps.record import Axis, Record, Taps, axes_of, shapes_in
 from stagetrace.taps.rest import Rest
 
 PROBED = 3
 """Examples that the gradients are compared on."""
+
+SIZES = (2, 3, 5)
+"""Batches in which a layer's output is looked at, to see where it has the examples."""
 
 DISAGREEMENT = 1e-3
 """How far a group's gradient may be from autograd's, relatively, in single precision and finer."""
@@ -61,12 +65,20 @@ def tap(risk: Risk) -> Tapped:
     """
     probe = probe_of(risk)
     groups = groups_of(risk)
-    axes = _axes(risk, groups, probe)
-    untapped = _changed(risk, groups, axes, probe)
-    if untapped:
-        groups = [each for group in groups for each in ([group] if not untapped else group.as_rest(risk.trained, untapped))]
+    axes = _axes(risk, groups)
+    why = _changed(risk, groups, axes, probe)
+    if why:  # an axis of examples was added where the model cannot take it
+        groups = _without(risk, groups, why, lambda use: axes[use.place] in ("one", "none"))
+        why = _changed(risk, groups, axes, probe)
+        groups = _without(risk, groups, why, lambda use: bool(why))
     kept, worst = _agreeing(risk, groups, axes, probe)
     return Tapped(risk, _taps(risk, kept, axes), tuple(kept), worst)
+
+
+def _without(risk: Risk, groups: Sequence[Group], why: str, untapped: Callable[[Use], bool]) -> list[Group]:
+    """The groups, those with such a layer as parts of the rest."""
+    split = ([group] if not any(map(untapped, group.uses)) else group.as_rest(risk.trained, why) for group in groups)
+    return [each for parts in split for each in parts]
 
 
 def probe_of(risk: Risk, count: int = PROBED) -> Batch:
@@ -76,10 +88,10 @@ def probe_of(risk: Risk, count: int = PROBED) -> Batch:
     return next(iter(risk.read([spread])))
 
 
-def _axes(risk: Risk, groups: Sequence[Group], probe: Batch) -> dict[str, Axis]:
+def _axes(risk: Risk, groups: Sequence[Group]) -> dict[str, Axis]:
     modules = {use.place: use.module for group in groups for use in group.uses}
-    fewer = next(iter(risk.read([list(probe.indices[:-1])])))
-    return axes_of([(len(batch), shapes_in(risk, modules, batch)) for batch in (fewer, probe)])
+    batches = [probe_of(risk, size) for size in SIZES]
+    return axes_of([(len(batch), shapes_in(risk, modules, batch)) for batch in batches])
 
 
 def _taps(risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis]) -> Taps:
@@ -101,34 +113,43 @@ def _changed(risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis], prob
     return "" if same else "taps behind the layers change the outputs"
 
 
-def _agreeing(
-    risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis], probe: Batch
-) -> tuple[list[Group], float]:
-    """The groups, those whose gradients are not autograd's on the probe as parts of the rest."""
+def _agreeing(risk: Risk, groups: Sequence[Group], axes: dict[str, Axis], probe: Batch) -> tuple[list[Group], float]:
+    """The groups, those whose gradients are not autograd's on the probe as parts of the rest; `axes` are corrected."""
     kept, worst = list[Group](), 0.0
-    tapped = [group for group in groups if group.how != "rest"]
-    expected = _expected(risk, tapped, probe) if tapped else (Tensor(), {})
-    scale = max((float(each.norm()) for each in expected[1].values()), default=0.0)
+    along, expected = _expected(risk, groups, probe)
+    scale = max((float(each.norm()) for each in expected.values()), default=0.0)
+    allowed = max(DISAGREEMENT, torch.finfo(risk.trained.dtype).eps ** 0.5)
     for group in groups:
         if group.how == "rest":
             kept.append(group)
             continue
-        why, gap = "", 0.0
-        try:
-            found = _gradients(risk, group, axes, probe, expected[0])
-            right = expected[1][group.names]
-            size = max(float(right.norm()), 1e-6 * scale)
-            gap = float((found - right).norm()) / size if size else float(found.norm())
-        except StagetraceError as cause:
-            why = str(cause)
-        except Exception as cause:
-            why = f"its layers cannot be tapped ({first_line(cause)})"
-        allowed = max(DISAGREEMENT, torch.finfo(risk.trained.dtype).eps ** 0.5)
-        if not why and gap > allowed:
-            why = f"used outside {group.where}, or in a way that a tap behind it does not see"
-        kept += group.as_rest(risk.trained, why) if why else [group]
-        worst = worst if why else max(worst, gap)
+        right = expected[group.names]
+        size = max(float(right.norm()), 1e-6 * scale)
+        gap, why = _gap(risk, group, axes, probe, along, right, size)
+        if gap > allowed:  # a list of tokens may look like one of examples: these are told apart
+            elsewhere: dict[str, Axis] = {use.place: "elsewhere" for use in group.uses}
+            again, _ = _gap(risk, group, axes | elsewhere, probe, along, right, size)
+            if again <= allowed:
+                gap = again
+                axes.update(elsewhere)
+        kept += [group] if gap <= allowed else group.as_rest(risk.trained, why)
+        worst = max(worst, gap) if gap <= allowed else worst
+    left = [name for group in kept if group.how == "rest" for name in group.names]
+    if left:  # whether autograd can differentiate them with all else constant: not in a model that checkpoints
+        Rest(risk, left).whole(probe, along)
     return kept, worst
+
+
+def _gap(
+    risk: Risk, group: Group, axes: Mapping[str, Axis], probe: Batch, along: Tensor, right: Tensor, size: float
+) -> tuple[float, str]:
+    """The relative distance of a group's gradients from the right ones, and what it would mean; infinite: none."""
+    try:
+        found = _gradients(risk, group, axes, probe, along)
+    except Exception as cause:  # whatever a layer says of being run once more
+        return inf, f"a tap behind {group.where} does not work ({first_line(cause)})"
+    gap = float((found - right).norm())
+    return gap / size if size else gap, f"used outside {group.where}, or in a way that a tap behind it does not see"
 
 
 def _gradients(risk: Risk, group: Group, axes: Mapping[str, Axis], probe: Batch, along: Tensor) -> Tensor:
@@ -144,17 +165,11 @@ def _gradients(risk: Risk, group: Group, axes: Mapping[str, Axis], probe: Batch,
 
 def _expected(risk: Risk, groups: Sequence[Group], probe: Batch) -> tuple[Tensor, dict[tuple[str, ...], Tensor]]:
     """A random direction of the outputs, and each group's gradients along it by autograd."""
-    names = [name for group in groups for name in group.names]
+    names = list(risk.trained.names)
     with torch.no_grad():
         outputs = risk.outputs(risk.trained_values, risk.inherited_values, probe)
     along = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).to(outputs)
-    try:
-        found = Rest(risk, names).whole(probe, along)
-    except RuntimeError as cause:
-        raise DifferentiationError(
-            f"{risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); use the model "
-            "without torch.utils.checkpoint, or another curvature than EKFAC()"
-        ) from cause
+    found = Rest(risk, names).whole(probe, along)
     vectors = wide(risk.trained.zeros(len(probe)))
     where, start = risk.trained.slices(), 0
     for name in names:

@@ -134,15 +134,16 @@ class Sums:
 
 def pulled(use: Use, call: Call, gradient: Tensor) -> Tensor:
     """Each unit's gradient in the module's own parameters `[units, size]`, in the order of the use's keys."""
-    values = {key: p.detach() for key, p in use.module._parameters.items() if key in use.keys}  # pyright: ignore[reportPrivateUsage]
-    order = [key for key in use.keys if key in values]
+    values = {key: use.module.get_parameter(key).detach() for key in use.keys}
     units = len(gradient)
     leaves = [*call.given, *call.named.values()]
     mapped = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == units for leaf in leaves]
 
     def one(out: Tensor, *single: Tensor) -> Tensor:
         tensors = iter(single)
-        arguments = [next(tensors).unsqueeze(0) if is_mapped else leaf for leaf, is_mapped in zip(leaves, mapped, strict=True)]
+        arguments = [
+            next(tensors).unsqueeze(0) if is_mapped else leaf for leaf, is_mapped in zip(leaves, mapped, strict=True)
+        ]
         given, named = tuple(arguments[: len(call.given)]), arguments[len(call.given) :]
 
         def run(parameters: dict[str, Tensor]) -> Any:
@@ -150,13 +151,13 @@ def pulled(use: Use, call: Call, gradient: Tensor) -> Tensor:
 
         _, back, *_ = vjp(run, values)
         (found,) = back(out.unsqueeze(0))
-        return torch.cat([found[key].reshape(-1) for key in order])
+        return torch.cat([found[key].reshape(-1) for key in values])
 
     return vmap(one)(gradient, *(leaf for leaf, is_mapped in zip(leaves, mapped, strict=True) if is_mapped))
 
 
 def _units(use: Use, given: Tensor, what: str, owner: Tensor | None) -> Tensor:
-    """What a kind reads off as `[units, positions, ...]`; where rows are scattered, each is a unit if it stands alone."""
+    """What a kind reads off as `[units, positions, ...]`; scattered rows are a unit each, if they stand alone."""
     assert use.kind is not None
     found = use.kind.rows(use.module, given) if what == "rows" else use.kind.outputs(given)
     return found.flatten(0, 1).unsqueeze(1) if owner is not None and use.kind.splits_positions else found

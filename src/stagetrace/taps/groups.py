@@ -119,9 +119,7 @@ def _matrices(space: ParameterSpace, holders: Mapping[str, Sequence[_Holder]]) -
     yield from _lone_biases(space, holders, taken)
 
 
-def _lone_biases(
-    space: ParameterSpace, holders: Mapping[str, Sequence[_Holder]], taken: set[str]
-) -> Iterator[Group]:
+def _lone_biases(space: ParameterSpace, holders: Mapping[str, Sequence[_Holder]], taken: set[str]) -> Iterator[Group]:
     """Biases of such layers whose weight is not trained, or is another layer's too."""
     for name in space.names:
         kinds = [kind_of(module) for module, _, key in holders[name] if key == "bias"]

@@ -4,6 +4,7 @@ Such a layer computes `out = W row + b` at each of an example's positions. The g
 over the example's positions of `(gradient in out) row'`, and in b that of `(gradient in out)`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, final
 
@@ -45,10 +46,10 @@ class Dense(Kind):
         return _computes_as(module, nn.Linear)
 
     def rows(self, module: Any, given: Tensor) -> Tensor:
-        return given.reshape(len(given), -1, given.shape[-1])
+        return _positions(given)
 
     def outputs(self, given: Tensor) -> Tensor:
-        return given.reshape(len(given), -1, given.shape[-1])
+        return _positions(given)
 
 
 @final
@@ -63,10 +64,10 @@ class Transposed(Kind):
         return known and "forward" not in vars(module)
 
     def rows(self, module: Any, given: Tensor) -> Tensor:
-        return given.reshape(len(given), -1, given.shape[-1])
+        return _positions(given)
 
     def outputs(self, given: Tensor) -> Tensor:
-        return given.reshape(len(given), -1, given.shape[-1])
+        return _positions(given)
 
 
 @final
@@ -80,7 +81,10 @@ class Convolution(Kind):
         padded, padding = given, tuple(module.padding) if not isinstance(module.padding, str) else None
         if padding is None or module.padding_mode != "zeros":  # PyTorch's own names for what it adds on each side
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            padded, padding = F.pad(given, module._reversed_padding_repeated_twice, mode=mode), (0,) * module.weight[0, 0].ndim
+            padded, padding = (
+                F.pad(given, module._reversed_padding_repeated_twice, mode=mode),
+                (0,) * module.weight[0, 0].ndim,
+            )
         kernel, dilation, stride = tuple(module.kernel_size), tuple(module.dilation), tuple(module.stride)
         if len(kernel) == 1:
             padded, kernel, dilation, stride = padded.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
@@ -103,10 +107,10 @@ class Lookup(Kind):
         return isinstance(module, nn.Embedding) and _computes_as(module, nn.Embedding) and module.max_norm is None
 
     def rows(self, module: Any, given: Tensor) -> Tensor:
-        return given.reshape(len(given), -1)
+        return given.reshape(len(given), math.prod(given.shape[1:]))
 
     def outputs(self, given: Tensor) -> Tensor:
-        return given.reshape(len(given), -1, given.shape[-1])
+        return _positions(given)
 
 
 KINDS: tuple[Kind, ...] = (Dense(), Transposed(), Convolution(), Lookup())
@@ -116,6 +120,11 @@ KINDS: tuple[Kind, ...] = (Dense(), Transposed(), Convolution(), Lookup())
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a layer; None where it is none of them, or computes something of its own."""
     return next((kind for kind in KINDS if kind.recognises(module)), None)
+
+
+def _positions(given: Tensor) -> Tensor:
+    """`[units, ..., size]` as `[units, positions, size]`; also where there are no units."""
+    return given.reshape(len(given), math.prod(given.shape[1:-1]), given.shape[-1])
 
 
 def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -39,12 +39,6 @@ class Call:
     named: Mapping[str, Any]
     added: Tensor
     scattered: bool
-    versions: tuple[int, ...] = ()
-
-    @property
-    def changed(self) -> bool:
-        """Whether what it was given has been written into since."""
-        return self.versions != _versions((*self.given, *self.named.values()))
 
     @property
     def input(self) -> Tensor:
@@ -79,8 +73,7 @@ class Record:
             )
         except RuntimeError as cause:
             raise DifferentiationError(
-                f"{self.where}: the gradients in the layers' outputs cannot be taken ({first_line(cause)}); use the "
-                "model without torch.utils.checkpoint, or another curvature than EKFAC()"
+                f"{self.where}: the gradients in the layers' outputs cannot be taken ({first_line(cause)})"
             ) from cause
         return {place: [next(found) for _ in calls] for place, calls in self.calls.items()}
 
@@ -129,7 +122,6 @@ class Taps:
 
     def __init__(self, risk: Risk, modules: Mapping[str, nn.Module], axes: Mapping[str, Axis]) -> None:
         self.risk, self.modules, self.axes = risk, modules, axes
-        self._copied = set[str]()
 
     @property
     def scatters(self) -> bool:
@@ -137,15 +129,7 @@ class Taps:
         return any(axis == "elsewhere" for axis in self.axes.values())
 
     def record(self, batch: Batch) -> Record:
-        """The forward pass of a batch; what a layer was given is copied where the model writes into it later."""
-        record = self._recorded(batch)
-        written = {place for place, calls in record.calls.items() if any(call.changed for call in calls)}
-        if written:
-            self._copied |= written
-            record = self._recorded(batch)
-        return record
-
-    def _recorded(self, batch: Batch) -> Record:
+        """The forward pass of a batch."""
         calls: dict[str, list[Call]] = {place: [] for place in self.modules}
         with self._hooked(calls, len(batch)), torch.enable_grad():
             outputs = self.risk.outputs(self.risk.trained_values, self.risk.inherited_values, batch)
@@ -154,9 +138,7 @@ class Taps:
     @contextmanager
     def _hooked(self, calls: dict[str, list[Call]], size: int) -> Generator[None]:
         handles = [
-            module.register_forward_hook(
-                self._hook(calls[place], self.axes[place], size, copies=place in self._copied), with_kwargs=True
-            )
+            module.register_forward_hook(self._hook(calls[place], self.axes[place], size), with_kwargs=True)
             for place, module in self.modules.items()
         ]
         try:
@@ -166,7 +148,7 @@ class Taps:
                 handle.remove()
 
     @staticmethod
-    def _hook(calls: list[Call], axis: Axis, size: int, *, copies: bool) -> Any:
+    def _hook(calls: list[Call], axis: Axis, size: int) -> Any:
         def hook(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> Any:
             del module
             if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -177,17 +159,18 @@ class Taps:
                 output, given, named = _stacked(output, size), *_each(given, named, lambda t: _stacked(t, size))
             # a constant without memory of its own; a leaf, so that its gradient is whole
             added = output.new_zeros(()).expand(output.shape).requires_grad_()
-            values = _detached((*given, *named.values()), copies=copies)
-            first, others = values[: len(given)], dict(zip(named, values[len(given) :], strict=True))
             scattered = axis == "elsewhere" or output.shape[:1] != (size,)
-            calls.append(Call(first, others, added, scattered, _versions(values)))
+            # a layer that is trained keeps its input for its own gradient, so that a model cannot write into it later
+            calls.append(
+                Call(tuple(map(_detached, given)), {key: _detached(v) for key, v in named.items()}, added, scattered)
+            )
             return output + added
 
         return hook
 
 
 def axes_of(seen: Sequence[tuple[int, Mapping[str, list[tuple[int, ...]]]]]) -> dict[str, Axis]:
-    """Where each layer's outputs have the examples, from the shapes in batches of two different sizes."""
+    """Where each layer's outputs have the examples, from the shapes in batches of different sizes."""
     found: dict[str, Axis] = {}
     for place in seen[0][1]:
         shapes = [(size, shape) for size, calls in seen for shape in calls[place]]
@@ -195,7 +178,9 @@ def axes_of(seen: Sequence[tuple[int, Mapping[str, list[tuple[int, ...]]]]]) -> 
             found[place] = "first"
         elif shapes and all(shape[:1] == (1,) for _, shape in shapes):
             found[place] = "one"
-        elif shapes and all(seen[0][1][place] == calls[place] for _, calls in seen):
+        elif shapes and all(
+            0 not in shape and seen[0][1][place] == calls[place] for _, calls in seen for shape in calls[place]
+        ):
             found[place] = "none"
         else:  # also of layers that were not called, as experts may be
             found[place] = "elsewhere"
@@ -236,11 +221,5 @@ def _each(given: tuple[Any, ...], named: Mapping[str, Any], change: Any) -> tupl
     return changed, {key: change(value) if isinstance(value, Tensor) else value for key, value in named.items()}
 
 
-def _detached(values: Sequence[Any], *, copies: bool) -> tuple[Any, ...]:
-    found = (value.detach() if isinstance(value, Tensor) else value for value in values)
-    return tuple(value.clone() if copies and isinstance(value, Tensor) else value for value in found)
-
-
-def _versions(values: Sequence[Any]) -> tuple[int, ...]:
-    """How often each tensor has been written into."""
-    return tuple(value._version for value in values if isinstance(value, Tensor))
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

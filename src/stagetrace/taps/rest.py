@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
@@ -90,12 +91,19 @@ class Rest:
             rows: list[Tensor] = []
             for along in cotangents:
                 alone[place] = along[place].to(alone.dtype)
-                slopes = torch.autograd.grad(
-                    outputs, tuple(values.values()), alone, retain_graph=True, materialize_grads=True
-                )
+                slopes = self._slopes(outputs, tuple(values.values()), alone)
                 rows.append(torch.cat([slope.to(self._dtype).reshape(-1) for slope in slopes]))
             alone[place] = 0
             yield torch.stack(rows).unsqueeze(1)
+
+    def _slopes(self, outputs: Tensor, values: tuple[Tensor, ...], along: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return torch.autograd.grad(outputs, values, along, retain_graph=True, materialize_grads=True)
+        except RuntimeError as cause:
+            raise DifferentiationError(
+                f"{self.risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); give "
+                "the model without torch.utils.checkpoint, or another curvature than EKFAC()"
+            ) from cause
 
     @property
     def _dtype(self) -> torch.dtype:

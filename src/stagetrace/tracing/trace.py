@@ -61,7 +61,8 @@ def trace(
             "gauss-newton", "ekfac", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
             damping is taken from the stage's spectrum, `Direct("auto", Shift)` for `EKFAC()`, or `EarlyStopping` for a
-            stage with `training=...` before stages that were recorded; a warning says so. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
+            stage with `training=...` before stages that were recorded; a warning says so. By name: "lanczos",
+            "normal-cg", "cg", "lissa", "direct".
         of: names of the stages whose examples are scored; None scores every stage's. The backward pass ends at the
             earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters

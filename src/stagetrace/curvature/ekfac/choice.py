@@ -37,10 +37,10 @@ class EKFAC:
     exact solve, and 63 of the 100 most harmful examples were the same; the Solution's notes say how far its answer is
     from solving this model's own Gauss-Newton system. It is no good preconditioner.
 
-    Every trained parameter is covered: the weights of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d`, transformers' `Conv1D` with
-    their biases by a basis of both sides; embeddings, tied heads and sides longer than 4,096 by a basis of one side;
-    parameters of up to `exact` entries by their exact Gauss-Newton block; everything else by the diagonal. The notes
-    say what covers how many parameters. Needs an objective split into outputs and losses.
+    Every trained parameter is covered: the weights of `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and transformers' `Conv1D`
+    with their biases by a basis of both sides; embeddings, tied heads and sides longer than 4,096 by a basis of one
+    side; parameters of up to `exact` entries by their exact Gauss-Newton block; everything else by the diagonal. The
+    notes say what covers how many parameters. Needs an objective split into outputs and losses.
 
     Labels: an exact expectation for up to 32 outputs per example; for token classes and more outputs draws.
 

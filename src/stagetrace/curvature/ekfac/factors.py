@@ -151,7 +151,9 @@ class Softmax(Factor):
     def columns(self, risk: Risk, batch: Batch, outputs: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
         weights = self._weights(risk, batch, outputs)
         if weights is None:
-            refuse(f"{risk.where}: the loss of examples {batch.indices[0]}.. is not the softmax cross-entropy of others")
+            refuse(
+                f"{risk.where}: the loss of examples {batch.indices[0]}.. is not the softmax cross-entropy of others"
+            )
         if bool((weights < 0).any()):
             _refuse_negative(risk, batch.indices[int((weights < 0).flatten(1).any(dim=1).nonzero()[0, 0])])
         p = outputs.detach().to(_working(outputs)).softmax(self.axis)

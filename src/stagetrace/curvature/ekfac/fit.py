@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stagetrace.curvature.ekfac.blocks import Block, Form
 from stagetrace.curvature.ekfac.factors import Factor
+from stagetrace.curvature.ekfac.moments import LONGEST, Bases, Moments, Room
 from stagetrace.curvature.memory import graph_bytes
 from stagetrace.errors import SolveError
 from stagetrace.parallel import world
@@ -35,9 +36,6 @@ from stagetrace.taps.gradients import Sums
 from stagetrace.taps.groups import Group
 from stagetrace.taps.record import MOST_SCATTERED
 from stagetrace.taps.rest import Rest
-
-LONGEST = 4096
-"""The longest side that is given a basis: its decomposition takes a minute of one core."""
 
 AT_ONCE = 8
 """Columns of the loss's factor that go back through the rest's pullback together."""
@@ -87,24 +85,25 @@ def fit(tapped: Tapped, factor: Factor, plan: Plan) -> list[Block]:
 class _Fit:
     def __init__(self, tapped: Tapped, factor: Factor, plan: Plan) -> None:
         self.tapped, self.factor, self.plan, self.risk = tapped, factor, plan, tapped.risk
-        self.forms = {id(group): form_of(group, plan.exact) for group in tapped.groups}
+        self.forms: dict[int, Form] = {id(group): form_of(group, plan.exact) for group in tapped.groups}
         mine = world().shard(plan.indices)
         self._batches = CachedBatches(
             self.risk, self.risk.examples.batch_indices(mine, size=plan.batch_size), plan.memory // 8
         )
-        self.device = self.risk.trained.device
-        self.dtype = torch.promote_types(self.risk.trained.dtype, torch.float32)
+        dtype = torch.promote_types(self.risk.trained.dtype, torch.float32)
+        self._room = Room(dtype, self.risk.trained.device, self.total)
 
     def blocks(self) -> list[Block]:
         """Both passes, the sums over processes, and the decompositions between them."""
         passes = 1 + any(form in ("Kronecker", "table") for form in self.forms.values())
-        bases = {id(group): _Bases(group, self) for group in self.tapped.tapped if self._turns(group)}
+        bases = {id(group): Bases(group, self._room) for group in self.tapped.tapped if self._turns(group)}
         if passes == 2:
             self._run(lambda sums: _Pass(bases[id(sums.group)].watch(sums)) if id(sums.group) in bases else None, 0, 2)
         for each in bases.values():
             each.decompose()
         moments = {
-            id(group): _Moments(group, self, bases.get(id(group)), self.forms[id(group)]) for group in self.tapped.groups
+            id(group): Moments(group, self._room, bases.get(id(group)), self.forms[id(group)])
+            for group in self.tapped.groups
         }
         rest = Rest(self.risk, [name for group in self.tapped.rest for name in group.names])
         self._run(
@@ -139,7 +138,7 @@ class _Fit:
                     rest(batch, list(some))
             part_done((done + (number + 1) / len(self._batches)) / passes)
 
-    def _add_rest(self, rest: Rest, moments: "dict[int, _Moments]", batch: Batch, columns: list[Tensor]) -> None:
+    def _add_rest(self, rest: Rest, moments: "dict[int, Moments]", batch: Batch, columns: list[Tensor]) -> None:
         sizes = [group.layout.size for group in self.tapped.rest]
         for part in rest.gradients(batch, torch.stack(columns)):
             for group, own in zip(self.tapped.rest, part.flatten(0, 1).split(sizes, dim=1), strict=True):
@@ -158,9 +157,6 @@ class _Fit:
             raise SolveError(f"{self.risk.where}: the fit of EKFAC is not finite, though losses and gradients are")
         return found
 
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(*shape, dtype=self.dtype, device=self.device)
-
 
 @final
 @dataclass(frozen=True)
@@ -168,120 +164,6 @@ class _Pass:
     """What is done with a batch's gradients of one column."""
 
     add: Callable[[dict[str, list[Tensor]]], None]
-
-
-@final
-class _Bases:
-    """The second moments of a layer's inputs and of its outputs' gradients, and their eigenvectors."""
-
-    def __init__(self, group: Group, fit: _Fit) -> None:
-        m, n = group.layout.shape
-        self._fit, self._group = fit, group
-        self._left = fit.zeros(m, m) if m <= LONGEST and not group.looks_up else None
-        self._right = fit.zeros(n, n) if 1 < n <= LONGEST else None
-        self.left: Tensor | None = None
-        self.right: Tensor | None = None
-
-    def watch(self, sums: Sums) -> Callable[[dict[str, list[Tensor]]], None]:
-        rows = sums.rows()
-        if self._right is not None and not self._group.looks_up:
-            for each in rows:
-                self._right += _gram(each.flatten(0, 1).to(self._right.dtype))
-
-        def add(gradients: dict[str, list[Tensor]]) -> None:
-            for each, gave in zip(rows, sums.outs(gradients), strict=True):
-                outs = gave.flatten(0, 1)
-                if self._left is not None:
-                    self._left += _gram(outs.to(self._left.dtype))
-                if self._group.looks_up and self._right is not None:
-                    # the side of the vectors: d_t of a lookup, and a_t weighted by |d_t| of a head with the same table
-                    own = outs if not each.is_floating_point() else each.flatten(0, 1) * outs.norm(dim=1, keepdim=True)
-                    self._right += _gram(own.to(self._right.dtype))
-
-        return add
-
-    def decompose(self) -> None:
-        """The eigenvectors, in float64."""
-        left, right = self._left, self._right
-        self._left = self._right = None
-        self.left = None if left is None else torch.linalg.eigh(self._fit.total(left).double())[1]
-        self.right = None if right is None else torch.linalg.eigh(self._fit.total(right).double())[1]
-
-
-@final
-class _Moments:
-    """The second moments of a group's gradients: of their entries in a basis, or of all pairs of them."""
-
-    def __init__(self, group: Group, fit: _Fit, bases: _Bases | None, form: Form) -> None:
-        m, n = group.layout.shape
-        self._group, self._fit, self._form = group, fit, form
-        self._left = None if bases is None or bases.left is None else bases.left.to(fit.dtype)
-        self._right = None if bases is None or bases.right is None else bases.right.to(fit.dtype)
-        self._bases = bases
-        self._sum = fit.zeros(m * n, m * n) if form == "exact" else fit.zeros(m, n)
-
-    def watch(self, sums: Sums) -> Callable[[dict[str, list[Tensor]]], None]:
-        if self._bases is None:
-            return lambda gradients: self._each(sums.matrices(gradients))
-        rows = [
-            each if self._right is None or not each.is_floating_point() else each.to(self._right.dtype) @ self._right
-            for each in sums.rows()
-        ]
-        sides = [self._left if each.is_floating_point() else self._right for each in rows]
-        return lambda gradients: self._turned(
-            sums,
-            rows,
-            [
-                each if side is None else each.to(side.dtype) @ side
-                for each, side in zip(sums.outs(gradients), sides, strict=True)
-            ],
-        )
-
-    def add(self, matrices: Tensor) -> None:
-        """Gradients `[examples, m, n]`, in the basis where there is one."""
-        if self._form == "exact":
-            self._sum += _gram(matrices.flatten(1).to(self._sum.dtype))
-        else:
-            self._sum += matrices.to(self._sum.dtype).square().sum(dim=0)
-
-    def block(self) -> Block:
-        """The mean over all examples, decomposed where it is a whole block."""
-        found, layout = self._fit.total(self._sum), self._group.layout
-        if self._form != "exact":
-            bases = self._bases
-            left, right = (None, None) if bases is None else (bases.left, bases.right)
-            return Block(layout, self._form, found, left, right)
-        values, vectors = torch.linalg.eigh(found.double())
-        return Block(layout.as_column(), "exact", values.clamp_min(0).unsqueeze(1), vectors)
-
-    def _each(self, parts: Iterator[tuple[slice, Tensor]]) -> None:
-        for _, matrices in parts:
-            self.add(matrices)
-
-    def _turned(self, sums: Sums, rows: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
-        m, n = self._group.layout.shape
-        if len(rows) == 1 and not rows[0].is_floating_point():
-            self._looked_up(rows[0], outs[0])
-            return
-        if len(rows) == 1 and rows[0].shape[1] == 1:  # one position: no gradient need be formed
-            self._sum += outs[0][:, 0].square().mT @ rows[0][:, 0].square()
-            return
-        step = max(1, 2**27 // (4 * m * n))
-        for first in range(0, sums.size, step):
-            part = slice(first, first + step)
-            self.add(sums.products([each[part] for each in rows], [each[part] for each in outs]))
-
-    def _looked_up(self, lines: Tensor, outs: Tensor) -> None:
-        """Of a table that is looked up once: only lines that occur, each example's gradients added up first."""
-        m = self._group.layout.shape[0]
-        keys = lines + m * torch.arange(len(lines), device=lines.device).unsqueeze(1)
-        found, place = keys.reshape(-1).unique(return_inverse=True)
-        summed = outs.new_zeros(len(found), outs.shape[-1]).index_add_(0, place, outs.flatten(0, 1))
-        self._sum.index_add_(0, found % m, summed.square().to(self._sum.dtype))
-
-
-def _gram(rows: Tensor) -> Tensor:
-    return rows.mT @ rows
 
 
 def _some(columns: Iterator[Tensor], number: int) -> Iterator[list[Tensor]]:

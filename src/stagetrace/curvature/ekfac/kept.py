@@ -66,7 +66,9 @@ def write(path: Path, digest: str, blocks: Sequence[Block]) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as cause:
         temporary.unlink(missing_ok=True)
-        raise ResultsError(f"{path}: the fit of EKFAC cannot be written ({first_line(cause)}); give another cache=") from cause
+        raise ResultsError(
+            f"{path}: the fit of EKFAC cannot be written ({first_line(cause)}); give another cache="
+        ) from cause
 
 
 def read(path: Path, digest: str, device: torch.device) -> list[Block]:
@@ -91,7 +93,9 @@ def read(path: Path, digest: str, device: torch.device) -> list[Block]:
 def _block(number: int, given: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Block:
     pieces = tuple(Piece(**piece) for piece in given["pieces"])
     form: Form = given["form"]
-    sides = [tensors[name].to(device) if (name := f"{number}.{side}") in tensors else None for side in ("left", "right")]
+    sides = [
+        tensors[name].to(device) if (name := f"{number}.{side}") in tensors else None for side in ("left", "right")
+    ]
     return Block(Layout(pieces, given["axis"], given["flat"]), form, tensors[f"{number}.values"].to(device), *sides)
 
 
@@ -112,5 +116,5 @@ def _content(tensors: dict[str, Tensor]) -> str:
     seal = sha256()
     for name, tensor in sorted(tensors.items()):
         seal.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        seal.update(tensor.contiguous().view(torch.uint8).numpy())
+        seal.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return seal.hexdigest()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.chunk import gauss_newton_recomputed, gauss_newton_retained_graph
-from stagetrace.curvature.ekfac.blocks import Block, BlockBasis
 from stagetrace.curvature.eigen import Eigen
+from stagetrace.curvature.ekfac.blocks import Block, BlockBasis
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import StagetraceError
 from stagetrace.parallel import world

@@ -18,7 +18,9 @@ def shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution) -> tupl
         return ()
     filter = solution.system.filter if isinstance(solution.system, Equation) else None
     if not isinstance(filter, Filter):
-        return ("EK-FAC is an approximation; how far its answer is from the true Gauss-Newton matrix's was not measured",)
+        return (
+            "EK-FAC is an approximation; how far its answer is from the true Gauss-Newton matrix's was not measured",
+        )
     b, x = rhs[:, live[0]], solution.value.reshape(rhs.shape)[:, live[0]]
     try:
         if isinstance(filter, Shift):
