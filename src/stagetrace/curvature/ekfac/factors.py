@@ -60,7 +60,7 @@ def factor_of(risk: Risk, batch: Batch, outputs: Tensor) -> Factor:
         return Elementwise()
     for axis in dict.fromkeys((outputs.ndim - 1, 1)):
         if Softmax.fits(risk, batch, outputs, axis):
-            return Softmax(axis)
+            return Softmax(axis, outputs.shape[axis])
     refuse(
         f"{risk.where}: EKFAC needs a root of the loss's second derivative in the outputs, and knows it of losses with "
         f"at most {FEW} outputs per example, of losses that are sums over single outputs, and of softmax "
@@ -123,12 +123,12 @@ class Elementwise(Factor):
 class Softmax(Factor):
     """A softmax cross-entropy at each position, weighted; `axis` of the outputs holds the classes."""
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
+    def __init__(self, axis: int, classes: int) -> None:
+        self.axis, self.classes = axis, classes
 
     @staticmethod
     def fits(risk: Risk, batch: Batch, outputs: Tensor, axis: int) -> bool:
-        weights = Softmax(axis)._weights(risk, batch, outputs)
+        weights = Softmax(axis, outputs.shape[axis])._weights(risk, batch, outputs)
         if weights is None:
             return False
         second = _Second(risk, batch, outputs)
@@ -141,7 +141,7 @@ class Softmax(Factor):
         There `H v = w (v - mean v) / C` for every v, and nothing cancels.
         """
         second = _Second(risk, batch, torch.zeros_like(outputs))
-        classes = outputs.shape[self.axis]
+        classes = self.classes
         v = (-1.0) ** torch.arange(classes, device=outputs.device, dtype=second.at.dtype)
         v = (v - v.mean()).reshape([-1 if axis == self.axis else 1 for axis in range(outputs.ndim)]) / classes
         product = second(v.expand_as(second.at) * classes)
@@ -157,7 +157,7 @@ class Softmax(Factor):
         if bool((weights < 0).any()):
             _refuse_negative(risk, batch.indices[int((weights < 0).flatten(1).any(dim=1).nonzero()[0, 0])])
         p = outputs.detach().to(_working(outputs)).softmax(self.axis)
-        root, classes = weights.to(p).sqrt(), p.shape[self.axis]
+        root, classes = weights.to(p).sqrt(), self.classes
         if classes <= FEW:
             for label in range(classes):
                 chance = p.narrow(self.axis, label, 1)
@@ -176,7 +176,9 @@ class Softmax(Factor):
             yield column.movedim(-1, self.axis) * (root / draws**0.5)
 
     def text(self, draws: int) -> str:
-        return f"a column for each class, or {draws} drawn label{'s' * (draws > 1)} of more than {FEW}"
+        if self.classes <= FEW:
+            return f"all {self.classes} labels of each position, with random signs"
+        return f"{draws} label{'s' * (draws > 1)} drawn of {self.classes:,} at each position"
 
 
 @final
