@@ -16,6 +16,7 @@ import typer
 from benchmarks import (
     beside,
     default,
+    ekfac,
     embeddings,
     exact,
     fixed,
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "exact": exact.run,
     "fixed": fixed.run,
     "beside": beside.run,
+    "ekfac": ekfac.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -93,6 +95,10 @@ def benchmark(
         str | None,
         typer.Option("--only", metavar="NAME", help=f"For beside: one of {', '.join(beside.NAMES)}; all if left out."),
     ] = None,
+    rival: Annotated[
+        Path | None,
+        typer.Option("--rival", metavar="PYTHON", help="For ekfac: the Python of an environment with kronfluence."),
+    ] = None,
 ) -> None:
     """Measure one thing and write down how it was measured."""
     if name not in BENCHMARKS:
@@ -101,7 +107,7 @@ def benchmark(
         raise typer.BadParameter(f"beside compares {', '.join(beside.NAMES)}; not '{only}'")
     if threads is not None:
         torch.set_num_threads(threads)
-    report = Report(name, Asked(data, checkpoints, quick, seed, out, weights, torch.device(device), other, only))
+    report = Report(name, Asked(data, checkpoints, quick, seed, out, weights, torch.device(device), other, only, rival))
     BENCHMARKS[name](report)
     report.write(out)
     report.say(f"written: {out}")

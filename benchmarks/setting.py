@@ -33,6 +33,7 @@ class Asked:
     weights: folder of pretrained weights and their tokenizer, where a benchmark takes them.
     out: the file of what is found; a benchmark of hours writes it as it goes.
     other: another checkout of the project, for `beside`. only: the one benchmark that it compares; None compares all.
+    rival: a Python that has another library installed, for `ekfac`.
     quick: few examples, repetitions and epochs: to see that everything runs, not to quote.
     """
 
@@ -45,6 +46,7 @@ class Asked:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     other: Path | None = None
     only: str | None = None
+    rival: Path | None = None
 
     def repetitions(self, full: int) -> int:
         return 3 if self.quick else full
