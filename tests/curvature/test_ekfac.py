@@ -112,6 +112,12 @@ def test_inputs_along_the_axes_are_exact() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("specimen", [CONVOLUTIONAL, TIED, MLP], ids=lambda specimen: specimen.name)
+def test_batches_and_memory_do_not_matter(specimen: Specimen) -> None:
+    # one example at a time, every pass made anew, against all in memory
+    torch.testing.assert_close(dense(specimen, exact=0, memory=1), dense(specimen, exact=0), rtol=1e-8, atol=1e-12)
+
+
 # The loss's factor
 
 

@@ -40,6 +40,12 @@ class Sums:
         self._calls = [(use, call, number) for use in group.uses for number, call in enumerate(record.calls[use.place])]
         self._rows = [self._rows_of(*each) for each in self._calls] if group.how == "matrix" else []
 
+    @property
+    def bytes(self) -> int:
+        """What it holds of the forward pass."""
+        given = [leaf for _, call, _ in self._calls for leaf in (*call.given, *call.named.values())]
+        return sum(leaf.nbytes for leaf in (*given, *self._rows) if isinstance(leaf, Tensor))
+
     def rows(self) -> list[Tensor]:
         """The rows of every call: `[batch, positions, n]`, or whole numbers `[batch, positions]`."""
         return self._rows

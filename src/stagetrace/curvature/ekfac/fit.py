@@ -81,6 +81,10 @@ def fit(tapped: Tapped, factor: Factor, plan: Plan) -> list[Block]:
     return _Fit(tapped, factor, plan).blocks()
 
 
+_Gradients = dict[str, list[Tensor]]
+"""The gradients in the outputs of every layer's calls."""
+
+
 @final
 class _Fit:
     def __init__(self, tapped: Tapped, factor: Factor, plan: Plan) -> None:
@@ -92,6 +96,7 @@ class _Fit:
         )
         dtype = torch.promote_types(self.risk.trained.dtype, torch.float32)
         self._room = Room(dtype, self.risk.trained.device, self.total)
+        self._held: list[tuple[list[Sums], list[_Gradients]]] = []
 
     def blocks(self) -> list[Block]:
         """Both passes, the sums over processes, and the decompositions between them."""
@@ -125,18 +130,37 @@ class _Fit:
         rest: Callable[[Batch, list[Tensor]], None] | None = None,
     ) -> None:
         """One pass: every column of every batch's factor, through every group that is watched."""
+        for sums, every in self._held:  # of the first pass
+            for each in self._watched(watch, sums):
+                for gradients in every:
+                    each.add(gradients)
+        if self._held:
+            return
+        room = self.plan.memory // 4 if done + 1 < passes and not self.tapped.rest else 0
         for number, batch in enumerate(self._batches):
             record = self.tapped.taps.record(batch)
-            watched = [each for each in map(watch, self.tapped.sums(record)) if each is not None]
+            sums, every = self.tapped.sums(record), list[_Gradients]()
+            watched = self._watched(watch, sums)
+            room -= sum(each.bytes for each in sums)
             columns = self.factor.columns(self.risk, batch, record.outputs.detach(), self.plan.draws, self.plan.seed)
             for some in _some(columns, AT_ONCE if rest else 1):
                 for column in some:
                     gradients = record.gradients(column)
                     for each in watched:
                         each.add(gradients)
+                    room -= sum(one.nbytes for given in gradients.values() for one in given)
+                    if room > 0:
+                        every.append(gradients)
                 if rest:
                     rest(batch, list(some))
+            self._held.append((sums, every))
+            if room <= 0:
+                self._held.clear()
             part_done((done + (number + 1) / len(self._batches)) / passes)
+
+    @staticmethod
+    def _watched(watch: "Callable[[Sums], _Pass | None]", sums: Sequence[Sums]) -> "list[_Pass]":
+        return [each for each in map(watch, sums) if each is not None]
 
     def _add_rest(self, rest: Rest, moments: "dict[int, Moments]", batch: Batch, columns: list[Tensor]) -> None:
         sizes = [group.layout.size for group in self.tapped.rest]
@@ -163,7 +187,7 @@ class _Fit:
 class _Pass:
     """What is done with a batch's gradients of one column."""
 
-    add: Callable[[dict[str, list[Tensor]]], None]
+    add: Callable[[_Gradients], None]
 
 
 def _some(columns: Iterator[Tensor], number: int) -> Iterator[list[Tensor]]:
