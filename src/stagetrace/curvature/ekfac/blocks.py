@@ -85,5 +85,5 @@ def _turned(matrices: Tensor, left: Tensor | None, right: Tensor | None) -> Tens
     if left is not None:
         matrices = (left.mT.to(matrices.dtype) @ matrices.reshape(m, n * k)).reshape(m, n, k)
     if right is not None:
-        matrices = torch.einsum("mnk,nj->mjk", matrices, right.to(matrices.dtype))
+        matrices = right.mT.to(matrices.dtype) @ matrices  # row by row of m
     return matrices
