@@ -8,6 +8,8 @@ from torch import Tensor
 
 from stagetrace.errors import SolveError
 
+__all__ = ["BYTES", "Basis", "Eigen", "require_finite"]
+
 BYTES = 2**28
 """Bytes of coordinates in float64 that are held at once."""
 

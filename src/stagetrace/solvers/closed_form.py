@@ -10,6 +10,8 @@ from stagetrace.solvers.filters import Filter, Tikhonov
 from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.system import Spectrum, System
 
+__all__ = ["MOST", "FromEigenvalues", "spectrum_of"]
+
 MOST = 4096
 """Eigenvalues that a spectrum lists at most; of more, evenly chosen ones with both ends."""
 

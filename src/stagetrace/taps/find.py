@@ -16,6 +16,8 @@ from stagetrace.taps.groups import Group, Use, groups_of
 from stagetrace.taps.record import Axis, Record, Taps, axes_of, shapes_in
 from stagetrace.taps.rest import Rest
 
+__all__ = ["DISAGREEMENT", "PROBED", "SIZES", "Tapped", "probe_of", "tap"]
+
 PROBED = 3
 """Examples that the gradients are compared on."""
 

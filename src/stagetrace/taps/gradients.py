@@ -15,6 +15,8 @@ from stagetrace.taps.groups import Group, Use
 from stagetrace.taps.kinds import Lookup
 from stagetrace.taps.record import Call, Record
 
+__all__ = ["BYTES", "Sums", "pulled", "wide"]
+
 BYTES = 2**27
 """Bytes of per-example gradients that are formed at once."""
 

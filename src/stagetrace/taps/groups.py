@@ -19,6 +19,8 @@ from stagetrace.stages.space import ParameterSpace
 from stagetrace.taps.kinds import Kind, Lookup, kind_of
 from stagetrace.taps.layout import Layout
 
+__all__ = ["Group", "How", "Use", "groups_of"]
+
 How = Literal["matrix", "module", "rest"]
 
 

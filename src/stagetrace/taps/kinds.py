@@ -11,6 +11,8 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["KINDS", "Convolution", "Dense", "Kind", "Lookup", "Transposed", "kind_of"]
+
 
 class Kind(ABC):
     """How to read rows off a layer's input and output.

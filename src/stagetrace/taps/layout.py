@@ -9,6 +9,8 @@ from torch import Tensor
 
 from stagetrace.stages.space import ParameterSpace
 
+__all__ = ["Layout", "Piece"]
+
 
 @final
 @dataclass(frozen=True)

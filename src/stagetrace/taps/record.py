@@ -23,6 +23,8 @@ from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
+__all__ = ["MOST_SCATTERED", "Axis", "Call", "Record", "Taps", "axes_of", "shapes_in"]
+
 Axis = Literal["first", "one", "none", "elsewhere"]
 """Where a layer's output has the axis of examples: first; first and of size one; it has none; in another place."""
 

@@ -14,6 +14,8 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 from stagetrace.taps.gradients import BYTES, wide
 
+__all__ = ["Rest"]
+
 
 @final
 class Rest:

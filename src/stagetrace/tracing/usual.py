@@ -14,6 +14,8 @@ from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 
+__all__ = ["chosen", "closed_form", "usual_solvers"]
+
 
 def usual_solvers(chain: Chain, curvatures: Mapping[str, Curvature] | None = None) -> dict[str, Solver]:
     """What training that stopped early left, and what a curvature that knows its eigenvectors is solved by.

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from stagetrace.taps.layout import Layout
 
+__all__ = ["Block", "BlockBasis", "Form"]
+
 Form = Literal["Kronecker", "table", "exact", "diagonal"]
 
 

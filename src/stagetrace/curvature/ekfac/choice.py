@@ -25,6 +25,8 @@ from stagetrace.stages.stage import check_count
 from stagetrace.taps.find import Tapped, probe_of, tap
 from stagetrace.taps.groups import groups_of
 
+__all__ = ["EKFAC", "stays_diagonal"]
+
 
 @final
 @dataclass(frozen=True)

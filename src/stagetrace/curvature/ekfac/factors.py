@@ -26,6 +26,8 @@ from stagetrace.objectives.objective import name_of
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
+__all__ = ["AGREEMENT", "FEW", "Elementwise", "Factor", "FewOutputs", "Softmax", "factor_of"]
+
 FEW = 32
 """Outputs of an example, or classes, up to which nothing is drawn."""
 

@@ -37,6 +37,8 @@ from stagetrace.taps.groups import Group
 from stagetrace.taps.record import MOST_SCATTERED
 from stagetrace.taps.rest import Rest
 
+__all__ = ["AT_ONCE", "Plan", "fit", "fitting", "form_of"]
+
 AT_ONCE = 8
 """Columns of the loss's factor that go back through the rest's pullback together."""
 

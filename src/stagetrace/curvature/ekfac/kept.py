@@ -24,6 +24,8 @@ from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.fingerprint import SCHEME, fingerprint_stage
 from stagetrace.taps.layout import Layout, Piece
 
+__all__ = ["FORMAT", "kept_or_fitted", "read", "write"]
+
 FORMAT = 1
 """The version of the file; another one is fitted anew and not read."""
 

@@ -11,6 +11,8 @@ from stagetrace.curvature.ekfac.blocks import Block, Form
 from stagetrace.taps.gradients import BYTES, Sums
 from stagetrace.taps.groups import Group
 
+__all__ = ["LONGEST", "Bases", "Moments", "Room"]
+
 LONGEST = 4096
 """The longest side that is given a basis: its decomposition takes a minute of one core."""
 

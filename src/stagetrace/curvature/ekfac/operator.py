@@ -7,14 +7,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.chunk import gauss_newton_recomputed, gauss_newton_retained_graph
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.ekfac.blocks import Block, BlockBasis
+from stagetrace.curvature.gauss_newton import gauss_newton_by_reverse, gauss_newton_retained_graph
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import StagetraceError
 from stagetrace.parallel import world
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace
+
+__all__ = ["EKFACOperator", "GaussNewtonOnce"]
 
 
 @final
@@ -79,15 +81,15 @@ class GaussNewtonOnce(LinearOperator):
     def apply(self, vectors: Tensor) -> Tensor:
         mine = world().shard(self._indices)
         total = torch.zeros_like(vectors)
-        way = gauss_newton_recomputed
+        way = gauss_newton_retained_graph
         for batch in self._risk.read(self._risk.examples.batch_indices(mine, size=self._batch_size)):
             try:
                 total += way(self._risk, batch)(vectors)
             except StagetraceError:
                 raise
             except (RuntimeError, NotImplementedError):  # an operation without forward mode
-                if way is gauss_newton_retained_graph:
+                if way is gauss_newton_by_reverse:
                     raise
-                way = gauss_newton_retained_graph
+                way = gauss_newton_by_reverse
                 total += way(self._risk, batch)(vectors)
         return world().sum(total) / len(self._indices)

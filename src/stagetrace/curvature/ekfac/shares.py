@@ -7,6 +7,8 @@ from stagetrace.curvature.ekfac.fit import form_of
 from stagetrace.errors import SolveError, some_names
 from stagetrace.taps.find import Tapped
 
+__all__ = ["WORDS", "check_shares", "coverage_text"]
+
 WORDS = {
     "Kronecker": "by Kronecker factors",
     "table": "by one side's basis",

@@ -9,6 +9,8 @@ from stagetrace.solvers.filters import Filter, Shift
 from stagetrace.solvers.system import Equation
 from stagetrace.solvers.vectors import dot, norm, norm_of_sum
 
+__all__ = ["shortfall"]
+
 
 def shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution) -> tuple[str, ...]:
     """What a product or two with the true matrix say of the first column that is not zero; empty where it is solved."""
