@@ -17,6 +17,7 @@ from benchmarks import (
     adjoints,
     beside,
     default,
+    ekfac,
     embeddings,
     exact,
     fixed,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "queries": queries.run,
     "adjoints": adjoints.run,
     "ranking": ranking.run,
+    "ekfac": ekfac.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -97,7 +99,9 @@ def benchmark(
     ] = None,
     rival: Annotated[
         Path | None,
-        typer.Option("--rival", metavar="PYTHON", dir_okay=False, help="For queries: Python with kronfluence."),
+        typer.Option(
+            "--rival", metavar="PYTHON", dir_okay=False, help="For queries and ekfac: a Python with kronfluence."
+        ),
     ] = None,
     only: Annotated[
         str | None,

@@ -33,7 +33,7 @@ class Asked:
     weights: folder of pretrained weights and their tokenizer, where a benchmark takes them.
     out: the file of what is found; a benchmark of hours writes it as it goes.
     other: another checkout of the project, for `beside`. only: the one benchmark that it compares; None compares all.
-    rival: the interpreter of another library's environment, for `queries`.
+    rival: a Python that has another library installed, for `queries` and `ekfac`.
     quick: few examples, repetitions and epochs: to see that everything runs, not to quote.
     """
 

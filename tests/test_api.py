@@ -25,6 +25,7 @@ NAMES = [
     "Stage",
     # curvature
     "Auto",
+    "EKFAC",
     "GaussNewton",
     "Hessian",
     "Identity",

@@ -16,6 +16,7 @@ LAYERS = [
     {"errors", "parallel", "plaintext", "progress", "renamed", "terminal", "version"},
     {"objectives"},
     {"stages"},
+    {"taps"},
     {"curvature"},
     {"solvers"},
     {"results"},

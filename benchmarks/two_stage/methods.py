@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.two_stage.chains import FINETUNE, PRETRAIN, Start, query_of_means
 from experiments.estimators import alpha_of_steps, on_rows, shifted
-from stagetrace import Chain, Frozen, GaussNewton, Identity, Lanczos, Proximal, Query, trace
+from stagetrace import EKFAC, Chain, Direct, Frozen, GaussNewton, Identity, Lanczos, Proximal, Query, Shift, trace
 from stagetrace.curvature import Auto
 from stagetrace.errors import StagetraceWarning
 from stagetrace.recording.recorded import Recorded
@@ -96,6 +96,7 @@ def methods() -> list[Method]:
         Method("exact fine-tuning, phi_t", NATS, partial(_early, stretches=1)),
         Method(f"exact fine-tuning, phi_t in {STRETCHES} stretches", NATS, partial(_early, stretches=STRETCHES)),
         Method("exact fine-tuning, Gauss-Newton + 0.1", NATS, lambda t: influence(t.hybrid(), t.start.query, **damped)),
+        Method("exact fine-tuning, EK-FAC + 0.1", NATS, _approximated),
         Method(
             "idealised, Gauss-Newton + 0.1, alpha of the steps",
             NATS,
@@ -127,6 +128,15 @@ def _early(traced: Traced, stretches: int) -> Tensor:
     settings: Mapping[str, Any] = {
         "curvature": {PRETRAIN: GaussNewton(examples=EXAMPLES)},
         "solver": {PRETRAIN: traced.stopped(stretches)},
+    }
+    return influence(traced.hybrid(), traced.start.query, **settings)
+
+
+def _approximated(traced: Traced) -> Tensor:
+    """As with Gauss-Newton, the curvature of the first stage by EK-FAC of more examples, in closed form."""
+    settings: Mapping[str, Any] = {
+        "curvature": {PRETRAIN: EKFAC(examples=EXAMPLES)},
+        "solver": {PRETRAIN: Direct(0.1, Shift)},
     }
     return influence(traced.hybrid(), traced.start.query, **settings)
 

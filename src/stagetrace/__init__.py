@@ -11,6 +11,7 @@ from stagetrace.version import __version__ as __version__
 
 if TYPE_CHECKING:
     # curvature
+    from stagetrace.curvature import EKFAC as EKFAC
     from stagetrace.curvature import Auto as Auto
     from stagetrace.curvature import GaussNewton as GaussNewton
     from stagetrace.curvature import Hessian as Hessian
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from stagetrace.tracing import trace as trace
 
 _HOMES = {
-    "curvature": ("Auto", "GaussNewton", "Hessian", "Identity", "LinearOperator"),
+    "curvature": ("EKFAC", "Auto", "GaussNewton", "Hessian", "Identity", "LinearOperator"),
     "objectives": ("Objective",),
     "recording": ("Recording", "Unrolled"),
     "results": ("Scores", "Trace"),
@@ -77,6 +78,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CG",
+    "EKFAC",
     "Auto",
     "Chain",
     "Direct",

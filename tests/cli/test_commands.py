@@ -249,7 +249,10 @@ def test_score_says_which_examples_the_curvature_leaves_out(
 BAD_WORDS = [
     ("magic", "--solve must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'; e.g. --solve finetune=lan"),
     ("pretrain=magic:damping=1", "--solve must be one of lanczos, normal-cg, cg, lissa, direct, got 'magic'"),
-    ("pretrain=curvature=flat", "--solve: curvature must be one of auto, hessian, gauss-newton, identity, got 'flat'"),
+    (
+        "pretrain=curvature=flat",
+        "--solve: curvature must be one of auto, hessian, gauss-newton, ekfac, identity, got 'flat'",
+    ),
     ("nope=damping=1", "--solve: 'nope' is neither a stage (pretrain, finetune) nor a setting (damping, rtol,"),
     (
         "cg:dampin=1",

@@ -56,7 +56,7 @@ def use_default_estimators(typed: settings.SolveOptions, options: Mapping[str, A
 
 def _default(chain: Chain, typed: settings.SolveOptions, options: Mapping[str, Any], seed: int) -> list[Estimator]:
     curvature = settings.curvatures(chain, typed, options.get("curvature"))
-    solver = settings.solvers(chain, typed, options.get("solver"))
+    solver = settings.solvers(chain, typed, options.get("solver"), curvature)
     # where every stage was recorded there is no curvature that the identity could stand for
     identity = [Influence(Identity(), Lanczos(damping=0.0), "identity curvature")] if curvature else []
     return [

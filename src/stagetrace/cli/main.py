@@ -117,7 +117,7 @@ def _how(job: "Target", typed: "SolveOptions", progress: "Progress") -> dict[str
     from stagetrace.cli import settings
 
     curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
-    solver = settings.solvers(job.chain, typed, job.options.get("solver"))
+    solver = settings.solvers(job.chain, typed, job.options.get("solver"), curvature)
     return {"curvature": curvature, "solver": solver, "progress": progress}
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
-CURVATURES = ("auto", "hessian", "gauss-newton", "identity")
+CURVATURES = ("auto", "hessian", "gauss-newton", "ekfac", "identity")
 FITS = ("rerun", "resolve", "adam", "adamw", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000

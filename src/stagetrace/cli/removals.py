@@ -62,7 +62,7 @@ def recorded_settings(
     if not controls.use_default_estimators(typed, job.options):
         return recorded
     curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
-    solver = settings.solvers(job.chain, typed, job.options.get("solver"))
+    solver = settings.solvers(job.chain, typed, job.options.get("solver"), curvature)
     recorded["curvature"] = {name: settings_of(choice) for name, choice in curvature.items()}
     recorded["solver"] = {name: settings_of(choice) for name, choice in solver.items()}
     return recorded

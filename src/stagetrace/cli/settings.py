@@ -45,9 +45,11 @@ class SolveOptions:
     preset: Preset | None = None
 
 
-def solvers(chain: Chain, options: SolveOptions, given: Any) -> dict[str, Solver]:
-    """Each stage's solver: the target's or the default, changed by what was typed."""
-    chosen = describe.by_stage(chain, given, Lanczos(), "solver", usual_solvers(chain))
+def solvers(
+    chain: Chain, options: SolveOptions, given: Any, curvature: Mapping[str, Curvature] | None = None
+) -> dict[str, Solver]:
+    """Each stage's solver: the target's or the default, that of its `curvature`, changed by what was typed."""
+    chosen = describe.by_stage(chain, given, Lanczos(), "solver", usual_solvers(chain, curvature))
     for stage, spec in by_stage(chain, options.solve, SOLVE).items():
         solver = chosen[stage] if spec.name is None else SOLVERS[spec.name]
         if options.preset:

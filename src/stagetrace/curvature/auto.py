@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
 from stagetrace.curvature.cost import Cost
+from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import LinearOperator, SumOperator
 from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, seeded_subset, subset_text
@@ -102,7 +103,7 @@ def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> S
 
     columns: right-hand sides, for each of which they are multiplied once.
     """
-    if isinstance(curvature, Auto | Hessian | GaussNewton) and curvature.examples == "auto":
+    if isinstance(curvature, Auto | Hessian | GaussNewton | EKFAC) and curvature.examples == "auto":
         return seeded_subset(len(bound.stage.examples), max(ENOUGH, COUPLED // columns), curvature.seed)
     return curvature.indices(bound)
 
@@ -110,6 +111,6 @@ def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> S
 def describe_subset(curvature: Curvature, bound: BoundStage) -> str | None:
     """Which of a stage's examples a curvature averages over, as text; None where it is all of them."""
     chosen, total = len(curvature.indices(bound)), len(bound.stage.examples)
-    if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton):
+    if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton | EKFAC):
         return None
     return subset_text(chosen, total, curvature.examples, curvature.seed)

@@ -1,12 +1,33 @@
 """A symmetric operator in a basis of its eigenvectors, where any function of it is a multiplication."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from stagetrace.errors import SolveError
+
+__all__ = ["BYTES", "Basis", "Eigen", "require_finite"]
+
+BYTES = 2**28
+"""Bytes of coordinates in float64 that are held at once."""
+
+
+class Basis(Protocol):
+    """An orthogonal basis that is no matrix in memory: a product of small ones, block by block."""
+
+    def into(self, columns: Tensor) -> Tensor:
+        """The coordinates of vectors `[dim, k]`."""
+        ...
+
+    def out(self, coordinates: Tensor) -> Tensor:
+        """The vectors with these coordinates."""
+        ...
+
+    def turned(self, diagonal: Tensor) -> Tensor | None:
+        """The diagonal in these coordinates of a matrix that is diagonal `[dim]` in the axes; None if it is not."""
+        ...
 
 
 @final
@@ -14,7 +35,7 @@ from stagetrace.errors import SolveError
 class Eigen:
     """Eigenvalues `[dim]` in float64, and eigenvectors as the columns of `[dim, dim]`; None: the coordinate axes.
 
-    asymmetry: of the matrix that they were computed from, over its largest entry.
+    asymmetry: of the matrix that they were computed from, over its largest entry. basis: in the place of `vectors`.
 
     Example:
         >>> turned = Eigen.of(torch.tensor([[0.0, 2.0], [2.0, 0.0]]), "a matrix", rounding=1e-7)
@@ -28,6 +49,12 @@ class Eigen:
     values: Tensor
     vectors: Tensor | None = None
     asymmetry: float = 0.0
+    basis: Basis | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether no matrix was decomposed for it: the eigenvalues are then as exact as they are written."""
+        return self.vectors is None
 
     @staticmethod
     def of(matrix: Tensor, name: str, rounding: float) -> "Eigen":
@@ -51,18 +78,33 @@ class Eigen:
 
     def into(self, columns: Tensor) -> Tensor:
         """The coordinates of vectors `[dim, k]` in the basis, in float64."""
+        if self.basis is not None:
+            return self.basis.into(columns.double())
         return columns.double() if self.vectors is None else self.vectors.T @ columns.double()
 
     def out(self, coordinates: Tensor) -> Tensor:
         """The vectors with these coordinates."""
+        if self.basis is not None:
+            return self.basis.out(coordinates)
         return coordinates if self.vectors is None else self.vectors @ coordinates
+
+    def scaled(self, gains: Tensor, columns: Tensor) -> Tensor:
+        """`V diag(gains) V'` times vectors `[dim, k]`, some at a time, in their own dtype; gains: `[dim]`."""
+        step = max(1, BYTES // (8 * max(1, columns.shape[0])))
+        parts = [
+            self.out(gains.unsqueeze(1) * self.into(part)).to(columns.dtype) for part in columns.split(step, dim=1)
+        ]
+        return torch.cat(parts, dim=1) if parts[1:] else parts[0]
 
     def plus(self, other: "Eigen") -> "Eigen | None":
         """Of the sum of the two operators, if one basis serves both; None if not."""
         for one, two in ((self, other), (other, self)):
-            alike = two.vectors is None and bool((two.values == two.values[:1]).all())
-            if two.vectors is None and (one.vectors is None or alike):
-                return Eigen(one.values + two.values, one.vectors, one.asymmetry)
+            if two.vectors is not None or two.basis is not None:
+                continue  # no diagonal
+            turned = two.values if one.basis is None else one.basis.turned(two.values)
+            alike = bool((two.values == two.values[:1]).all())
+            if turned is not None and (one.vectors is None or alike):
+                return Eigen(one.values + turned, one.vectors, one.asymmetry, one.basis)
         return None
 
 

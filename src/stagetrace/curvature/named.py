@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature, GaussNewton, Hessian, Identity
+from stagetrace.curvature.ekfac import EKFAC
 
 CURVATURES: Mapping[str, Curvature] = {
     "auto": Auto(),
     "hessian": Hessian(),
     "gauss-newton": GaussNewton(),
+    "ekfac": EKFAC(),
     "identity": Identity(),
 }

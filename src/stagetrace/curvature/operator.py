@@ -69,6 +69,16 @@ class LinearOperator(ABC):
         return None
 
     @property
+    def approximates(self) -> "LinearOperator | None":
+        """What this operator is an approximation of, to measure an answer by; None where it is the thing itself."""
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a solution should say of the operator it was found with."""
+        return ()
+
+    @property
     def rounding(self) -> float:
         """The relative rounding of a product: that of the dtype, or of a coarser one that it passes through."""
         return torch.finfo(self.dtype).eps
@@ -207,6 +217,15 @@ class SumOperator(LinearOperator):
 
     def apply(self, vectors: Tensor) -> Tensor:
         return self.left.apply(vectors) + self.right.apply(vectors)
+
+    @property
+    def approximates(self) -> LinearOperator | None:
+        left, right = self.left.approximates, self.right.approximates
+        return None if left is None and right is None else SumOperator(left or self.left, right or self.right)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.left.notes, *self.right.notes)
 
     @property
     def rounding(self) -> float:

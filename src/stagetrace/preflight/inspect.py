@@ -33,7 +33,7 @@ def inspect(
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
     costs: list[Estimate] = []
-    said = chosen(solver, usual_solvers(chain))
+    said = chosen(solver, usual_solvers(chain, curvature))
     for place, bound in enumerate(chain):
         yield from in_short(verify_stage(bound, chain.stages[:place]))
         yield from (Finding(bound.name, "mode", Level.NOTE, notice) for notice in notices(bound.stage))

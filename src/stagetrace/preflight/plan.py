@@ -66,7 +66,8 @@ def most_products(bound: BoundStage, operator: LinearOperator, solver: Solver, l
     system, size = solver.rule.with_spectrum(operator, look.spectrum), bound.trained.size
     looked = 0 if system.spectrum is None else min(SPECTRUM_STEPS, size)
     if isinstance(solver, Direct):
-        return looked + size
+        known = operator.approximates is not None and operator.eigen() is not None
+        return 0 if known else looked + size
     limit = step_limit(solver)
     if limit is None or not isinstance(solver, Lanczos):
         return limit if limit is None else looked + limit

@@ -11,11 +11,12 @@ from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
 from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner
+from stagetrace.solvers.closed_form import FromEigenvalues, spectrum_of
 from stagetrace.solvers.damping import rule_of
 from stagetrace.solvers.filters import Filter, Tikhonov, invertible
 from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.settings import check_count, check_rule, short_repr
-from stagetrace.solvers.system import Spectrum, System
+from stagetrace.solvers.system import System
 
 
 @final
@@ -24,13 +25,13 @@ class Direct:
     """`f(H) b` in the operator's eigenbasis, in float64; damping 0 is the plain inverse.
 
     damping: a number of at least 0, or "auto", as for `Lanczos`: the extreme eigenvalues decide before the dense
-        matrix is built.
+        matrix is built; those of EK-FAC, which are known, without a product.
 
-    Identity, diagonal and dense operators know their eigenvectors (`LinearOperator.eigen`). Any other costs `prepare`
-    `dim` products and O(dim^3) operations; the first `solve` counts these products, later ones cost none. Directions in
-    which the system cannot be inverted (eigenvalues at rounding level, without damping) are left out of the answer; the
-    status is then `Status.SINGULAR`, and a note says how many they are. Its tolerance is the square root of the dtype's
-    rounding.
+    Identity, diagonal, dense and EK-FAC operators know their eigenvectors (`LinearOperator.eigen`). Any other costs
+    `prepare` `dim` products and O(dim^3) operations; the first `solve` counts these products, later ones cost none.
+    Directions in which the system cannot be inverted (eigenvalues at rounding level, without damping) are left out of
+    the answer; the status is then `Status.SINGULAR`, and a note says how many they are. Its tolerance is the square
+    root of the dtype's rounding.
 
     filter: `Tikhonov` for `(H^2 + damping I) x = H b`, `Shift` for `(H + damping I) x = b`.
 
@@ -60,7 +61,7 @@ class Direct:
 
     @property
     def rule(self) -> Damping:
-        return rule_of(self.damping, self.filter)
+        return FromEigenvalues(self.filter) if self.damping == "auto" else rule_of(self.damping, self.filter)
 
     def prepare(self, system: System, preconditioner: LinearOperator | None = None) -> Prepared:
         refuse_preconditioner("Direct", preconditioner)
@@ -85,7 +86,7 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Col
     usable = _usable(system, eigen)
     tolerance = max(torch.finfo(columns.dtype).eps, system.operator.rounding) ** 0.5
     gains = torch.where(usable, system.linear(eigen.values), 0.0)
-    value = eigen.out(gains.unsqueeze(1) * eigen.into(columns)).to(columns.dtype)
+    value = eigen.scaled(gains, columns)
     measured = system.linear.measure(system.operator, columns, value)
     report(1, max(measured.residuals, default=0.0))
     return ColumnSolutions(
@@ -96,7 +97,7 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Col
         checks=measured.checks,
         steps=1,
         tolerance=tolerance,
-        spectrum=Spectrum(tuple(eigen.values.sort().values.tolist())),
+        spectrum=spectrum_of(eigen),
         notes=_notes(usable),
     )
 
@@ -104,7 +105,7 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Col
 def _usable(system: System, eigen: Eigen) -> Tensor:
     """Which eigenvalues the system can invert: those above rounding level."""
     operator, exact = system.operator, torch.finfo(system.operator.dtype).eps
-    level = operator.size * exact
+    level = exact if eigen.known else operator.size * exact
     if operator.rounding > exact:  # eigenvalues are off by the norm of what is rounded: about this much
         level = max(level, operator.size**0.5 * eigen.asymmetry)
     return invertible(system.linear, eigen.values, level)

@@ -23,7 +23,7 @@ from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.iteration import Matvec, silent
 from stagetrace.solvers.numerics import relative
 from stagetrace.solvers.settings import check_damping
-from stagetrace.solvers.vectors import norm, norm_of_sum
+from stagetrace.solvers.vectors import norms_of_sum
 
 
 @final
@@ -120,10 +120,11 @@ class Shift(Filter):
         del targets
         live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
         if live:
-            images = yield Matvec(value[:, live], nan, check=True)
-            for image, j in zip(images.unbind(1), live, strict=True):
-                size = norm_of_sum((1.0, rhs[:, j]), (-1.0, image), (-self.damping, value[:, j]))
-                residuals[j] = relative(size, norm(rhs[:, j]))
+            b, x = _columns(rhs, live), _columns(value, live)
+            images = yield Matvec(x, nan, check=True)
+            sizes = norms_of_sum((1.0, b), (-1.0, images), (-self.damping, x))
+            for j, size, known in zip(live, sizes, norms_of_sum((1.0, b)), strict=True):
+                residuals[j] = relative(size, known)
         return Measured(tuple(residuals))
 
 
@@ -161,16 +162,16 @@ class Tikhonov(Filter):
         live, residuals = _nonzero(rhs), [0.0] * rhs.shape[1]
         if self.damping == 0 or not live:
             return (yield from Shift().measurement(rhs, value, None))
-        b, x = rhs[:, live], value[:, live]
+        b, x = _columns(rhs, live), _columns(value, live)
         product = yield Matvec(x, nan, check=True)
         images = yield Matvec(b - product, nan, check=True)
         if targets is None:
-            known = [norm(image) for image in (yield Matvec(b, nan, check=True)).unbind(1)]
+            known = norms_of_sum((1.0, (yield Matvec(b, nan, check=True))))
         else:
             known = [targets[j] for j in live]
+        sizes = norms_of_sum((1.0, images), (-self.damping, x))
         for i, j in enumerate(live):
-            size = norm_of_sum((1.0, images[:, i]), (-self.damping, x[:, i]))
-            residuals[j] = relative(size, known[i])
+            residuals[j] = relative(sizes[i], known[i])
         return Measured(tuple(residuals))
 
 
@@ -201,6 +202,10 @@ class Squared(Filter):
 
 FILTERS: Mapping[str, type[Filter]] = {kind.__name__: kind for kind in (Shift, Tikhonov, Squared)}
 """The filters by their names."""
+
+
+def _columns(matrix: Tensor, chosen: list[int]) -> Tensor:
+    return matrix if len(chosen) == matrix.shape[1] else matrix[:, chosen]
 
 
 def _nonzero(rhs: Tensor) -> list[int]:

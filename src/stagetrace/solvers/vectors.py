@@ -53,6 +53,25 @@ def norm_of_sum(*settings: tuple[float, Tensor]) -> float:
     return float(total) ** 0.5
 
 
+def norms_of_sum(*settings: tuple[float, Tensor]) -> list[float]:
+    """`|c1 V1 + c2 V2 + ...|` of each column of matrices `[dim, k]`, as `norm_of_sum` of one: row by row, which is how
+    they lie in memory.
+
+    Example:
+        >>> norms_of_sum((2.0, torch.tensor([[3.0, 0.0], [4.0, 1.0]])))
+        [10.0, 2.0]
+    """
+    first = settings[0][1]
+    total = torch.zeros(first.shape[1], dtype=torch.float64, device=first.device)
+    rows = max(1, CHUNK // max(1, first.shape[1]))
+    for pieces in zip(*(matrix.split(rows) for _, matrix in settings), strict=True):
+        summed = torch.zeros_like(pieces[0], dtype=torch.float64)
+        for (coefficient, _), piece in zip(settings, pieces, strict=True):
+            summed += coefficient * piece.double()
+        total += (summed * summed).sum(dim=0)
+    return total.sqrt().tolist()
+
+
 def combine(vectors: Sequence[Tensor], coordinates: Sequence[float], like: Tensor) -> Tensor:
     """The sum of vectors, each times its coordinate; vectors: the rows of matrices `[rows, dim]`.
 

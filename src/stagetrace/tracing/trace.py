@@ -58,10 +58,11 @@ def trace(
         curvature: what stands for each stage's second derivative; one for all, or a mapping by stage name (stages it
             does not name take the default: the Hessian, or Gauss-Newton where that is indefinite, see
             `stagetrace.curvature.Auto`). The names of the command line stand for their defaults: "auto", "hessian",
-            "gauss-newton", "identity".
+            "gauss-newton", "ekfac", "identity".
         solver: how it is inverted; one for all, or a mapping by stage name; the default is `Lanczos()`, whose
-            damping is taken from the stage's spectrum, or `EarlyStopping` for a stage with `training=...` before
-            stages that were recorded; a warning says so. By name: "lanczos", "normal-cg", "cg", "lissa", "direct".
+            damping is taken from the stage's spectrum, `Direct("auto", Shift)` for `EKFAC()`, or `EarlyStopping` for a
+            stage with `training=...` before stages that were recorded; a warning says so. By name: "lanczos",
+            "normal-cg", "cg", "lissa", "direct".
         of: names of the stages whose examples are scored; None scores every stage's. The backward pass ends at the
             earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
@@ -110,7 +111,7 @@ def trace(
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
-    usual = usual_solvers(chain)
+    usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
     scored = scored_stages(chain, of)
     statistics = RunStatistics(chain, bars)

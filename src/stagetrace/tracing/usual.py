@@ -3,13 +3,39 @@
 from collections.abc import Mapping
 
 from stagetrace.checks.finding import Finding, Level
+from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.ekfac import EKFAC, stays_diagonal
 from stagetrace.replay.stopped import stopped_early
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.direct import Direct
 from stagetrace.solvers.early_stopping import EarlyStopping
+from stagetrace.solvers.filters import Shift
+from stagetrace.solvers.lanczos import Lanczos
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 
+__all__ = ["chosen", "closed_form", "usual_solvers"]
 
-def usual_solvers(chain: Chain) -> dict[str, Solver]:
+
+def usual_solvers(chain: Chain, curvatures: Mapping[str, Curvature] | None = None) -> dict[str, Solver]:
+    """What training that stopped early left, and what a curvature that knows its eigenvectors is solved by.
+
+    Raises:
+        DescriptionError: what is said to be left of a training is not of that stage.
+    """
+    found = _early(chain)
+    for name, curvature in (curvatures or {}).items():
+        if isinstance(curvature, EKFAC) and name not in found and chain[name].recording is None:
+            found[name] = closed_form(chain[name])
+    return found
+
+
+def closed_form(bound: BoundStage) -> Solver:
+    """The solver of EK-FAC: in its eigenbasis, where the stage's penalties are diagonal in it, else by products."""
+    return Direct("auto", Shift) if stays_diagonal(bound) else Lanczos("auto", filter=Shift)
+
+
+def _early(chain: Chain) -> dict[str, Solver]:
     """`EarlyStopping` for stages whose optimiser's state is at hand, before stages that are differentiated exactly.
 
     Where the later stages are exact, what is left to be said of an unrecorded stage is how far its own training got,

@@ -17,6 +17,7 @@ from stagetrace.stages.gradient import Gradient
 from stagetrace.tracing.backward import SolveProgress
 from stagetrace.tracing.pull_back import pull_back
 from stagetrace.tracing.responses.response import BackwardStep
+from stagetrace.tracing.responses.shortfall import shortfall
 from stagetrace.tracing.score import Scorer
 
 
@@ -69,7 +70,8 @@ class Implicit:
                     solve(operator, gradient.trained, solver, SolveProgress(advance, step_limit(solver)))
                 )
             left_out = describe_subset(self.curvature, bound)
-            return replace(solution, notes=(*solution.notes, *filter(None, [left_out])))
+            said = (*operator.notes, *shortfall(operator, gradient.trained, solution))
+            return replace(solution, notes=(*solution.notes, *said, *filter(None, [left_out])))
         except SolveError as cause:
             raise SolveError(
                 f"while solving {bound.stage.where} ({bound.trained.size:,} parameters, {solver}): {cause}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.progress import Progress, Silent
 from stagetrace.results.sign import UNIT
 from stagetrace.solvers.base import Solver
@@ -19,6 +20,7 @@ from stagetrace.tracing.backward import solution_warnings
 from stagetrace.tracing.describe import by_stage
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
+from stagetrace.tracing.usual import closed_form
 from stagetrace.validation.estimators.estimator import check_choice, check_name
 from stagetrace.validation.estimators.origins import (
     as_single_stage,
@@ -85,7 +87,8 @@ class SingleStage:
     def _adjoint(self, chain: Chain, last: BoundStage, query: Query, progress: Progress) -> Tensor:
         """`H^-1 dq/dtheta`, `[theta, k]`."""
         curvature = by_stage(chain, self.curvature, Auto(), "curvature")[last.name]
-        solver = by_stage(chain, self.solver, Lanczos(), "solver")[last.name]
+        usual = {last.name: closed_form(last)} if isinstance(curvature, EKFAC) else {}
+        solver = by_stage(chain, self.solver, Lanczos(), "solver", usual)[last.name]
         solution = Implicit(last, curvature, solver).backward(query.gradient(last, progress), None, progress).solution
         for warning in solution_warnings(last.name, solution):
             warnings.warn(warning, stacklevel=4)

@@ -1,0 +1,95 @@
+"""The approximation as a linear operator whose eigenvalues and eigenvectors are known."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.eigen import Eigen
+from stagetrace.curvature.ekfac.blocks import Block, BlockBasis
+from stagetrace.curvature.gauss_newton import gauss_newton_by_reverse, gauss_newton_retained_graph
+from stagetrace.curvature.operator import LinearOperator
+from stagetrace.errors import StagetraceError
+from stagetrace.parallel import world
+from stagetrace.stages.risk import Risk
+from stagetrace.stages.space import ParameterSpace
+
+__all__ = ["EKFACOperator", "GaussNewtonOnce"]
+
+
+@final
+class EKFACOperator(LinearOperator):
+    """`x -> U diag(values) U' x` with the blocks' bases U; every parameter is in exactly one block.
+
+    It is fitted once it is first used, and never damped itself: a solver adds the damping to the eigenvalues.
+
+    Args:
+        space: of the trained parameters. fitted: gives the blocks. exact: what it approximates. notes: what it is.
+    """
+
+    def __init__(
+        self,
+        space: ParameterSpace,
+        fitted: Callable[[], Sequence[Block]],
+        exact: LinearOperator,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.size, self.dtype, self.device = space.size, space.dtype, space.device
+        self._fitted, self._exact, self._notes = fitted, exact, tuple(notes)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(self._fitted())
+
+    @cached_property
+    def _eigen(self) -> Eigen:
+        values = torch.zeros(self.size, 1, dtype=torch.float64, device=self.device)
+        for block in self.blocks:
+            block.layout.scatter(block.values.double().unsqueeze(2), values)
+        return Eigen(values.squeeze(1), basis=BlockBasis(self.blocks))
+
+    def eigen(self) -> Eigen:
+        return self._eigen
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return self._eigen.scaled(self._eigen.values, vectors)
+
+    @property
+    def trace(self) -> float:
+        """The sum of the eigenvalues: that of the Gauss-Newton matrix, where the labels' expectation was exact."""
+        return float(self._eigen.values.sum())
+
+    @property
+    def approximates(self) -> LinearOperator:
+        return self._exact
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
+
+
+@final
+class GaussNewtonOnce(LinearOperator):
+    """The true Gauss-Newton matrix over some examples, for a product or two: nothing is prepared or kept."""
+
+    def __init__(self, risk: Risk, indices: Sequence[int], batch_size: int) -> None:
+        self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
+        self._risk, self._indices, self._batch_size = risk, indices, batch_size
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        mine = world().shard(self._indices)
+        total = torch.zeros_like(vectors)
+        way = gauss_newton_retained_graph
+        for batch in self._risk.read(self._risk.examples.batch_indices(mine, size=self._batch_size)):
+            try:
+                total += way(self._risk, batch)(vectors)
+            except StagetraceError:
+                raise
+            except (RuntimeError, NotImplementedError):  # an operation without forward mode
+                if way is gauss_newton_by_reverse:
+                    raise
+                way = gauss_newton_by_reverse
+                total += way(self._risk, batch)(vectors)
+        return world().sum(total) / len(self._indices)
