@@ -44,6 +44,8 @@ from stagetrace.tracing.contract import per_example
 
 DAMPING = 0.01
 QUERIES = (1, 100, 1000)
+AIMS = {100: 0.45, 1000: 0.65}
+"""Of kronfluence's processor seconds, by the number of queries."""
 COMPARED = 100
 TOP = 100
 NEGLIGIBLE = 1e-9
@@ -215,4 +217,10 @@ def _rival(
             if number >= compared:
                 found.setdefault("kronfluence", -load_file(out)["scores"][:compared])
     report.table("kronfluence, the same examples and queries", table, "kronfluence")
+    ours = {row["queries"]: row["processor s"] for row in report.fields["costs"]}
+    for row in table:
+        number = int(row["queries"])
+        if number in AIMS:
+            ratio = ours[number] / float(row["processor s"])
+            report.target(f"processor seconds of {number:,} queries over kronfluence's", ratio, AIMS[number])
     return found

@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import stagetrace
-from stagetrace import CG, GaussNewton, Lanczos, Normal, Trace
+from stagetrace import CG, EKFAC, Direct, GaussNewton, Lanczos, Normal, Shift, Trace
 from stagetrace.cli import fits, options, settings
 from stagetrace.cli.main import app, main
 from stagetrace.curate.record import OutputFormat
@@ -206,6 +206,17 @@ def test_solving_per_stage():
 )
 def test_nothing_typed_means_the_rule_and_all_means_all(typed: tuple[str, ...], curvatures: list[Any]):
     assert list(solving(*typed, job="moved")[1].values()) == curvatures
+
+
+def test_ek_fac_is_solved_in_closed_form_where_no_solver_was_typed():
+    chain, typed = (
+        jobs.moved()[0],
+        settings.SolveOptions(("curvature=ekfac,damping=0.1", "finetune=lanczos:damping=0.2")),
+    )
+    curvature = settings.curvatures(chain, typed, None)
+    assert curvature == dict.fromkeys(chain.names, EKFAC())
+    solver = settings.solvers(chain, typed, None, curvature)
+    assert solver == {"pretrain": Direct(0.1, Shift), "finetune": Lanczos(0.2)}
 
 
 def test_presets_change_what_was_not_typed():

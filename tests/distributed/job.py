@@ -9,7 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stagetrace import CG, Chain, Direct, Frozen, GaussNewton, Hessian, Identity, Lanczos, Proximal, Query, trace
+from stagetrace import (
+    CG,
+    EKFAC,
+    Chain,
+    Direct,
+    Frozen,
+    GaussNewton,
+    Hessian,
+    Identity,
+    Lanczos,
+    Proximal,
+    Query,
+    Shift,
+    trace,
+)
 from stagetrace.errors import StagetraceWarning
 from tests import jobs
 
@@ -35,6 +49,11 @@ CASES: dict[str, Callable[[], Job]] = {
         jobs.chain(KEPT, sizes=(37, 23)),
         queries(),
         {"curvature": {"pretrain": Hessian(examples=7), "finetune": Identity()}, "solver": Lanczos(damping=0.1)},
+    ),
+    "EK-FAC": lambda: (
+        jobs.chain(MOVED, sizes=(37, 23)),
+        queries(3, reduction="none"),
+        {"curvature": EKFAC(exact=4), "solver": Direct(0.05, Shift)},
     ),
     "conjugate gradients, the last stage only": lambda: (
         jobs.chain(MOVED, sizes=(37, 23)),
