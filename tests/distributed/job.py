@@ -52,7 +52,7 @@ CASES: dict[str, Callable[[], Job]] = {
     ),
     "EK-FAC": lambda: (
         jobs.chain(MOVED, sizes=(37, 23)),
-        queries(3, reduction="none"),
+        queries(),
         {"curvature": EKFAC(exact=4), "solver": Direct(0.05, Shift)},
     ),
     "conjugate gradients, the last stage only": lambda: (
