@@ -54,7 +54,7 @@ TABLE = [
     Bad(
         "a word for a curvature",
         at("settings", curvature={"finetune": "Gauss"}),
-        ("curvature of stage 'finetune'", "'auto', 'hessian', 'gauss-newton', 'identity'", "'Gauss'"),
+        ("curvature of stage 'finetune'", "'auto', 'hessian', 'gauss-newton', 'ekfac', 'identity'", "'Gauss'"),
     ),
     Bad(
         "a curvature's word for a solver",

@@ -59,7 +59,7 @@ def test_the_whole_run_is_said(page: Read, pictures: Path):
         "−0.300 to +10.0",
         "900 of 1,024 parameters trained here, 100 kept from the stage before, 24 constant",
         "through the later stages' heads (via_head)",
-        "Lanczos(damping=0.01, rtol=auto)",
+        "Lanczos(damping=0.01, rtol=0.0001)",
         "link to the stage before (alpha) 0.1",
         "finetune 0.1 +0.750 50 % of 6",
         "12 largest (n = 12, mean of 3 runs)",
