@@ -120,6 +120,7 @@ def check_count(value: object, what: str, least: int = 1) -> None:
 
 def check_seeds(value: object, what: str) -> None:
     """Refuse anything but a sequence of whole numbers, or of none."""
-    numbers = isinstance(value, Sequence) and not isinstance(value, str)
-    if not numbers or not all(isinstance(each, Integral) and not isinstance(each, bool) for each in value):
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    numbers = cast("Sequence[object]", value) if several else [None]
+    if not all(isinstance(each, Integral) and not isinstance(each, bool) for each in numbers):
         refuse(f"{what} must be whole numbers, each the seed of an order, such as (1, 2), got {value!r}")
