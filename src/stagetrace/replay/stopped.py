@@ -58,7 +58,7 @@ def stopped_early(
         bound: the stage at its place in a chain, `chain["pretrain"]`.
         training: the optimiser that trained the stage's model; or its `state_dict()`, with names
             (`Adam(model.named_parameters())`) or in the order of the stage's parameters; or the checkpoints of its
-            training (`Checkpoint`), the last at the stage's model; or a recording, its folder, or those of its sessions.
+            training (`Checkpoint`), the last at the stage's model; or a recording, its folder or those of sessions.
         rates: the learning rate of each step (of the first group), `[1e-3] * 500`. A recording has them; Adam without
             a scheduler says itself how many steps it took. Checkpoints have rates of their own.
         segments: into how many stretches of about the same time a recording is cut, at states that it kept.
