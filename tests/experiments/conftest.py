@@ -170,7 +170,7 @@ SHORT |= {
     reweight: {
         "SEEDS": 2,
         "STEPS": 1,
-        "ORDERS": (2, 1),
+        "ORDERS": {"cifar-updated": (1,), "bert": (1, 2)},
         "CHECKED": (5,),
         "CIFAR": PLANS["CIFAR_UPDATED"],
         "BERT": short(transformer_chains.BERT),
