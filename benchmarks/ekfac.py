@@ -18,21 +18,16 @@ much is the damping's. With `--rival PYTHON`, which has kronfluence installed, i
 and scores the same queries in a process of its own.
 """
 
-import json
-import subprocess
-import tempfile
 import time
-import warnings
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.utils.data import TensorDataset
 
 from benchmarks.report import Report, Row
+from benchmarks.rival import Rival
 from benchmarks.setting import small_network
 from experiments.tasks import Task
 from stagetrace import EKFAC, Chain, Direct, GaussNewton, Query, Shift, Stage, trace
@@ -199,23 +194,13 @@ def _rival(
     """kronfluence's costs in a process of its own, and its scores of the queries that are compared."""
     table: list[Row] = []
     found: dict[str, Tensor] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder) / "given.safetensors"
-        most = max(numbers)
-        tensors = {"pixels": task.train.pixels, "labels": task.train.labels, "chosen": torch.tensor(chosen)}
-        tensors |= {"queries": task.test.pixels[:most], "answers": task.test.labels[:most]}
-        tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, given)
-        for number in numbers:
-            out = Path(folder) / f"{number}.safetensors"
-            words = ["-m", "benchmarks.rival_kronfluence", str(given), str(out), str(number), str(DAMPING)]
-            ended = subprocess.run([str(report.asked.rival), *words], capture_output=True, text=True, check=False)
-            if ended.returncode:
-                warnings.warn(f"kronfluence was left out: {ended.stderr.strip().splitlines()[-1]}", stacklevel=2)
-                return {}
-            table.append(json.loads(ended.stdout.strip().splitlines()[-1]))
-            if number >= compared:
-                found.setdefault("kronfluence", -load_file(out)["scores"][:compared])
+    for number in numbers:
+        rival = Rival.of(report.asked, model, task, chosen, number, DAMPING)
+        if rival is None:
+            return {}
+        table.append({"queries": number, "processor s": rival.fit + rival.score, "fit, processor s": rival.fit})
+        if number >= compared:
+            found.setdefault("kronfluence", rival.scores[:compared])
     report.table("kronfluence, the same examples and queries", table, "kronfluence")
     ours = {row["queries"]: row["processor s"] for row in report.fields["costs"]}
     for row in table:

@@ -12,27 +12,22 @@ examples. Seconds are the processor's.
 Above `ALONE` queries the runs by themselves are not made: their gradients and solve are those of `ALONE` queries, as
 many times as it takes, and marked so. Nor is the shared basis.
 With `--rival PYTHON`, the interpreter of an environment with kronfluence, its EK-FAC scores the same queries in a
-process of its own (`benchmarks/kronfluence_queries.py`), its factors fitted on the same 1,000 examples.
+process of its own (`benchmarks/rival.py`), its factors fitted on the same 1,000 examples.
 """
 
-import json
-import os
 import resource
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import final
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.report import Report, Row
+from benchmarks.rival import Rival
 from benchmarks.setting import Asked, parameters, small_network
 from experiments.tasks import Task
 from stagetrace import Chain, GaussNewton, Lanczos, Query, Shift, Solution, Stage
@@ -50,6 +45,7 @@ DAMPING, RTOL, RANKING = 0.01, 1e-2, 0.1
 ALONE = 100
 CURVATURE_SEED = 1
 TOP = 100
+EKFAC = "kronfluence, EK-FAC"
 
 
 @final
@@ -127,16 +123,15 @@ def run(report: Report) -> None:
         for name, each in found.items():
             if name != "together":
                 agreement.append({"queries": queries, "with": name, **agrees(found["together"].scores, each.scores)})
-        if asked.rival is not None:
-            row, scores = rival(asked, model, task, queries)
-            costs.append({"queries": queries, "way": "kronfluence, EK-FAC", **row})
-            agreement.append(
-                {"queries": queries, "with": "kronfluence, EK-FAC", **agrees(found["together"].scores, scores)}
-            )
+        beside = None if asked.rival is None else Rival.of(asked, model, task, _drawn(asked, task), queries, DAMPING)
+        if beside is not None:
+            seconds = {"solve, s": beside.fit, "scores, s": beside.score, "in all, s": beside.fit + beside.score}
+            costs.append({"queries": queries, "way": EKFAC, **seconds, "peak MB so far": beside.peak})
+            agreement.append({"queries": queries, "with": EKFAC, **agrees(found["together"].scores, beside.scores)})
             if queries > 1:
                 report.target(
                     f"{queries:,} queries, seconds over kronfluence's",
-                    found["together"].total / row["in all, s"],
+                    found["together"].total / seconds["in all, s"],
                     {100: 0.65, 1000: 0.95}.get(queries, 1.0),
                 )
         report.fields[f"notes {queries}"] = list(found["together"].solution.notes)
@@ -193,18 +188,6 @@ def agrees(scores: Tensor, others: Tensor) -> Row:
     }
 
 
-def rival(asked: Asked, model: nn.Module, task: Task, queries: int) -> tuple[Row, Tensor]:
-    """kronfluence on the same model, examples and queries; its sign is the other one."""
-    drawn = torch.tensor(list(seeded_subset(len(task.train.pixels), asked.hessian_examples, CURVATURE_SEED)))
-    with tempfile.TemporaryDirectory() as folder:
-        given, scores = Path(folder) / "given.safetensors", Path(folder) / "scores.safetensors"
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        tensors |= {"train.pixels": task.train.pixels, "train.labels": task.train.labels, "drawn": drawn}
-        tensors |= {"test.pixels": task.test.pixels[:queries], "test.labels": task.test.labels[:queries]}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, given)
-        words = [str(asked.rival), "-m", "benchmarks.kronfluence_queries", str(given), str(scores), str(DAMPING)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        row = {"solve, s": found["fit"], "scores, s": found["score"], "in all, s": found["fit"] + found["score"]}
-        return {**row, "peak MB so far": found["peak MB"]}, -load_file(scores)["scores"]
+def _drawn(asked: Asked, task: Task) -> list[int]:
+    """The examples that the curvature averages over."""
+    return list(seeded_subset(len(task.train.pixels), asked.hessian_examples, CURVATURE_SEED))

@@ -1,9 +1,9 @@
-"""kronfluence 1.0.1 for the benchmark `ekfac`: `PYTHON -m benchmarks.rival_kronfluence GIVEN OUT QUERIES DAMPING`.
+"""kronfluence 1.0.1 (EK-FAC, Grosse et al. 2023) beside `queries` and `ekfac`, in an environment of its own.
 
     python -m venv rival && rival/bin/pip install -c constraints.txt -e ".[experiments]" kronfluence==1.0.1
+    python -m benchmarks queries --data DIR --out FILE --rival rival/bin/python
 
-Fits EK-FAC on the chosen examples and scores all of them; a line of JSON with the seconds of the processor goes to the
-screen, the scores `[queries, examples]` (positive = the example helps) to OUT.
+Called by `rival.py` with: a file of the network's weights and all tensors, where scores go, the damping.
 """
 
 # The other library is in an environment of its own.
@@ -11,10 +11,10 @@ screen, the scores `[queries, examples]` (positive = the example helps) to OUT.
 
 import json
 import logging
+import resource
 import sys
 import tempfile
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -28,60 +28,57 @@ from torch.utils.data import Subset, TensorDataset
 
 from experiments.networks import ConvNet
 
-BATCH = 1024
 
+class Losses(Task):
+    """Cross-entropy, summed over a batch; labels drawn from the model's own predictions for the factors."""
 
-class CrossEntropy(Task):
     def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
         pixels, labels = batch
         logits = model(pixels)
         if sample:
             with torch.no_grad():
-                labels = torch.multinomial(logits.softmax(dim=1), 1).flatten()
+                labels = torch.multinomial(logits.softmax(dim=-1), 1).flatten()
         return F.cross_entropy(logits, labels, reduction="sum")
 
     def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
         return self.compute_train_loss(batch, model)
 
 
-def main() -> None:
-    given, out, number, damping = sys.argv[1:]
-    tensors = load_file(given)
-    train = TensorDataset(tensors["pixels"], tensors["labels"])
-    asked = TensorDataset(tensors["queries"][: int(number)], tensors["answers"][: int(number)])
-    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    model = ConvNet(tensors["pixels"].shape[1:], len(list(weights.values())[-1]))
-    model.load_state_dict(weights)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+def main(given: str, scores: str, damping: str) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    task = CrossEntropy()
-    prepared = prepare_model(model.eval(), task)
+    tensors = load_file(given)
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    train = TensorDataset(tensors["train.pixels"], tensors["train.labels"])
+    tests = TensorDataset(tensors["test.pixels"], tensors["test.labels"])
+    chosen = Subset(train, tensors["chosen"].tolist())
+    classes = int(tensors["train.labels"].max()) + 1
+    model = ConvNet(tensors["train.pixels"].shape[1:], classes).eval()
+    model.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as folder:
-        analyzer = Analyzer("ekfac", prepared, task, cpu=True, disable_tqdm=True, output_dir=folder)
-        started = time.process_time()
-        analyzer.fit_all_factors(
-            "factors",
-            Subset(train, tensors["chosen"].tolist()),
-            per_device_batch_size=BATCH,
-            factor_args=FactorArguments(strategy="ekfac"),
+        analyzer = Analyzer(
+            "queries", prepare_model(model, Losses()), Losses(), cpu=True, disable_tqdm=True, output_dir=folder
         )
-        fitted = time.process_time()
+        times = [time.process_time()]
+        analyzer.fit_all_factors(
+            "factors", chosen, per_device_batch_size=1024, factor_args=FactorArguments(strategy="ekfac")
+        )
+        times.append(time.process_time())
         analyzer.compute_pairwise_scores(
             "scores",
             "factors",
-            query_dataset=asked,
+            query_dataset=tests,
             train_dataset=train,
-            per_device_query_batch_size=min(int(number), BATCH),
-            per_device_train_batch_size=BATCH,
+            per_device_query_batch_size=len(tests),
+            per_device_train_batch_size=1024,
             score_args=ScoreArguments(damping_factor=float(damping)),
         )
-        scores = analyzer.load_pairwise_scores("scores")["all_modules"]
-        ended = time.process_time()
-    save_file({"scores": scores.float().contiguous()}, out)
-    print(json.dumps({"queries": int(number), "processor s": ended - started, "fit, processor s": fitted - started}))
+        found = analyzer.load_pairwise_scores("scores")["all_modules"]
+        times.append(time.process_time())
+    save_file({"scores": found.contiguous()}, scores)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"fit": times[1] - times[0], "score": times[2] - times[1], "peak MB": peak}))
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable(logging.WARNING)
+    main(*sys.argv[1:])
