@@ -7,6 +7,7 @@
     ├── DifferentiationError            an operation of the model has no derivative of the kind needed
     ├── SolveError                      a solve that has no usable answer (diverged, too large, not finite)
     ├── ResultsError                    a results folder that is foreign, unfinished or of another run
+    ├── ProcessError                    another process of the job failed, was lost, or came to other numbers
     └── RemovedNameError (ImportError)  a public name that is gone, with what to write instead
 
     StagetraceWarning (UserWarning)
@@ -26,6 +27,7 @@ __all__ = [
     "DataError",
     "DescriptionError",
     "DifferentiationError",
+    "ProcessError",
     "RemovedNameError",
     "ResultsError",
     "SolveError",
@@ -69,6 +71,10 @@ class SolveError(StagetraceError):
 
 class ResultsError(StagetraceError):
     """A results folder cannot be read or written."""
+
+
+class ProcessError(StagetraceError):
+    """Another process of the job failed, is gone, or is no longer at the same work."""
 
 
 class RemovedNameError(StagetraceError, ImportError):

@@ -18,6 +18,7 @@ Exit codes: 0 done, 1 refused or failed (one line says why), 2 wrong usage, 130 
 
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -207,8 +208,21 @@ def main() -> None:
         if "--debug" in sys.argv:
             sys.excepthook = lambda *raised: _say("".join(traceback.format_exception(*raised)), end="")
             raise
-        _say(f"error: {_in_a_line(error)}", style="red")
+        if _said_elsewhere(error):
+            time.sleep(2)  # until it has: torchrun ends all processes once the first has ended
+        else:
+            _say(f"error: {_in_a_line(error)}", style="red")
         sys.exit(1)
+
+
+def _said_elsewhere(error: Exception) -> bool:
+    """Whether another process of the job says what went wrong."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False  # without importing PyTorch
+    from stagetrace.parallel import raised_by
+
+    who = raised_by(error)
+    return who is not None and str(who) != os.environ.get("RANK", "0")
 
 
 def _say(line: str, style: str | None = None, end: str = "\n") -> None:

@@ -11,7 +11,7 @@ at most the sum of their squared norms.
 Source: Martens (2020), section 8; for the solve in the space of the rows, Woodbury (1950).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import final
 
@@ -24,6 +24,7 @@ from stagetrace.curvature.operator import Factor, Rows
 from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
+from stagetrace.stages.halves import by_halves
 from stagetrace.stages.per_example import inseparable, output_gradients, taken
 from stagetrace.stages.risk import Risk
 
@@ -75,36 +76,31 @@ def gauss_newton_factor(
         diagonal=torch.zeros(risk.trained.size, dtype=risk.trained.dtype, device=risk.trained.device),
         build=FORWARDS * forward * each * len(indices),
         product=3 * gradients_per_product * forward * len(indices),
-        rows=partial(_rows, risk, len(indices), mine),
+        rows=partial(
+            _rows, risk, len(indices), mine, max(1, min(risk.examples.batch_size, _rows_at_once(risk) // each))
+        ),
     )
 
 
 def _rows(
-    risk: Risk, total: int, mine: Sequence[int], scale: Tensor, level: float, highest: float, memory: int
+    risk: Risk, total: int, mine: Sequence[int], size: int, scale: Tensor, level: float, highest: float, memory: int
 ) -> Rows | None:
-    """Every process's rows, in the order of the processes.
+    """Every process's rows, in the order of the processes; size: examples whose rows are computed at once.
 
     Raises:
         SolveError: a loss is not convex in the outputs.
     """
-    found = _Collected(level, memory // world().size)
-    trouble: str | None = None
-    try:
-        for batch in risk.read(risk.examples.batch_indices(mine)):
-            for block in _blocks(risk, batch):
-                found.add(block * (scale / total**0.5))
+    found, what = _Collected(level, memory // world().size), "rows of the Gauss-Newton matrix"
+    with world().together(f"{what} of {risk.where}", scale):
+        batches = risk.read(risk.examples.batch_indices(mine, size=size))
+        for _, rows in by_halves(risk, what, batches, partial(_of_batch, risk)):
+            found.add(rows * (scale / total**0.5))
             if found.level > highest:
                 break
-    except SolveError as cause:
-        trouble = str(cause)
-    troubles = [each for each in world().gather(trouble) if each]  # a process that raised alone would leave the others
-    if troubles:
-        raise SolveError(troubles[0])
     if max(world().gather(found.level)) > highest:
         return None
-    everyone = world().gather(found.matrix if found.blocks else scale.new_zeros(0, scale.numel()))
-    squares = torch.cat(world().gather(found.squares if found.blocks else scale.new_zeros(0).double()))
-    matrix = torch.cat(everyone) if len(everyone) > 1 else everyone[0]
+    matrix = world().joined(found.matrix if found.blocks else scale.new_zeros(0, scale.numel()))
+    squares = world().joined(found.squares if found.blocks else scale.new_zeros(0).double())
     return Rows(matrix, squares, sum(world().gather(found.left_out)))
 
 
@@ -149,20 +145,24 @@ class _Collected:
         self.blocks[place], self._squares[place] = self.blocks[place][above], self._squares[place][above]
 
 
-def _blocks(risk: Risk, batch: Batch) -> Iterator[Tensor]:
-    """A batch's rows, `[rows, trained.size]` at a time, without the factor of the mean."""
+def _of_batch(risk: Risk, batch: Batch) -> Tensor:
+    """A batch's rows, `[rows, trained.size]`, without the factor of the mean."""
     with torch.no_grad():
         outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
     values, vectors = _eigen(risk, batch, outputs)
     # what rounding leaves of an eigenvalue that is zero is no direction
     pairs = (values > torch.finfo(outputs.dtype).eps * values.amax(dim=1, keepdim=True)).nonzero()
-    size = max(1, BLOCK_BYTES // (risk.trained.size * outputs.element_size()))
-    for some in pairs.split(size):
+    found = list[Tensor]()
+    for some in pairs.split(_rows_at_once(risk)):
         example, k = some.unbind(1)
         weights = (values[example, k].sqrt().unsqueeze(1) * vectors[example, :, k]).to(outputs.dtype)
-        content = taken(batch, example)
-        gradients = output_gradients(risk, content, weights.reshape(len(some), *outputs.shape[1:]))
-        yield risk.trained.flatten_columns(gradients).mT
+        gradients = output_gradients(risk, taken(batch, example), weights.reshape(len(some), *outputs.shape[1:]))
+        found.append(risk.trained.flatten_columns(gradients).mT)
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _rows_at_once(risk: Risk) -> int:
+    return max(1, BLOCK_BYTES // (risk.trained.size * risk.trained.dtype.itemsize))
 
 
 def _eigen(risk: Risk, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,10 @@ from stagetrace.parallel import world
 from stagetrace.progress import part_done
 from stagetrace.stages.cached import BATCH_BYTES, CachedBatches
 from stagetrace.stages.gradient import explain_not_finite
+from stagetrace.stages.halves import is_out_of_memory, shrink, within
 from stagetrace.stages.risk import Risk
+
+_WHAT = "a product with the curvature"
 
 
 @final
@@ -38,20 +41,24 @@ class MeanCurvature(LinearOperator):
         self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
         self.risk, self.indices, self.plan = risk, indices, plan
         self._mine = world().shard(indices)
-        self._plan = risk.examples.batch_indices(self._mine, size=plan.chunk_examples)
+        size = within(risk.examples, _WHAT, plan.chunk_examples)
+        self._plan = risk.examples.batch_indices(self._mine, size=size)
         self._kept: list[Product] | None = None
         self._batches = CachedBatches(risk, self._plan, BATCH_BYTES)
         self._multiplied = 0
         self._first = FirstProducts(risk.where, plan.matrix, self.rounding)
+        self._cost = plan.gradients_per_product  # the first plan's, which all processes share
 
     @staticmethod
     def planned(risk: Risk, matrix: Matrix, indices: Sequence[int], memory: int) -> "MeanCurvature":
         """Probe the model, decide how to multiply within `memory` bytes per process, and build the operator."""
-        ordered, differ = by_size(risk.examples, indices)
-        if differ:  # each process's share has short and long ones
-            ordered = [index for rank in range(world().size) for index in ordered[rank :: world().size]]
-        mine = max(1, len(world().shard(ordered)))
-        return MeanCurvature(risk, ordered, make_plan(risk, matrix, ordered, mine, memory, differ=differ))
+        with world().together(f"looking how to multiply the curvature of {risk.where}"):
+            ordered, differ = by_size(risk.examples, indices)
+            if differ:  # each process's share has short and long ones
+                ordered = [index for rank in range(world().size) for index in ordered[rank :: world().size]]
+            share = world().largest_shard(len(ordered))  # on every process, so that all make the same plan
+            plan = make_plan(risk, matrix, ordered, share, memory, differ=differ)
+        return MeanCurvature(risk, ordered, plan)
 
     @property
     def rounding(self) -> float:
@@ -59,17 +66,38 @@ class MeanCurvature(LinearOperator):
 
     def apply(self, vectors: Tensor) -> Tensor:
         self._multiplied += vectors.shape[1]
-        if self.plan.traced_from is not None and self._multiplied >= self.plan.traced_from:
-            self._trace()
-        total = torch.zeros_like(vectors)
-        for done, product in enumerate(self._products(), start=1):
-            total += product(vectors)
-            part_done(done / len(self._plan))
-        total = world().sum(total) / len(self.indices)
+        with world().together(f"{_WHAT} of {self.risk.where}", vectors):
+            mine = self._sum(vectors)
+        total = world().sum(mine) / len(self.indices)
         if not bool(torch.isfinite(total.sum())):
             self._raise_not_finite()
         self._first.see(vectors, total)
         return total
+
+    def _sum(self, vectors: Tensor) -> Tensor:
+        """The sum over this process's examples; again with less in memory at once where that runs out."""
+        while True:
+            try:
+                if self.plan.traced_from is not None and self._multiplied >= self.plan.traced_from:
+                    self._trace()
+                total = torch.zeros_like(vectors)
+                for done, product in enumerate(self._products(), start=1):
+                    total += product(vectors)
+                    part_done(done / len(self._plan))
+                return total
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._make_room(error)
+
+    def _make_room(self, error: Exception) -> None:
+        """Hold no graphs between products, and halve the chunks."""
+        size = max((len(indices) for indices in self._plan), default=1)
+        if size > 1 or not self.plan.caches:
+            size = shrink(self.risk.examples, _WHAT, size, error)
+        self._kept, self.plan = None, self.plan.without_caching()
+        self._plan = self.risk.examples.batch_indices(self._mine, size=size)
+        self._batches = CachedBatches(self.risk, self._plan, BATCH_BYTES)
 
     def release(self) -> None:
         self._kept = None
@@ -101,7 +129,10 @@ class MeanCurvature(LinearOperator):
     def factor(self) -> Factor | str:
         if self.plan.matrix != "GaussNewton":
             return "the Hessian is no sum of squares"
-        return gauss_newton_factor(self.risk, self.indices, self._mine, self.plan.gradients_per_product)
+        with world().together(f"the rows of the Gauss-Newton matrix of {self.risk.where}"):
+            found = gauss_newton_factor(self.risk, self.indices, self._mine, self._cost)
+        refused = [each for each in world().gather(found if isinstance(found, str) else None) if each]
+        return refused[0] if refused else found  # what one process cannot do, none does
 
     def _products(self) -> Iterator[Product]:
         if self._kept is None and self.plan.caches:
@@ -128,10 +159,10 @@ class MeanCurvature(LinearOperator):
         return [self.plan.chunk(self.risk, batch) for batch in self._batches]
 
     def _raise_not_finite(self) -> None:
-        for batch in self.risk.read(self.risk.examples.batch_indices(self._mine)):
-            explain_not_finite(self.risk, batch)
+        with world().together(f"a look for what is not finite in {self.risk.where}"):
+            for batch in self.risk.read(self.risk.examples.batch_indices(self._mine)):
+                explain_not_finite(self.risk, batch)
         raise SolveError(
             f"{self.risk.where}: a product with the {self.plan.matrix} is not finite, though losses and gradients are; "
             "the loss has no second derivative somewhere (a norm at zero, a square root): smooth it"
-            + (", unless another process names an example" if world().size > 1 else "")
         )

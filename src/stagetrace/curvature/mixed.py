@@ -11,6 +11,7 @@ from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
+from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
@@ -33,11 +34,16 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
     if risk.inherited.size == 0 or not live:
         return total
     mine = world().shard(indices)
-    with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
-        for batch in risk.read(risk.examples.batch_indices(mine)):
-            for column in live:
-                rows = coupling_of(risk, batch, risk.trained.unflatten(adjoints[:, column]))
-                total[:, column] += risk.inherited.flatten(rows)
+    what = f"coupling of {risk.where}"
+
+    def coupled(batch: Batch) -> Tensor:
+        rows = [coupling_of(risk, batch, risk.trained.unflatten(adjoints[:, column])) for column in live]
+        return torch.stack([risk.inherited.flatten(row) for row in rows], dim=1)
+
+    with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what, adjoints):
+        batches = risk.read(risk.examples.batch_indices(mine))
+        for batch, columns in by_halves(risk, "the coupling", batches, coupled):
+            total[:, live] += columns
             advance(len(batch))
     return world().sum(total) / len(indices)
 

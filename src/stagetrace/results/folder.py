@@ -5,7 +5,8 @@ the place of what is there in one step: the moment that its record is complete.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar, final
@@ -26,18 +27,17 @@ from stagetrace.results.files import (
 )
 from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.lock import Lock
-from stagetrace.results.manifest import Manifest, Shape, merged, read_manifest, versions
+from stagetrace.results.manifest import Manifest, merged, read_manifest, versions
 from stagetrace.results.parts import Part, read_part, write_part
 from stagetrace.results.reading import (
     Contents,
     check_digests,
     files_of,
     missing_files,
-    read_parts,
     read_run,
     record_of,
+    shape_of,
 )
-from stagetrace.results.scores import check_finite
 from stagetrace.results.solutions import read_solution, solution_record, write_solution
 from stagetrace.solvers.base import Solution
 
@@ -84,11 +84,12 @@ class RunFolder:
         """
         wanted = to_json(description, "description")
         folder = None if path is None else Path(path)
-        if folder is not None and world().is_first:
-            run = RunFolder(folder, *_opened(folder, wanted, replacing=replacing), staged=replacing)
-        else:
-            run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
-        if not replacing:  # whoever saves a trace may be the only process to do so
+        alone = replacing or folder is None  # whoever saves a trace may be the only process to do so
+        run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
+        with nullcontext() if alone else world().together("the run's folder"):
+            if folder is not None and world().is_first:
+                run = RunFolder(folder, *_opened(folder, wanted, replacing=replacing), staged=replacing)
+        if not alone:
             run._manifest = replace(run._manifest, status=world().share(run._manifest.status))
         return run
 
@@ -118,9 +119,9 @@ class RunFolder:
             ResultsError: the run is complete, the folder is no longer this run's, or the file system refused.
         """
         self._record_stage(stage)
-        place = self._place()
-        if place is not None:
-            write_solution(place / adjoint_name(stage), self._manifest.run, stage, solution)
+        with self._written() as place:
+            if place is not None:
+                write_solution(place / adjoint_name(stage), self._manifest.run, stage, solution)
 
     def part(self, stage: str, number: int) -> Part | None:
         """Part `number` of the stage's scores if it has been written, or None.
@@ -141,9 +142,9 @@ class RunFolder:
             DataError: a score that is not finite.
         """
         self._record_stage(stage)
-        place = self._place()
-        if place is not None:
-            write_part(place / part_name(stage, number), self._manifest.run, stage, number, part)
+        with self._written() as place:
+            if place is not None:
+                write_part(place / part_name(stage, number), self._manifest.run, stage, number, part)
 
     def finish(self, statistics: Mapping[str, JSON], made_by: Mapping[str, str] | None = None) -> None:
         """Read everything back, record the digest of every file, and declare the run complete.
@@ -155,12 +156,17 @@ class RunFolder:
             ResultsError: a part is missing or damaged, or the run is complete already.
             DescriptionError: statistics that JSON cannot hold.
         """
-        place, path, run = self._place(), self._path, self._manifest.run
-        if place is None or path is None:
-            return
+        with self._written() as place:
+            if place is not None and self._path is not None:
+                self._declare_complete(place, self._path, statistics, made_by)
+
+    def _declare_complete(
+        self, place: Path, path: Path, statistics: Mapping[str, JSON], made_by: Mapping[str, str] | None
+    ) -> None:
+        run = self._manifest.run
         stages = list(reversed(self._stages))
         numbers = {stage: part_numbers(place, stage) for stage in stages}
-        shapes = {stage: _shape(place, run, stage, found) for stage, found in numbers.items() if found}
+        shapes = {stage: shape_of(place, run, stage, found) for stage, found in numbers.items() if found}
         solved = {stage: place / adjoint_name(stage) for stage in stages if (place / adjoint_name(stage)).exists()}
         manifest = replace(
             self._manifest,
@@ -213,7 +219,14 @@ class RunFolder:
         """What the first process reads, on every process."""
         if self._path is None:
             return None
-        return world().share(ask(self._path) if world().is_first else None)
+        path = self._path
+        return world().first(lambda: ask(path), "the run's folder")
+
+    @contextmanager
+    def _written(self) -> Generator[Path | None]:
+        """Where this process writes, if it does; where the first one cannot, none goes on."""
+        with nullcontext() if self._staged or self._path is None else world().together("writing"):
+            yield self._place()
 
     def _record_stage(self, stage: str) -> None:
         if stage not in self._stages:
@@ -221,22 +234,6 @@ class RunFolder:
 
 
 # The beginning and the end of writing
-
-
-def _shape(place: Path, run: str, stage: str, numbers: list[int]) -> Shape:
-    """How many scores a stage's parts hold: all are read and checked, one at a time.
-
-    Raises:
-        ResultsError: a part is missing or damaged.
-        DataError: a score is not finite.
-    """
-    shape: Shape | None = None
-    for part in read_parts(place.joinpath, run, stage, numbers):
-        shape = Shape(part.n_examples, part.n_queries)
-        for tensor in (part.values, part.via_shared, part.via_head):
-            check_finite(f"stage {stage!r}", tensor, part.start)
-    assert shape is not None  # there is a part
-    return shape
 
 
 def _opened(folder: Path, wanted: Mapping[str, JSON], *, replacing: bool) -> tuple[Manifest, Lock | None]:

@@ -21,9 +21,9 @@ from stagetrace.results.files import (
 )
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import writer_of
-from stagetrace.results.manifest import Manifest, digest_of, read_manifest, refuse_different, refuse_uncertain
+from stagetrace.results.manifest import Manifest, Shape, digest_of, read_manifest, refuse_different, refuse_uncertain
 from stagetrace.results.parts import Part, join, part_count, read_part, run_of_part
-from stagetrace.results.scores import Scores
+from stagetrace.results.scores import Scores, check_finite
 from stagetrace.results.solutions import read_solution, run_of_solution
 from stagetrace.solvers.base import Solution
 
@@ -108,6 +108,22 @@ def read_scores(where: Callable[[str], Path], run: str, stage: str, numbers: Ite
         ResultsError: a part is missing, damaged or unlike the others; the message names it.
     """
     return join(stage, read_parts(where, run, stage, numbers))
+
+
+def shape_of(place: Path, run: str, stage: str, numbers: Iterable[int]) -> Shape:
+    """How many scores a stage's parts hold: all are read and checked, one at a time.
+
+    Raises:
+        ResultsError: a part is missing or damaged.
+        DataError: a score is not finite.
+    """
+    shape: Shape | None = None
+    for part in read_parts(place.joinpath, run, stage, numbers):
+        shape = Shape(part.n_examples, part.n_queries)
+        for tensor in (part.values, part.via_shared, part.via_head):
+            check_finite(f"stage {stage!r}", tensor, part.start)
+    assert shape is not None  # there is a part
+    return shape
 
 
 def read_parts(where: Callable[[str], Path], run: str, stage: str, numbers: Iterable[int]) -> Iterator[Part]:

@@ -57,6 +57,8 @@ class Examples:
         self.collate = collate or PlainCollation()
         self.pace = 0.0
         """Seconds that reading an example takes in this process, as far as known."""
+        self.held: dict[str, int] = {}
+        """Examples that memory held at once where it ran out for more, by what was computed of them."""
         # a subclass may do anything to an item, so slices are for the class itself
         self._sliceable = type(data) is TensorDataset and collate is None and _are_strided(data)
 

@@ -100,7 +100,7 @@ def fingerprint_examples(
     walk = identity.walk()
     what = f"fingerprint of {examples.where}" if read else f"ends of {examples.where}"
     plan = world().shard(examples.batch_indices() if read else examples.batch_indices(_ends(len(examples))))
-    with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance:
+    with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance, world().together(what):
         for batch in examples.read(plan):
             digests.append(walk.digest(batch.content, "batch"))
             walk.forget()

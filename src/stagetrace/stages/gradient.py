@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 import torch
@@ -11,6 +12,7 @@ from stagetrace.errors import DataError, DifferentiationError, StagetraceError, 
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
+from stagetrace.stages.halves import by_halves
 from stagetrace.stages.per_example import example_gradients, inseparable
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
@@ -126,16 +128,16 @@ def mean_gradient(
     risk: Risk, indices: Sequence[int] | None = None, *, reduction: str = "mean", progress: Progress | None = None
 ) -> Gradient:
     """The gradient of the mean (or sum) of the losses, one column; the examples are sharded over processes."""
-    examples = len(risk.examples) if indices is None else len(indices)
-    plan = world().shard(risk.examples.batch_indices(indices))
+    chosen = range(len(risk.examples)) if indices is None else indices
+    mine, what = world().shard(chosen), f"gradient of {risk.where}"
     trained, inherited = risk.trained.zeros(1), risk.inherited.zeros(1)
-    with (progress or Silent()).task(f"gradient of {risk.where}", sum(map(len, plan)), "examples") as advance:
-        for batch in risk.read(plan):
-            gradient = batch_gradient(risk, batch)
+    with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
+        batches = risk.read(risk.examples.batch_indices(mine))
+        for batch, gradient in by_halves(risk, "the gradient", batches, partial(batch_gradient, risk)):
             trained += gradient.trained
             inherited += gradient.inherited
             advance(len(batch))
-    scale = 1 / examples if reduction == "mean" else 1.0
+    scale = 1 / len(chosen) if reduction == "mean" else 1.0
     return Gradient(world().sum(trained) * scale, world().sum(inherited) * scale)
 
 
@@ -146,11 +148,12 @@ def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
     """
     columns = len(risk.examples)
     trained, inherited = risk.trained.zeros(columns), risk.inherited.zeros(columns)
-    size = _together(risk) if columns > FEW else 1
-    plan = world().shard(risk.examples.batch_indices(size=size))
-    with (progress or Silent()).task(f"gradients of {risk.where}", sum(map(len, plan)), "examples") as advance:
-        for batch in risk.read(plan):
-            gradient = batch_gradient(risk, batch) if size == 1 else gradients_at_once(risk, batch)
+    mine, what = world().shard(range(columns)), f"gradients of {risk.where}"
+    with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
+        size = _together(risk) if columns > FEW else 1
+        one_or_more = partial(batch_gradient if size == 1 else gradients_at_once, risk)
+        batches = risk.read(risk.examples.batch_indices(mine, size=size))
+        for batch, gradient in by_halves(risk, "single gradients", batches, one_or_more):
             here = slice(batch.indices[0], batch.indices[-1] + 1)
             trained[:, here], inherited[:, here] = gradient.trained, gradient.inherited
             advance(len(batch))

@@ -19,6 +19,7 @@ from stagetrace.solvers.together import MANY, RANKING
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
+from stagetrace.tracing.alike import check_alike
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, scored_stages
@@ -96,6 +97,7 @@ def rank(
     usual = usual_solvers(chain)
     solvers = by_stage(chain, solver, _default(query), "solver", usual)
     scored = scored_stages(chain, of)
+    check_alike(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), top=top, memory=memory)
     _ = say_chosen(solvers, usual), checked(chain, query, bars)
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
     found: dict[str, list[Ranking]] = {}

@@ -12,6 +12,8 @@ from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.parts import Part, part_size
+from stagetrace.stages.data import Batch
+from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
 from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
@@ -42,13 +44,18 @@ class Scorer:
         """Probe the model on a few examples, the first and others drawn by a seed, and decide how to contract."""
         total = len(risk.examples)
         probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
-        probe = next(iter(risk.read([probed])))
-        return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
+        with world().together(f"looking how to score {risk.where}"):
+            probe = next(iter(risk.read([probed])))
+            way, why = choose(risk, probe, adjoints.shape[1])
+        return Scorer(risk, adjoints, parts, rows, way, why)
 
     @cached_property
     def _directions(self) -> tuple[Params, ...] | None:
         """The adjoints in the layout of forward mode: made once, used for every batch."""
         return directions(self.risk.trained, self.adjoints) if self.way == "forward mode" else None
+
+    def _contracted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return contract(self.way, self.risk, batch, self.adjoints, self._directions)
 
     @property
     def forward_passes(self) -> float:
@@ -76,23 +83,24 @@ class Scorer:
 
     def part(self, indices: range, advance: Callable[..., None]) -> Part:
         """Score some consecutive examples, their batches shared out over processes."""
-        mine = world().shard(self.risk.examples.batch_indices(indices))
-        scored = [index for indices in mine for index in indices]
+        scored, what = world().shard(indices), f"scoring {self.risk.where}"
         # one block for all, so that small results do not fragment the memory between the batches' large intermediates
         losses = self.adjoints.new_empty(len(scored))
         dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
         done = 0
-        for batch in self.risk.read(mine):
-            here = slice(done, done + len(batch))
-            losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints, self._directions)
-            done += len(batch)
-            advance(len(batch) * world().size)
-        # checked once a part, so that an accelerator is not waited for after every batch
-        check_finite(losses, scored, self.risk.where)
-        check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
+        with world().together(what, self.adjoints):
+            batches = self.risk.read(self.risk.examples.batch_indices(scored))
+            for batch, found in by_halves(self.risk, "scoring", batches, self._contracted):
+                here = slice(done, done + len(batch))
+                losses[here], dots[here] = found
+                done += len(batch)
+                advance(len(batch) * world().size)
+            # checked once a part, so that an accelerator is not waited for after every batch
+            check_finite(losses, scored, self.risk.where)
+            check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
         # a matrix holds as many digits as the parameters do, at least those of float32; single numbers are float64
         dtype = torch.float64 if self.rows is None else torch.promote_types(dots.dtype, torch.float32)
-        scores = -torch.cat(world().gather(dots.to("cpu", dtype))).mT  # [k, examples of the part]
+        scores = -world().joined(dots).to("cpu", dtype).mT  # [k, examples of the part]
         return as_part(indices.start, scores, len(self.risk.examples), parts=self.parts, rows=self.rows)
 
 

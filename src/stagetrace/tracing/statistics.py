@@ -16,6 +16,7 @@ from stagetrace.results.jsonable import to_json
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, notices_at
+from stagetrace.stages.halves import halvings
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
 
@@ -67,7 +68,7 @@ class RunStatistics:
             "scoring": self._scoring,
             "links": {bound.name: dict(bound.link_settings) for bound in self._chain if bound.anchored_to},
             "checks": to_json(self._checks),
-            "notices": [notice for bound in self._chain for notice in notices_at(bound)],
+            "notices": [*(notice for bound in self._chain for notice in notices_at(bound)), *_halved(self._chain)],
         }
 
     def _work(self, stage: str, cost: Cost | None) -> dict[str, JSON]:
@@ -90,3 +91,14 @@ class RunStatistics:
             description,
             self.statistics(),
         )
+
+
+def _halved(chain: Chain) -> list[str]:
+    """Where memory ran out on a process, and what it did then."""
+    mine = [text for bound in chain for text in halvings(bound.stage.examples)]
+    several = world().size > 1
+    return [
+        f"{text} (process {rank})" if several else text
+        for rank, said in enumerate(world().gather(mine))
+        for text in said
+    ]

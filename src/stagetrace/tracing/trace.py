@@ -25,6 +25,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import notices_at
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.modes import in_ordinary_modes
+from stagetrace.tracing.alike import check_alike
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
@@ -106,20 +107,20 @@ def trace(
     """
     check_arguments(chain, query)
     check_options(of, out, progress)
-    if out is not None and world().is_first:
-        refuse_in_use(out)  # now, and not after the data have been read
+    if out is not None:
+        world().first(lambda: refuse_in_use(out), "the run's folder")  # now, and not after the data have been read
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()  # a model may have been trained on since the chain was made
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
     scored = scored_stages(chain, of)
+    kept = out is not None
+    check_alike(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
     statistics = RunStatistics(chain, bars)
     seeds = trained_seeds(chain)
     if seeds:
-        described = describe(
-            chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=out is not None
-        )
+        described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
         options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
         return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
     statistics.record_checks([*say_chosen(solvers, usual), *checked(chain, query, statistics)])
@@ -127,7 +128,6 @@ def trace(
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
     responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
     statistics.record_plan(responses)
-    kept = out is not None
     described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
     with RunFolder.open(out, described) as folder:
         if folder.complete:
@@ -188,7 +188,8 @@ def checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
     for notice in getattr(query.data, "notices", ()):
         warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    with progress.task("checking losses and derivatives", len(chain) + 1, "data sets") as advance:
+    what = "checking losses and derivatives"
+    with progress.task(what, len(chain) + 1, "data sets") as advance, world().together(what):
         for place, bound in enumerate(chain):
             found.extend(verify_stage(bound, chain.stages[:place]))
             advance(1)

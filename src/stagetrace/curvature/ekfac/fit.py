@@ -16,7 +16,7 @@ Source: George et al. (2018) for the eigenvalues; Martens & Grosse (2015), Gross
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from stagetrace.progress import part_done
 from stagetrace.stages.cached import CachedBatches
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import explain_not_finite
+from stagetrace.stages.halves import is_out_of_memory, shrink, within
 from stagetrace.taps.find import Tapped, probe_of
 from stagetrace.taps.gradients import Sums
 from stagetrace.taps.groups import Group
@@ -38,6 +39,10 @@ from stagetrace.taps.record import MOST_SCATTERED
 from stagetrace.taps.rest import Rest
 
 __all__ = ["AT_ONCE", "Plan", "fit", "fitting", "form_of"]
+
+T = TypeVar("T")
+
+_WHAT = "the fit of EKFAC"
 
 AT_ONCE = 8
 """Columns of the loss's factor that go back through the rest's pullback together."""
@@ -92,10 +97,7 @@ class _Fit:
     def __init__(self, tapped: Tapped, factor: Factor, plan: Plan) -> None:
         self.tapped, self.factor, self.plan, self.risk = tapped, factor, plan, tapped.risk
         self.forms: dict[int, Form] = {id(group): form_of(group, plan.exact) for group in tapped.groups}
-        mine = world().shard(plan.indices)
-        self._batches = CachedBatches(
-            self.risk, self.risk.examples.batch_indices(mine, size=plan.batch_size), plan.memory // 8
-        )
+        self._batches = self._read(within(self.risk.examples, _WHAT, plan.batch_size))
         dtype = torch.promote_types(self.risk.trained.dtype, torch.float32)
         self._room = Room(dtype, self.risk.trained.device, self.total)
         self._held: list[tuple[list[Sums], list[_Gradients]]] = []
@@ -103,11 +105,30 @@ class _Fit:
     def blocks(self) -> list[Block]:
         """Both passes, the sums over processes, and the decompositions between them."""
         passes = 1 + any(form in ("Kronecker", "table") for form in self.forms.values())
+        bases: dict[int, Bases] = self._summed(self._bases) if passes == 2 else {}
+        self._decompose(list(bases.values()))
+        moments = self._summed(lambda: self._moments(bases, passes))
+        return [moments[id(group)].block() for group in self.tapped.groups]
+
+    def _decompose(self, bases: Sequence[Bases]) -> None:
+        """Each process some of them, the largest first in turn."""
+        order = sorted(bases, key=lambda each: -sum(length**3 for length in each.shape))
+        for each in order:
+            each.sum_up()
+        with world().together(f"the bases of {self.risk.where}"):
+            for each in order[world().rank :: world().size]:
+                each.decompose()
+        for place, each in enumerate(order):
+            each.take_over(place % world().size)
+
+    def _bases(self) -> dict[int, Bases]:
+        """The first pass, over this process's examples."""
         bases = {id(group): Bases(group, self._room) for group in self.tapped.tapped if self._turns(group)}
-        if passes == 2:
-            self._run(lambda sums: _Pass(bases[id(sums.group)].watch(sums)) if id(sums.group) in bases else None, 0, 2)
-        for each in bases.values():
-            each.decompose()
+        self._run(lambda sums: _Pass(bases[id(sums.group)].watch(sums)) if id(sums.group) in bases else None, 0, 2)
+        return bases
+
+    def _moments(self, bases: dict[int, Bases], passes: int) -> dict[int, Moments]:
+        """The last pass, over this process's examples."""
         moments = {
             id(group): Moments(group, self._room, bases.get(id(group)), self.forms[id(group)])
             for group in self.tapped.groups
@@ -119,7 +140,26 @@ class _Fit:
             passes,
             (lambda batch, columns: self._add_rest(rest, moments, batch, columns)) if self.tapped.rest else None,
         )
-        return [moments[id(group)].block() for group in self.tapped.groups]
+        return moments
+
+    def _summed(self, over: Callable[[], T]) -> T:
+        """A pass; where memory runs out it begins again with batches of half the size, since sums are under way."""
+        examples = self.risk.examples
+        with world().together(f"{_WHAT} in {self.risk.where}"):
+            while True:
+                try:
+                    return over()
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    size = shrink(examples, _WHAT, within(examples, _WHAT, self.plan.batch_size), error)
+                self._held.clear()
+                self._batches = self._read(size)
+        raise AssertionError("a pass ends or raises")
+
+    def _read(self, size: int) -> CachedBatches:
+        mine = world().shard(self.plan.indices)
+        return CachedBatches(self.risk, self.risk.examples.batch_indices(mine, size=size), self.plan.memory // 8)
 
     def _turns(self, group: Group) -> bool:
         return self.forms[id(group)] in ("Kronecker", "table")
@@ -178,8 +218,9 @@ class _Fit:
         """
         found = world().sum(tensor) / len(self.plan.indices)
         if not bool(torch.isfinite(found.sum())):
-            for batch in self._batches:
-                explain_not_finite(self.risk, batch)
+            with world().together(f"a look for what is not finite in {self.risk.where}"):
+                for batch in self._batches:
+                    explain_not_finite(self.risk, batch)
             raise SolveError(f"{self.risk.where}: the fit of EKFAC is not finite, though losses and gradients are")
         return found
 

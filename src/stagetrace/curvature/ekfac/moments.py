@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.ekfac.blocks import Block, Form
+from stagetrace.parallel import world
 from stagetrace.taps.gradients import BYTES, Sums
 from stagetrace.taps.groups import Group
 
@@ -42,6 +43,10 @@ class Bases:
         self.left: Tensor | None = None
         self.right: Tensor | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._group.layout.shape
+
     def watch(self, sums: Sums) -> Callable[[dict[str, list[Tensor]]], None]:
         rows = sums.rows()
         if self._right is not None and not self._group.looks_up:
@@ -60,12 +65,21 @@ class Bases:
 
         return add
 
+    def sum_up(self) -> None:
+        """The means over all examples, from every process's sums."""
+        self._left = None if self._left is None else self._room.total(self._left)
+        self._right = None if self._right is None else self._room.total(self._right)
+
     def decompose(self) -> None:
         """The eigenvectors, in float64."""
-        left, right = self._left, self._right
+        self.left = None if self._left is None else torch.linalg.eigh(self._left.double())[1]
+        self.right = None if self._right is None else torch.linalg.eigh(self._right.double())[1]
+
+    def take_over(self, rank: int) -> None:
+        """The eigenvectors that the process of that rank found: where eigenvalues are equal they are open to choice."""
+        sides = (self._left, self.left), (self._right, self.right)
+        self.left, self.right = (None if of is None else _from_rank(rank, of, found) for of, found in sides)
         self._left = self._right = None
-        self.left = None if left is None else torch.linalg.eigh(self._room.total(left).double())[1]
-        self.right = None if right is None else torch.linalg.eigh(self._room.total(right).double())[1]
 
 
 @final
@@ -139,6 +153,13 @@ class Moments:
         found, place = keys.reshape(-1).unique(return_inverse=True)
         summed = outs.new_zeros(len(found), outs.shape[-1]).index_add_(0, place, outs.flatten(0, 1))
         self._sum.index_add_(0, found % m, summed.square().to(self._sum.dtype))
+
+
+def _from_rank(rank: int, matrix: Tensor, vectors: Tensor | None) -> Tensor:
+    if world().size == 1 and vectors is not None:
+        return vectors
+    found = torch.empty_like(matrix, dtype=torch.float64) if vectors is None else vectors.contiguous()
+    return world().from_rank(rank, found)
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.ekfac.blocks import Block, BlockBasis
 from stagetrace.curvature.gauss_newton import gauss_newton_by_reverse, gauss_newton_retained_graph
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import StagetraceError
 from stagetrace.parallel import world
+from stagetrace.stages.data import Batch
+from stagetrace.stages.halves import by_halves, is_out_of_memory
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace
 
@@ -77,19 +80,26 @@ class GaussNewtonOnce(LinearOperator):
     def __init__(self, risk: Risk, indices: Sequence[int], batch_size: int) -> None:
         self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
         self._risk, self._indices, self._batch_size = risk, indices, batch_size
+        self._way: Callable[[Risk, Batch], Product] = gauss_newton_retained_graph
 
     def apply(self, vectors: Tensor) -> Tensor:
-        mine = world().shard(self._indices)
+        risk, what = self._risk, "a product with the Gauss-Newton matrix"
         total = torch.zeros_like(vectors)
-        way = gauss_newton_retained_graph
-        for batch in self._risk.read(self._risk.examples.batch_indices(mine, size=self._batch_size)):
-            try:
-                total += way(self._risk, batch)(vectors)
-            except StagetraceError:
-                raise
-            except (RuntimeError, NotImplementedError):  # an operation without forward mode
-                if way is gauss_newton_by_reverse:
-                    raise
-                way = gauss_newton_by_reverse
-                total += way(self._risk, batch)(vectors)
+        with world().together(f"{what} of {risk.where}", vectors):
+            mine = world().shard(self._indices)
+            batches = risk.read(risk.examples.batch_indices(mine, size=self._batch_size))
+            for _, product in by_halves(risk, what, batches, lambda batch: self._product(batch, vectors)):
+                total += product
         return world().sum(total) / len(self._indices)
+
+    def _product(self, batch: Batch, vectors: Tensor) -> Tensor:
+        """Of a batch; by reverse mode alone from the first one that has an operation without forward mode."""
+        try:
+            return self._way(self._risk, batch)(vectors)
+        except StagetraceError:
+            raise
+        except (RuntimeError, NotImplementedError) as cause:
+            if self._way is gauss_newton_by_reverse or is_out_of_memory(cause):
+                raise
+        self._way = gauss_newton_by_reverse
+        return self._way(self._risk, batch)(vectors)

@@ -8,6 +8,7 @@ import torch
 
 from stagetrace.curvature.cost import Cost
 from stagetrace.errors import StagetraceWarning, some_names
+from stagetrace.parallel import world
 from stagetrace.progress import Progress
 from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.backward import Reverse
@@ -64,8 +65,13 @@ class Replayed:
         return BackwardStep(solution, partial(WeightScorer, bound.risk, weights * len(weights)), to_previous)
 
     def _run(self, gradient: Gradient, progress: Progress) -> Solution:
-        bound, recorded = self.bound, self.recorded
+        """Every process replays the steps, which examples share; of several right-hand sides each takes some back."""
+        bound, recorded, columns = self.bound, self.recorded, gradient.trained.shape[1]
+        mine = list(world().shard(range(columns))) if columns >= world().size else list(range(columns))
+        if len(mine) < columns:
+            gradient = Gradient(gradient.trained[:, mine], gradient.inherited[:, mine], gradient.statistics[:, mine])
         with (
+            world().together(f"replaying stage '{bound.name}'"),
             torch.random.fork_rng(),
             progress.task(f"replaying stage '{bound.name}'", recorded.steps, "steps") as advance,
         ):
@@ -73,7 +79,7 @@ class Replayed:
             for block in reversed(recorded.blocks):
                 reverse.block(block)
                 advance(len(block))
-        found, columns = reverse.result(), gradient.trained.shape[1]
+        found = reverse.result()
         if found.agreement.odd_scales:
             warnings.warn(
                 f"{bound.stage.where}: in {len(found.agreement.odd_scales):,} recorded steps losses went backward "
@@ -85,8 +91,12 @@ class Replayed:
         if found.agreement.faint:
             warnings.warn(f"{bound.stage.where}: {found.agreement.faint}", StagetraceWarning, stacklevel=6)
         parts = found.trained, found.inherited, found.statistics, found.weights
+        value = torch.cat([part.cpu().double() for part in parts])
+        if len(mine) < columns:
+            value = world().joined(value.mT.contiguous()).mT.contiguous()
+        said = [] if world().size == 1 else [f"replayed by each of {world().size} processes: steps are not shared out"]
         return Solution(
-            value=torch.cat([part.cpu().double() for part in parts]),
+            value=world().from_rank(0, value),  # the same on all, whatever order a GPU added up in
             system=RecordedSteps(recorded.steps),
             relative_residuals=(found.agreement.worst,) * columns,
             products=recorded.steps * columns,
@@ -94,5 +104,5 @@ class Replayed:
             steps=recorded.steps,
             statuses=(Status.CONVERGED,) * columns,
             tolerance=found.agreement.tolerance,
-            notes=(*found.notes, *self._remarks),
+            notes=(*found.notes, *self._remarks, *said),
         )
