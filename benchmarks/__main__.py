@@ -26,6 +26,7 @@ from benchmarks import (
     products,
     queries,
     ranking,
+    ranks,
     recording,
     retraining,
     scoring,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "adjoints": adjoints.run,
     "ranking": ranking.run,
     "ekfac": ekfac.run,
+    "ranks": ranks.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

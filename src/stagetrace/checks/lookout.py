@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from stagetrace.stages.data import Examples
+from stagetrace.stages.halves import within
 from stagetrace.stages.rows import PlainCollation
 
 TOGETHER = 16
 """Fewest examples that are evaluated together, where the data set has them: curvature does not keep to a batch size."""
+
+CHECKS = "the checks"
+"""What memory may run out for, see `stages.halves`."""
 
 ALONE = 8
 """Examples that are evaluated one by one as well."""
@@ -45,7 +49,7 @@ class Lookout:
     def over(examples: Examples, seed: int = 0) -> "Lookout":
         """Choose them, the same for the same data set."""
         total = len(examples)
-        size = min(total, max(examples.batch_size, TOGETHER))
+        size = within(examples, CHECKS, min(total, max(examples.batch_size, TOGETHER)))
         order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
         lengths = lengths_of(examples, order)
         measured = sorted(lengths, key=lambda index: (lengths[index], index))

@@ -10,7 +10,7 @@ from stagetrace.checks.derivative import gradient_is_the_derivative
 from stagetrace.checks.double import in_double
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.checks.independence import losses_are_their_own
-from stagetrace.checks.lookout import Lookout
+from stagetrace.checks.lookout import CHECKS, Lookout
 from stagetrace.checks.precision import data_are_not_cut
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
 from stagetrace.checks.rounding import Rounding
@@ -18,6 +18,7 @@ from stagetrace.checks.second import second_derivative_is_right
 from stagetrace.checks.state import keeps_no_state
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.halves import is_out_of_memory, shrink
 from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.stage import Stage
@@ -61,8 +62,15 @@ def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = 
         DescriptionError: the loss depends on tensors that are no parameters of the model it is passed.
         DifferentiationError: the loss depends on parameters in which its gradient is zero.
     """
+    examples = risk.examples
     with torch.random.fork_rng(devices=[]):  # a loss that draws is refused, and has drawn nothing from the caller
-        return _looked_at(risk, bound, where, before)
+        while True:
+            try:
+                return _looked_at(risk, bound, where, before)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                shrink(examples, CHECKS, len(Lookout.over(examples).together), error)
 
 
 def _looked_at(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage]) -> list[Finding]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from stagetrace.curvature.operations import counted_operations
-from stagetrace.curvature.operator import Factor, Rows
+from stagetrace.curvature.operator import Factor, Rows, Shares
 from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
@@ -101,7 +101,14 @@ def _rows(
         return None
     matrix = world().joined(found.matrix if found.blocks else scale.new_zeros(0, scale.numel()))
     squares = world().joined(found.squares if found.blocks else scale.new_zeros(0).double())
-    return Rows(matrix, squares, sum(world().gather(found.left_out)))
+    shares = Shares(_mine, world().joined, world().sum)
+    return Rows(matrix, squares, sum(world().gather(found.left_out)), shares)
+
+
+def _mine(rows: int) -> slice:
+    """Which of so many rows this process works on."""
+    mine = world().shard(range(rows))
+    return slice(mine[0], mine[-1] + 1) if mine else slice(0, 0)
 
 
 @final

@@ -18,6 +18,20 @@ from stagetrace.errors import DescriptionError
 
 
 @final
+@dataclass(frozen=True)
+class Shares:
+    """How the work on rows is shared out among processes that all hold them: by default this one does it alone.
+
+    mine: of so many rows, those that are this process's. joined: every process's rows below one another. summed: the
+    sum of every process's tensor, which may be in its place.
+    """
+
+    mine: Callable[[int], slice] = slice
+    joined: Callable[[Tensor], Tensor] = lambda rows: rows
+    summed: Callable[[Tensor], Tensor] = lambda total: total
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of a factor, `[rows, dim]`, their squared norms in float64, and the sum of those that were left out."""
@@ -25,6 +39,7 @@ class Rows:
     matrix: Tensor
     squares: Tensor
     left_out: float
+    shares: Shares = Shares()
 
 
 @final

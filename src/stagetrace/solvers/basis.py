@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.solvers.shifted_qr import Column, ShiftedQR
-from stagetrace.solvers.vectors import combine, inner, spanned, without
+from stagetrace.solvers.vectors import combine, inner, room, spanned, without
 
 # The basis grows by blocks of this many vectors: nothing is copied on growth and little allocated in vain.
 BLOCK = 32
@@ -42,7 +42,7 @@ class Basis:
     def keep(self, q: Tensor) -> None:
         if self._size % BLOCK == 0:
             rows = min(BLOCK, self._limit - self._size)
-            self._blocks.append(self._like.new_empty(rows, self._like.numel()))
+            self._blocks.append(room(rows, self._like))
         self._blocks[-1][self._size % BLOCK] = q
         self._size += 1
 

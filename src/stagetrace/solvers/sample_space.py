@@ -169,13 +169,19 @@ class Woodbury:
     """
 
     def __init__(
-        self, rows: Tensor, large: Tensor, factor: Tensor, root: Tensor, rtol: float, apply: Callable[[Tensor], Tensor]
+        self,
+        rows: Rows,
+        large: Tensor,
+        factor: Tensor,
+        root: Tensor,
+        rtol: float,
+        apply: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self._rows, self._large, self._factor = rows, large, factor
-        self._root, self._rtol, self._apply = root, rtol, apply
+        self._rows, self._large, self._factor, self._shares = rows.matrix, large, factor, rows.shares
+        self._root, self._rtol, self._apply = root, rtol, apply or self._by_rows
         self.large, self.complete = len(large), False
         self.products = self.checks = self.steps = 0
-        self.operations = gram_operations(self.large, rows.shape[1])
+        self.operations = gram_operations(self.large, large.shape[1])
 
     @staticmethod
     def of(
@@ -185,12 +191,13 @@ class Woodbury:
         rows = found.matrix
         _, aim = min(_counted(found.squares, rtol, columns, rows.shape[1]))
         large = rows[found.squares > aim]
-        products = gram(large)
+        mine = found.shares.mine(len(large))
+        products = found.shares.joined(gram(large[mine], large))
         products.diagonal().add_(1.0)
         factor, failed = torch.linalg.cholesky_ex(products)
         if int(failed) or not bool(torch.isfinite(factor).all()):
             raise RowsUnfitError("the Gram matrix of its rows has no Cholesky factor")
-        made = Woodbury(rows, large, factor, root, rtol, apply or (lambda y: spanned(rows, inner(rows, y)) + y))
+        made = Woodbury(found, large, factor, root, rtol, apply)
         made.complete = apply is None
         return made
 
@@ -221,8 +228,15 @@ class Woodbury:
     def _inverse(self, c: Tensor) -> Tensor:
         """`(C_l' C_l + I)^-1 c`."""
         self.operations += 4.0 * c.numel() * self.large
-        solved = torch.cholesky_solve(inner(self._large, c).double(), self._factor)
-        return c - spanned(self._large, solved.to(c.dtype))
+        mine = self._shares.mine(len(self._large))
+        here = self._large[mine]
+        solved = torch.cholesky_solve(self._shares.joined(inner(here, c)).double(), self._factor)
+        return c - self._shares.summed(spanned(here, solved[mine].to(c.dtype)))
+
+    def _by_rows(self, y: Tensor) -> Tensor:
+        """`(C' C + I) y`."""
+        here = self._rows[self._shares.mine(len(self._rows))]
+        return self._shares.summed(spanned(here, inner(here, y))) + y
 
     def _measure(self, y: Tensor) -> Tensor:
         self.checks += y.shape[1]

@@ -15,6 +15,9 @@ CHUNK = 1 << 20
 # The same where many vectors are added up.
 PIECE = 1 << 15
 
+# Of a GPU's memory: what the vectors of a run leave to the passes through the model.
+KEPT_FREE = 0.25
+
 
 def dot(left: Tensor, right: Tensor) -> float:
     """`left . right` for `[dim]` vectors, accumulated in float64.
@@ -81,19 +84,21 @@ def combine(vectors: Sequence[Tensor], coordinates: Sequence[float], like: Tenso
     """
     if not vectors:
         return torch.zeros_like(like)
-    weights = torch.tensor(coordinates, dtype=torch.float64, device=like.device)
-    parts = weights.split([len(rows) for rows in vectors])
+    weights = torch.tensor(coordinates, dtype=torch.float64)
+    parts = [w.to(rows.device) for w, rows in zip(weights.split([len(rows) for rows in vectors]), vectors, strict=True)]
     total = torch.zeros_like(like)
     for first in range(0, total.numel(), PIECE):
         piece = slice(first, first + PIECE)
-        total[piece] = torch.stack([w @ rows[:, piece].double() for rows, w in zip(vectors, parts, strict=True)]).sum(0)
+        sums = [(w @ rows[:, piece].double()).to(like.device) for rows, w in zip(vectors, parts, strict=True)]
+        total[piece] = torch.stack(sums).sum(0)
     return total
 
 
 def without(w: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     """`w` `[dim]` less its components along orthonormal vectors, the rows of matrices `[rows, dim]`."""
     for rows in vectors:
-        w = w - rows.T @ (rows @ w)
+        here = w.to(rows.device)
+        w = w - (rows.T @ (rows @ here)).to(w.device)
     return w
 
 
@@ -124,7 +129,7 @@ def inner(rows: Tensor, columns: Tensor) -> Tensor:
         >>> inner(torch.eye(2), torch.tensor([[1.0], [2.0]])).flatten()
         tensor([1., 2.])
     """
-    return rows @ columns
+    return (rows @ columns.to(rows.device)).to(columns.device)
 
 
 def spanned(rows: Tensor, coordinates: Tensor) -> Tensor:
@@ -135,9 +140,27 @@ def spanned(rows: Tensor, coordinates: Tensor) -> Tensor:
         tensor([[3., 4.],
                 [6., 8.]])
     """
-    return rows.mT @ coordinates
+    return (rows.mT @ coordinates.to(rows.device)).to(coordinates.device)
 
 
-def gram(rows: Tensor) -> Tensor:
-    """Every row with every row, `[r, r]`, as float64 of sums in the rows' dtype."""
-    return (rows @ rows.mT).double()
+def gram(rows: Tensor, others: Tensor) -> Tensor:
+    """Every row of `[r, dim]` with every one of `[s, dim]`, `[r, s]`, as float64 of sums in the rows' dtype."""
+    return (rows @ others.mT).double()
+
+
+def room(rows: int, like: Tensor) -> Tensor:
+    """`[rows, dim]` to be filled, for vectors like `[dim]`: where that one lies, or in the CPU's memory where a GPU has
+    none to spare. The functions here take rows of both kinds, and work where the rows lie.
+    """
+    if like.device.type == "cuda" and rows * like.numel() * like.element_size() > _spare(like.device):
+        return torch.empty(rows, like.numel(), dtype=like.dtype, pin_memory=True)
+    return like.new_empty(rows, like.numel())
+
+
+def _spare(device: torch.device) -> int:
+    """Bytes of a GPU that vectors may take: what is free there or held by PyTorch unused, but for a part that passes
+    through the model need.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + unused - KEPT_FREE * total)

@@ -3,10 +3,11 @@
 import copy
 import enum
 from collections import UserDict
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch.utils.data import Dataset
 
 from stagetrace.errors import DataError
 from stagetrace.stages.attributes import attributes_of
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 _AS_IT_IS = (
     str,
@@ -57,10 +61,59 @@ def to_device(content: Any, dtype: torch.dtype, device: torch.device, where: str
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class UnderWay:
+    """A batch on its way to a GPU, and what it takes to use it there.
+
+    sent: its tensors that are copied from the CPU. arrived: the event after their copies.
+    """
+
+    content: Any
+    sent: list[Tensor]
+    arrived: Any
+
+    def received(self) -> Any:
+        """The batch, for what is launched from now on; no processor waits for it."""
+        stream = torch.cuda.current_stream(self.sent[0].device) if self.sent else torch.cuda.current_stream()
+        stream.wait_event(self.arrived)
+        for tensor in self.sent:
+            tensor.record_stream(stream)  # its memory was the copying stream's
+        return self.content
+
+
+def send(content: Any, dtype: torch.dtype, device: torch.device, where: str, stream: torch.cuda.Stream) -> UnderWay:
+    """Begin to copy a batch to a GPU, through page-locked memory and on a stream of its own; see `to_device`."""
+    transfer = _Transfer(dtype, device, where, stream)
+    placed = transfer.transferred(content, 0)
+    return UnderWay(placed, transfer.sent, stream.record_event())
+
+
+def one_ahead(begin: Callable[[T], S], items: Iterable[T]) -> Iterator[S]:
+    """What `begin` makes of each item, in order; it is called for the next one before the last is handed out.
+
+    Example:
+        >>> log = []
+        >>> for begun in one_ahead(lambda item: log.append(f"begin {item}") or item, [1, 2]):
+        ...     log.append(f"use {begun}")
+        >>> log
+        ['begin 1', 'begin 2', 'use 1', 'use 2']
+    """
+    last: list[S] = []
+    for item in items:
+        last.append(begin(item))
+        if len(last) > 1:
+            yield last.pop(0)
+    yield from last
+
+
+@final
 class _Transfer:
-    def __init__(self, dtype: torch.dtype, device: torch.device, where: str) -> None:
-        self._dtype, self._device, self._where = dtype, device, where
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, where: str, stream: torch.cuda.Stream | None = None
+    ) -> None:
+        self._dtype, self._device, self._where, self._stream = dtype, device, where, stream
         self._done: dict[int, tuple[Any, Any]] = {}
+        self.sent = list[Tensor]()
 
     def transferred(self, content: Any, depth: int) -> Any:
         if isinstance(content, Tensor):
@@ -80,7 +133,14 @@ class _Transfer:
             dtype = self._dtype
         elif tensor.is_complex() and self._dtype in (torch.float32, torch.float64):
             dtype = self._dtype.to_complex()
-        return tensor.to(self._device, dtype, non_blocking=True)
+        if self._stream is None or tensor.device.type != "cpu":
+            # towards the CPU nothing may be read before it is there
+            return tensor.to(self._device, dtype, non_blocking=self._device.type != "cpu")
+        here = tensor if dtype is None else tensor.to(dtype)
+        locked = here if here.is_pinned() else here.pin_memory()
+        with torch.cuda.stream(self._stream):
+            self.sent.append(locked.to(self._device, non_blocking=True))
+        return self.sent[-1]
 
     def _inside(self, content: Any, depth: int) -> Any:
         if isinstance(content, PackedSequence):

@@ -5,7 +5,7 @@ stage's own examples and for a query alike.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
 from stagetrace.stages.data import Batch, Examples
-from stagetrace.stages.device import to_device
+from stagetrace.stages.device import UnderWay, one_ahead, send, to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
 from stagetrace.stages.space import ParameterSpace, Params
@@ -86,14 +86,28 @@ class Risk:
         Raises:
             DataError: a label is not for this loss, or the loss cannot be evaluated at all; the example is named.
         """
-        for batch in self.examples.read(plan):
-            self._check(batch, self._shape)
-            yield self._on_device(batch)
+        yield from self._placed(self.examples.read(plan), lambda batch: self._check(batch, self._shape))
 
     def read_inputs(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The same where no loss is asked for: labels may be another model's."""
-        for batch in self.examples.read(plan):
-            yield self._on_device(batch)
+        yield from self._placed(self.examples.read(plan), lambda _: None)
+
+    def _placed(self, batches: Iterator[Batch], check: Callable[[Batch], None]) -> Iterator[Batch]:
+        """The batches where the model is. On its way to a GPU one is ahead of the one that is computed with."""
+        device = self.trained.device
+        if device.type != "cuda":
+            for batch in batches:
+                check(batch)
+                yield self._on_device(batch)
+            return
+        stream = torch.cuda.Stream(device)
+
+        def begin(batch: Batch) -> tuple[Batch, UnderWay]:
+            check(batch)
+            return batch, send(batch.content, self.trained.dtype, device, self.where, stream)
+
+        for batch, under_way in one_ahead(begin, batches):
+            yield Batch(batch.indices, under_way.received())
 
     def _on_device(self, batch: Batch) -> Batch:
         return Batch(batch.indices, to_device(batch.content, self.trained.dtype, self.trained.device, self.where))

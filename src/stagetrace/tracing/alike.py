@@ -1,6 +1,6 @@
 """Several processes must be given the same job: each computes a part of what all add up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -35,6 +35,12 @@ def check_alike(chain: Chain, query: Query, **settings: object) -> None:
     with world().together("comparing the processes' jobs"):
         job = _job(chain, query, settings)
     first, *others = world().gather(job)
+    with world().together("comparing the processes' jobs"):
+        if world().is_first:
+            _compare(first, others)
+
+
+def _compare(first: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
     for rank, other in enumerate(others, start=1):
         differ = [what for what in first if first[what] != other.get(what)]
         if differ:
