@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-com
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check docs format clean
+.PHONY: help demo test test-slow gpu check docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ test: $(VENV)/.dev ## the tests, and the examples in the docstrings
 
 test-slow: $(VENV)/.dev ## the tests that take long: whole small experiments, second calls, other kernels, more models
 	$(BIN)/python -m pytest -n logical --dist loadfile -m slow $(ARGS)
+
+# DATA: the folder that holds the data set `mnist`; without it the tests run alone. Together at most 8 minutes.
+gpu: $(VENV)/.dev ## the tests that need a GPU and, with DATA=DIR, the benchmark of it beside the CPU
+	timeout 240 $(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+	$(if $(DATA),timeout 240 $(BIN)/python -m benchmarks gpu --data $(DATA) --out build/gpu.json)
 
 check: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/ruff format --check .

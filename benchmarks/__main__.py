@@ -21,6 +21,7 @@ from benchmarks import (
     embeddings,
     exact,
     fixed,
+    gpu,
     large_recording,
     memory,
     products,
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "ranking": ranking.run,
     "ekfac": ekfac.run,
     "ranks": ranks.run,
+    "gpu": gpu.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -1,0 +1,90 @@
+"""`gpu`: what a GPU takes for what the CPU does, in the same run, and that both give the same scores.
+
+The digits' pretraining stage with the network of about 421,000 parameters, in float32: a gradient of all examples, a
+product with the Gauss-Newton matrix over 1,000 of them, scores along one vector, and a whole trace of one query. By the
+clock, the GPU's queue waited for. Run it by `make gpu`; where there is no GPU it says so and measures nothing.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from benchmarks.report import Report, Row
+from benchmarks.setting import large_network, parameters
+from stagetrace import Chain, GaussNewton, Lanczos, Query, Shift, Stage, trace
+from stagetrace.errors import DataError
+from stagetrace.objectives import Classification
+from stagetrace.progress import Silent
+from stagetrace.results.parts import join
+from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.gradient import mean_gradient
+from stagetrace.tracing.score import Scorer
+
+APART = 1e-2
+"""How far scores may be apart: the trace solves to a residual of 1e-3, and a GPU rounds otherwise."""
+
+
+def run(report: Report) -> None:
+    """Both devices in turn, work by work."""
+    if not torch.cuda.is_available():
+        raise DataError("gpu: PyTorch finds no GPU here; run it where torch.cuda.is_available()")
+    asked = report.asked
+    torch.backends.cuda.matmul.allow_tf32 = False
+    task = asked.digits().to(torch.device("cpu"))
+    model = large_network(asked, task).cpu()
+    train = TensorDataset(task.train.pixels, task.train.labels)
+    tests = TensorDataset(task.test.pixels, task.test.labels)
+    report.fields |= {"parameters": parameters(model), "examples": len(train), "gpu": torch.cuda.get_device_name()}
+    rows, scores = list[Row](), dict[str, Tensor]()
+    seconds: dict[str, dict[str, float]] = {}
+    for device in ("cuda", "cpu"):
+        stage = Stage("pretrain", model=model.to(device), objective=Classification(), data=train, batch_size=512)
+        chain = Chain(stage)
+        works = _works(chain.last, asked.hessian_examples)
+        seconds[device] = {name: _timed(work, 3 if device == "cuda" else 1) for name, work in works.items()}
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            solver = Lanczos(0.01, 1e-3, filter=Shift)
+            curvature = GaussNewton(examples=asked.hessian_examples)
+            found = trace(chain, Query(tests, batch_size=512), curvature=curvature, solver=solver)
+        seconds[device]["a whole trace of one query"] = time.perf_counter() - started
+        scores[device] = found["pretrain"].values
+    for name, there in seconds["cuda"].items():
+        here = seconds["cpu"][name]
+        rows.append({"work": name, "GPU, s": there, "CPU, s": here, "times": here / there})
+    report.fields["GPU memory, peak MB"] = torch.cuda.max_memory_allocated() / 2**20
+    report.table("A GPU and a CPU at the same work", rows, "gpu")
+    apart = float((scores["cuda"] - scores["cpu"]).abs().max() / scores["cpu"].abs().max())
+    report.target("largest difference of a score, over the largest score", apart, APART)
+
+
+def _works(bound: BoundStage, examples: int) -> dict[str, Callable[[], object]]:
+    vector = torch.randn(bound.trained.size, 1, generator=torch.Generator().manual_seed(0))
+    vector = vector.to(bound.trained.device, bound.trained.dtype)
+    operator = GaussNewton(examples=examples).operator(bound)
+    scorer = Scorer.of(bound.risk, vector, parts=False, rows=None)
+    return {
+        "a gradient of all examples": lambda: mean_gradient(bound.risk),
+        f"a product over {examples:,} examples": lambda: operator @ vector,
+        "scores along one vector": lambda: join(
+            "pretrain", scorer.run(lambda number: None, lambda number, part: None, Silent())
+        ),
+    }
+
+
+def _timed(work: Callable[[], object], times: int) -> float:
+    """The least of some calls, after one that does not count."""
+    work()
+    found = list[float]()
+    for _ in range(times):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return min(found)
