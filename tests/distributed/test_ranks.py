@@ -79,7 +79,10 @@ CASES: dict[str, tuple[Callable[[], Found], float]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("one shared basis", "EK-FAC, nothing exact", "the ends of the ranking")
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 @pytest.mark.parametrize("ranks", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_nothing(case: str, ranks: int):
     run, rtol = CASES[case]
