@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stagetrace import EKFAC, Chain, Direct, Frozen, GaussNewton, Lanczos, Query, Shift, Stage, trace
+from stagetrace.checks.lookout import Lookout
 from stagetrace.curvature import Auto
 from stagetrace.curvature.factor import gauss_newton_factor
 from stagetrace.curvature.mean import MeanCurvature
@@ -132,10 +133,13 @@ def refused(chain: Chain, rank: int, break_it: Callable[[], None] = lambda: None
 
 def test_an_example_that_one_process_alone_reads_ends_all_with_its_message():
     chain = kept(37, 23)
-    chain.stages[0].data.tensors[0][30] = float("inf")  # the last process's, and not among those that are checked
+    looked_at = Lookout.over(chain.stages[0].examples).together
+    place = max(set(range(37)) - set(looked_at))  # the last process's, and not among those that are checked
+    assert place >= 25
+    chain.stages[0].data.tensors[0][place] = float("inf")
     for outcome in forked(3, lambda rank: refused(chain, rank, of="pretrain")):
         assert outcome.kind == "DataError"
-        assert "stage 'pretrain': the loss of example 30 is nan" in (outcome.error or "")
+        assert f"stage 'pretrain': the loss of example {place} is nan" in (outcome.error or "")
 
 
 def test_a_bug_in_one_process_ends_all():
