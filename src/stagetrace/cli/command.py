@@ -10,7 +10,7 @@ from stagetrace.errors import DescriptionError
 
 __all__ = ["SHARED", "Command"]
 
-SHARED = ("score",)
+SHARED = ("score", "rank")
 """The commands whose work several processes share."""
 
 
