@@ -34,7 +34,7 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
         return total
     mine = world().shard(indices)
     with (progress or Silent()).task(f"coupling of {risk.where}", len(mine), "examples") as advance:
-        for batch in risk.read(risk.examples.batch_indices(mine)):
+        for batch in risk.read_alike(mine):
             for column in live:
                 rows = coupling_of(risk, batch, risk.trained.unflatten(adjoints[:, column]))
                 total[:, column] += risk.inherited.flatten(rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from stagetrace.errors import DataError, DifferentiationError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
-from stagetrace.stages.data import Batch
+from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.per_example import example_gradients, inseparable
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
@@ -127,10 +127,10 @@ def mean_gradient(
 ) -> Gradient:
     """The gradient of the mean (or sum) of the losses, one column; the examples are sharded over processes."""
     examples = len(risk.examples) if indices is None else len(indices)
-    plan = world().shard(risk.examples.batch_indices(indices))
+    mine = world().shard(range(examples) if indices is None else indices)
     trained, inherited = risk.trained.zeros(1), risk.inherited.zeros(1)
-    with (progress or Silent()).task(f"gradient of {risk.where}", sum(map(len, plan)), "examples") as advance:
-        for batch in risk.read(plan):
+    with (progress or Silent()).task(f"gradient of {risk.where}", len(mine), "examples") as advance:
+        for batch in risk.read_alike(mine):
             gradient = batch_gradient(risk, batch)
             trained += gradient.trained
             inherited += gradient.inherited
@@ -147,11 +147,11 @@ def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
     columns = len(risk.examples)
     trained, inherited = risk.trained.zeros(columns), risk.inherited.zeros(columns)
     size = _together(risk) if columns > FEW else 1
-    plan = world().shard(risk.examples.batch_indices(size=size))
-    with (progress or Silent()).task(f"gradients of {risk.where}", sum(map(len, plan)), "examples") as advance:
-        for batch in risk.read(plan):
+    mine = world().shard(range(columns))
+    with (progress or Silent()).task(f"gradients of {risk.where}", len(mine), "examples") as advance:
+        for batch in risk.read_alike(mine, size):
             gradient = batch_gradient(risk, batch) if size == 1 else gradients_at_once(risk, batch)
-            here = slice(batch.indices[0], batch.indices[-1] + 1)
+            here = positions(batch.indices)
             trained[:, here], inherited[:, here] = gradient.trained, gradient.inherited
             advance(len(batch))
     return Gradient(world().sum(trained), world().sum(inherited))

@@ -17,6 +17,7 @@ from torch import Tensor
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
+from stagetrace.stages.alike import read_alike
 from stagetrace.stages.data import Batch, Examples
 from stagetrace.stages.device import to_device
 from stagetrace.stages.evaluation import Evaluation
@@ -87,6 +88,16 @@ class Risk:
             DataError: a label is not for this loss, or the loss cannot be evaluated at all; the example is named.
         """
         for batch in self.examples.read(plan):
+            self._check(batch, self._shape)
+            yield self._on_device(batch)
+
+    def read_alike(self, indices: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
+        """The examples of `indices` (all), those of like size in one batch: see `alike.py`.
+
+        Raises:
+            DataError: as `read`.
+        """
+        for batch in read_alike(self.examples, indices, size):
             self._check(batch, self._shape)
             yield self._on_device(batch)
 

@@ -12,6 +12,7 @@ from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.parts import Part, part_size
+from stagetrace.stages.data import positions
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
 from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
@@ -75,17 +76,14 @@ class Scorer:
                 yield part
 
     def part(self, indices: range, advance: Callable[..., None]) -> Part:
-        """Score some consecutive examples, their batches shared out over processes."""
-        mine = world().shard(self.risk.examples.batch_indices(indices))
-        scored = [index for indices in mine for index in indices]
+        """Score some consecutive examples, shared out over processes."""
+        scored = world().shard(indices)
         # one block for all, so that small results do not fragment the memory between the batches' large intermediates
         losses = self.adjoints.new_empty(len(scored))
         dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
-        done = 0
-        for batch in self.risk.read(mine):
-            here = slice(done, done + len(batch))
+        for batch in self.risk.read_alike(scored):
+            here = positions([index - scored[0] for index in batch.indices])
             losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints, self._directions)
-            done += len(batch)
             advance(len(batch) * world().size)
         # checked once a part, so that an accelerator is not waited for after every batch
         check_finite(losses, scored, self.risk.where)
