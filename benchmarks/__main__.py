@@ -31,6 +31,7 @@ from benchmarks import (
     scoring,
     solvers,
     startup,
+    transformer,
 )
 from benchmarks.report import Report
 from benchmarks.setting import Asked
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "adjoints": adjoints.run,
     "ranking": ranking.run,
     "ekfac": ekfac.run,
+    "transformer": transformer.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
