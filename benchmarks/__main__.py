@@ -33,6 +33,7 @@ from benchmarks import (
     scoring,
     solvers,
     startup,
+    transformer,
 )
 from benchmarks.report import Report
 from benchmarks.setting import Asked
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "ekfac": ekfac.run,
     "ranks": ranks.run,
     "gpu": gpu.run,
+    "transformer": transformer.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from stagetrace import Chain, GaussNewton, Hessian, Stage
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import SumOperator
-from stagetrace.curvature.order import by_size, size_of
+from stagetrace.curvature.order import by_size
 from stagetrace.objectives import Classification
 
 WORDS, CLASSES, DIMENSIONS, EXAMPLES = 7, 3, 2, 300
@@ -82,9 +82,3 @@ def test_examples_of_one_size_keep_their_order() -> None:
     whole = bound(texts([5] * 30))
     assert list(mean_of(Hessian().operator(whole)).indices) == list(range(30))
     assert by_size(whole.stage.examples, range(30)) == (range(30), False)
-
-
-def test_sizes() -> None:
-    assert size_of({"input_ids": [1, 2, 3], "labels": 1}) == 4
-    assert size_of((torch.zeros(2, 3), 1.0)) == 7
-    assert size_of("four") == 4

@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from stagetrace import GaussNewton, Hessian
 from stagetrace.curvature import plan as planning
+from stagetrace.curvature import probe
 from stagetrace.curvature.mean import MeanCurvature
-from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.curvature.plan import Matrix, Plan, Way, make_plan
+from stagetrace.curvature.probe import BY_REVERSE, RETAINED
 from stagetrace.errors import DataError, DescriptionError, DifferentiationError
 from tests.curvature import specimens
 from tests.curvature.specimens import (
+    ATTENTION,
     BACKWARDS,
     BAG,
     CONVOLUTIONAL,
@@ -22,12 +26,16 @@ from tests.curvature.specimens import (
     LSTM,
     MLP,
     ONCE,
+    TIED,
     N,
     Specimen,
 )
 from tests.curvature.test_products import CHOICES, MATRICES, WAYS, by_matrix, named
 
 PLENTY = 2**31
+
+KEPT: dict[Matrix, Way] = {"Hessian": "retained graph", "GaussNewton": "retained reverse graph"}
+"""What is kept of a network of matrix products, where there is room."""
 
 
 def planned(specimen: Specimen, matrix: Matrix = "Hessian", memory: int = PLENTY, **changes: Any) -> Plan:
@@ -37,12 +45,13 @@ def planned(specimen: Specimen, matrix: Matrix = "Hessian", memory: int = PLENTY
 @by_matrix
 def test_a_small_problem_keeps_its_graph_and_says_from_when_on_tracing_pays(matrix: Matrix):
     found = planned(MLP, matrix)
-    assert (found.way, found.caches, found.missing) == ("retained graph", True, None)
+    assert (found.way, found.caches, found.missing) == (KEPT[matrix], True, None)
     assert found.chunk_examples == N
     assert found.traced_from is not None
     assert found.traced_from > 1e4  # importing the tracer alone is a million gradients of this
-    assert planned(MLP, matrix, 3 * found.cached_bytes).traced_from == found.traced_from
-    assert planned(MLP, matrix, 3 * found.cached_bytes - 1).traced_from is None
+    traced = found.traced().cached_bytes
+    assert planned(MLP, matrix, traced).traced_from == found.traced_from
+    assert planned(MLP, matrix, traced - 1).traced_from is None
 
 
 @by_matrix
@@ -58,7 +67,7 @@ def test_products_are_traced_from_the_number_on_at_which_that_pays(matrix: Matri
     found = MeanCurvature(MLP.risk(), range(N), replace(planned(MLP, matrix), traced_from=4))
     v = torch.randn(31, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     products = [found @ v[:, 0] for _ in range(3)]
-    assert found.plan.way == "retained graph"
+    assert found.plan.way == KEPT[matrix]
     both = found @ v  # the fourth and the fifth
     assert (found.plan.way, found.plan.untraced, found.cost().way) == ("linearised", None, "linearised")
     for product in (*products, found @ v[:, 0]):
@@ -91,7 +100,7 @@ def test_a_trace_that_would_be_wrong_is_not_used(matrix: Matrix, monkeypatch: py
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     cost = found.cost()
     assert (cost.way, cost.no_forward_mode, cost.not_traced) == (
-        "retained graph",
+        KEPT[matrix],
         None,
         "the traced derivative is wrong",
     )
@@ -103,7 +112,10 @@ def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
     best = planned(specimen, matrix)
     least = best.bytes_per_example * N
     forward = specimen is MLP and matrix == "GaussNewton"
-    ways = {"retained graph", "recomputed forward" if forward else "recomputed reverse"}
+    # the smaller graph is kept where the larger one does not fit
+    ways = {"retained graph", "retained reverse graph", "recomputed forward"}
+    if not forward:
+        ways = {"retained graph", "recomputed reverse"}
     seen = set()
     for memory in (1, least // 3, least, 2 * least, best.cached_bytes - 1, best.cached_bytes, 10 * best.cached_bytes):
         found = planned(specimen, matrix, memory)
@@ -115,6 +127,35 @@ def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
         seen.add(found.way)
     assert seen == ways
     assert not planned(specimen, matrix, 1).caches
+
+
+@named(MLP, TIED, ATTENTION, CONVOLUTIONAL)
+def test_gauss_newton_goes_the_way_of_fewer_operations(specimen: Specimen):
+    """Convolutions take more of them in reverse mode, matrix products fewer; both ways give one matrix."""
+    risk, batch = specimen.risk(), next(iter(specimen.risk().read([range(N)])))
+    v = torch.randn(risk.trained.size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    operations, products = list[int](), list[Tensor]()
+    for way in (RETAINED["GaussNewton"], BY_REVERSE["GaussNewton"]):
+        product = way(risk, batch)
+        with FlopCounterMode(display=False) as counter:
+            products.append(product(v))
+        operations.append(counter.get_total_flops())
+    torch.testing.assert_close(*products, rtol=1e-11, atol=1e-13)
+    fewer = operations[1] <= 0.9 * operations[0]
+    assert planned(specimen, "GaussNewton").way == ("retained reverse graph" if fewer else "retained graph")
+    assert fewer == (specimen is not CONVOLUTIONAL)
+
+
+@pytest.mark.parametrize("wrong", ["forward_tangent", "TangentGraph"])
+def test_modes_that_give_different_tangents_are_looked_at_by_themselves(wrong: str, monkeypatch: pytest.MonkeyPatch):
+    right = getattr(probe, wrong)
+
+    def doubled(*arguments: Any) -> Any:
+        made = right(*arguments)
+        return 2 * made if isinstance(made, Tensor) else lambda vector: 2 * made(vector)
+
+    monkeypatch.setattr(probe, wrong, doubled)
+    assert planned(MLP, "GaussNewton").way == "retained graph"
 
 
 @pytest.mark.parametrize("choice", [Hessian, GaussNewton])

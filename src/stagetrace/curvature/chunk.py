@@ -5,6 +5,7 @@ Work per product, counted in gradients of the chunk (forward + backward):
                           Hessian                Gauss-Newton
     linearised            about 1.7              about 1.1                 after the tangent map has been traced once
     retained graph        about 2.2              about 1.6                 after one gradient, or one forward pass
+    retained reverse      -                      about 1.45                after one gradient; see `probe.py`
     recomputed            about 3.3              about 2.2                 the same graph, made anew for each product
 
 All are exact and agree to rounding. Without forward mode nothing can be traced, and Gauss-Newton costs about what the
@@ -181,7 +182,8 @@ def by_columns(risk: Risk, product: Linear, *, batched: bool = True) -> Product:
     def columns(vectors: Tensor) -> Tensor:
         if batched and vectors.is_cuda and vectors.shape[1] > 1:
             return space.flatten_columns(vmap(product)(space.unflatten_columns(vectors)))
-        products = [space.flatten(product(space.unflatten(vector))) for vector in vectors.unbind(dim=1)]
-        return torch.stack(products, dim=1).detach()
+        products = [space.flatten(product(space.unflatten(vector))).detach() for vector in vectors.unbind(dim=1)]
+        # a vector can be as large as all else, and is not copied once more
+        return products[0].unsqueeze(1) if len(products) == 1 else torch.stack(products, dim=1)
 
     return columns

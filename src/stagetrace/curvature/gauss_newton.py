@@ -13,7 +13,16 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 from stagetrace.stages.tangent import directional
 
-__all__ = ["gauss_newton_by_reverse", "gauss_newton_linearised", "gauss_newton_retained_graph"]
+__all__ = [
+    "MODES_APART",
+    "OutputGraph",
+    "TangentGraph",
+    "check_adjoint",
+    "forward_tangent",
+    "gauss_newton_by_reverse",
+    "gauss_newton_linearised",
+    "gauss_newton_retained_graph",
+]
 
 MODES_APART = 0.05
 """How far forward and reverse mode may be apart, over the product of the sizes: above rounding in half precision."""
@@ -29,24 +38,29 @@ def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
 
 def gauss_newton_retained_graph(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v`: `J v` by forward mode, the rest on the retained graphs of the outputs and of the loss at them."""
-    graph, function = OutputGraph(risk, batch), _outputs(risk, batch)
+    graph = OutputGraph(risk, batch)
     compared = False
 
     def product(vector: Params) -> Params:
         nonlocal compared
-        with torch.no_grad():
-            tangent = directional(function, risk.trained_values, vector)[1]
+        tangent = forward_tangent(risk, batch, vector)
         curved = graph.curved(tangent)
         found = graph.pulled(curved)
         if not compared:
-            _check_adjoint(tangent, curved, vector, found)
+            check_adjoint(tangent, curved, vector, found)
             compared = True
         return found
 
     return by_columns(risk, product, batched=False)
 
 
-def _check_adjoint(tangent: Tensor, cotangent: Tensor, vector: Params, pulled: Params) -> None:
+def forward_tangent(risk: Risk, batch: Batch, vector: Params) -> Tensor:
+    """`J v` by forward mode, with the outputs computed beside it."""
+    with torch.no_grad():
+        return directional(_outputs(risk, batch), risk.trained_values, vector)[1]
+
+
+def check_adjoint(tangent: Tensor, cotangent: Tensor, vector: Params, pulled: Params) -> None:
     """Refuse a forward mode that is not the reverse mode's transpose: `<J v, c> = <v, J' c>`.
 
     Raises:
@@ -60,22 +74,10 @@ def _check_adjoint(tangent: Tensor, cotangent: Tensor, vector: Params, pulled: P
 
 
 def gauss_newton_by_reverse(risk: Risk, batch: Batch) -> Product:
-    """`J' H_out J v` without forward mode: `J v` is the derivative in u of `<J' u, v>`, which is linear in u."""
+    """`J' H_out J v` without forward mode."""
     graph = OutputGraph(risk, batch)
-    u = torch.zeros_like(graph.outputs, requires_grad=True)
-    along = inner([graph.outputs], [u])
-    if along is None:  # outputs without the parameters
-        return torch.zeros_like
-    pulled = torch.autograd.grad(along, graph.inputs, create_graph=True, materialize_grads=True)
-    check_differentiable_again(pulled)
-
-    def product(vector: Params) -> Params:
-        along = inner(pulled, [vector[name] for name in risk.trained_values])  # J v = d/du <J' u, v>
-        assert along is not None
-        (tangent,) = torch.autograd.grad(along, u, retain_graph=True, materialize_grads=True)
-        return graph.pulled(graph.curved(tangent))
-
-    return by_columns(risk, product, batched=False)
+    tangent = TangentGraph(graph)
+    return by_columns(risk, lambda v: graph.pulled(graph.curved(tangent(v))), batched=False)
 
 
 @final
@@ -84,7 +86,7 @@ class OutputGraph:
 
     def __init__(self, risk: Risk, batch: Batch) -> None:
         self._trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
-        self.inputs = tuple(self._trained.values())
+        self.inputs, self.names = tuple(self._trained.values()), tuple(self._trained)
         with torch.enable_grad():
             self.outputs = risk.outputs(self._trained, risk.inherited_values, batch)
             self._at = self.outputs.detach().requires_grad_()
@@ -110,6 +112,26 @@ class OutputGraph:
             return {name: torch.zeros_like(value) for name, value in self._trained.items()}
         rows = torch.autograd.grad(along, self.inputs, retain_graph=True, materialize_grads=True)
         return dict(zip(self._trained, rows, strict=True))
+
+
+@final
+class TangentGraph:
+    """`J v` on a retained graph, without forward mode: the derivative in u of `<J' u, v>`, which is linear in u."""
+
+    def __init__(self, graph: OutputGraph) -> None:
+        self._names, self._u = graph.names, torch.zeros_like(graph.outputs, requires_grad=True)
+        along = inner([graph.outputs], [self._u])
+        self._pulled: tuple[Tensor, ...] | None = None
+        if along is not None:  # else outputs without the parameters
+            self._pulled = torch.autograd.grad(along, graph.inputs, create_graph=True, materialize_grads=True)
+            check_differentiable_again(self._pulled)
+
+    def __call__(self, vector: Params) -> Tensor:
+        """The outputs' tangent."""
+        along = None if self._pulled is None else inner(self._pulled, [vector[name] for name in self._names])
+        if along is None:
+            return torch.zeros_like(self._u)
+        return torch.autograd.grad(along, self._u, retain_graph=True, materialize_grads=True)[0]
 
 
 def _pulled(function: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Callable[[Tensor], Params]]:

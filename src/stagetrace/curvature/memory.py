@@ -19,6 +19,12 @@ def graph_bytes(risk: Risk, batch: Batch, record: Callable[[], T]) -> tuple[T, i
 
     Parameters, buffers and the batch do not count: they are in memory anyway.
     """
+    result, kept = graph_storages(risk, batch, record)
+    return result, sum(kept.values())
+
+
+def graph_storages(risk: Risk, batch: Batch, record: Callable[[], T]) -> tuple[T, dict[int, int]]:
+    """The same by the places in memory: what two records share is in both, while both results live."""
     data = [leaf for leaf in tree_leaves(batch.content) if isinstance(leaf, Tensor)]
     parameters = (*risk.trained_values.values(), *risk.inherited_values.values())
     anyway = {
@@ -32,4 +38,4 @@ def graph_bytes(risk: Risk, batch: Batch, record: Callable[[], T]) -> tuple[T, i
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         result = record()
-    return result, sum(saved.values())
+    return result, saved

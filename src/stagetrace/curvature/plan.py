@@ -9,40 +9,42 @@ whatever the number turns out to be, that costs at most twice what knowing it wo
 decide, not seconds: the same run always takes the same way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 from typing import Literal, final
 
 import torch
 
-from stagetrace.curvature.chunk import Product, hessian_linearised, hessian_retained_graph
-from stagetrace.curvature.gauss_newton import (
-    gauss_newton_by_reverse,
-    gauss_newton_linearised,
-    gauss_newton_retained_graph,
-)
-from stagetrace.curvature.memory import graph_bytes
+from stagetrace.curvature.chunk import Product, hessian_linearised
+from stagetrace.curvature.gauss_newton import gauss_newton_linearised
 from stagetrace.curvature.operations import Operations
+from stagetrace.curvature.probe import BY_REVERSE, RETAINED, Matrix, probed, recorded
 from stagetrace.curvature.rounding import RoundedTo
-from stagetrace.curvature.symmetry import asymmetry, not_symmetric
-from stagetrace.errors import DifferentiationError, StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
 __all__ = ["COST", "Matrix", "Plan", "Way", "make_plan"]
 
-Matrix = Literal["Hessian", "GaussNewton"]
-Way = Literal["linearised", "retained graph", "recomputed forward", "recomputed reverse"]
+Way = Literal["linearised", "retained graph", "retained reverse graph", "recomputed forward", "recomputed reverse"]
 
 LINEARISED = {"Hessian": hessian_linearised, "GaussNewton": gauss_newton_linearised}
-RETAINED = {"Hessian": hessian_retained_graph, "GaussNewton": gauss_newton_retained_graph}
-BY_REVERSE = {"Hessian": hessian_retained_graph, "GaussNewton": gauss_newton_by_reverse}
 
 COST: dict[Matrix, dict[Way, float]] = {
-    "Hessian": {"linearised": 1.7, "retained graph": 2.2, "recomputed forward": 3.3, "recomputed reverse": 3.3},
-    "GaussNewton": {"linearised": 1.1, "retained graph": 1.6, "recomputed forward": 2.2, "recomputed reverse": 3.3},
+    "Hessian": {
+        "linearised": 1.7,
+        "retained graph": 2.2,
+        "retained reverse graph": 2.2,
+        "recomputed forward": 3.3,
+        "recomputed reverse": 3.3,
+    },
+    "GaussNewton": {
+        "linearised": 1.1,
+        "retained graph": 1.6,
+        "retained reverse graph": 1.45,
+        "recomputed forward": 2.2,
+        "recomputed reverse": 3.3,
+    },
 }
 """Seconds of a product over seconds of a gradient, for one vector; `benchmarks/products.py` measures them."""
 
@@ -78,6 +80,7 @@ class Plan:
     untraced: why the tangent map could not be traced; None where it could, or was not tried.
     rounding: relative, of the coarsest dtype that the model computes in.
     traced_from: the number of products with one vector at which tracing has paid; None where it never does.
+    over_forward: bytes of the graphs that are kept, over those that a product with forward mode would keep.
     """
 
     matrix: Matrix
@@ -89,18 +92,26 @@ class Plan:
     untraced: str | None = None
     rounding: float = 0.0
     traced_from: int | None = None
+    over_forward: float = 1.0
 
     @property
     def caches(self) -> bool:
-        return self.way in ("linearised", "retained graph")
+        return self.way in ("linearised", "retained graph", "retained reverse graph")
 
     def without_caching(self) -> "Plan":
         """The same without holding anything between products: for examples that are multiplied once."""
-        return replace(self, way=_anew(self.matrix, self.missing), cached_bytes=0, traced_from=None)
+        way = _anew(self.matrix, self.missing)
+        return replace(self, way=way, cached_bytes=0, traced_from=None, over_forward=1.0)
 
     def traced(self) -> "Plan":
         """The same by traced tangent maps, in place of retained graphs."""
-        return replace(self, way="linearised", cached_bytes=self.cached_bytes * TRACED_BYTES, traced_from=None)
+        held = round(self.cached_bytes / self.over_forward) * TRACED_BYTES
+        return replace(self, way="linearised", cached_bytes=held, traced_from=None, over_forward=1.0)
+
+    def in_reverse(self, over_forward: float) -> "Plan":
+        """The same with Gauss-Newton's graphs of reverse mode twice, which are larger and take fewer operations."""
+        held = round(self.cached_bytes * over_forward)
+        return replace(self, way="retained reverse graph", cached_bytes=held, over_forward=over_forward)
 
     def untraceable(self, why: str) -> "Plan":
         """The same with retained graphs for good, since tracing failed."""
@@ -117,8 +128,8 @@ class Plan:
         """The product of one chunk."""
         if self.way == "linearised":
             return LINEARISED[self.matrix](risk, batch)
-        ways = BY_REVERSE if self.missing is not None or self.way == "recomputed reverse" else RETAINED
-        return ways[self.matrix](risk, batch)
+        reverse = self.missing is not None or self.way in ("recomputed reverse", "retained reverse graph")
+        return (BY_REVERSE if reverse else RETAINED)[self.matrix](risk, batch)
 
 
 def _anew(matrix: Matrix, missing: str | None) -> Way:
@@ -141,12 +152,12 @@ def make_plan(
     with torch.no_grad(), operations, seen:
         risk.losses(risk.trained_values, risk.inherited_values, probe)
     rounding = torch.finfo(seen.coarsest).eps
-    found = _probed(risk, matrix, probe, rounding)
-    sizes = [found.size, *(_recorded(risk, found.way, other)[1] for other in others)]
+    found = probed(risk, matrix, probe, rounding)
+    sizes = [found.size, *(recorded(risk, found.way, other)[1] for other in others)]
     per_example, largest, per_chunk = max(1, sum(sizes) // len(sizes)), max(1, *sizes), 0
     if share * largest > memory and len(indices) > 1:  # part of it may be the chunk's, whatever its size
         pair = next(iter(risk.read([[indices[places[0]], indices[min(places[0] + 1, len(indices) - 1)]]])))
-        per_chunk = max(0, min(2 * found.size - _recorded(risk, found.way, pair)[1], min(sizes) - 1))
+        per_chunk = max(0, min(2 * found.size - recorded(risk, found.way, pair)[1], min(sizes) - 1))
         per_example, largest = per_example - per_chunk, largest - per_chunk
     most = SMALL_CHUNK if differ else CHUNK_EXAMPLES
     chunk_examples = max(1, min(most, share, (memory - per_chunk) // largest))
@@ -162,72 +173,20 @@ def make_plan(
     )
     if plan.cached_bytes > memory:
         return plan.without_caching()
-    if found.missing is not None or plan.cached_bytes * TRACED_BYTES > memory:
+    traceable = found.missing is None and plan.cached_bytes * TRACED_BYTES <= memory
+    if found.reverse is not None and plan.cached_bytes * found.reverse / max(1, found.size) <= memory:
+        plan = plan.in_reverse(found.reverse / max(1, found.size))
+    if not traceable:
         return plan
-    return replace(plan, traced_from=_traced_from(matrix, 3 * operations.total * share, operations.calls * chunks))
+    gradient, calls = 3 * operations.total * share, operations.calls * chunks
+    return replace(plan, traced_from=_traced_from(matrix, gradient, calls, plan.way))
 
 
-def _traced_from(matrix: Matrix, gradient: int, calls: int) -> int:
-    """From how many products on tracing has paid: what it takes, over what it saves in each.
+def _traced_from(matrix: Matrix, gradient: int, calls: int, way: Way = "retained graph") -> int:
+    """From how many products on tracing has paid: what it takes, over what it saves in each, compared with a way.
 
     gradient: floating-point operations of a gradient of all examples. calls: of all chunks' forward passes.
     """
     set_up = COMPILER_OPERATIONS + TRACED_OPERATIONS[matrix] * calls + TRACED_GRADIENTS[matrix] * gradient
-    saved = COST[matrix]["retained graph"] - COST[matrix]["linearised"]
+    saved = COST[matrix][way] - COST[matrix]["linearised"]
     return ceil(set_up / (saved * max(1, gradient)))
-
-
-@final
-@dataclass(frozen=True)
-class _Probed:
-    """The way that the probe was multiplied in: what its graph holds, and why there is no forward mode, if so."""
-
-    way: Callable[[Risk, Batch], Product]
-    size: int
-    missing: str | None
-
-
-def _probed(risk: Risk, matrix: Matrix, probe: Batch, rounding: float) -> _Probed:
-    """Multiply the probe by two vectors: in forward mode where that is of use, and without it otherwise."""
-    like = risk.trained.zeros(1)[:, 0]
-    missing: str | None = None
-    for way in dict.fromkeys((RETAINED[matrix], BY_REVERSE[matrix])):
-        try:
-            product, size = _recorded(risk, way, probe)
-            apart = asymmetry(product, like, rounding)
-        except StagetraceError:
-            raise
-        except (RuntimeError, NotImplementedError) as cause:
-            if way is not BY_REVERSE[matrix]:
-                missing = first_line(cause)
-                continue
-            raise DifferentiationError(
-                f"{risk.where}: the {matrix} needs second derivatives, which an operation of the model or loss lacks "
-                f"({first_line(cause)}); replace that operation, or use curvature=Identity() for this stage"
-                f"{_instead(cause)}"
-            ) from cause
-        if apart is None:
-            return _Probed(way, size, missing)
-        if way is BY_REVERSE[matrix]:
-            raise not_symmetric(risk.where, matrix, "of an example", *apart)
-        missing = "forward mode gives another derivative than reverse mode"
-    raise AssertionError("one way multiplies or raises")
-
-
-def _recorded(risk: Risk, way: Callable[[Risk, Batch], Product], batch: Batch) -> tuple[Product, int]:
-    """A batch's product on retained graphs, and the bytes that these hold."""
-    return graph_bytes(risk, batch, partial(way, risk, batch))
-
-
-INSTEAD = {
-    "SparseBs": "give the matrix as matrix.to_sparse_csr()",
-    "embedding_bag": "use nn.EmbeddingBag instead of the function",
-    "flash_attention": "use F.scaled_dot_product_attention, or set_attn_implementation('eager')",
-    "saved tensor hooks": "use the model without torch.utils.checkpoint",
-    "once_differentiable": "use a function whose backward is made of differentiable operations",
-}
-
-
-def _instead(cause: BaseException) -> str:
-    """What to use instead of the operation that an error names, as the end of a message; empty where unknown."""
-    return next((f": {advice}" for word, advice in INSTEAD.items() if word in str(cause)), "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stagetrace.errors import DifferentiationError
 
-__all__ = ["FirstProducts", "asymmetry", "not_symmetric"]
+__all__ = ["FirstProducts", "asymmetry", "drawn", "not_symmetric"]
 
 ASYMMETRY = 0.02
 """How far `u' H v` and `v' H u` may be apart, over their size: above rounding in half precision, below what a wrong
@@ -34,7 +34,7 @@ def asymmetry(product: Callable[[Tensor], Tensor], like: Tensor, rounding: float
 
     product: `[dim, 1] -> [dim, 1]`; like: of `[dim]`, in the dtype and on the device of the vectors.
     """
-    u, v = _drawn(like, 0), _drawn(like, 1)
+    u, v = drawn(like, 0), drawn(like, 1)
     Hu = product(u.unsqueeze(1))[:, 0]
     right, size_of_Hu = _dot(v, Hu), _size(Hu)
     del Hu  # one at a time: a vector can be as large as all else
@@ -44,7 +44,7 @@ def asymmetry(product: Callable[[Tensor], Tensor], like: Tensor, rounding: float
     return (left, right) if abs(left - right) > ASYMMETRY * size + floor else None
 
 
-def _drawn(like: Tensor, seed: int) -> Tensor:
+def drawn(like: Tensor, seed: int) -> Tensor:
     """Standard normal numbers, which repeat: to draw millions of them takes longer than to multiply an example."""
     drawn = torch.randn(min(PERIOD, like.numel()), generator=torch.Generator().manual_seed(seed))
     return drawn.to(like).repeat(-(-like.numel() // len(drawn)))[: like.numel()]

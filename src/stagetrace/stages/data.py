@@ -59,8 +59,10 @@ class Examples:
         """Seconds that reading an example takes in this process, as far as known."""
         self.held: dict[str, int] = {}
         """Examples that memory held at once where it ran out for more, by what was computed of them."""
+        self.sizes: dict[int, int] = {}
+        """Of each example whose size has been asked for; see `alike.py`."""
         # a subclass may do anything to an item, so slices are for the class itself
-        self._sliceable = type(data) is TensorDataset and collate is None and _are_strided(data)
+        self.sliceable = type(data) is TensorDataset and collate is None and _are_strided(data)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -71,17 +73,17 @@ class Examples:
         step = size or self.batch_size
         return [chosen[start : start + step] for start in range(0, len(chosen), step)]
 
-    def read(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """The batches of a plan, in order, on the CPU.
+    def read(self, plan: Iterable[Sequence[int]], collate: Collate | None = None) -> Iterator[Batch]:
+        """The batches of a plan, in order, on the CPU; collated by `collate`, where it is given, in place of their own.
 
         Raises:
             DataError: an example cannot be read, or a list of examples cannot be collated.
         """
         batches = [list(indices) for indices in plan]
-        if self._sliceable:
-            contents = (tuple(t.clone() for t in self.data[self._selector(indices)]) for indices in batches)
+        if self.sliceable and collate is None:
+            contents = (tuple(t.clone() for t in self.data[positions(indices)]) for indices in batches)
         else:
-            contents = _Contents(self, batches)
+            contents = _Contents(self, batches, collate or self.collate)
         for indices in batches:
             try:
                 content = next(contents)
@@ -95,23 +97,17 @@ class Examples:
                 raise self._error_of(indices, cause) from cause
             yield Batch(indices, content)
 
-    def loaded(self, batches: list[list[int]], workers: int) -> Iterator[Any]:
+    def loaded(self, batches: list[list[int]], workers: int, collate: Collate) -> Iterator[Any]:
         """The content of each batch, collated."""
         return iter(
             DataLoader(
                 self.data,
                 batch_sampler=batches,
-                collate_fn=self.collate,
+                collate_fn=collate,
                 num_workers=workers,
                 generator=torch.Generator(),  # else it would draw from the user's random state
             )  # pyright: ignore[reportArgumentType]
         )
-
-    @staticmethod
-    def _selector(indices: list[int]) -> slice | list[int]:
-        """A slice where the indices are consecutive: a view instead of a copy."""
-        first, stop = indices[0], indices[0] + len(indices)
-        return slice(first, stop) if indices == list(range(first, stop)) else indices
 
     def _error_of(self, indices: list[int], cause: Exception) -> StagetraceError:
         """The error that names which example of a batch failed, found one by one."""
@@ -159,6 +155,12 @@ class Examples:
         )
 
 
+def positions(indices: Sequence[int]) -> slice | list[int]:
+    """What picks the indices: a slice where they are consecutive, for a view instead of a copy."""
+    first, stop = indices[0], indices[0] + len(indices)
+    return slice(first, stop) if list(indices) == list(range(first, stop)) else list(indices)
+
+
 @final
 class _Contents:
     """The batches' contents, in order: read by this process, and by workers as soon as that pays.
@@ -167,8 +169,8 @@ class _Contents:
     which process reads them.
     """
 
-    def __init__(self, examples: Examples, batches: list[list[int]]) -> None:
-        self._examples, self._batches, self._done = examples, batches, 0
+    def __init__(self, examples: Examples, batches: list[list[int]], collate: Collate) -> None:
+        self._examples, self._batches, self._collate, self._done = examples, batches, collate, 0
         self._left = sum(map(len, batches))
         self._helped = False
         self._source: Iterator[Any] = iter(())
@@ -180,7 +182,7 @@ class _Contents:
         examples, batches = self._examples, self._batches
         helps = examples.workers > 0 and examples.pace * self._left > WORKERS_PAY
         if self._done == 0 or (helps and not self._helped):
-            self._source = examples.loaded(batches[self._done :], examples.workers if helps else 0)
+            self._source = examples.loaded(batches[self._done :], examples.workers if helps else 0, self._collate)
             self._helped = helps
         started = time.perf_counter()
         content = next(self._source)

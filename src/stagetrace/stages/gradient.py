@@ -11,7 +11,7 @@ from torch import Tensor
 from stagetrace.errors import DataError, DifferentiationError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
-from stagetrace.stages.data import Batch
+from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.per_example import example_gradients, inseparable
 from stagetrace.stages.risk import Risk, check_finite
@@ -132,7 +132,7 @@ def mean_gradient(
     mine, what = world().shard(chosen), f"gradient of {risk.where}"
     trained, inherited = risk.trained.zeros(1), risk.inherited.zeros(1)
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
-        batches = risk.read(risk.examples.batch_indices(mine))
+        batches = risk.read_alike(mine)
         for batch, gradient in by_halves(risk, "the gradient", batches, partial(batch_gradient, risk)):
             trained += gradient.trained
             inherited += gradient.inherited
@@ -152,9 +152,9 @@ def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
         size = _together(risk) if columns > FEW else 1
         one_or_more = partial(batch_gradient if size == 1 else gradients_at_once, risk)
-        batches = risk.read(risk.examples.batch_indices(mine, size=size))
+        batches = risk.read_alike(mine, size)
         for batch, gradient in by_halves(risk, "single gradients", batches, one_or_more):
-            here = slice(batch.indices[0], batch.indices[-1] + 1)
+            here = positions(batch.indices)
             trained[:, here], inherited[:, here] = gradient.trained, gradient.inherited
             advance(len(batch))
     return Gradient(world().sum(trained), world().sum(inherited))

@@ -17,6 +17,7 @@ from torch import Tensor
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
+from stagetrace.stages.alike import read_alike
 from stagetrace.stages.data import Batch, Examples
 from stagetrace.stages.device import UnderWay, one_ahead, send, to_device
 from stagetrace.stages.evaluation import Evaluation
@@ -87,6 +88,14 @@ class Risk:
             DataError: a label is not for this loss, or the loss cannot be evaluated at all; the example is named.
         """
         yield from self._placed(self.examples.read(plan), lambda batch: self._check(batch, self._shape))
+
+    def read_alike(self, indices: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
+        """The examples of `indices` (all), those of like size in one batch: see `alike.py`.
+
+        Raises:
+            DataError: as `read`.
+        """
+        yield from self._placed(read_alike(self.examples, indices, size), lambda batch: self._check(batch, self._shape))
 
     def read_inputs(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The same where no loss is asked for: labels may be another model's."""

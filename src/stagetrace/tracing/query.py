@@ -11,7 +11,7 @@ from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.progress import Progress
 from stagetrace.stages.bound import BoundStage
-from stagetrace.stages.data import Examples
+from stagetrace.stages.data import Examples, positions
 from stagetrace.stages.gradient import Gradient, each_gradient, mean_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
@@ -79,9 +79,11 @@ class Query:
         risk = self.risk(last)
         values = values or {**risk.trained_values, **risk.inherited_values}
         trained, inherited = ({name: values[name] for name in space.names} for space in (risk.trained, risk.inherited))
+        losses = torch.empty(len(risk.examples), dtype=torch.float64)
         with torch.no_grad():
-            losses = [risk.losses(trained, inherited, batch) for batch in risk.read(risk.examples.batch_indices())]
-        return self.reduce(torch.cat(losses).double().cpu())
+            for batch in risk.read_alike():
+                losses[positions(batch.indices)] = risk.losses(trained, inherited, batch).double().cpu()
+        return self.reduce(losses)
 
     def gradient(self, last: BoundStage, progress: Progress | None = None) -> Gradient:
         """d(query loss) at the last stage, in all that a `Gradient` has: one column, or one per query with "none".

@@ -12,7 +12,7 @@ from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.parts import Part, part_size
-from stagetrace.stages.data import Batch
+from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.space import Params
@@ -87,13 +87,11 @@ class Scorer:
         # one block for all, so that small results do not fragment the memory between the batches' large intermediates
         losses = self.adjoints.new_empty(len(scored))
         dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
-        done = 0
         with world().together(what, self.adjoints):
-            batches = self.risk.read(self.risk.examples.batch_indices(scored))
+            batches = self.risk.read_alike(scored)
             for batch, found in by_halves(self.risk, "scoring", batches, self._contracted):
-                here = slice(done, done + len(batch))
+                here = positions([index - scored[0] for index in batch.indices])
                 losses[here], dots[here] = found
-                done += len(batch)
                 advance(len(batch) * world().size)
             # checked once a part, so that an accelerator is not waited for after every batch
             check_finite(losses, scored, self.risk.where)
