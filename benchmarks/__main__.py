@@ -21,6 +21,8 @@ from benchmarks import (
     embeddings,
     exact,
     fixed,
+    index,
+    index_texts,
     large_recording,
     memory,
     products,
@@ -55,6 +57,9 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "adjoints": adjoints.run,
     "ranking": ranking.run,
     "ekfac": ekfac.run,
+    "index": index.digits,
+    "index-million": index.million,
+    "index-texts": index_texts.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -4,9 +4,9 @@ The examples are drawn by the seed, without replacement, with weights sqrt(loss)
 large gradients and are found at the ends of rankings; drawn alike, most examples of a fitted model have gradients near
 zero and say little about these. Drawing by sqrt(loss) needs one forward pass over the examples.
 
-With the drawn gradients as the columns of A `[P, d]` and `A'A = U S U'`, the basis is `A U_r S_r^{-1/2}`, orthonormal:
-the directions in which the drawn gradients have the largest sum of squares, not centred. Eigenvalues that rounding has
-made are left out.
+With the drawn gradients as the columns of A `[P, d]` and `A'A = U S U'`, the basis is `A U_r S_r^{-1/2}`: the directions
+in which the drawn gradients have the largest sum of squares, not centred. Eigenvalues that are rounding are left out;
+the columns that go with small ones are not quite orthogonal, and made so by a QR decomposition.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,10 @@ NUMBERS = 996
 FEWEST = 32
 """Gradients below which there is no basis worth the name."""
 
-BLOCK = 2**16
+ROUNDING = 1e-12
+"""Over the largest eigenvalue: what is below is the gradients' own rounding."""
+
+BLOCK = 2**14
 """Rows of the gradients that are multiplied at once."""
 
 
@@ -76,14 +79,13 @@ def principal(gradients: ExampleGradients, drawn: Sequence[int], numbers: int) -
     """The basis `[P, r]` of the drawn examples' gradients, `r <= numbers`, the largest component first."""
     columns = gradients.vectors(drawn)
     blocks = columns.split(BLOCK)
-    gram = sum((block.mT @ block).double() for block in blocks)
-    assert isinstance(gram, Tensor)
+    gram = torch.zeros(len(drawn), len(drawn), dtype=torch.float64, device=columns.device)
+    for block in blocks:  # in double precision: small components matter, since an adjoint is large along them
+        gram.addmm_(block.mT.double(), block.double())
     values, vectors = torch.linalg.eigh(gram)
-    # what a sum in that precision leaves of a value of 0, with the roots of which the basis is divided
-    least = 100 * torch.finfo(columns.dtype).eps * len(values) ** 0.5 * values[-1]
-    kept = int((values > least).sum().clamp(max=numbers))
+    kept = int((values > ROUNDING * values[-1]).sum().clamp(max=numbers))
     values, vectors = values[-kept:].flip(0), vectors[:, -kept:].flip(1)
     turn = (vectors / values.sqrt()).to(columns.dtype)
     for block in blocks:  # in its place: there is no room for both
         block[:, :kept] = block @ turn
-    return columns[:, :kept].contiguous()
+    return torch.linalg.qr(columns[:, :kept]).Q.contiguous()
