@@ -99,12 +99,12 @@ def _compare(
     unseen = torch.ones(len(examples), dtype=torch.bool)
     unseen[drawn] = False
     true = torch.cat(exact)
-    table = [
+    table: list[Row] = [
         {"store": name, "numbers": stores.numbers.get(name), **agreement(true[unseen], each[unseen])}
         for name, each in scores.items()
     ]
     report.table(f"{int(unseen.sum()):,} sequences that no basis was made of, {QUERIES} queries", table, "stores")
-    best = max(float(row["tenth of each end"]) for row in table if not str(row["store"]).startswith("ceiling"))
+    best = max(row["tenth of each end"] for row in table if not row["store"].startswith("ceiling"))
     report.target("misses of the best store after rescoring a tenth from the end asked for", 1 - best, 0.1)
 
 
@@ -184,9 +184,7 @@ class _Stores:
             return kept @ asked.mT
         width = {"words": NUMBERS // LENGTH, "words + EK-FAC": NUMBERS // 2 // LENGTH}.get(name, WIDTH)
         scores = [
-            torch.einsum(
-                "wd,wdq->q", kept["table"][own][:, :width, place], asked["table"][own][:, :width]
-            )
+            torch.einsum("wd,wdq->q", kept["table"][own][:, :width, place], asked["table"][own][:, :width])
             for place, own in enumerate(each.unique() for each in words)
         ]
         found = torch.stack(scores)

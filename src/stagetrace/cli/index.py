@@ -15,15 +15,21 @@ __all__ = ["index_target"]
 
 def index_target(
     target: options.Target,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the index; the same command resumes it.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the index; the same command resumes it.")
+    ],
     numbers: Annotated[
         int,
-        typer.Option("--numbers", metavar="N", min=1, help="Kept of each example, in a byte each; 996 are 1,000 bytes."),
+        typer.Option(
+            "--numbers", metavar="N", min=1, help="Kept of each example, in a byte each; 996 are 1,000 bytes."
+        ),
     ] = options.INDEX_NUMBERS,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Index only this stage's examples.")] = [],  # noqa: B006
     queries: Annotated[
         int,
-        typer.Option("--queries", metavar="N", min=0, help="Examples of the query that recall is measured with; 0: not."),
+        typer.Option(
+            "--queries", metavar="N", min=0, help="Examples of the query that recall is measured with; 0: not."
+        ),
     ] = options.INDEX_QUERIES,
     memory: Annotated[
         float, typer.Option("--memory", metavar="GIB", min=0.1, help="For the basis; a large model's needs much.")
@@ -70,7 +76,9 @@ def said(index: "Index", out: Path) -> list[str]:
 
     lines = list[str]()
     for name, held in index.stages.items():
-        kept = f"{held.n_examples:,} examples in {held.bytes_each:,} bytes each ({held.numbers:,} numbers, {held.codes})"
+        kept = (
+            f"{held.n_examples:,} examples in {held.bytes_each:,} bytes each ({held.numbers:,} numbers, {held.codes})"
+        )
         lines.append(f"{name}: {kept}; basis of {held.drawn:,} gradients of {held.parameters:,} parameters")
         lines += [f"{name}: {note}" for note in held.notes]
         recall = held.recall
@@ -88,7 +96,7 @@ def said(index: "Index", out: Path) -> list[str]:
         best = max(recall.honest)
         if best < AIM:
             lines.append(
-                f"{name}: THIS IS LOW: a search misses {1 - best:.0%} of the top {recall.top} even after a tenth of the "
-                "examples; more --numbers or --rescore may help, and stagetrace score misses none"
+                f"{name}: THIS IS LOW: a search misses {1 - best:.0%} of the top {recall.top} even after a tenth of "
+                "the examples; more --numbers or --rescore may help, and stagetrace score misses none"
             )
     return [*lines, f"search it: stagetrace search {out}"]

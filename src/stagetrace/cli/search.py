@@ -78,9 +78,10 @@ def search_index(
     chosen = settings.asked(job.chain, typed, job.options)
     index = Index.open(folder, job.chain)
     found = index.search(asked, top=top, rescore=number, of=stage, progress=Bars(), **chosen)
+    found = {name: replace(hits, named=tuple(query)) for name, hits in found.items()}
     if out is not None:
         save(found, out)
-    _show(found, top, query or None, out)
+    _show(found, top, out)
 
 
 def _number(typed: str | None) -> int | float | None:
@@ -93,7 +94,7 @@ def _number(typed: str | None) -> int | float | None:
         refuse(f"--rescore must be a number of examples or a share, such as 1000 or 10%, got '{typed}'")
 
 
-def _show(found: "dict[str, Hits]", top: int, queries: list[int] | None, out: Path | None) -> None:
+def _show(found: "dict[str, Hits]", top: int, out: Path | None) -> None:
     from stagetrace.results.sign import SIGN
     from stagetrace.terminal import terminal
 
@@ -105,8 +106,6 @@ def _show(found: "dict[str, Hits]", top: int, queries: list[int] | None, out: Pa
     for hits in found.values():
         rows = hits.ranking.n_queries
         for place in range(min(SHOWN, rows)):
-            if queries is not None:
-                say(f"query example {queries[place]}:")
             for harmful in (True, False):
                 say(hits.top(min(top, hits.ranking.harmful.shape[1]), query=place, harmful=harmful).table().rich())
         if rows > SHOWN:

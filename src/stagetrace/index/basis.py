@@ -4,9 +4,9 @@ The examples are drawn by the seed, without replacement, with weights sqrt(loss)
 large gradients and are found at the ends of rankings; drawn alike, most examples of a fitted model have gradients near
 zero and say little about these. Drawing by sqrt(loss) needs one forward pass over the examples.
 
-With the drawn gradients as the columns of A `[P, d]` and `A'A = U S U'`, the basis is `A U_r S_r^{-1/2}`: the directions
-in which the drawn gradients have the largest sum of squares, not centred. Eigenvalues that are rounding are left out;
-the columns that go with small ones are not quite orthogonal, and made so by a QR decomposition.
+With the drawn gradients as the columns of A `[P, d]` and `A'A = U S U'`, the basis is `A U_r S_r^{-1/2}`: the
+directions in which the drawn gradients have the largest sum of squares, not centred. Eigenvalues that are rounding are
+left out; the columns that go with small ones are not quite orthogonal, and made so by a QR decomposition.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,6 @@ from stagetrace.index.files import (
     PART,
     adjoints_name,
     basis_name,
-    check_files,
     codes_name,
     exact_name,
     part_count,
@@ -47,6 +46,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_model
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
+from stagetrace.taps.gradients import wide
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.describe import by_stage, describe
 from stagetrace.tracing.ensemble import trained_seeds
@@ -133,6 +133,8 @@ def build(
     checked(chain, query, bars)
     description = describe(chain, measuring, curvatures, solvers, stages, parts=False, progress=bars)
     settings = {"numbers": numbers, "codes": codes, "drawn": drawn, "seed": seed, "queries": queries, "memory": memory}
+    for name in stages:
+        _drawn(chain[name], settings)  # what does not fit is refused before anything is solved
     with begun(Path(out), {**description, "index": settings}, target) as (manifest, lock):
         if lock is not None:
             plan = _Build(chain, Path(out), manifest, lock, settings, bars)
@@ -199,9 +201,7 @@ class _Build:
         self.lock.check()
         names = [basis_name(stage) for stage in stages]
         names += [
-            codes_name(stage, number)
-            for stage, each in stages.items()
-            for number in range(part_count(each.n_examples))
+            codes_name(stage, number) for stage, each in stages.items() for number in range(part_count(each.n_examples))
         ]
         self.manifest = replace(
             self.manifest,
@@ -216,7 +216,7 @@ class _Build:
 
     def _basis(self, bound: BoundStage, gradients: ExampleGradients) -> tuple[Tensor, list[int], list[str]]:
         path = self.folder / basis_name(bound.name)
-        count, notes = self._count(bound, gradients)
+        count, notes = _drawn(bound, self.settings)
         if not path.exists():
             total = len(bound.risk.examples)
             with self.progress.task(f"losses of {bound.stage.where}", total, "examples") as advance:
@@ -233,29 +233,6 @@ class _Build:
         ):
             notes.append(f"the gradients span {basis.shape[1]:,} directions beyond rounding, so no more are kept")
         return basis, drawn, notes
-
-    def _count(self, bound: BoundStage, gradients: ExampleGradients) -> tuple[int, list[str]]:
-        """How many gradients the basis is made of, and what to say where they are fewer than was asked for.
-
-        Raises:
-            DescriptionError: they would be too few.
-        """
-        wanted = min(self.settings["drawn"], len(bound.risk.examples))
-        itemsize = torch.empty(0, dtype=gradients.dtype).element_size()
-        fits = room(bound.trained.size, itemsize, self.settings["memory"])
-        if fits >= wanted:
-            return wanted, []
-        if fits < FEWEST:
-            least = 2 * FEWEST * itemsize * bound.trained.size / 2**30
-            refuse(
-                f"{bound.stage.where} has {bound.trained.size:,} parameters: a basis of {FEWEST} gradients takes "
-                f"{least:.1f} GiB, and memory is {self.settings['memory'] / 2**30:.1f} GiB; give more (--memory), or "
-                "score instead (stagetrace score)"
-            )
-        return fits, [
-            f"the basis is made of {fits:,} gradients, not of {wanted:,}, which do not fit in the memory that was "
-            "given; more may rank better"
-        ]
 
     def _codes(
         self, bound: BoundStage, gradients: ExampleGradients, basis: Tensor
@@ -290,3 +267,27 @@ class _Build:
     def _write(self, name: str, stage: str, tensors: Mapping[str, Tensor]) -> None:
         self.lock.check()
         write_tensors(self.folder / name, self.index, stage, tensors)
+
+
+def _drawn(bound: BoundStage, settings: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """How many gradients the basis is made of, and what to say where they are fewer than was asked for.
+
+    Raises:
+        DescriptionError: they would be too few.
+    """
+    wanted = min(settings["drawn"], len(bound.risk.examples))
+    itemsize = wide(torch.empty(0, dtype=bound.trained.dtype)).element_size()
+    fits = room(bound.trained.size, itemsize, settings["memory"])
+    if fits >= wanted:
+        return wanted, []
+    if fits < FEWEST:
+        least = 2 * FEWEST * itemsize * bound.trained.size / 2**30
+        refuse(
+            f"{bound.stage.where} has {bound.trained.size:,} parameters: a basis of {FEWEST} gradients takes "
+            f"{least:.1f} GiB, and memory is {settings['memory'] / 2**30:.1f} GiB; give more (--memory), or score "
+            "instead (stagetrace score)"
+        )
+    return fits, [
+        f"the basis is made of {fits:,} gradients, not of {wanted:,}, which do not fit in the memory that was given; "
+        "more may rank better"
+    ]

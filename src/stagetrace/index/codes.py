@@ -17,7 +17,7 @@ __all__ = ["Kind", "Products", "bytes_each", "encode"]
 Kind = Literal["int8", "float32"]
 """How a coordinate is kept."""
 
-ROWS = 2048
+ROWS = 256
 """Codes that are made float32 at once: they stay in a processor's cache."""
 
 

@@ -47,10 +47,12 @@ _METADATA = "index"
 
 
 def basis_name(stage: str) -> str:
+    """The file of a stage's basis, relative to the folder."""
     return f"basis/{stage_name(stage)}.safetensors"
 
 
 def codes_name(stage: str, number: int) -> str:
+    """The file of part `number` of a stage's codes."""
     return f"codes/{stage_name(stage)}/part-{number:05d}.safetensors"
 
 
@@ -65,6 +67,7 @@ def exact_name(stage: str, number: int) -> str:
 
 
 def part_count(n_examples: int) -> int:
+    """How many files of codes that many examples make."""
     return -(-n_examples // PART)
 
 

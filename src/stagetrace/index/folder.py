@@ -52,7 +52,7 @@ def _there(folder: Path, wanted: Mapping[str, JSON]) -> IndexManifest | None:
     if not (folder / RECORD).exists():
         if folder.exists() and any(not is_litter(path) for path in folder.iterdir()):
             raise ResultsError(
-                f"{folder} holds something else than an index (no {RECORD} in it); choose an empty or new folder (--out)"
+                f"{folder} holds something else than an index (no {RECORD} in it); choose a new folder (--out)"
             )
         return None
     manifest = read_index_manifest(folder)

@@ -28,9 +28,7 @@ class Columns:
 
     def __init__(self, vectors: Tensor, layouts: Sequence[Layout] | None) -> None:
         self.count = vectors.shape[1]
-        self.parts = (
-            [vectors] if layouts is None else [each.gather(vectors).reshape(each.size, -1) for each in layouts]
-        )
+        self.parts = [vectors] if layouts is None else [each.gather(vectors).reshape(each.size, -1) for each in layouts]
 
 
 @final
@@ -46,7 +44,8 @@ class ExampleGradients:
         self.risk = risk
         self._tapped: Tapped | None
         try:
-            self._tapped = tap(risk)
+            with torch.no_grad():
+                self._tapped = tap(risk)
         except DifferentiationError:  # a model that is differentiated as a whole only, as under checkpointing
             self._tapped = None
         self.batch_size = 1 if self._tapped is None else fitting(self._tapped, GRAPH_BYTES)
@@ -66,9 +65,10 @@ class ExampleGradients:
         """
         for batch in self.risk.read(self.risk.examples.batch_indices(indices, size=self.batch_size)):
             found = torch.zeros(len(batch), columns.count, dtype=self.dtype, device=self.risk.trained.device)
-            losses, pieces = self._pieces(batch)
-            for number, part, rows in pieces:
-                found[part] += rows @ columns.parts[number]
+            with torch.no_grad():
+                losses, pieces = self._pieces(batch)
+                for number, part, rows in pieces:
+                    found[part] += rows @ columns.parts[number]
             check_finite(losses, batch.indices, self.risk.where)
             check_finite(found.sum(dim=1), batch.indices, self.risk.where, "the gradient")
             yield batch.indices, losses, found
@@ -82,10 +82,11 @@ class ExampleGradients:
         found = torch.empty(self.risk.trained.size, len(indices), dtype=self.dtype, device=self.risk.trained.device)
         done = 0
         for batch in self.risk.read(self.risk.examples.batch_indices(indices, size=self.batch_size)):
-            losses, pieces = self._pieces(batch)
-            for number, part, rows in pieces:
-                first, stop = part.start or 0, min(len(batch), part.stop or len(batch))
-                self._write(number, rows, found[:, done + first : done + stop])
+            with torch.no_grad():
+                losses, pieces = self._pieces(batch)
+                for number, part, rows in pieces:
+                    first = done + (part.start or 0)
+                    self._write(number, rows, found[:, first : first + len(rows)])
             check_finite(losses, batch.indices, self.risk.where)
             check_finite(found[:, done : done + len(batch)].sum(dim=0), batch.indices, self.risk.where, "the gradient")
             done += len(batch)

@@ -32,12 +32,19 @@ class Hits:
         belong in the list: `recall` says how many of the true top a search finds, as measured when the index was built.
     recall: None where it was not measured.
     seconds: of the clock, by part of the search.
+    named: what the queries are called in tables and files, such as their examples' indices; by default their places.
     """
 
     ranking: Ranking
     rescored: int
     recall: Recall | None = None
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    named: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[int, ...]:
+        """What each query is called."""
+        return self.named or tuple(range(self.ranking.n_queries))
 
     @property
     def stage(self) -> str:
@@ -50,7 +57,10 @@ class Hits:
             DescriptionError: more than were kept, or no such query.
         """
         found = self.ranking.top(k, query=query, harmful=harmful)
-        return replace(found, title=f"{found.title}, of which {self.rescored:,} were scored, exactly")
+        which = "most harmful (largest scores)" if harmful else "most helpful (most negative scores)"
+        asked = f" (query {self.names[query]})" if len(self.names) > 1 or self.named else ""
+        title = f"{self.stage}: {k} {which}{asked} of {self.rescored:,} examples that were scored, exactly"
+        return replace(found, title=title)
 
     def says(self) -> str:
         """What was looked at and what may be missing, in one sentence."""
@@ -99,7 +109,7 @@ def save(found: Mapping[str, Hits], path: Path) -> None:
             ("harmful", ranking.harmful, ranking.harmful_scores),
             ("helpful", ranking.helpful, ranking.helpful_scores),
         ):
-            for query, (row, values) in enumerate(zip(indices.tolist(), scores.double().tolist(), strict=True)):
+            for query, row, values in zip(hits.names, indices.tolist(), scores.double().tolist(), strict=True):
                 columns["stage"] += [stage] * len(row)
                 columns["query"] += [query] * len(row)
                 columns["end"] += [end] * len(row)
