@@ -6,6 +6,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def chain() -> Chain:
         parameter.data = numbers(*parameter.shape, start=3 + 7 * place)
     old = TensorDataset(numbers(40, 3, start=1), numbers(40, 2, start=11))
     new = TensorDataset(numbers(30, 3, start=2), numbers(30, 1, start=13))
-    settled = {"objective": Regression(), "weight_decay": 0.5}
+    settled: dict[str, Any] = {"objective": Regression(), "weight_decay": 0.5}
     return Chain(
         Stage("pretrain", model=first, data=old, **settled),
         Stage("finetune", model=second, data=new, link=Frozen("0"), **settled),
