@@ -200,6 +200,23 @@ def test_the_ends_of_blocks_are_those_of_the_whole():
         assert candidates == sorted([*order[:4], *order[-4:]])
 
 
+def test_equal_scores_leave_as_many_candidates_for_every_query():
+    ends = Ends(3)
+    ends.add(0, torch.stack([torch.zeros(5), torch.arange(5.0)]))
+    assert ends.candidates() == [[0, 1, 2, 3, 4]] * 2
+    ends = Ends(1)
+    ends.add(0, torch.zeros(2, 5))
+    assert [len(each) for each in ends.candidates()] == [2, 2]
+
+
+def test_gradients_that_are_all_zero_are_refused():
+    data = TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1))
+    model = nn.Linear(1, 1, bias=False)
+    bound = Chain(Stage("fit", model=model, objective=Regression(), data=data))["fit"]
+    with pytest.raises(DataError, match="stage 'fit': the gradients of all 4 drawn examples are zero"):
+        principal(ExampleGradients(bound.risk), range(4), 3)
+
+
 def test_recall_is_the_share_of_the_true_ends_among_the_candidates():
     exact = torch.arange(1000.0).repeat(2, 1) - 500
     swapped = exact.clone()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stagetrace.errors import DataError
 from stagetrace.index.gradients import ExampleGradients
 from stagetrace.progress import Advance
 from stagetrace.stages.risk import Risk, check_finite
@@ -76,13 +77,22 @@ def room(size: int, itemsize: int, memory: int) -> int:
 
 
 def principal(gradients: ExampleGradients, drawn: Sequence[int], numbers: int) -> Tensor:
-    """The basis `[P, r]` of the drawn examples' gradients, `r <= numbers`, the largest component first."""
+    """The basis `[P, r]` of the drawn examples' gradients, `r <= numbers`, the largest component first.
+
+    Raises:
+        DataError: all are zero, or a loss or gradient is not finite.
+    """
     columns = gradients.vectors(drawn)
     blocks = columns.split(BLOCK)
     gram = torch.zeros(len(drawn), len(drawn), dtype=torch.float64, device=columns.device)
     for block in blocks:  # in double precision: small components matter, since an adjoint is large along them
         gram.addmm_(block.mT.double(), block.double())
     values, vectors = torch.linalg.eigh(gram)
+    if float(values[-1]) <= 0:
+        raise DataError(
+            f"{gradients.risk.where}: the gradients of all {len(drawn):,} drawn examples are zero, so there is nothing "
+            "to index: the loss does not depend on what the stage trained, or every example is fitted with zero loss"
+        )
     kept = int((values > ROUNDING * values[-1]).sum().clamp(max=numbers))
     values, vectors = values[-kept:].flip(0), vectors[:, -kept:].flip(1)
     turn = (vectors / values.sqrt()).to(columns.dtype)

@@ -1,5 +1,6 @@
 """The first phase of a search: approximate scores of all examples, of which only both ends are held."""
 
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -20,9 +21,11 @@ class Ends:
     def __init__(self, count: int) -> None:
         self._count = count
         self._held: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._stop = 0
 
     def add(self, start: int, scores: Tensor) -> None:
         """Scores `[k, m]` of the examples from `start` on."""
+        self._stop = start + scores.shape[1]
         for largest in (True, False):
             values, indices = scores.topk(min(self._count, scores.shape[1]), dim=1, largest=largest)
             indices = indices + start
@@ -34,10 +37,16 @@ class Ends:
             self._held[largest] = (values, indices)
 
     def candidates(self) -> list[list[int]]:
-        """For each query the examples at either end, ascending, each once."""
+        """For each query the examples at either end, ascending, each once: as many for every query."""
         (_, largest), (_, smallest) = self._held[True], self._held[False]
         both = torch.cat([largest, smallest], dim=1)
-        return [sorted(set(row.tolist())) for row in both]
+        return [self._filled(set(row.tolist())) for row in both]
+
+    def _filled(self, chosen: set[int]) -> list[int]:
+        """Of equal scores the same example may stand at both ends: then the first others take the places."""
+        missing = min(2 * self._count, self._stop) - len(chosen)
+        others = (index for index in range(self._stop) if index not in chosen)
+        return sorted([*chosen, *islice(others, missing)])
 
 
 def lookup(folder: Path, stage: str, held: StageIndex, queries: Tensor, rescored: int) -> list[list[int]]:
