@@ -7,6 +7,7 @@ import shutil
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.data import Subset, TensorDataset
 from typer.testing import CliRunner
 
-from stagetrace import Chain, Direct, GaussNewton, Query, Stage, trace
+from stagetrace import Chain, Direct, GaussNewton, Query, Stage, Unrolled, trace
 from stagetrace.cli.main import app
 from stagetrace.errors import DataError, DescriptionError, DifferentiationError, ResultsError
 from stagetrace.index import Hits, Index, Recall, build
@@ -38,6 +39,7 @@ from stagetrace.index.walk import indexable
 from stagetrace.objectives import Classification, Regression
 from tests import jobs
 from tests.index import old
+from tests.replay.runs import Run, Stages
 
 SOLVED: dict[str, Any] = {"curvature": GaussNewton(), "solver": Direct(0.1)}
 
@@ -367,6 +369,31 @@ def test_a_gradient_that_is_not_finite_names_the_example():
     bound = Chain(Stage("fit", model=nn.Linear(1, 1), objective=Regression(), data=data))["fit"]
     with pytest.raises(DataError, match="example 2"):
         ExampleGradients(bound.risk).vectors([0, 2])
+
+
+def test_a_recorded_stage_is_passed_through_and_the_one_before_it_found(tmp_path):
+    run = Run(partial(torch.optim.SGD, lr=0.02), epochs=1)
+    made = Stages((run, run), (12, 10))
+    first, second = made.models({}, tmp_path)
+    chain = Chain(
+        Stage("first", model=first, objective=Classification(), data=made.data(0)),
+        Stage(
+            "second",
+            model=second,
+            objective=Classification(),
+            data=made.data(1),
+            link=Unrolled("body", tmp_path / "1"),
+        ),
+    )
+    options: dict[str, Any] = {"curvature": {"first": GaussNewton()}, "solver": {"first": Direct(0.1)}}
+    index = build(chain, Query(made.queries), tmp_path / "index", queries=0, **options)
+    assert list(index.stages) == ["first"]
+    hits = index.search(Query(made.queries), top=3, **options)["first"]
+    result = trace(chain, Query(made.queries), **options)
+    assert hits.top(3).indices == result["first"].top(3).indices
+    assert torch.allclose(hits.ranking.harmful_scores[0], result["first"].values[hits.ranking.harmful[0]], rtol=1e-9)
+    with pytest.raises(DescriptionError, match="score it: stagetrace score TARGET --out DIR --of second"):
+        build(chain, Query(made.queries), tmp_path / "other", of="second", **options)
 
 
 # A build that is killed
