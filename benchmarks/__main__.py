@@ -22,6 +22,8 @@ from benchmarks import (
     exact,
     fixed,
     gpu,
+    index,
+    index_texts,
     large_recording,
     memory,
     products,
@@ -61,6 +63,9 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "ranks": ranks.run,
     "gpu": gpu.run,
     "transformer": transformer.run,
+    "index": index.digits,
+    "index-million": index.million,
+    "index-texts": index_texts.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -25,6 +25,7 @@ LAYERS = [
     {"checks"},
     {"tracing"},
     {"preflight"},
+    {"index"},
     {"hf"},
     {"validation"},
     {"reweighting"},

@@ -1,5 +1,6 @@
 """The command line: what it prints and where, how it ends, and what its options mean."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import ENOUGH, PREDICTIONS
 from stagetrace.errors import ResultsError, StagetraceWarning
 from stagetrace.export import FORMATS
+from stagetrace.index.basis import NUMBERS
+from stagetrace.index.build import QUERIES, build
 from stagetrace.progress import Bars
 from stagetrace.solvers.named import SOLVERS
 from tests import jobs
@@ -520,6 +523,8 @@ def test_names_and_numbers_in_the_help_are_those_of_the_settings():
     assert ("rerun", "resolve", *fits.OPTIMIZERS) == options.FITS
     assert (fits.OPTIMIZERS["adam"].lr, fits.OPTIMIZERS["sgd"].lr) == (options.ADAM_RATE, options.SGD_RATE)
     assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)
+    defaults = (NUMBERS, QUERIES, inspect.signature(build).parameters["memory"].default / 2**30)
+    assert defaults == (options.INDEX_NUMBERS, options.INDEX_QUERIES, options.INDEX_MEMORY)
     assert (tuple(FORMATS), OutputFormat, RANDOM) == (options.EXPORTS, options.RowFormat, options.RANDOM_SETS)
 
 

@@ -8,6 +8,8 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace report runs/a                             the run as one HTML file (score writes it, too)
     stagetrace validate examples/mnist.py:job --out runs/b  retrains, and compares with what was predicted
     stagetrace curate runs/a --drop 10% --out runs/kept  what to train on next, and what that should change
+    stagetrace index examples/mnist.py:job --out runs/i  a store of every example, for many queries
+    stagetrace search runs/i --query 3                   one of these queries: few examples are looked at, exactly
     stagetrace export runs/a --format csv --out a.csv    the scores for other tools, the sign turned as they expect
 
 Several processes, one machine:      torchrun --nproc-per-node 2 -m stagetrace score TARGET --out DIR
@@ -33,8 +35,10 @@ from stagetrace.cli import options
 from stagetrace.cli.command import Command
 from stagetrace.cli.curate import curate_run
 from stagetrace.cli.export import export_run
+from stagetrace.cli.index import index_target
 from stagetrace.cli.rank import rank_queries
 from stagetrace.cli.report import report, write_after
+from stagetrace.cli.search import search_index
 from stagetrace.cli.show_run import show_run
 from stagetrace.cli.validate import validate
 from stagetrace.errors import StagetraceError, StagetraceWarning
@@ -118,9 +122,7 @@ def _how(job: "Target", typed: "SolveOptions", progress: "Progress") -> dict[str
     """How the stages are solved, by the target and by what was typed, as keyword arguments."""
     from stagetrace.cli import settings
 
-    curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
-    solver = settings.solvers(job.chain, typed, job.options.get("solver"), curvature)
-    return {"curvature": curvature, "solver": solver, "progress": progress}
+    return {**settings.asked(job.chain, typed, job.options), "progress": progress}
 
 
 @app.command(cls=Command)
@@ -171,6 +173,8 @@ for name, command in {
     "validate": validate,
     "report": report,
     "show": show_run,
+    "index": index_target,
+    "search": search_index,
     "curate": curate_run,
     "export": export_run,
 }.items():

@@ -17,6 +17,7 @@ ENOUGH, TOKENS = 1000, 8000
 EXPORTS = ("quanda", "kronfluence", "bergson", "csv", "numpy")
 RowFormat = Literal["indices", "parquet", "hf"]
 RANDOM_SETS = 10
+INDEX_NUMBERS, INDEX_QUERIES, INDEX_MEMORY = 996, 20, 4.0
 
 QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS = 250, 1e-2, 50
 """`--quick`: a first look. The curvature is that of fewer examples, and the solve is rough."""

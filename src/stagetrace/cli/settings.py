@@ -45,6 +45,12 @@ class SolveOptions:
     preset: Preset | None = None
 
 
+def asked(chain: Chain, typed: SolveOptions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Each stage's curvature and solver, by the target's options and by what was typed, as keyword arguments."""
+    curvature = curvatures(chain, typed, given.get("curvature"))
+    return {"curvature": curvature, "solver": solvers(chain, typed, given.get("solver"), curvature)}
+
+
 def solvers(
     chain: Chain,
     options: SolveOptions,

@@ -1,0 +1,69 @@
+"""Whether an index is of this chain: what was recorded of its stages, and what is kept of a few examples."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import ResultsError
+from stagetrace.index.files import PART
+from stagetrace.index.gradients import ExampleGradients
+from stagetrace.index.lookup import stored
+from stagetrace.index.manifest import IndexManifest, StageIndex
+from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_model
+
+__all__ = ["check_kept", "check_recorded"]
+
+PROBED = 8
+"""Examples whose coordinates are computed again, of those that the basis was made of: their gradients are large."""
+
+ROUNDING = 1e-3
+"""Over an example's norm: how far coordinates may be from those that are kept, beside what the codes round."""
+
+REMEDY = "give the model and data that it was built with, or build another index (stagetrace index TARGET --out DIR)"
+
+
+def check_recorded(folder: Path, manifest: IndexManifest, bound: BoundStage) -> None:
+    """Refuse an index of another number of examples or parameters, of another model or other data.
+
+    Fingerprints are compared only if they were taken as this release takes them.
+
+    Raises:
+        ResultsError: says what differs.
+    """
+    held, where = manifest.stages[bound.name], f"{folder} is not an index of this {bound.stage.where}"
+    examples = len(bound.risk.examples)
+    for what, there, here in (
+        ("examples", held.n_examples, examples),
+        ("parameters", held.parameters, bound.trained.size),
+    ):
+        if there != here:
+            raise ResultsError(f"{where}: it has {here:,} {what}, and the index was made of {there:,}; {REMEDY}")
+    if manifest.description.get("fingerprints") != SCHEME:
+        return
+    if held.model != fingerprint_model(bound.stage.model)["sha256"]:
+        raise ResultsError(f"{where}: the model's values differ from those that it was built with; {REMEDY}")
+    if held.ends != fingerprint_examples(bound.risk.examples, read=False)["ends"]:
+        raise ResultsError(f"{where}: the first or last examples differ from those that it was built with; {REMEDY}")
+
+
+def check_kept(
+    folder: Path, bound: BoundStage, held: StageIndex, gradients: ExampleGradients, basis: Tensor, drawn: list[int]
+) -> None:
+    """Compute a few examples' coordinates again, and refuse an index that keeps others.
+
+    Raises:
+        ResultsError: names the example.
+    """
+    chosen = sorted({drawn[place * len(drawn) // PROBED] for place in range(PROBED)})
+    columns = gradients.columns(basis)
+    for indices, _, found in gradients.products(chosen, columns):
+        for index, coordinates in zip(indices, found.float().cpu(), strict=True):
+            kept, scale = stored(folder, bound.name, index, PART)
+            allowed = (0.5 * scale if held.codes == "int8" else 0.0) + ROUNDING * float(coordinates.norm())
+            if not bool(torch.all((kept - coordinates).abs() <= allowed)):
+                raise ResultsError(
+                    f"{folder} is not an index of this {bound.stage.where}: the gradient of example {index} differs "
+                    f"from what is kept of it, so the model, its loss or the data have changed; {REMEDY}"
+                )

@@ -1,0 +1,123 @@
+"""index.json: what an index is, how it was made, what its recall is, and the digest of every file of it.
+
+The format has a number of its own, apart from that of run folders. A release reads every format in `READ`; a change of
+what a file holds needs a new number, and what was written under the old ones stays readable.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
+
+from stagetrace.errors import ResultsError
+from stagetrace.index.codes import Kind
+from stagetrace.index.recall import Recall
+from stagetrace.results.files import read_as, write_text
+from stagetrace.results.jsonable import JSON, from_json, json_text, read_json, to_json
+from stagetrace.results.manifest import SEAL, digest_of, seal_of, versions
+from stagetrace.results.sign import SIGN
+
+__all__ = ["FORMAT", "READ", "RECORD", "IndexManifest", "StageIndex", "read_index_manifest"]
+
+RECORD = "index.json"
+
+FORMAT = 1
+"""What is written."""
+
+READ = (1,)
+"""The formats that this release reads."""
+
+REMEDY = "give the folder of an index, or delete this one and build it again"
+
+
+@final
+@dataclass(frozen=True)
+class StageIndex:
+    """What is kept of a stage's examples.
+
+    n_examples, parameters: of the stage. numbers: kept of each example, as `codes`; bytes_each: what they take.
+    drawn: gradients that the basis is made of. model, ends: fingerprints, by the description's `fingerprints` scheme.
+    recall: how many of the true ends of rankings a search finds; None where it was not measured.
+    notes: what differs from what was asked for, and why.
+    """
+
+    n_examples: int
+    parameters: int
+    numbers: int
+    codes: Kind
+    bytes_each: int
+    drawn: int
+    model: str
+    ends: str
+    recall: Recall | None = None
+    notes: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class IndexManifest:
+    """The content of index.json; stages stand in chain order.
+
+    index: the digest of the description, which every file of the index carries.
+    description: fingerprints and settings: what makes this index this index.
+    target: the TARGET of the command line, as it was typed; None where the index was built in Python.
+    """
+
+    index: str
+    description: Mapping[str, JSON]
+    target: str | None = None
+    status: Literal["running", "complete"] = "running"
+    sign: str = SIGN
+    stages: Mapping[str, StageIndex] = field(default_factory=dict[str, StageIndex])
+    statistics: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    versions: Mapping[str, str] = field(default_factory=versions)
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @staticmethod
+    def of(description: Mapping[str, JSON], target: str | None) -> "IndexManifest":
+        """The record of an index that is begun."""
+        return IndexManifest(digest_of(description), description, target)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status == "complete"
+
+    def write(self, folder: Path) -> None:
+        """Write index.json, atomically.
+
+        Raises:
+            ResultsError: the file system refused.
+        """
+        content = {"format": FORMAT, **to_json(self, RECORD)}
+        write_text(folder / RECORD, json_text({**content, SEAL: seal_of(content).hexdigest()}))
+
+
+def read_index_manifest(folder: Path) -> IndexManifest:
+    """Read index.json.
+
+    Raises:
+        ResultsError: there is none, it cannot be read, is damaged, or is of another format.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        raise ResultsError(
+            f"{folder} is no index: it has no {RECORD}; build one: stagetrace index TARGET --out {folder}"
+        )
+    with read_as(path, "the record of an index", REMEDY):
+        content = read_json(path)
+        _check(content)
+        return from_json(IndexManifest, {key: value for key, value in content.items() if key not in ("format", SEAL)})
+
+
+def _check(content: Any) -> None:
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError("it has no format number")
+    if content["format"] not in READ:
+        raise ValueError(
+            f"it has format {content['format']!r}, this stagetrace reads {', '.join(map(str, READ))}: search it with "
+            "the version that wrote it"
+        )
+    if content.get("sign") != SIGN:
+        raise ValueError(f"its sign is {content.get('sign')!r}, not {SIGN!r}")
+    if content.get(SEAL) != seal_of(content).hexdigest():
+        raise ValueError("it is damaged or was edited: its content is not what was written")
