@@ -23,6 +23,7 @@ from benchmarks import (
     fixed,
     large_recording,
     memory,
+    plans,
     products,
     queries,
     ranking,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "adjoints": adjoints.run,
     "ranking": ranking.run,
     "ekfac": ekfac.run,
+    "plans": plans.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
