@@ -1,8 +1,8 @@
 """`plans`: what `stagetrace check` says beforehand of a run's seconds, memory and disk, and what the run then took.
 
 Configurations are drawn by the seed from a grid (`benchmarks/plan_runs.py`): networks (linear, MLP, convolutional,
-BERT, GPT-2, Llama, and GPT-2 with adapters trained alone), curvatures, solvers, the mean of 100 queries or 1 to 100 of them,
-one or two stages, float32 and float64, and numbers of examples. Each is predicted in one process and run, into a
+BERT, GPT-2, Llama, and GPT-2 with adapters trained alone), curvatures, solvers, the mean of 100 queries or 1 to 100 of
+them, one or two stages, float32 and float64, and numbers of examples. Each is predicted in one process and run, into a
 folder, in another; nothing of a run is known to its prediction, and nothing in the library is set by them. Both
 processes are forked from this one, in which everything is imported and nothing was computed.
 

@@ -126,7 +126,7 @@ def test_a_solver_holds_no_more_than_is_counted(solver: Lanczos | CG | Direct, c
 # Seconds and products
 
 
-@pytest.mark.filterwarnings("ignore::stagetrace.CurvatureWarning")
+@pytest.mark.filterwarnings("ignore::stagetrace.errors.CurvatureWarning")
 def test_a_rehearsal_over_all_examples_makes_the_products_of_the_run(tmp_path: Path) -> None:
     job, query = chain(), Query(points(5, 2))
     said, ran = predict(job, query), trace(job, query, out=tmp_path / "run")
