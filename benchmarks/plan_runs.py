@@ -28,7 +28,7 @@ from stagetrace.objectives import Classification, NextToken
 
 IMAGES, TEXTS = ("linear", "MLP", "CNN"), ("BERT", "GPT-2", "Llama", "GPT-2, adapters")
 CURVATURES = ("default", "Gauss-Newton", "Hessian", "EK-FAC", "identity")
-SIDE, TOKENS, WORDS, CLASSES = 14, 16, 500, 5
+SIDE, TOKENS, WORDS, CLASSES = 14, 12, 400, 5
 STEPS, BATCH = 30, 32
 
 
@@ -56,13 +56,13 @@ class Configuration:
         with_cg = ("Lanczos", "Lanczos", "CG") if curvature == "Gauss-Newton" else ("Lanczos",)
         return Configuration(
             model,
-            random.choice((32, 64) if text else (32, 128, 256)),
+            random.choice((32, 64) if text else (32, 64, 128)),
             curvature,
             "direct" if closed else random.choice(with_cg),
             random.choice((0, 1, 10) if text else (0, 1, 10, 100)),
             random.choice((1, 1, 2)),
             random.choice(("float32", "float32", "float64")),
-            random.choice((200, 600) if text else (2000, 10_000, 40_000)),
+            random.choice((100, 300) if text else (1000, 5000, 20_000)),
         )
 
     @property
@@ -81,11 +81,11 @@ class Configuration:
         stages, earlier = list[Stage](), None
         for place in range(self.stages):
             model, body = _model(self.model, self.width)
+            model = model.to(getattr(torch, self.dtype))
             shared = [name for name, p in model.named_parameters() if name.startswith(body) and p.requires_grad]
             if earlier is not None:  # the body of the stage before is kept, and the rest is trained anew
                 for name in shared:
                     model.get_parameter(name).requires_grad_(False).copy_(earlier.get_parameter(name).detach())
-            model = model.to(getattr(torch, self.dtype))
             _train(model, data)
             link = None if earlier is None else Frozen({name: name for name in shared})
             stages.append(Stage(f"stage{place}", model=model.eval(), objective=objective, data=data, link=link))
@@ -114,7 +114,7 @@ def _examples(model: str, number: int, seed: int) -> TensorDataset:
         centres = torch.randn(CLASSES, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(99))
         return TensorDataset(0.3 * centres[labels] + torch.randn(number, 1, SIDE, SIDE, generator=draw), labels)
     steps = torch.randint(1, 4, (number, TOKENS + 1), generator=draw).cumsum(1)
-    tokens = (90 * labels.unsqueeze(1) + steps) % (WORDS - 1) + 1
+    tokens = (70 * labels.unsqueeze(1) + steps) % (WORDS - 1) + 1
     return TensorDataset(tokens[:, :-1], labels if model == "BERT" else tokens[:, 1:])
 
 
@@ -186,7 +186,8 @@ def _train(model: nn.Module, data: TensorDataset) -> None:
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     inputs, targets = data.tensors
     for step in range(STEPS):
-        here = slice(step * BATCH % 256, step * BATCH % 256 + BATCH)
+        start = step * BATCH % (len(inputs) // BATCH * BATCH)
+        here = slice(start, start + BATCH)
         x, y = inputs[here], targets[here]
         outputs = model(x.to(trained[0].dtype) if x.is_floating_point() else x)
         optimizer.zero_grad()

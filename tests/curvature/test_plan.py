@@ -41,8 +41,9 @@ def test_a_small_problem_keeps_its_graph_and_says_from_when_on_tracing_pays(matr
     assert found.chunk_examples == N
     assert found.traced_from is not None
     assert found.traced_from > 1e4  # importing the tracer alone is a million gradients of this
-    assert planned(MLP, matrix, 3 * found.cached_bytes).traced_from == found.traced_from
-    assert planned(MLP, matrix, 3 * found.cached_bytes - 1).traced_from is None
+    traced = planning.TRACED_BYTES[matrix] * found.cached_bytes
+    assert planned(MLP, matrix, traced).traced_from == found.traced_from
+    assert planned(MLP, matrix, traced - 1).traced_from is None
 
 
 @by_matrix

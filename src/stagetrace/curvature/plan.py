@@ -52,8 +52,9 @@ CHUNK_EXAMPLES = 1024
 SMALL_CHUNK = 128
 """The same where examples differ in size: a chunk is padded to its longest."""
 
-TRACED_BYTES = 3
-"""What a traced tangent map holds, at most, over what the graph of the same gradient holds."""
+TRACED_BYTES: dict[Matrix, int] = {"Hessian": 4, "GaussNewton": 6}
+"""What a traced tangent map holds over what the retained graph holds (`benchmarks/products.py`: 3.9 and 3.0, 5.5 and
+3.6 on a small and a larger network)."""
 
 TRACED_GRADIENTS = {"Hessian": 16, "GaussNewton": 7}
 """What tracing takes, in gradients of what is traced: it evaluates each operation some times over, and is checked."""
@@ -100,7 +101,9 @@ class Plan:
 
     def traced(self) -> "Plan":
         """The same by traced tangent maps, in place of retained graphs."""
-        return replace(self, way="linearised", cached_bytes=self.cached_bytes * TRACED_BYTES, traced_from=None)
+        return replace(
+            self, way="linearised", cached_bytes=self.cached_bytes * TRACED_BYTES[self.matrix], traced_from=None
+        )
 
     def untraceable(self, why: str) -> "Plan":
         """The same with retained graphs for good, since tracing failed."""
@@ -162,7 +165,7 @@ def make_plan(
     )
     if plan.cached_bytes > memory:
         return plan.without_caching()
-    if found.missing is not None or plan.cached_bytes * TRACED_BYTES > memory:
+    if found.missing is not None or plan.cached_bytes * TRACED_BYTES[matrix] > memory:
         return plan
     return replace(plan, traced_from=_traced_from(matrix, 3 * operations.total * share, operations.calls * chunks))
 

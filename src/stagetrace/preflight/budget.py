@@ -17,6 +17,7 @@ from typing import Any, final
 
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.cost import Cost
+from stagetrace.curvature.plan import TRACED_BYTES
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.preflight.forecast import Forecast
 from stagetrace.preflight.live import growth
@@ -37,7 +38,7 @@ SLACK = 1.1
 """What an allocator takes over what is counted."""
 
 KEPT = 1.25
-"""Memory over that of graphs which holds them, and does not hold a traced map, which takes three times as much."""
+"""Memory over that of graphs which holds them, and does not hold a traced map, which takes some times as much."""
 
 COLUMNS = 4
 """Copies of the right-hand sides that a solve holds: the gradient, the answer, and one of each on its way."""
@@ -160,7 +161,8 @@ def _products(curvature: Curvature, cost: Cost | None) -> Iterator[tuple[int, in
         return
     asked: int = getattr(curvature, "memory")  # noqa: B009
     if cost.cached_bytes:
-        yield min(3 * cost.cached_bytes, max(asked, cost.cached_bytes)), None
+        traced = max(TRACED_BYTES.values()) * cost.cached_bytes
+        yield min(traced, max(asked, cost.cached_bytes)), None
         kept = int(KEPT * cost.cached_bytes)
         if kept < asked:
             yield kept, kept

@@ -104,6 +104,8 @@ class Predictor:
                 )
                 break
             gradient = self._stage(bound, gradient)
+        if self.kept:
+            self._left_out.append("the report, which `stagetrace score` writes afterwards")
         return Forecast(tuple(self._phases), tuple(self._left_out))
 
     def _add(
@@ -277,7 +279,7 @@ def predict(
 ) -> Forecast:
     """What `trace` with the same arguments will take in a process like this one: seconds, memory and disk by phase.
 
-    The trace's own steps are taken over a few examples, and scaled: see `predictor.py`. Takes the checks and, for each
+    The trace's own steps are taken over a few examples, and scaled: see `docs/plans.md`. Takes the checks and, for each
     stage, 2e11 floating-point operations, which is some ten seconds on one core; writes only into a temporary folder.
 
     kept: whether the run is kept in a folder (`out`).
