@@ -43,11 +43,18 @@ WITHIN = 0.9
 
 def run(report: Report) -> None:
     """Every configuration, predicted and run; then how many lie within the bounds."""
-    random, rows = Random(report.asked.seed), list[Row]()
-    while len(rows) < (QUICK if report.asked.quick else CONFIGURATIONS):
-        rows.append(compared(Configuration.drawn(random)))
+    random, rows, failed = Random(report.asked.seed), list[Row](), list[str]()
+    while len(rows) + len(failed) < (QUICK if report.asked.quick else CONFIGURATIONS):
+        try:
+            rows.append(compared(Configuration.drawn(random)))
+        except RuntimeError as cause:  # one that cannot be predicted is not within any bound
+            failed.append(f"{cause}"[-1000:])
+            report.say(failed[-1])
+            continue
         report.say("; ".join(f"{key} {value:.3g}" for key, value in rows[-1].items() if isinstance(value, float)))
+    report.fields["failed"] = failed
     report.table("Runs as predicted and as they were", rows, "plans")
+    number = len(rows) + len(failed)
     shares = list[Row]()
     for what, key, bound in (
         ("memory", "MB, ratio", MEMORY),
@@ -61,9 +68,9 @@ def run(report: Report) -> None:
             {
                 "what": what,
                 "within": f"{bound:.0%}",
-                "plans": len(rows),
+                "plans": number,
                 "inside": inside,
-                "share": inside / len(rows),
+                "share": inside / number,
                 "least ratio": ratios[0],
                 "median": ratios[len(ratios) // 2],
                 "largest": ratios[-1],
@@ -71,7 +78,7 @@ def run(report: Report) -> None:
         )
     report.table("How many lie within the bounds", shares, "shares")
     for share in shares[:2]:
-        what = f"share of {len(rows)} plans further than {share['within']} from the run in {share['what']}"
+        what = f"share of {number} plans further than {share['within']} from the run in {share['what']}"
         report.target(what, 1 - share["share"], 1 - WITHIN)
 
 

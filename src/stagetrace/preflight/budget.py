@@ -8,7 +8,7 @@ Of each stage the most that a run can hold at once is counted, from shapes and f
 
 Where that is more than the budget leaves, `memory` of the curvature and of the solver are lowered until it fits. Both
 decide how and not what is computed, so scores differ by rounding and by the solver's tolerance alone; what was lowered
-is said. What is held when the run begins (Python, PyTorch, models, data) counts as it is found.
+is said. A budget is of each process, where there are several. What is held when the run begins (Python, PyTorch, models, data) counts as it is found.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +19,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.plan import TRACED_BYTES
 from stagetrace.errors import DescriptionError, refuse
+from stagetrace.parallel import world
 from stagetrace.preflight.forecast import Forecast
 from stagetrace.preflight.live import growth
 from stagetrace.preflight.meter import resident_bytes
@@ -112,8 +113,8 @@ def _solving(
     bound: BoundStage, curvature: Curvature, solver: Solver, rows: int, allowed: int, where: str
 ) -> tuple[int, Curvature, Solver]:
     """The first plan that fits, the fastest first, and the bytes it takes at most."""
-    cost = curvature.operator(bound).cost()
-    held = resident_bytes()
+    cost = _of_all(curvature.operator(bound).cost())
+    held = most_of_all(resident_bytes())
     columns = COLUMNS * rows * (bound.trained.size + bound.inherited.size) * bound.trained.dtype.itemsize
     least, graph, vectors = held, 0, 0
     for graph, memory in _products(curvature, cost):
@@ -142,9 +143,9 @@ def _scoring(bound: BoundStage, query: Query, allowed: int, where: str) -> int:
         for batch in risk.read([range(min(number, len(risk.examples)))]):
             contract(scorer.way, risk, batch, adjoints)
 
-    fixed, each = growth(scored)
+    fixed, each = map(most_of_all, growth(scored))
     size = min(risk.examples.batch_size, len(risk.examples))
-    held = resident_bytes()
+    held = most_of_all(resident_bytes())
     need = held + int(SLACK * (fixed + each * size))
     if need > allowed:
         parts = {f"a batch of {size:,} examples": each * size, "the adjoints": fixed}
@@ -152,6 +153,18 @@ def _scoring(bound: BoundStage, query: Query, allowed: int, where: str) -> int:
         advice = f"Stage('{bound.name}', ..., batch_size={fewer})" if fewer > 0 else "fewer queries at a time"
         raise _too_much(where, f"scoring {bound.stage.where}", need, allowed, held, parts, advice)
     return need
+
+
+def most_of_all(size: int) -> int:
+    """The largest of all processes' numbers, so that they decide alike: a budget is of each of them."""
+    return max(world().gather(size))
+
+
+def _of_all(cost: Cost | None) -> Cost | None:
+    if cost is None:
+        return None
+    names = ("cached_bytes", "chunk_examples", "chunk_bytes")
+    return replace(cost, **{name: most_of_all(getattr(cost, name)) for name in names})
 
 
 def _products(curvature: Curvature, cost: Cost | None) -> Iterator[tuple[int, int | None]]:

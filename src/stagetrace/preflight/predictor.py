@@ -24,6 +24,7 @@ from stagetrace.results.jsonable import json_text, to_json
 from stagetrace.results.parts import Part, part_size, write_part
 from stagetrace.results.solutions import solution_record, write_solution
 from stagetrace.solvers.base import Solution, Solver, Status
+from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.solvers.system import Equation
@@ -167,6 +168,8 @@ class Predictor:
         with metered() as taken:
             planned = self.curvature[name].operator(bound)
         self._add(name, "probe of the curvature", taken.seconds, taken, how="it was made")
+        if isinstance(self.solver[name], EarlyStopping) and self.solver[name].earlier:
+            self._left_out.append(f"the earlier segments of stage '{name}'")
         found = rehearse(bound, self.curvature[name], planned, self.solver[name], gradient.trained)
         del planned
         more = _data_grown(bound, found) + _rows_grown(bound, found)
