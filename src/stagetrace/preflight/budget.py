@@ -8,7 +8,8 @@ Of each stage the most that a run can hold at once is counted, from shapes and f
 
 Where that is more than the budget leaves, `memory` of the curvature and of the solver are lowered until it fits. Both
 decide how and not what is computed, so scores differ by rounding and by the solver's tolerance alone; what was lowered
-is said. A budget is of each process, where there are several. What is held when the run begins (Python, PyTorch, models, data) counts as it is found.
+is said. A budget is of each process, where there are several. What is held when the run begins (Python, PyTorch,
+models, data) counts as it is found.
 """
 
 from collections.abc import Iterator, Mapping

@@ -4,13 +4,13 @@ import ctypes
 import resource
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-__all__ = ["Seconds", "Taken", "metered", "peak_bytes", "resident_bytes"]
+__all__ = ["Seconds", "Taken", "metered", "over_batches", "peak_bytes", "resident_bytes"]
 
 
 @final
@@ -56,6 +56,19 @@ def metered() -> Generator[Taken, None, None]:
     finally:
         taken.seconds = Seconds.now() - started
         taken.peak = peak_bytes()
+
+
+def over_batches(batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], object]) -> Seconds:
+    """Seconds of a pass over batches: the first, and the second as many times as there are others."""
+    started = Seconds.now()
+    work(batches[0])
+    first = Seconds.now() - started
+    if len(batches) == 1:
+        return first
+    started = Seconds.now()
+    work(batches[1])
+    second = Seconds.now() - started
+    return first + second * (sum(map(len, batches[1:])) / len(batches[1]))
 
 
 def resident_bytes() -> int:

@@ -17,8 +17,9 @@ from stagetrace.checks import Finding, verify_query, verify_stage
 from stagetrace.curvature.auto import Auto, coupling_indices
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.forecast import Forecast, Phase
-from stagetrace.preflight.meter import Seconds, Taken, metered, resident_bytes
-from stagetrace.preflight.rehearsal import Rehearsed, rehearse
+from stagetrace.preflight.meter import Seconds, Taken, metered, over_batches, resident_bytes
+from stagetrace.preflight.rehearsal import rehearse
+from stagetrace.preflight.rehearsed import Rehearsed
 from stagetrace.progress import Silent
 from stagetrace.results.jsonable import json_text, to_json
 from stagetrace.results.parts import Part, part_size, write_part
@@ -29,7 +30,6 @@ from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.solvers.system import Equation
 from stagetrace.stages.bound import BoundStage
-from stagetrace.stages.cached import BATCH_BYTES, bytes_of
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.gradient import FEW, Gradient, mean_gradient
 from stagetrace.stages.identity import Identity
@@ -168,11 +168,12 @@ class Predictor:
         with metered() as taken:
             planned = self.curvature[name].operator(bound)
         self._add(name, "probe of the curvature", taken.seconds, taken, how="it was made")
-        if isinstance(self.solver[name], EarlyStopping) and self.solver[name].earlier:
+        solver = self.solver[name]
+        if isinstance(solver, EarlyStopping) and solver.earlier:
             self._left_out.append(f"the earlier segments of stage '{name}'")
-        found = rehearse(bound, self.curvature[name], planned, self.solver[name], gradient.trained)
+        found = rehearse(bound, self.curvature[name], planned, solver, gradient.trained)
         del planned
-        more = _data_grown(bound, found) + _rows_grown(bound, found)
+        more = found.data_later(bound) + found.rows_later(bound)
         self._add(name, "solving", found.seconds, Taken(found.seconds, found.peak), more, 0, found.how, found.products)
         adjoint = found.adjoint
         self._scored(bound, found)
@@ -235,40 +236,10 @@ class Predictor:
         self._add(bound.name, "writing", seconds, taken, 0, disk, how)
 
 
-def over_batches(batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], object]) -> Seconds:
-    """Seconds of a pass over batches: the first, and the second as many times as there are others."""
-    started = Seconds.now()
-    work(batches[0])
-    first = Seconds.now() - started
-    if len(batches) == 1:
-        return first
-    started = Seconds.now()
-    work(batches[1])
-    second = Seconds.now() - started
-    return first + second * (sum(map(len, batches[1:])) / len(batches[1]))
-
-
 def _digested(risk: Risk, each: Sequence[int]) -> None:
     walk = Identity().walk()
     for batch in risk.examples.read([each]):
         walk.digest(batch.content, "batch")
-
-
-def _data_grown(bound: BoundStage, found: Rehearsed) -> int:
-    """Bytes of the examples that are held for products, beyond those of the rehearsal."""
-    if found.examples >= found.of:
-        return 0
-    each = bytes_of(next(iter(bound.risk.read([[0]]))))
-    return max(0, min(BATCH_BYTES, each * found.of) - each * found.examples)
-
-
-def _rows_grown(bound: BoundStage, found: Rehearsed) -> int:
-    """The same of the rows of a factor, and of their Gram matrix and its Cholesky factor in float64."""
-    if not found.rows or found.examples >= found.of:
-        return 0
-    rows = found.rows * found.of / found.examples
-    width = bound.trained.zeros(0).element_size()
-    return int((rows - found.rows) * bound.trained.size * width + 16 * (rows**2 - found.rows**2))
 
 
 @in_ordinary_modes

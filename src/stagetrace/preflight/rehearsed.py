@@ -7,6 +7,8 @@ from torch import Tensor
 
 from stagetrace.preflight.meter import Seconds
 from stagetrace.solvers.base import Solution
+from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.cached import BATCH_BYTES, bytes_of
 
 __all__ = ["Rehearsed"]
 
@@ -48,3 +50,18 @@ class Rehearsed:
         if not self.ended:
             return f"{text}, by the rate at which residuals fell in a rehearsal over {over} examples that was cut short"
         return f"{text}, from a rehearsal over {over} examples"
+
+    def data_later(self, bound: BoundStage) -> int:
+        """Bytes of the examples that are held for products, beyond those of the rehearsal."""
+        if self.examples >= self.of:
+            return 0
+        each = bytes_of(next(iter(bound.risk.read([[0]]))))
+        return max(0, min(BATCH_BYTES, each * self.of) - each * self.examples)
+
+    def rows_later(self, bound: BoundStage) -> int:
+        """The same of the rows of a factor, and of their Gram matrix and its Cholesky factor in float64."""
+        if not self.rows or self.examples >= self.of:
+            return 0
+        rows = self.rows * self.of / self.examples
+        each = bound.trained.size * bound.trained.dtype.itemsize
+        return int((rows - self.rows) * each + 16 * (rows**2 - self.rows**2))
