@@ -56,7 +56,7 @@ def test_a_budget_lowers_what_is_kept_and_not_the_scores(
     job, query = chain(), Query(points(4, 2))
     plenty = fit(job, query, "8GiB", *settings(curvature, solver, job))
     assert (plenty.notes, plenty.curvature["a"], plenty.solver["a"]) == ((), curvature, solver)
-    least = int(0.3 * plenty.memory)
+    least = int(0.15 * plenty.memory)
     tight = fit(job, query, least, *settings(curvature, solver, job))
     assert tight.memory <= least < plenty.memory
     assert tight.notes

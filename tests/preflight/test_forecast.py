@@ -24,13 +24,17 @@ from stagetrace import (
     Stage,
     trace,
 )
-from stagetrace.curvature.operator import DiagonalOperator
+from stagetrace.curvature.mean import MeanCurvature
+from stagetrace.curvature.operator import DiagonalOperator, SumOperator
+from stagetrace.curvature.plan import TRACED_BYTES
 from stagetrace.objectives import Classification
 from stagetrace.preflight import Forecast, predict, rehearsal
 from stagetrace.preflight.forecast import Phase
 from stagetrace.preflight.live import Live, growth
 from stagetrace.preflight.meter import Seconds, metered, resident_bytes
+from stagetrace.preflight.rehearsed import Rehearsed
 from stagetrace.preflight.timed import OverExamples, Timed
+from stagetrace.preflight.traced import traced
 from stagetrace.preflight.vectors import solver_bytes
 from stagetrace.solvers import solve
 from stagetrace.solvers.basis import Basis
@@ -167,6 +171,24 @@ def test_a_rehearsal_over_some_examples_says_so(
     assert solving.seconds.cpu >= 0
     assert phase(found, "a", "scoring").disk == 0
     assert phase(found, "a", "writing").disk > 0
+
+
+def test_tracing_is_in_the_plan_of_a_run_that_will_trace() -> None:
+    """Once, in seconds and in memory; a run that ends before tracing pays has none of it."""
+    bound = chain()["a"]
+    whole, small = (GaussNewton(examples).operator(bound) for examples in (None, 10))
+    assert isinstance(whole, SumOperator)
+    assert isinstance(whole.left, MeanCurvature)
+    whole.left.plan = replace(whole.left.plan, traced_from=30)
+    part, before = Timed(small, OverExamples()), Seconds(50.0, 50.0)
+    found = Rehearsed(torch.zeros(0), None, before, Seconds(), 0, 10, 60, 50, True, 0)
+    part.products = 29
+    assert traced(found, part, whole, 60) is found
+    part.products = 50
+    later = traced(found, part, whole, 60)
+    kept = TRACED_BYTES["GaussNewton"] * whole.left.plan.cached_bytes
+    assert later.over.cpu > 29.0  # 29 of 50 products as before
+    assert later.peak >= resident_bytes() / 2 + kept / 4
 
 
 def test_residuals_that_fall_geometrically_are_continued() -> None:
