@@ -88,7 +88,7 @@ def seconds_text(seconds: Seconds) -> str:
 
     Example:
         >>> seconds_text(Seconds(2.345, 4.0)), seconds_text(Seconds(150.0, 75.0))
-        ('2.3 s of the processor (4.0 s on the clock)', '2:30 of the processor (1:15 on the clock)')
+        ('2.3 s of the processor (4.0 s on the clock)', '2:30 of the processor (75.0 s on the clock)')
     """
     return f"{_duration(seconds.cpu)} of the processor ({_duration(seconds.wall)} on the clock)"
 

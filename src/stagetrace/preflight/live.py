@@ -60,7 +60,7 @@ def growth(work: Callable[[int], object], few: int = 2) -> tuple[int, int]:
 
     Example:
         >>> growth(lambda n: torch.ones(n, 100).double().sum())
-        (8, 1200)
+        (0, 1200)
     """
     peaks = list[int]()
     for number in (few, 2 * few):
