@@ -26,6 +26,7 @@ from benchmarks import (
     index_texts,
     large_recording,
     memory,
+    plans,
     products,
     queries,
     ranking,
@@ -66,6 +67,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index": index.digits,
     "index-million": index.million,
     "index-texts": index_texts.run,
+    "plans": plans.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -31,6 +31,7 @@ from stagetrace.index.basis import NUMBERS
 from stagetrace.index.build import QUERIES, build
 from stagetrace.progress import Bars
 from stagetrace.solvers.named import SOLVERS
+from stagetrace.solvers.together import MODES
 from tests import jobs
 
 TARGET = f"{jobs.FILE}:frozen"
@@ -222,6 +223,26 @@ def test_ek_fac_is_solved_in_closed_form_where_no_solver_was_typed():
     assert solver == {"pretrain": Direct(0.1, Shift), "finetune": Lanczos(0.2)}
 
 
+@pytest.mark.parametrize("typed", ["many=shared-basis", "lanczos:many=shared basis"])
+def test_how_many_queries_are_solved_is_typed(typed: str):
+    chain = jobs.frozen()[0]
+    assert settings.solvers(chain, settings.SolveOptions((typed,)), None)["finetune"] == Lanczos(many="shared basis")
+
+
+@pytest.mark.parametrize("command", ["check", "score"])
+def test_a_budget_that_nothing_fits_is_refused_in_one_line(stage_trace: Command, command: str, tmp_path: Path):
+    """Before a product is made, and with nothing on disk."""
+    out = ("--out", tmp_path / "run") if command == "score" else ()
+    ended = stage_trace(command, TARGET, *out, "--budget", "20MiB")
+    assert ended.code == 1
+    (error,) = ended.errors
+    assert re.match(r"error: --budget: solving stage 'finetune' is left 20 MiB, but .* type --budget \d", error)
+    assert not (tmp_path / "run").exists()
+    wrong = stage_trace(command, TARGET, *out, "--budget", "lots")
+    assert (wrong.code, len(wrong.errors)) == (1, 1)
+    assert "--budget needs a number and a unit" in wrong.errors[0]
+
+
 def test_presets_change_what_was_not_typed():
     solver, curvature = solving(job="moved", preset="quick")
     assert solver == dict.fromkeys(solver, Lanczos(rtol=1e-2, max_steps=50))
@@ -274,6 +295,8 @@ BAD_WORDS = [
     ),
     ("cg:damping", "--solve: 'damping' is no setting"),
     ("damping=much", "--solve: damping needs a number or auto, got 'much'"),
+    ("many=all", "--solve: many must be one of auto, separate, shared-basis, sample-space, got 'all'"),
+    ("cg:many=separate", "--solve: many does not apply to CG"),
     ("max_steps=1.5", "--solve: max_steps needs a whole number, got '1.5'"),
     ("damping=-1", "damping"),
     ("direct:rtol=0.1", "--solve: rtol does not apply to Direct"),
@@ -415,7 +438,7 @@ def test_check_says_everything_there_is_to_know(stage_trace: Command):
     ended = stage_trace("check", f"{jobs.FILE}:three")
     assert ended.code == 0, ended.err
     found = {tuple(line.split()[:2]) for line in ended.out.splitlines()}
-    everywhere = ("data", "coverage", "stationarity", "curvature", "solving", "scoring")
+    everywhere = ("data", "coverage", "stationarity", "curvature", "solving", "scoring", "plan")
     for stage in ("pretrain", "middle", "finetune"):
         assert [(stage, what) in found for what in everywhere] == [True] * len(everywhere), ended.out
     assert {("middle", "mapping"), ("finetune", "mapping"), ("middle", "distance"), ("query", "data")} <= found
@@ -520,6 +543,7 @@ def test_the_package_is_imported_when_it_is_used():
 def test_names_and_numbers_in_the_help_are_those_of_the_settings():
     assert tuple(SOLVERS) == options.SOLVERS
     assert tuple(CURVATURES) == options.CURVATURES
+    assert tuple(mode.replace(" ", "-") for mode in MODES) == options.MANY
     assert ("rerun", "resolve", *fits.OPTIMIZERS) == options.FITS
     assert (fits.OPTIMIZERS["adam"].lr, fits.OPTIMIZERS["sgd"].lr) == (options.ADAM_RATE, options.SGD_RATE)
     assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)

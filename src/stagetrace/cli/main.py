@@ -84,6 +84,7 @@ def score(
     moved: Annotated[
         bool, typer.Option("--sweep", help="Also score at a tenth and ten times the damping: how stable is the order?")
     ] = False,
+    budget: options.Budget = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Rows of the most harmful and helpful.")] = 5,
     debug: options.Debug = False,
 ) -> None:
@@ -104,7 +105,8 @@ def score(
         world.first(lambda: refuse_in_use(out), "the run's folder")  # before the target's models are loaded
         job = load(target)
         how = _how(job, typed, Bars() if world.is_first else Silent())
-        for line in settings.subsets(job.chain, how["curvature"]) if world.is_first else ():
+        lines = settings.within(budget, job.chain, job.query, how)
+        for line in (*lines, *settings.subsets(job.chain, how["curvature"])) if world.is_first else ():
             _say(f"note: {line}")
         if moved:
             check_damped(how["solver"])
@@ -131,6 +133,7 @@ def check(
     solve: options.Solve = [],  # noqa: B006
     quick: options.Quick = False,
     exact: options.Exact = False,
+    budget: options.Budget = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="A run's folder: its report then shows the findings.")
     ] = None,
@@ -158,7 +161,7 @@ def check(
     if out is not None:
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
     job = load(target)
-    findings = inspect(job.chain, job.query, **_how(job, typed, Bars()))
+    findings = inspect(job.chain, job.query, **_how(job, typed, Bars()), budget=budget)
     if smoothness:
         from stagetrace.validation.smoothness import findings_of_smoothness
 

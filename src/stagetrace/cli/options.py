@@ -11,6 +11,7 @@ import typer
 
 SOLVERS = ("lanczos", "normal-cg", "cg", "lissa", "direct")
 CURVATURES = ("auto", "hessian", "gauss-newton", "ekfac", "identity")
+MANY = ("auto", "separate", "shared-basis", "sample-space")
 FITS = ("rerun", "resolve", "adam", "adamw", "sgd")
 EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000
@@ -40,9 +41,19 @@ Solve = Annotated[
         "--solve",
         metavar="[STAGE=]NAME[:KEY=VALUE,...]",
         help=f"How to solve each stage: a method ({', '.join(SOLVERS)}), settings, or both; repeatable. Keys: damping "
-        f"(a number or auto; lanczos damps H^2), rtol, max_steps, curvature ({', '.join(CURVATURES)}), examples (of "
+        f"(a number or auto; lanczos damps H^2), rtol, max_steps, many (how lanczos solves several queries: "
+        f"{', '.join(MANY)}), curvature ({', '.join(CURVATURES)}), examples (of "
         f"the curvature: a number, all, or auto: at most {ENOUGH:,}; of texts as many as hold {TOKENS:,} tokens), seed "
         "(of these examples). E.g. finetune=lanczos:damping=0.1,max_steps=500",
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE",
+        help="Memory that the run may take, such as 8GiB or 500MiB: it keeps less where it must, and is refused before "
+        "anything is spent where no plan fits.",
     ),
 ]
 Quick = Annotated[

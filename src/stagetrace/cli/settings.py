@@ -7,23 +7,39 @@ from typing import Any, Literal, TypeVar, final
 import torch
 
 from stagetrace.cli.options import EXACT_RTOL, EXACT_STEPS, QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS
-from stagetrace.cli.spec import Grammar, applies, by_stage, count, damping, one_of, real, whole, whole_from, with_field
+from stagetrace.cli.spec import (
+    Grammar,
+    applies,
+    by_stage,
+    count,
+    damping,
+    one_of,
+    real,
+    spaced,
+    whole,
+    whole_from,
+    with_field,
+)
 from stagetrace.curvature.auto import Auto, describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import Count
+from stagetrace.preflight.budget import fit
+from stagetrace.preflight.sizes import as_size
 from stagetrace.solvers import Lanczos
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.named import SOLVERS
+from stagetrace.solvers.together import MODES
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing import describe
+from stagetrace.tracing.query import Query
 from stagetrace.tracing.usual import usual_solvers
 
 T = TypeVar("T")
 
 Preset = Literal["quick", "exact"]
 
-OF_SOLVERS = {"damping": damping, "rtol": real, "max_steps": whole}
+OF_SOLVERS = {"damping": damping, "rtol": real, "max_steps": whole, "many": spaced(MODES)}
 OF_CURVATURES = {"examples": count, "seed": whole_from(0)}
 SOLVE = Grammar(
     "--solve",
@@ -98,6 +114,19 @@ def subsets(chain: Chain, curvature: Mapping[str, Curvature]) -> list[str]:
     """A line for each stage whose curvature is that of some of its examples."""
     notes = [(chain[name], describe_subset(choice, chain[name])) for name, choice in curvature.items()]
     return [f"{bound.stage.where}: {text}" for bound, text in notes if text]
+
+
+def within(budget: str | None, chain: Chain, query: Query, how: dict[str, Any]) -> list[str]:
+    """Lower the memory of curvatures and solvers in `how` to what the budget leaves; lines that say so.
+
+    Raises:
+        DescriptionError: no plan fits.
+    """
+    if budget is None:
+        return []
+    fitted = fit(chain, query, budget, how["curvature"], how["solver"], where="--budget")
+    how |= {"curvature": fitted.curvature, "solver": fitted.solver}
+    return [f"by count at most {as_size(fitted.memory)} of memory, within --budget {budget}", *fitted.notes]
 
 
 def _preset_solver(solver: Solver, preset: Preset, dtype: torch.dtype) -> Solver:

@@ -162,6 +162,17 @@ def one_of(names: Sequence[str]) -> Read:
     return read
 
 
+def spaced(names: Sequence[str]) -> Read:
+    """One of some names of several words, typed with hyphens or as it is."""
+    typed = [name.replace(" ", "-") for name in names]
+
+    def read(word: str, where: str) -> str:
+        found: str = one_of(typed)(word.replace(" ", "-"), where)
+        return names[typed.index(found)]
+
+    return read
+
+
 def _read(kind: Callable[[str], Any], word: str, needs: str) -> Any:
     try:
         return kind(word)

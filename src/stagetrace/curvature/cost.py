@@ -14,6 +14,7 @@ class Cost:
     cached_bytes: held between products, in each process.
     no_forward_mode, not_traced: why a faster way was not taken, where one was not.
     rounding: relative, of a product, where it is coarser than the parameters' dtype.
+    chunk_examples: how many are multiplied at once; chunk_bytes: of their intermediates.
     """
 
     matrix: str
@@ -24,6 +25,13 @@ class Cost:
     no_forward_mode: str | None = None
     not_traced: str | None = None
     rounding: float | None = None
+    chunk_examples: int = 0
+    chunk_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What products hold at most, in each process: all examples' intermediates, or those of a chunk."""
+        return max(self.cached_bytes, self.chunk_bytes)
 
     @property
     def limitations(self) -> tuple[str, ...]:

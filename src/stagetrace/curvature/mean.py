@@ -113,6 +113,10 @@ class MeanCurvature(LinearOperator):
         drawn = sorted(torch.randperm(len(self.indices), generator=generator)[:examples].tolist())
         return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.without_caching())
 
+    def traced_over(self, examples: int) -> "MeanCurvature":
+        """The same over the first few of its examples by traced tangent maps: to see what tracing takes."""
+        return MeanCurvature(self.risk, self.indices[:examples], self.plan.traced())
+
     def cost(self) -> Cost:
         plan = self.plan
         return Cost(
@@ -124,6 +128,8 @@ class MeanCurvature(LinearOperator):
             plan.missing,
             plan.untraced,
             self.rounding if self.rounding > torch.finfo(self.dtype).eps else None,
+            min(plan.chunk_examples, len(self._mine)),
+            plan.bytes_per_example * min(plan.chunk_examples, len(self._mine)),
         )
 
     def factor(self) -> Factor | str:

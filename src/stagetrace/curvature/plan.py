@@ -54,8 +54,9 @@ CHUNK_EXAMPLES = 1024
 SMALL_CHUNK = 128
 """The same where examples differ in size: a chunk is padded to its longest."""
 
-TRACED_BYTES = 3
-"""What a traced tangent map holds, at most, over what the graph of the same gradient holds."""
+TRACED_BYTES: dict[Matrix, int] = {"Hessian": 4, "GaussNewton": 6}
+"""What a traced tangent map holds over what the retained graph holds (`benchmarks/products.py`: 3.9 and 3.0, 5.5 and
+3.6 on a small and a larger network)."""
 
 TRACED_GRADIENTS = {"Hessian": 16, "GaussNewton": 7}
 """What tracing takes, in gradients of what is traced: it evaluates each operation some times over, and is checked."""
@@ -105,7 +106,7 @@ class Plan:
 
     def traced(self) -> "Plan":
         """The same by traced tangent maps, in place of retained graphs."""
-        held = round(self.cached_bytes / self.over_forward) * TRACED_BYTES
+        held = round(self.cached_bytes / self.over_forward) * TRACED_BYTES[self.matrix]
         return replace(self, way="linearised", cached_bytes=held, traced_from=None, over_forward=1.0)
 
     def in_reverse(self, over_forward: float) -> "Plan":
@@ -173,7 +174,7 @@ def make_plan(
     )
     if plan.cached_bytes > memory:
         return plan.without_caching()
-    traceable = found.missing is None and plan.cached_bytes * TRACED_BYTES <= memory
+    traceable = found.missing is None and plan.cached_bytes * TRACED_BYTES[matrix] <= memory
     if found.reverse is not None and plan.cached_bytes * found.reverse / max(1, found.size) <= memory:
         plan = plan.in_reverse(found.reverse / max(1, found.size))
     if not traceable:

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 
-from stagetrace.checks import Finding, Level, in_short, verify_query, verify_stage
+from stagetrace.checks import Finding, Level, in_short
 from stagetrace.curvature.auto import describe_subset
 from stagetrace.curvature.choices import Curvature
+from stagetrace.preflight.budget import Fitted, check_budget, fit
 from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
+from stagetrace.preflight.predictor import Predictor
 from stagetrace.preflight.recorded import replays
+from stagetrace.preflight.sizes import as_size
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
@@ -26,16 +29,30 @@ def inspect(
     curvature: Mapping[str, Curvature],
     solver: Mapping[str, Solver],
     progress: Progress,
+    *,
+    budget: int | str | None = None,
+    kept: bool = True,
 ) -> Iterator[Finding]:
     """Look at everything a trace depends on: data, mapping, coverage, stationarity, curvature, cost.
 
+    budget: of memory, as for `fit`: settings are lowered to it, and a plan that passes it is refused. kept: whether the
+    run is to be kept in a folder.
+
     Raises:
+        DescriptionError: no plan fits into the budget.
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
     costs: list[Estimate] = []
     said = chosen(solver, usual_solvers(chain, curvature))
-    for place, bound in enumerate(chain):
-        yield from in_short(verify_stage(bound, chain.stages[:place]))
+    if budget is not None:
+        fitted = fit(chain, query, budget, curvature, solver, where="--budget")
+        curvature, solver = fitted.curvature, fitted.solver
+        yield Finding("run", "budget", Level.OK, _fits(fitted, budget))
+        yield from (Finding("run", "budget", Level.NOTE, note) for note in fitted.notes)
+    predictor = Predictor(chain, query, curvature, solver, kept)
+    predictor.begun()
+    for bound in chain:
+        yield from in_short(predictor.checked(bound))
         yield from (Finding(bound.name, "mode", Level.NOTE, notice) for notice in notices(bound.stage))
         yield Finding(bound.name, "coverage", *_coverage(bound))
         if bound.previous is not None:
@@ -43,6 +60,10 @@ def inspect(
             yield from displacement(bound)
             moved = *changed_statistics(bound), *unfollowed_statistics(bound)
             yield from (Finding(bound.name, "statistics", Level.WARNING, text) for text in moved)
+    of_query = predictor.checked_query()
+    with progress.task("rehearsing the run", None, "stages"):  # before anything else has loaded what it has to load
+        forecast = predictor.forecast()
+    for bound in chain:
         if bound.recording is not None:
             yield replays(bound, progress)
             continue
@@ -58,11 +79,17 @@ def inspect(
         ):
             costs.append(cost)
             yield cost.finding
-    risk = query.risk(chain.last)
-    yield from in_short(verify_query(risk, chain.last, chain.stages[:-1]))
-    text = f"{len(risk.examples):,} examples, reduction '{query.reduction}'; the loss is one number per example"
+    yield from in_short(of_query)
+    text = f"{len(query.data):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "query", Level.OK, text)
+    yield from forecast.findings()
     yield total(costs)
+    if budget is not None:
+        check_budget(forecast, budget, "--budget")
+
+
+def _fits(fitted: Fitted, budget: int | str) -> str:
+    return f"by count the run holds at most {as_size(fitted.memory)} of memory, within --budget {budget}"
 
 
 def _subset(curvature: Curvature, bound: BoundStage) -> Iterator[Finding]:
