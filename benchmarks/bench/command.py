@@ -1,6 +1,5 @@
 """The command line of `bench`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from stagetrace.errors import DataError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 OUT = ROOT / "benchmarks" / "results" / "bench.json"
-TEXTS = 32
+TEXTS = 16
 JUDGED = {parts.ONE: "digits-mean", parts.HUNDRED: "digits-100", parts.THOUSAND: "digits-100"}
 """Parts whose scores are compared with exact ones: the first hundred queries' where there are more."""
 
@@ -40,7 +39,9 @@ def bench(
     work: Annotated[
         Path, typer.Option("--work", metavar="DIR", file_okay=False, help="Rows that are done, models, references.")
     ] = Path("runs/bench"),
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The JSON; a PNG beside it.")] = OUT,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The JSON; a PNG beside it.")
+    ] = OUT,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="LIBRARY[/PART[/METHOD]]", help="Measure these rows; repeatable."),
@@ -78,20 +79,21 @@ def _span(done: list[Measured]) -> list[str]:
 def _quality(report: Report, inputs: Inputs, done: list[Measured]) -> dict[str, dict[str, Any]]:
     """Of the rows of the digits; and how far several ranks' scores are from one's."""
     found: dict[str, dict[str, Any]] = {}
+    report.fields["truth_table"] = []
     of = [row for row in done if row.ask.part in JUDGED and row.seconds is not None]
     if of:
         mean = Given.read(inputs.path(JUDGED[parts.ONE]))
         quick = inputs.asked.quick
         kept = inputs.work / f"truth-{'quick' if quick else 'full'}-{inputs.asked.seed}.safetensors"
         retrained = truth(mean, kept, quick, report.say)
-        report.fields["truth"] = {"groups": len(retrained.members), **retrained.reliability()}
+        report.table("The truth", [{"groups": len(retrained.members), **retrained.reliability()}], "truth_table")
         folder = inputs.work / "references"
         references = {name: _references(inputs, name, folder) for name in set(JUDGED.values())}
         for row in of:
             found[row.ask.name] = judged(row, references[JUDGED[row.ask.part]], retrained)
         residuals = {f"{name}, {YARDSTICK}": each.of(YARDSTICK) for name, each in references.items()}
         report.fields["residuals of the references"] = {n: r.residual for n, r in residuals.items() if r is not None}
-        report.say(f"truth {json.dumps(report.fields['truth'])}; {report.fields['residuals of the references']}")
+        report.say(f"residuals of the references: {report.fields['residuals of the references']}")
     return found | _ranks(done)
 
 

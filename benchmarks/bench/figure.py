@@ -29,7 +29,9 @@ def draw(path: Path, done: Sequence[Measured]) -> None:
     names = list(dict.fromkeys((library(row), row.ask.method) for row in done if row.ask.part in shown))
     for ax, part in zip(every, shown, strict=True):
         for number, name in enumerate(names):
-            of = [row for row in done if row.ask.part == part and (library(row), row.ask.method) == name and row.seconds]
+            of = [
+                row for row in done if row.ask.part == part and (library(row), row.ask.method) == name and row.seconds
+            ]
             sizes = [row.line["of"] if part == parts.PARAMETERS else row.ask.size for row in of]
             if of:
                 seconds = [row.seconds for row in of]

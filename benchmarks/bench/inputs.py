@@ -76,9 +76,7 @@ class Inputs:
         of = text.sizes(self.asked)
         own = list(seeded_subset(of.steps * of.batch, self.texts, self.asked.seed))
         seed = self.asked.seed
-        settings = Settings(
-            "tokens", TEXT_DAMPING, batch=8, seed=seed, drawn_by=seed, config=of.config()
-        )
+        settings = Settings("tokens", TEXT_DAMPING, batch=8, seed=seed, drawn_by=seed, config=of.config())
         return self._given(settings, model, TensorDataset(train[own]), TensorDataset(validation[:queries]))
 
     def _vectors(self, examples: int, features: int, hidden: int) -> Given:

@@ -80,7 +80,9 @@ class References:
         gram.diagonal().add_(d)
         x = (b - rows.mT @ torch.cholesky_solve(rows @ b, torch.linalg.cholesky(gram))) / d
         few = range(min(3, b.shape[1]))
-        residual = max(float((b[:, i] - exact.gauss_newton(x[:, i]) - d * x[:, i]).norm() / b[:, i].norm()) for i in few)
+        residual = max(
+            float((b[:, i] - exact.gauss_newton(x[:, i]) - d * x[:, i]).norm() / b[:, i].norm()) for i in few
+        )
         return Reference(system, x, exact.scores(x), residual)
 
 

@@ -19,7 +19,8 @@ MOST_EXAMPLES, MOST_HIDDEN, MOST_QUERIES, MOST_RANKS = (3_000, 30_000, 300_000),
 class Ask:
     """rival: the library's module in `benchmarks/rivals`. given: the input's name. size: what a curve runs over.
 
-    ranks: processes that share the job; 0 where the method is called without torchrun.
+    ranks: processes that share the job; 0 where the method is called without torchrun. long: measured only if `--only`
+    names it.
     """
 
     rival: str
@@ -28,6 +29,7 @@ class Ask:
     given: str
     size: int = 0
     ranks: int = 0
+    long: bool = False
 
     @property
     def name(self) -> str:
@@ -39,8 +41,8 @@ class Ask:
         return re.sub(r"[^A-Za-z0-9.]+", "-", self.name)
 
     def wanted(self, only: tuple[str, ...]) -> bool:
-        """Whether the name begins with one of these, or all are wanted."""
-        return not only or any(self.name == each or self.name.startswith(f"{each}/") for each in only)
+        """Whether the name begins with one of these; or all are wanted, and it is not a long one."""
+        return (not only and not self.long) or any(self.name == each or self.name.startswith(f"{each}/") for each in only)
 
 
 def rows(quick: bool) -> list[Ask]:
@@ -82,12 +84,16 @@ def _many(quick: bool) -> Iterator[Ask]:
             yield from (Ask(rival, part, name, f"digits-{part}") for name in names)
 
 
+ONE_SOLVE = 3
+"""Queries of text above which exact solves take too long for a run of half an hour."""
+
+
 def _text(quick: bool) -> Iterator[Ask]:
     for queries in (1, 3) if quick else (1, 10, 100):
         given = f"text-{queries}"
         yield Ask(KRONFLUENCE, TEXT, "EK-FAC", given, queries)
         yield Ask(OURS, TEXT, "EKFAC", given, queries)
-        yield Ask(OURS, TEXT, "Gauss-Newton, 0.1", given, queries)
+        yield Ask(OURS, TEXT, "Gauss-Newton, 0.1", given, queries, long=queries > ONE_SOLVE)
 
 
 def _two_stage() -> Iterator[Ask]:

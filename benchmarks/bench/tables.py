@@ -18,6 +18,7 @@ TITLES = {
     parts.QUERIES: "More and more queries",
     parts.RANKS: "Several processes",
 }
+SIZES = {parts.EXAMPLES: "examples", parts.PARAMETERS: "parameters", parts.RANKS: "ranks"}
 NAMES = {
     "stagetrace": "this library",
     "pydvl": "pyDVL",
@@ -49,13 +50,15 @@ def _cells(row: Measured, quality: Mapping[str, Any]) -> Row:
     line, ask = row.line, row.ask
     cells: Row = {"library": library(row), "method": ask.method}
     if ask.size:
-        cells[{parts.EXAMPLES: "examples", parts.PARAMETERS: "parameters", parts.RANKS: "ranks"}.get(ask.part, "queries")] = (
-            line["of"] if ask.part == parts.PARAMETERS else ask.size
-        )
+        cells[SIZES.get(ask.part, "queries")] = line["of"] if ask.part == parts.PARAMETERS else ask.size
     cells |= {"in all, s": line["in all, s"]}
     if ask.part not in (parts.TWO_STAGE, parts.RANKS):
         cells |= {"fit, s": line.get("fit, s"), "score, s": line.get("score, s")}
-    cells |= {"products": line["products"], "peak MB": line["peak MB"], "grew by, MB": line["peak MB"] - line["before MB"]}
+    cells |= {
+        "products": line["products"],
+        "peak MB": line["peak MB"],
+        "grew by, MB": line["peak MB"] - line["before MB"],
+    }
     if ask.part not in (parts.TWO_STAGE, parts.RANKS):
         cells["covers, %"] = 100 * line["covers"] / line["of"]
     if ask.part in (parts.ONE, parts.HUNDRED, parts.THOUSAND):

@@ -36,7 +36,12 @@ def arnoldi(given: Given, spent: Spent) -> Found:
     task = _task(given, target=_queried(given))
     attributor = IFAttributorArnoldi(task, proj_dim=RANK, max_iter=STEPS, regularization=damping)
     scores = _attributed(given, spent, attributor)
-    return Found(-scores, given.parameters, approximates=f"H + {damping:g}", notes=(f"at most {RANK} directions; the fit is in the scores",))
+    return Found(
+        -scores,
+        given.parameters,
+        approximates=f"H + {damping:g}",
+        notes=(f"at most {RANK} directions; the fit is in the scores",),
+    )
 
 
 def ekfac(given: Given, spent: Spent) -> Found:
@@ -70,9 +75,7 @@ def trak(given: Given, spent: Spent) -> Found:
     weights = {name: value.clone() for name, value in given.model.state_dict().items()}
     task = AttributionTask(loss_func=margin, target_func=target, model=given.model, checkpoints=weights)
     projector = {"proj_dim": PROJECTIONS, "device": "cpu", "proj_seed": given.settings.seed}
-    attributor = TRAKAttributor(
-        task, correct_probability_func=correct, projector_kwargs=projector, device="cpu"
-    )
+    attributor = TRAKAttributor(task, correct_probability_func=correct, projector_kwargs=projector, device="cpu")
     with spent.on("fit"):
         attributor.cache(DataLoader(given.train, batch_size=given.settings.batch))
     with spent.on("score"):

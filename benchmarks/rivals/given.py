@@ -95,7 +95,7 @@ class Given:
             tensors |= {f"{kind}.{place}": part for place, part in enumerate(data.tensors)}
         tensors["chosen"] = torch.tensor(self.chosen)
         words = {"settings": json.dumps(asdict(self.settings))}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, words)
+        save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, path, words)
 
     @staticmethod
     def read(path: Path) -> "Given":

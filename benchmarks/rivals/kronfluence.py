@@ -64,9 +64,7 @@ def ekfac(given: Given, spent: Spent) -> Found:
                 train_dataset=given.train,
                 per_device_query_batch_size=min(len(given.tests), 1024),
                 per_device_train_batch_size=settings.batch,
-                score_args=ScoreArguments(
-                    damping_factor=settings.damping, aggregate_query_gradients=settings.mean
-                ),
+                score_args=ScoreArguments(damping_factor=settings.damping, aggregate_query_gradients=settings.mean),
             )
             found = analyzer.load_pairwise_scores("scores")["all_modules"]
     if settings.mean:  # the sum over the queries

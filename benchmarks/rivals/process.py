@@ -12,7 +12,8 @@ The one line that it prints, JSON:
     system        what is solved, as "G + 0.01"; None where nothing is
     approximates  the same of a method that approximates a system and does not claim to solve it
 
-Of several ranks the first one writes. OUT holds `scores` `[queries, examples]`, positive = harmful, and `solution` `[parameters, queries]` if there is one.
+OUT holds `scores` `[queries, examples]`, positive = harmful, and `solution` `[parameters, queries]` if there is one. Of
+several ranks the first one writes.
 """
 
 import json

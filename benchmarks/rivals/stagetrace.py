@@ -46,8 +46,9 @@ def traced(chosen: Callable[[Given], dict[str, Any]], approximates: str | None =
     def run(given: Given, spent: Spent) -> Found:
         with started(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            how = chosen(given)
             with spent.on("all"):
-                result = trace(chain_of(given), query_of(given), **chosen(given))
+                result = trace(chain_of(given), query_of(given), **how)
             spent.phases["all"] = max(world().gather(spent.phases["all"]))
             solution = result.solutions["only"]
             scores = result["only"].values
@@ -56,7 +57,7 @@ def traced(chosen: Callable[[Given], dict[str, Any]], approximates: str | None =
             return Found(
                 scores[None] if scores.ndim == 1 else scores,
                 given.parameters,
-                None if approximates else _written(solution.system),
+                None if approximates else _written(solution.system, how.get("curvature")),
                 f"{approximates} + {given.settings.damping:g}" if approximates else None,
                 None if approximates else solution.value.reshape(given.parameters, -1),
                 solution.products + solution.checks,
@@ -156,12 +157,14 @@ def ekfac(given: Given) -> dict[str, Any]:
     return {"curvature": _same_examples(given, EKFAC), "solver": Direct(given.settings.damping, Shift)}
 
 
-def _written(system: Any) -> str | None:
+def _written(system: Any, asked: Any) -> str | None:
+    """As `G + 0.01`; an equation's "H" is the curvature that was asked for."""
     if not isinstance(system, Equation):
         return None
     record = system.record()
     squared = "^2" if record["filter"] == "Tikhonov" else ""
-    return f"{record['matrix']}{squared} + {record['damping']:g}"
+    matrix = "G" if isinstance(asked, GaussNewton) else record["matrix"]
+    return f"{matrix}{squared} + {record['damping']:g}"
 
 
 METHODS: dict[str, Method] = {
