@@ -81,7 +81,7 @@ def query_of(given: Given) -> Query:
 def scoring(given: Given, spent: Spent) -> Found:
     """The scores of one solution, and how many forward passes over the same examples they take; least of three."""
     bound = chain_of(given).last
-    adjoint = torch.randn(bound.own.size, generator=torch.Generator().manual_seed(given.settings.seed))
+    adjoint = torch.randn(bound.trained.size, generator=torch.Generator().manual_seed(given.settings.seed))
     model, settings = given.model, given.settings
     forward, each = list[float](), list[float]()
     parts: Any = None
