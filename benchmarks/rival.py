@@ -1,4 +1,7 @@
-"""kronfluence's EK-FAC on a benchmark's model, examples and queries, by the protocol of `benchmarks/rivals`."""
+"""kronfluence's EK-FAC on a benchmark's model, examples and queries, by the protocol of `benchmarks/rivals`.
+
+`--rival PYTHON` is the interpreter that `benchmarks bench --envs DIR` made: DIR/kronfluence/bin/python.
+"""
 
 import tempfile
 import warnings

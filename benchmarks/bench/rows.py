@@ -42,7 +42,9 @@ class Ask:
 
     def wanted(self, only: tuple[str, ...]) -> bool:
         """Whether the name begins with one of these; or all are wanted, and it is not a long one."""
-        return (not only and not self.long) or any(self.name == each or self.name.startswith(f"{each}/") for each in only)
+        return (not only and not self.long) or any(
+            self.name == each or self.name.startswith(f"{each}/") for each in only
+        )
 
 
 def rows(quick: bool) -> list[Ask]:

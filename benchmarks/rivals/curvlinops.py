@@ -5,7 +5,7 @@ covers every parameter of the network.
 """
 
 # The other library is in an environment of its own.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportCallIssue=false
 
 from typing import Any
 

@@ -132,5 +132,6 @@ def gpt2(config: dict[str, Any]) -> nn.Module:
     """A GPT-2 without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "attn_implementation": "eager"}
-    return GPT2LMHeadModel(GPT2Config(**config, **none, use_cache=False))
+    shape: Any = GPT2Config
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    return GPT2LMHeadModel(shape(**config, **none, attn_implementation="eager"))

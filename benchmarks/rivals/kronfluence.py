@@ -89,7 +89,7 @@ def linear(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "Conv1D":
                 weight, bias = dict(child.named_parameters()).values()
-                layer = nn.Linear(*weight.shape)
+                layer = nn.Linear(weight.shape[0], weight.shape[1])
                 with torch.no_grad():
                     layer.weight.copy_(weight.mT)
                     layer.bias.copy_(bias)

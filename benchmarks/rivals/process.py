@@ -21,7 +21,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -61,7 +61,7 @@ class Spent:
     phases: dict[str, float] = field(default_factory=dict[str, float])
 
     @contextmanager
-    def on(self, phase: str) -> Iterator[None]:
+    def on(self, phase: str) -> Generator[None]:
         before = time.process_time()
         yield
         self.phases[phase] = self.phases.get(phase, 0.0) + time.process_time() - before

@@ -91,7 +91,9 @@ def scoring(given: Given, spent: Spent) -> Found:
             for inputs in given.train.tensors[0].split(min(settings.batch, 512)):
                 model(inputs)
         between = time.process_time()
-        parts = Scorer.of(bound.risk, adjoint, parts=False).run(lambda n: None, lambda n, part: None, Silent())
+        parts = Scorer.of(bound.risk, adjoint[:, None], parts=False, rows=None).run(
+            lambda n: None, lambda n, part: None, Silent()
+        )
         forward.append(between - before)
         each.append(time.process_time() - between)
     spent.phases["score"] = min(each)

@@ -4,7 +4,7 @@ Its target is its own margin, one query an example: the query of a mean is the m
 """
 
 # The other library is in an environment of its own.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportCallIssue=false
 
 import logging
 import tempfile

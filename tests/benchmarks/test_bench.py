@@ -94,17 +94,34 @@ def test_references_and_this_librarys_rows_agree_with_dense_solutions(mean: bool
     exact = Exact(of)
     b = exact.query()[:, None] if mean else exact.each_gradient(*of.tests.tensors).mT
     want = torch.linalg.solve(G + DAMPING * torch.eye(len(G), dtype=G.dtype), b)
-    for _ in range(2):  # the second is read back
-        found = References(of, "digits", tmp_path).of(f"G + {DAMPING}")
-        assert found is not None
-        assert found.residual < 1e-10
-        torch.testing.assert_close(found.solution, want)
-        torch.testing.assert_close(found.scores, (slopes @ want).mT)
+    made, found = (References(of, "digits", tmp_path).of(f"G + {DAMPING}") for _ in range(2))  # made, then read back
+    assert made is not None
+    assert found is not None
+    for each in (made, found):
+        assert each.residual < 1e-10
+        torch.testing.assert_close(each.solution, want)
+        torch.testing.assert_close(each.scores, (slopes @ want).mT)
     spent = Spent()
     ours = METHODS["Gauss-Newton"](of, spent)
     assert ours.system == f"G + {DAMPING:g}"
-    torch.testing.assert_close(ours.scores.double(), found.scores, rtol=1e-2, atol=1e-2 * float(found.scores.abs().max()))
+    torch.testing.assert_close(
+        ours.scores.double(), found.scores, rtol=1e-2, atol=1e-2 * float(found.scores.abs().max())
+    )
     assert set(spent.phases) == {"all"}
+
+
+@pytest.mark.parametrize("method", ["Hessian squared", "default", "EKFAC", "score one vector"])
+def test_every_row_of_this_library_runs(method: str) -> None:
+    of = given(mean=True)
+    found = METHODS[method](of, Spent())
+    assert found.scores.shape == (1, EXAMPLES)
+    if method == "Hessian squared":
+        H, _, slopes = dense(of)
+        want = torch.linalg.solve(H @ H + 1e-3 * torch.eye(len(H), dtype=H.dtype), H @ Exact(of).query())
+        assert found.system == "H^2 + 0.001"
+        torch.testing.assert_close(found.scores[0].double(), slopes @ want, rtol=0.05, atol=0.05)
+    if method == "score one vector":
+        assert found.notes[0].endswith("forward passes")
 
 
 def test_scores_are_judged_by_the_example_and_by_the_group() -> None:
