@@ -49,6 +49,9 @@ def bench(
     sequences: Annotated[
         int, typer.Option("--sequences", min=8, help="Of text, that are scored and that the curvature averages over.")
     ] = TEXTS,
+    unjudged: Annotated[
+        bool, typer.Option("--unjudged", help="Costs alone: no exact answers, no retraining to compare with.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to see that it runs.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the weights and every draw.")] = 0,
 ) -> None:
@@ -64,7 +67,7 @@ def bench(
     inputs = Inputs(asked, work, 8 if quick else sequences)
     done = Bench(inputs, envs).measured(asks, wanted, report.say)
     report.fields |= {"sequences": inputs.texts, "rows from and to": _span(done)}
-    tables(report, done, _quality(report, inputs, done))
+    tables(report, done, _quality(report, inputs, [] if unjudged else done))
     draw(out.with_suffix(".png"), done)
     report.write(out)
     report.say(f"written: {out}")
