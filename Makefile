@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-com
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow gpu check docs format clean
+.PHONY: help demo test test-slow gpu check docs format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ docs: $(VENV)/.dev ## run the examples in README.md and docs, and build the site
 format: $(VENV)/.dev ## put the code in its format and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## other libraries beside this one, each in its own environment: make bench ARGS="--data DIR"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks bench $(ARGS)
 
 clean: ## remove the environment, caches and builds
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

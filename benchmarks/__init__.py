@@ -11,6 +11,10 @@ default.py      seconds of `check` and `score` with no options; and, as `subsets
 fixed.py        what a run pays whatever it asks, and what a plan costs; beside another checkout
 startup.py      seconds of `--help` and `--version`
 
+bench/          one, a hundred and a thousand queries beside other libraries. A command of its own (`make bench`)
+rivals/         those libraries and this one, each in a process of its own by one protocol
+rival.py        kronfluence by that protocol, for `queries` and `ekfac`
+
 two_stage/      do methods foresee what leaving pretraining examples out does after fine-tuning? Commands of its own
 
 language_models.py  the GPT-2 and the classifier of `default`

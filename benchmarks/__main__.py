@@ -1,5 +1,6 @@
 """`python -m benchmarks NAME --data DIR --out FILE`: one benchmark, its tables on the screen and its numbers in FILE.
 
+`python -m benchmarks bench ...` measures other libraries beside this one; see `benchmarks/bench`.
 `python -m benchmarks two-stage ...` scores methods against retrained truths; see `benchmarks/two_stage`.
 
 Exit codes: 0 done, 1 refused or failed (one message says why), 2 wrong usage.
@@ -140,6 +141,10 @@ def main() -> None:
             from benchmarks.two_stage.command import app as two_stage
 
             two_stage(sys.argv[2:], prog_name="python -m benchmarks two-stage")
+        if sys.argv[1:2] == ["bench"]:  # beside other libraries, see `benchmarks/bench`
+            from benchmarks.bench.command import app as bench
+
+            bench(sys.argv[2:], prog_name="python -m benchmarks bench")
         app(prog_name="python -m benchmarks")
     except StagetraceError as error:
         print(f"error: {error}", file=sys.stderr)

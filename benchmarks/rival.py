@@ -1,8 +1,8 @@
-"""kronfluence's EK-FAC on a benchmark's model, examples and queries, in a process and an environment of its own."""
+"""kronfluence's EK-FAC on a benchmark's model, examples and queries, by the protocol of `benchmarks/rivals`.
 
-import json
-import os
-import subprocess
+`--rival PYTHON` is the interpreter that `benchmarks bench --envs DIR` made: DIR/kronfluence/bin/python.
+"""
+
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+from benchmarks.rivals.call import called
+from benchmarks.rivals.given import Given, Settings
 from benchmarks.setting import Asked
 from experiments.tasks import Task
 
@@ -36,20 +37,16 @@ class Rival:
         asked: Asked, model: nn.Module, task: Task, chosen: Sequence[int], queries: int, damping: float
     ) -> "Rival | None":
         """Factors of the chosen examples, scores of all; None, and a warning, where the process failed."""
+        assert asked.rival is not None
+        train = TensorDataset(task.train.pixels, task.train.labels)
+        tests = TensorDataset(task.test.pixels[:queries], task.test.labels[:queries])
         with tempfile.TemporaryDirectory() as folder:
-            given, scores = Path(folder) / "given.safetensors", Path(folder) / "scores.safetensors"
-            tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-            tensors |= {"train.pixels": task.train.pixels, "train.labels": task.train.labels}
-            tensors |= {"test.pixels": task.test.pixels[:queries], "test.labels": task.test.labels[:queries]}
-            tensors["chosen"] = torch.tensor(chosen)
-            save_file({name: value.contiguous() for name, value in tensors.items()}, given)
-            words = [str(asked.rival), "-m", "benchmarks.rival_kronfluence", str(given), str(scores), str(damping)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-            done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True)
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            given, out = Path(folder) / "given.safetensors", Path(folder) / "scores.safetensors"
+            Given(Settings("images", damping), model, train, tests, tuple(chosen)).write(given)
+            found = called(asked.rival, "kronfluence", "EK-FAC", given, out)
+            if "left out" in found.line:
+                why = found.line["left out"]
                 warnings.warn(f"{asked.rival}: kronfluence was left out ({why})", stacklevel=2)
                 return None
-            found = json.loads(done.stdout.splitlines()[-1])
-            # its scores are positive where the example helps
-            return Rival(found["fit"], found["score"], found["peak MB"], -load_file(scores)["scores"].float())
+            line = found.line
+            return Rival(line["fit, s"], line["score, s"], line["peak MB"], found.tensors["scores"])

@@ -20,6 +20,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {
     PAGE: RESULTS,
+    ROOT / "docs" / "beside.md": RESULTS,
     ROOT / "docs" / "two-stage-benchmark.md": ROOT / "benchmarks" / "two_stage" / "results",
 }
 """Page -> the folder of its results."""
