@@ -13,8 +13,10 @@ from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.parts import Part, part_size
 from stagetrace.stages.risk import Risk, check_finite
-from stagetrace.stages.space import Params
-from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
+from stagetrace.stages.data import Batch
+from stagetrace.taps import Tapped
+from stagetrace.tracing.contract import Way, chosen, contraction, forward_passes
+from stagetrace.tracing.room import fitting
 
 PROBED = 6
 """Examples, drawn by a seed, on which a way to contract is compared with plain autograd."""
@@ -28,6 +30,7 @@ class Scorer:
     adjoints: `[trained.size, k]`; k is 1 or the number of queries, twice that when the paper's parts are kept apart
         (the columns that reached the query through shared parameters first, then those through the head).
     rows: the number of queries, or None for one score per example.
+    tapped: the model, where the way is layer by layer. most: examples at once, where that is less than a batch.
     """
 
     risk: Risk
@@ -36,6 +39,8 @@ class Scorer:
     rows: int | None
     way: Way
     why: str
+    tapped: Tapped | None = None
+    most: int | None = None
 
     @staticmethod
     def of(risk: Risk, adjoints: Tensor, *, parts: bool, rows: int | None) -> "Scorer":
@@ -43,12 +48,19 @@ class Scorer:
         total = len(risk.examples)
         probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
         probe = next(iter(risk.read([probed])))
-        return Scorer(risk, adjoints, parts, rows, *choose(risk, probe, adjoints.shape[1]))
+        found = chosen(risk, probe, adjoints.shape[1])
+        most = None if found.tapped is None else fitting(found.tapped, probe)
+        return Scorer(risk, adjoints, parts, rows, found.way, found.why, found.tapped, most)
 
     @cached_property
-    def _directions(self) -> tuple[Params, ...] | None:
-        """The adjoints in the layout of forward mode: made once, used for every batch."""
-        return directions(self.risk.trained, self.adjoints) if self.way == "forward mode" else None
+    def contract(self) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        """Losses `[batch]` and contractions `[batch, k]`; the adjoints are laid out for it once."""
+        return contraction(self.way, self.risk, self.adjoints, self.tapped)
+
+    def batches(self, indices: Sequence[int] | None = None) -> list[list[int]]:
+        """The examples, all or these, in batches that are scored at once."""
+        size = self.risk.examples.batch_size
+        return self.risk.examples.batch_indices(indices, size=size if self.most is None else min(size, self.most))
 
     @property
     def forward_passes(self) -> float:
@@ -76,7 +88,7 @@ class Scorer:
 
     def part(self, indices: range, advance: Callable[..., None]) -> Part:
         """Score some consecutive examples, their batches shared out over processes."""
-        mine = world().shard(self.risk.examples.batch_indices(indices))
+        mine = world().shard(self.batches(indices))
         scored = [index for indices in mine for index in indices]
         # one block for all, so that small results do not fragment the memory between the batches' large intermediates
         losses = self.adjoints.new_empty(len(scored))
@@ -84,7 +96,7 @@ class Scorer:
         done = 0
         for batch in self.risk.read(mine):
             here = slice(done, done + len(batch))
-            losses[here], dots[here] = contract(self.way, self.risk, batch, self.adjoints, self._directions)
+            losses[here], dots[here] = self.contract(batch)
             done += len(batch)
             advance(len(batch) * world().size)
         # checked once a part, so that an accelerator is not waited for after every batch

@@ -1,0 +1,115 @@
+"""Whole per-example gradients of losses from taps: contracted with vectors, or as they are."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import DifferentiationError, first_line
+from stagetrace.stages.data import Batch
+from stagetrace.taps.find import Tapped
+from stagetrace.taps.gradients import Sums, wide
+from stagetrace.taps.products import GroupProducts
+from stagetrace.taps.record import Record
+
+__all__ = ["Contraction", "gradient_columns", "output_columns", "uncovered"]
+
+
+def uncovered(tapped: Tapped) -> str | None:
+    """Why a model's losses cannot be differentiated by its taps alone; None where they can."""
+    if tapped.rest:
+        return f"'{tapped.rest[0].names[0]}' is not tapped: {tapped.rest[0].why or 'it is used outside a layer'}"
+    if tapped.taps.scatters:
+        places = (place for place, axis in tapped.taps.axes.items() if axis == "elsewhere")
+        return f"the output of '{next(places)}' does not have the examples first"
+    return None
+
+
+def check_covered(tapped: Tapped) -> None:
+    """Refuse a model that is not tapped wholly.
+
+    Raises:
+        DifferentiationError: says what is not.
+    """
+    why = uncovered(tapped)
+    if why:
+        raise DifferentiationError(
+            f"{tapped.risk.where}: no gradients layer by layer: {why}; take another way to contract them"
+        )
+
+
+@final
+class Contraction:
+    """`(d loss_i / d theta) . v_k` for every example of a batch: one forward and one backward pass, then a product for
+    each group.
+
+    Args:
+        tapped: a model that its taps cover.
+        vectors: `[trained.size, k]`.
+
+    Raises:
+        DifferentiationError: the taps do not cover the model.
+    """
+
+    def __init__(self, tapped: Tapped, vectors: Tensor) -> None:
+        check_covered(tapped)
+        self.tapped = tapped
+        columns = wide(vectors).contiguous()
+        self._width, self._like = columns.shape[1], columns
+        self._groups = [GroupProducts(group, columns) for group in tapped.tapped]
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses `[batch]` and contractions `[batch, k]`.
+
+        Raises:
+            DifferentiationError: the gradients in the layers' outputs cannot be taken.
+        """
+        record, losses, slopes = _recorded(self.tapped, batch)
+        found = self._like.new_zeros(len(batch), self._width)
+        with torch.no_grad():
+            gradients = record.gradients(slopes, keep=False)
+            owners = record.owners()
+            for each in self._groups:  # one after the other, so that one layer's rows are held at a time
+                each.add(Sums(each.group, record, owners), gradients, found)
+        return losses, found
+
+
+def gradient_columns(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Losses `[batch]` and each one's gradient, `[trained.size, batch]`.
+
+    Raises:
+        DifferentiationError: as `Contraction`.
+    """
+    check_covered(tapped)
+    record, losses, slopes = _recorded(tapped, batch)
+    with torch.no_grad():
+        return losses, output_columns(tapped, record, slopes)
+
+
+def output_columns(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
+    """The gradient of every example's `<outputs_i, cotangent_i>`, `[trained.size, batch]`."""
+    gradients, owners = record.gradients(cotangent), record.owners()
+    found = wide(tapped.risk.trained.zeros(record.size))
+    for group in tapped.tapped:
+        for part, matrices in Sums(group, record, owners).matrices(gradients):
+            group.layout.scatter(matrices.permute(1, 2, 0), found[:, part])
+    return found.to(tapped.risk.trained.dtype)
+
+
+def _recorded(tapped: Tapped, batch: Batch) -> tuple[Record, Tensor, Tensor]:
+    """The forward pass, the losses `[batch]`, and the gradient of their sum in the outputs."""
+    record = tapped.taps.record(batch)
+    outputs = record.outputs.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            losses = tapped.risk.reduce(outputs, batch)
+            (slopes,) = (
+                torch.autograd.grad(losses.sum(), (outputs,), materialize_grads=True)
+                if losses.requires_grad
+                else (torch.zeros_like(outputs),)
+            )
+    except (RuntimeError, NotImplementedError) as cause:
+        raise DifferentiationError(
+            f"{tapped.risk.where}: the gradient of the loss in the outputs cannot be taken ({first_line(cause)})"
+        ) from cause
+    return record, losses.detach(), slopes
