@@ -288,7 +288,7 @@ def test_many_adjoints_share_the_gradients_of_a_convolution():
     for columns, expected in ((3, "forward mode"), (9, "per-example gradients")):
         way, why = probed(BARE.risk(), columns)
         assert way == expected
-        assert why.startswith("not layer by layer: 'shift' is not tapped: used outside ")
+        assert why.startswith("not layer by layer: 'shift' is not tapped: it belongs to no layer, but to the model")
 
 
 def test_where_gradients_do_not_fit_they_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch):
@@ -316,26 +316,27 @@ def bare(specimen: Specimen) -> Specimen:
 
 
 FALLBACKS = {
-    "embedding bag": (BAG, "layer by layer", "no forward mode: .*_embedding_bag", "9 adjoints share them"),
+    "embedding bag": (
+        BAG,
+        "per-example gradients",
+        *[r"no forward mode \(.*_embedding_bag.* and not layer by layer \("] * 2,
+    ),
     "with a batching rule": (BACKWARDS_BATCHED, "layer by layer", "no forward mode: ", "9 adjoints share them"),
     "without": (BACKWARDS, "layer by layer", "no forward mode: .*the jvp function", "9 adjoints share them"),
     "embedding bag, shifted": (
         bare(BAG),
         "per-example gradients",
-        r"no forward mode \(.*_embedding_bag.* and not layer by layer \(",
-        "not layer by layer: 'shift' is not tapped",
+        *[r"no forward mode \(.*_embedding_bag.* and not layer by layer \("] * 2,
     ),
     "with a batching rule, shifted": (
         bare(BACKWARDS_BATCHED),
         "per-example gradients",
-        r"no forward mode \(.*the jvp function.* and not layer by layer \(",
-        "not layer by layer: 'shift' is not tapped",
+        *[r"no forward mode \(.*the jvp function.* and not layer by layer \('shift' is not tapped"] * 2,
     ),
     "without, shifted": (
         bare(BACKWARDS),
         "one example at a time",
-        r"no forward mode \(.*\) and not layer by layer \(.*\) and no batched gradients \(.*Backwards",
-        r"not layer by layer \(.*\) and no batched gradients \(.*Backwards.*\) and no forward mode \(",
+        *[r"no forward mode \(.*\) and not layer by layer \(.*\) and no batched gradients \(.*Backwards"] * 2,
     ),
 }
 

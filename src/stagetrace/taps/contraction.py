@@ -9,6 +9,7 @@ from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.taps.find import Tapped
 from stagetrace.taps.gradients import Sums, wide
+from stagetrace.taps.groups import Group
 from stagetrace.taps.products import GroupProducts
 from stagetrace.taps.record import Record
 
@@ -17,12 +18,22 @@ __all__ = ["Contraction", "gradient_columns", "output_columns", "uncovered"]
 
 def uncovered(tapped: Tapped) -> str | None:
     """Why a model's losses cannot be differentiated by its taps alone; None where they can."""
-    if tapped.rest:
-        return f"'{tapped.rest[0].names[0]}' is not tapped: {tapped.rest[0].why or 'it is used outside a layer'}"
+    for group in tapped.rest:
+        return f"'{group.names[0]}' is not tapped: {group.why}"
+    for group in tapped.tapped:
+        if group.how == "module" and _mostly(tapped, group):
+            return f"'{group.names[0]}' is not tapped: it belongs to no layer, but to {group.where}"
     if tapped.taps.scatters:
         places = (place for place, axis in tapped.taps.axes.items() if axis == "elsewhere")
         return f"the output of '{next(places)}' does not have the examples first"
     return None
+
+
+def _mostly(tapped: Tapped, group: Group) -> bool:
+    """Whether the modules that hold a group's parameters, which are run once more, are most of the model."""
+    rerun = {id(p): p.numel() for use in group.uses for p in use.module.parameters()}
+    own = group.layout.size  # a module of its own parameters alone is cheap, however large
+    return sum(rerun.values()) > max(own, tapped.risk.trained.size // 2)
 
 
 def check_covered(tapped: Tapped) -> None:

@@ -3,6 +3,7 @@
 All are computed in single precision at least, whatever the model's precision.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, final
@@ -172,7 +173,9 @@ def pulled(use: Use, call: Call, gradient: Tensor) -> Tensor:
         (found,) = back(out.unsqueeze(0))
         return torch.cat([found[key].reshape(-1) for key in values])
 
-    return vmap(one)(gradient, *(leaf for leaf, is_mapped in zip(leaves, mapped, strict=True) if is_mapped))
+    with warnings.catch_warnings():  # an operation that cannot be batched (EmbeddingBag) is looped over
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        return vmap(one)(gradient, *(leaf for leaf, is_mapped in zip(leaves, mapped, strict=True) if is_mapped))
 
 
 def _units(use: Use, given: Tensor, what: str, owner: Tensor | None) -> Tensor:
