@@ -10,10 +10,10 @@ from stagetrace.stages.data import Batch
 from stagetrace.taps.find import Tapped
 from stagetrace.taps.gradients import Sums, wide
 from stagetrace.taps.groups import Group
-from stagetrace.taps.products import GroupProducts
+from stagetrace.taps.products import GroupProducts, GroupRows
 from stagetrace.taps.record import Record
 
-__all__ = ["Contraction", "gradient_columns", "output_columns", "uncovered"]
+__all__ = ["Contraction", "check_covered", "gradient_rows", "output_rows", "uncovered"]
 
 
 def uncovered(tapped: Tapped) -> str | None:
@@ -85,26 +85,25 @@ class Contraction:
         return losses, found
 
 
-def gradient_columns(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Losses `[batch]` and each one's gradient, `[trained.size, batch]`.
+def gradient_rows(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Losses `[batch]` and each one's gradient, `[batch, trained.size]`.
 
     Raises:
         DifferentiationError: as `Contraction`.
     """
     check_covered(tapped)
     record, losses, slopes = _recorded(tapped, batch)
-    with torch.no_grad():
-        return losses, output_columns(tapped, record, slopes)
+    return losses, output_rows(tapped, record, slopes)
 
 
-def output_columns(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
-    """The gradient of every example's `<outputs_i, cotangent_i>`, `[trained.size, batch]`."""
-    gradients, owners = record.gradients(cotangent), record.owners()
-    found = wide(tapped.risk.trained.zeros(record.size))
+@torch.no_grad()
+def output_rows(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
+    """The gradient of every example's `<outputs_i, cotangent_i>`, `[batch, trained.size]`, of a covered model."""
+    gradients, owners, space = record.gradients(cotangent), record.owners(), tapped.risk.trained
+    found = wide(torch.zeros(record.size, space.size, dtype=space.dtype, device=space.device))
     for group in tapped.tapped:
-        for part, matrices in Sums(group, record, owners).matrices(gradients):
-            group.layout.scatter(matrices.permute(1, 2, 0), found[:, part])
-    return found.to(tapped.risk.trained.dtype)
+        GroupRows(group).add(Sums(group, record, owners), gradients, found)
+    return found
 
 
 def _recorded(tapped: Tapped, batch: Batch) -> tuple[Record, Tensor, Tensor]:

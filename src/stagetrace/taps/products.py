@@ -18,10 +18,13 @@ from torch import Tensor
 
 from stagetrace.taps.gradients import BYTES, Sums
 from stagetrace.taps.groups import Group
-from stagetrace.taps.kinds import Lookup
 from stagetrace.taps.layout import Piece
 
-__all__ = ["GroupProducts"]
+__all__ = ["GroupProducts", "GroupRows"]
+
+
+Calls = list[tuple[Tensor, Tensor]]
+"""What a layer was given, `[batch, positions, n]`, and the gradients in what it gave, call by call."""
 
 
 @final
@@ -45,14 +48,14 @@ class GroupProducts:
             for part, matrices in sums.matrices(gradients):
                 into[part].addmm_(matrices.squeeze(-1).to(into.dtype), self._column)
             return
-        dense: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        dense: dict[str, Calls] = {}
         for (use, rows), gave in zip(sums.read(), sums.outs(gradients), strict=True):
             outs = gave.to(into.dtype)
-            if "bias" in use.keys and not isinstance(use.kind, Lookup):
+            if "bias" in use.keys and not use.looks_up:
                 into.addmm_(outs.sum(dim=1), self._part(self._pieces[use.keys["bias"]]))
             if "weight" not in use.keys:
                 continue
-            if isinstance(use.kind, Lookup):
+            if use.looks_up:
                 self._look_up(self._pieces[use.keys["weight"]], rows, outs, into)
             else:
                 dense.setdefault(use.keys["weight"], []).append((rows.to(into.dtype), outs))
@@ -64,27 +67,18 @@ class GroupProducts:
 
     def _look_up(self, piece: Piece, lines: Tensor, outs: Tensor, into: Tensor) -> None:
         """`sum_t d_t . V_k[line_t]`: a sum of rows of the table's part `[lines x width, k]`, weighted by the d_t."""
-        width = outs.shape[-1]
-        numbers = lines.unsqueeze(-1) * width + torch.arange(width, device=lines.device)
-        into += F.embedding_bag(
-            numbers.flatten(1), self._part(piece), mode="sum", per_sample_weights=outs.reshape(len(outs), -1)
-        )
+        entries = _entries(lines, outs)
+        into += F.embedding_bag(entries, self._part(piece), mode="sum", per_sample_weights=outs.flatten(1))
 
-    def _multiply(self, piece: Piece, calls: list[tuple[Tensor, Tensor]], into: Tensor) -> None:
+    def _multiply(self, piece: Piece, calls: Calls, into: Tensor) -> None:
         m, n, k = piece.rows, piece.columns, into.shape[1]
         positions = sum(rows.shape[1] for rows, _ in calls)
         if positions * k <= positions + k and positions * min(m, n) * k <= m * n:
             for rows, outs in calls:
                 self._side_at_a_time(piece, rows, outs, into)
             return
-        size = into.element_size()
-        for part in _parts(len(into), m * n * size):
-            found: Tensor | None = None
-            for rows, outs in calls:
-                one, other = (rows[part], outs[part]) if piece.transposed else (outs[part], rows[part])
-                found = one.mT @ other if found is None else found.baddbmm_(one.mT, other)
-            assert found is not None
-            into[part].addmm_(found.flatten(1), self._part(piece))
+        for part in _parts(len(into), m * n * into.element_size()):
+            into[part].addmm_(_formed(piece, calls, part), self._part(piece))
 
     def _side_at_a_time(self, piece: Piece, rows: Tensor, outs: Tensor, into: Tensor) -> None:
         """`sum_t d_t' V_k a_t` by the side first that leaves the fewest numbers."""
@@ -102,6 +96,59 @@ class GroupProducts:
             exchanged = self._part(piece).reshape(*stored, -1).transpose(0, 1)
             self._turned[piece.name] = exchanged.reshape(stored[1], -1)
         return self._turned[piece.name]
+
+
+@final
+class GroupRows:
+    """The same with the unit vectors: a group's part of every example's whole gradient, in the parameters' order."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._pieces = {piece.name: piece for piece in group.layout.pieces}
+
+    def add(self, sums: Sums, gradients: dict[str, list[Tensor]], into: Tensor) -> None:
+        """Add the gradients to their places in `into`, `[batch, dim]`."""
+        if self.group.how == "module":
+            for part, matrices in sums.matrices(gradients):
+                blocks = matrices.flatten(1).split([piece.size for piece in self.group.layout.pieces], dim=1)
+                for piece, block in zip(self.group.layout.pieces, blocks, strict=True):
+                    _own(piece, into)[part] += block
+            return
+        dense: dict[str, Calls] = {}
+        for (use, rows), gave in zip(sums.read(), sums.outs(gradients), strict=True):
+            outs = gave.to(into.dtype)
+            if "bias" in use.keys and not use.looks_up:
+                _own(self._pieces[use.keys["bias"]], into).add_(outs.sum(dim=1))
+            if "weight" not in use.keys:
+                continue
+            if use.looks_up:
+                _own(self._pieces[use.keys["weight"]], into).scatter_add_(1, _entries(rows, outs), outs.flatten(1))
+            else:
+                dense.setdefault(use.keys["weight"], []).append((rows.to(into.dtype), outs))
+        for name, calls in dense.items():
+            piece = self._pieces[name]
+            for part in _parts(len(into), piece.size * into.element_size()):
+                _own(piece, into)[part] += _formed(piece, calls, part)
+
+
+def _own(piece: Piece, rows: Tensor) -> Tensor:
+    return rows[:, piece.start : piece.start + piece.size]
+
+
+def _entries(lines: Tensor, outs: Tensor) -> Tensor:
+    """The places `[batch, positions x width]` in a table, row by row, of every number that was looked up."""
+    width = outs.shape[-1]
+    return (lines.unsqueeze(-1) * width + torch.arange(width, device=lines.device)).flatten(1)
+
+
+def _formed(piece: Piece, calls: Calls, part: slice) -> Tensor:
+    """`sum_t d_t a_t'` of some examples, `[examples, m n]` as the parameter lies in memory."""
+    found: Tensor | None = None
+    for rows, outs in calls:
+        one, other = (rows[part], outs[part]) if piece.transposed else (outs[part], rows[part])
+        found = one.mT @ other if found is None else found.baddbmm_(one.mT, other)
+    assert found is not None
+    return found.flatten(1)
 
 
 def _parts(size: int, bytes_each: int) -> list[slice]:

@@ -4,7 +4,7 @@ Four ways, all exact. Work for a batch with k adjoints, in forward passes over i
 network on the CPU by `benchmarks/scoring.py`; the counts explain them):
 
     forward mode     about 1 + 2k: one tangent through the forward pass per adjoint; no gradient is ever stored
-    layer by layer   about 4, and 2 k P operations for the products: a forward and a backward pass without the weights'
+    layer by layer   about 5, and 2 k P operations for the products: a forward and a backward pass without the weights'
                      gradients, then each layer's gradients from what it was given and the gradients in what it gave
     per example      about 7, and 2 k P operations for the product: all gradients at once, [batch, P] in memory
     one by one       about 5, and as many for the product: a backward pass per example, for whatever autograd can
@@ -51,8 +51,8 @@ half precision, where the square root of its rounding is allowed."""
 
 FORWARDS_PER_TANGENT = 1.75
 FORWARDS_OF_GRADIENTS = 7.0
-FORWARDS_BY_LAYER = 4.0
-FORWARDS_ONE_BY_ONE, FORWARDS_PER_LARGE_TANGENT = 5.0, 2.75
+FORWARDS_BY_LAYER = 5.0
+FORWARDS_ONE_BY_ONE, FORWARDS_PER_LARGE_TANGENT, FORWARDS_BY_LARGE_LAYER = 5.0, 2.75, 3.0
 """The same of large models, whose tangents go through the model one by one (`benchmarks/adjoints.py`)."""
 
 AT_ONCE = 32
@@ -227,7 +227,7 @@ def counted_passes(risk: Risk, probe: Batch, columns: int) -> dict[Way, float]:
     tangent = FORWARDS_PER_LARGE_TANGENT if large else FORWARDS_PER_TANGENT
     return {
         "forward mode": columns * tangent,
-        "layer by layer": FORWARDS_BY_LAYER + touched * (columns + 2 * large),
+        "layer by layer": (FORWARDS_BY_LARGE_LAYER if large else FORWARDS_BY_LAYER) + touched * columns,
         "per-example gradients": float("inf") if large else gradient + product * columns,
         "one example at a time": gradient + product * columns if large else float("inf"),
     }

@@ -24,7 +24,7 @@ from stagetrace.stages.gradient import (
 )
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace
-from stagetrace.taps import Tapped, gradient_columns, tap, uncovered
+from stagetrace.taps import Tapped, gradient_rows, tap, uncovered
 from stagetrace.tracing.room import fitting
 
 __all__ = ["query_gradients"]
@@ -74,8 +74,8 @@ class _Together:
         return None if uncovered(tapped) else _Together(tapped)
 
     def __call__(self, risk: Risk, batch: Batch) -> Gradient:
-        losses, columns = gradient_columns(self.tapped, batch)
-        if not bool(torch.isfinite(losses.sum() + columns.sum())):
+        losses, rows = gradient_rows(self.tapped, batch)
+        if not bool(torch.isfinite(losses.sum() + rows.sum())):
             explain_not_finite(risk, batch)
-        parts = columns.to(risk.trained.dtype).split((risk.trained.size, risk.inherited.size))
+        parts = rows.mT.to(risk.trained.dtype).split((risk.trained.size, risk.inherited.size))
         return Gradient(*parts)
