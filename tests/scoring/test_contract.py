@@ -76,7 +76,7 @@ def test_contractions_equal_a_loop_of_autograd(specimen: Specimen, way: Any):
         risk = specimen.risk(dtype)
         batch = whole(risk)
         if way == "layer by layer" and specimen in (LSTM, GRU, ATTENTION, ENCODER):
-            with pytest.raises(DifferentiationError, match="no gradients layer by layer: '.*' is not tapped: "):
+            with pytest.raises(DifferentiationError, match=r"no gradients layer by layer: '.*' is not tapped: "):
                 layer_by_layer(risk, batch, adjoints(risk.trained.size, 1, dtype))
             return
         if way == "per-example gradients" and specimen in (LSTM, GRU):

@@ -127,7 +127,7 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def _patches(given: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """What a kernel sees at each of its places, `[units, channels x kernel, places]`: `F.unfold`, as one strided copy."""
+    """What a kernel sees at each of its places, `[units, channels x kernel, places]`: `F.unfold` as a strided copy."""
     height, width = (
         (size - reach * (length - 1) - 1) // step + 1
         for size, length, reach, step in zip(given.shape[2:], kernel, dilation, stride, strict=True)
