@@ -112,7 +112,7 @@ def any_trace(draw: st.DrawFn) -> Trace:
     )
 
 
-@settings(database=None, deadline=None, max_examples=60)
+@settings(database=None, deadline=None, max_examples=20)
 @given(any_trace())
 def test_round_trip(trace: Trace) -> None:
     back = there_and_back(trace)

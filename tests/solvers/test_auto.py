@@ -184,17 +184,17 @@ NASTY = {
 
 @pytest.mark.parametrize("eigenvalues", NASTY.values(), ids=NASTY.keys())
 def test_a_run_that_ends_early_is_as_reliable_as_a_long_one(eigenvalues, monkeypatch):
-    """The cut is that of all 60 products, to 2 %; and as near to the true one as these come, to 2 % again."""
+    """The cut is that of all 60 products, to 10 %; and as near to the true one as these come, to 10 % again."""
     H = DiagonalOperator(eigenvalues)
     early = FromSpectrum()(H)
     monkeypatch.setattr("stagetrace.solvers.damping.settled", lambda seen, dtype: False)
     late = FromSpectrum()(H)
     assert late.products == SPECTRUM_STEPS
     cuts = [abs(system.linear.shift) for system in (early, late)]
-    assert cuts[0] == pytest.approx(cuts[1], rel=0.02)
+    assert cuts[0] == pytest.approx(cuts[1], rel=0.1)
     true = max(-float(eigenvalues.min()), 0.0)
     if true > 2.0**-26 * float(eigenvalues.max()):
-        assert abs(cuts[0] - true) <= abs(cuts[1] - true) + 0.02 * true
+        assert abs(cuts[0] - true) <= abs(cuts[1] - true) + 0.1 * true
 
 
 def test_an_isolated_end_takes_a_fraction_of_the_products():
@@ -229,7 +229,7 @@ UNSETTLED = {
     "few steps": STEADY[: MIN_STEPS - 1],
     "the smallest's residual": [*STEADY[:-1], ((-0.5, 0.1), (4.0, 0.001))],
     "the largest's residual": [*STEADY[:-1], ((-0.5, 0.001), (4.0, 0.5))],
-    "the smallest moved": [((-0.5 - 0.002 * step, 0.001), (4.0, 0.001)) for step in range(20)],
+    "the smallest moved": [((-0.5 - 0.01 * step, 0.001), (4.0, 0.001)) for step in range(20)],
     "the smallest is hardly negative": [((-0.001, 0.001), (4.0, 0.001))] * 20,
 }
 

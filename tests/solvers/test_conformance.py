@@ -88,7 +88,7 @@ def test_columns_together_equal_each_alone(case: Case, spectrum: Spectrum) -> No
 
 
 @every_solver
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**16), a=st.floats(-8, 8), c=st.floats(0.25, 8))
 def test_linear_in_the_right_hand_side(case: Case, seed: int, a: float, c: float) -> None:
     operator = random_operator(SPD, seed)
@@ -102,7 +102,7 @@ def test_linear_in_the_right_hand_side(case: Case, seed: int, a: float, c: float
 
 
 @every_solver
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_repeats_bitwise_and_mutates_nothing(case: Case, seed: int) -> None:
     operator = random_operator(SPD, seed)

@@ -314,7 +314,7 @@ def test_the_spectrum_lies_within_the_true_one_and_finds_its_ends() -> None:
     assert 9.99 <= spectrum.largest <= 10 + 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**20), steps=st.integers(1, 12), damping=st.floats(1e-6, 10.0))
 def test_the_projected_problem_is_the_tikhonov_one_and_its_residual_exact(
     seed: int, steps: int, damping: float

@@ -89,7 +89,7 @@ def test_a_linear_loss_is_predicted_exactly():
     assert found.interval == pytest.approx((1.0, 1.0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(3, 12), st.floats(1e-6, 1e6))
 def test_scale_sign_order_and_monotone_changes(seed: int, queries: int, groups: int, scale: float):
     p, t = changes(seed, queries, groups)
@@ -130,7 +130,7 @@ def test_the_seed_decides_and_torchs_own_stays():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     groups=st.lists(st.lists(st.integers(0, 8), min_size=1, unique=True), min_size=1, max_size=5),
     queries=st.sampled_from([None, 1, 3]),

@@ -123,7 +123,7 @@ def test_runs_needed_solves_the_reliability_for_the_runs(noise: float, target: f
     assert expected == 1 or 1 / (1 + noise**2 / (expected - 1)) < target
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     runs=st.integers(2, 7),
@@ -154,7 +154,7 @@ def test_scale_sign_order_and_shifts(seed: int, runs: int, n: int, scale: float,
             assert found.noise_floor == pytest.approx(factor * plain.noise_floor, rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=12))
 def test_mean_over_seeds_equals_scipy(values: list[float]):
     found = mean_over_seeds(values)

@@ -3,6 +3,7 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace demo                                      the whole job on bundled real digits
     stagetrace check examples/mnist.py:job               what would be wrong, and what it would cost
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
+    stagetrace rank examples/mnist.py:job --out runs/r   both ends of the ranking for each of many queries
     stagetrace show runs/a                               the run in the terminal
     stagetrace report runs/a                             the run as one HTML file (score writes it, too)
     stagetrace validate examples/mnist.py:job --out runs/b  retrains, and compares with what was predicted
@@ -31,6 +32,7 @@ from stagetrace.cli import options
 from stagetrace.cli.command import Command
 from stagetrace.cli.curate import curate_run
 from stagetrace.cli.export import export_run
+from stagetrace.cli.rank import rank_queries
 from stagetrace.cli.report import report, write_after
 from stagetrace.cli.show_run import show_run
 from stagetrace.cli.validate import validate
@@ -165,6 +167,7 @@ def check(
 
 
 for name, command in {
+    "rank": rank_queries,
     "validate": validate,
     "report": report,
     "show": show_run,

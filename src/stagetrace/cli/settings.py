@@ -46,10 +46,15 @@ class SolveOptions:
 
 
 def solvers(
-    chain: Chain, options: SolveOptions, given: Any, curvature: Mapping[str, Curvature] | None = None
+    chain: Chain,
+    options: SolveOptions,
+    given: Any,
+    curvature: Mapping[str, Curvature] | None = None,
+    default: Solver | None = None,
 ) -> dict[str, Solver]:
     """Each stage's solver: the target's or the default, that of its `curvature`, changed by what was typed."""
-    chosen = describe.by_stage(chain, given, Lanczos(), "solver", usual_solvers(chain, curvature))
+    default = Lanczos() if default is None else default
+    chosen = describe.by_stage(chain, given, default, "solver", usual_solvers(chain, curvature))
     for stage, spec in by_stage(chain, options.solve, SOLVE).items():
         solver = chosen[stage] if spec.name is None else SOLVERS[spec.name]
         if options.preset:

@@ -13,8 +13,9 @@ from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
 from stagetrace.report.previews import Preview, Previews, read_previews
 from stagetrace.report.reach import reach_of_run
-from stagetrace.results import Scores, Trace
+from stagetrace.results import Ranking, Scores, Trace
 from stagetrace.results.table import Row, Top
+from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Validation, report
 
@@ -80,6 +81,25 @@ def ranking(
                 words = table.words | {heading}
                 table = replace(table, headings=(*table.headings, heading), rows=rows, words=words)
         console.print(_legible(table.rich(), console.width))
+
+
+def rankings(found: Mapping[str, Ranking], top: int, console: Console, query: int) -> None:
+    """How each stage was solved, and both ends of its ranking for one query."""
+    for stage, ranking in found.items():
+        told = "" if ranking.solution is None else f"; {_told(ranking.solution)}"
+        line = f"{stage}: {ranking.harmful.shape[1]:,} kept at either end, {ranking.n_queries:,} queries{told}"
+        console.print(printable(line), highlight=False, soft_wrap=True)
+        for harmful in (True, False) if top else ():
+            kept = min(top, ranking.harmful.shape[1])
+            console.print(_legible(ranking.top(kept, query=query, harmful=harmful).table().rich(), console.width))
+
+
+def _told(solution: Solution) -> str:
+    """The worst residual beside the one that was asked for."""
+    return (
+        f"{solution.system}, worst relative residual {solution.relative_residual:.1e} "
+        f"(asked for: {solution.tolerance:.1e})"
+    )
 
 
 def _grouped(

@@ -4,6 +4,7 @@ from stagetrace.results.folder import RunFolder
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.parts import PART_EXAMPLES, Part, part_size
 from stagetrace.results.ranking import Ranking
+from stagetrace.results.rankings import read_rankings
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import Row, Table, Top
@@ -23,4 +24,5 @@ __all__ = [
     "Top",
     "Trace",
     "part_size",
+    "read_rankings",
 ]

@@ -15,13 +15,14 @@ is inverted in its place: `(G + cut I) x = b`. Otherwise the filter turns the cu
 The extreme eigenvalues come from a Lanczos run from a random vector, so that the damping belongs to the stage and
 depends on no query. The run ends once both extreme Ritz values have settled:
 
-    the residual of its Ritz pair <= 5 % of its scale, for both, and
-    the smallest changed by at most 1 % of its scale over the last 5 steps,
+    the residual of its Ritz pair <= 10 % of its scale, for both, and
+    the smallest changed by at most 5 % of its scale over the last 5 steps,
 
 where the scale of the smallest is the cutoff (or its own size where that is larger), and that of the largest is its own
-size. The number of steps has a lower and an upper bound; an operator that the run can exhaust within them is exhausted,
-and its extreme eigenvalues are then exact. A solve for a right-hand side starts its own run: a Ritz pair settled to 5 %
-is no exact part of another Krylov space.
+size. So a cutoff is known to about 10 %, from below, and no closer: it says where curvature stops being trusted, which
+nothing knows better, and a solution depends on it at most in proportion. The number of steps has a lower and an upper
+bound; an operator that the run can exhaust within them is exhausted, and its extreme eigenvalues are then exact. A
+solve for a right-hand side starts its own run: a Ritz pair settled to 10 % is no exact part of another Krylov space.
 
 The rules for G and for Tikhonov are measured against retraining in `docs/how-to-choose.md`.
 """
@@ -46,7 +47,7 @@ SPECTRUM_STEPS = 60
 MIN_STEPS = 12
 """Products before which no extreme eigenvalue counts as settled."""
 
-RESIDUAL, DRIFT, WINDOW = 0.05, 0.01, 5
+RESIDUAL, DRIFT, WINDOW = 0.1, 0.05, 5
 """When an extreme eigenvalue has settled: see above."""
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch.utils.data import Subset
 
@@ -11,8 +12,10 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import refuse
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
+from stagetrace.results import JSON
 from stagetrace.results.parts import Part
 from stagetrace.results.ranking import Ranking, joined, ranked
+from stagetrace.results.rankings import is_kept, read_rankings, write_rankings
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.solvers.together import MANY, RANKING
@@ -21,14 +24,14 @@ from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
-from stagetrace.tracing.describe import by_stage, scored_stages
+from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.trace import check_not_flat, checked, response_of, say_chosen
 from stagetrace.tracing.usual import usual_solvers
 
-__all__ = ["rank"]
+__all__ = ["rank", "solver_for_order"]
 
 VECTORS = 8
 """Vectors of parameters that a query takes at once: its gradient, its adjoint, and what solving it needs."""
@@ -44,6 +47,7 @@ def rank(
     solver: Solver | str | Mapping[str, Solver | str] | None = None,
     of: Iterable[str] | str | None = None,
     memory: int = 4 * 2**30,
+    out: str | Path | None = None,
     progress: Progress | bool = False,
 ) -> dict[str, Ranking]:
     """For each example of a query the `top` most harmful and most helpful training examples of each stage.
@@ -61,6 +65,8 @@ def rank(
         top: examples kept at either end, at most.
         memory: bytes for the queries' vectors of parameters; more queries are solved and scored in blocks, each of
             which takes a pass over the examples.
+        out: a folder for the rankings, written whole at the end; one that holds these very rankings is read instead.
+            `stagetrace.results.read_rankings` reads it.
 
     Returns:
         A `Ranking` by stage name, in chain order.
@@ -68,6 +74,7 @@ def rank(
     Raises:
         DescriptionError: as `trace`; or the query is reduced to one number.
         DataError, DifferentiationError, SolveError: as `trace`.
+        ResultsError: `out` holds something else, or cannot be written.
 
     Example:
         >>> import torch
@@ -87,15 +94,21 @@ def rank(
     if query.reduction != "none":
         refuse(f"rank needs each query example's loss, got the reduction {query.reduction!r}; type reduction='none'")
     check_arguments(chain, query)
-    check_options(of, None, progress)
+    check_options(of, out, progress)
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()
     if trained_seeds(chain):
         refuse("rank takes chains that were trained, and this one's stages are trained by the library; type trace(...)")
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
-    usual = usual_solvers(chain)
-    solvers = by_stage(chain, solver, _default(query), "solver", usual)
+    usual = usual_solvers(chain, curvatures)
+    solvers = by_stage(chain, solver, solver_for_order(query), "solver", usual)
     scored = scored_stages(chain, of)
+    described = dict[str, JSON]()
+    if out is not None:
+        described = describe(chain, query, curvatures, solvers, scored, parts=False, progress=bars) | {"top": top}
+        # what the first process found there, all go by
+        if world().share(world().is_first and is_kept(Path(out), described)):
+            return _warned(world().share(read_rankings(out) if world().is_first else {}))
     _ = say_chosen(solvers, usual), checked(chain, query, bars)
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
     found: dict[str, list[Ranking]] = {}
@@ -104,7 +117,18 @@ def rank(
         responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
         for stage, ranking in _ranked(chain, some, responses, scored, top, bars).items():
             found.setdefault(stage, []).append(ranking)
-    return {name: joined(found[name]) for name in chain.names if name in found}
+    rankings = {name: joined(found[name]) for name in chain.names if name in found}
+    if out is not None and world().is_first:
+        write_rankings(rankings, Path(out), described)
+    return rankings
+
+
+def _warned(found: dict[str, Ranking]) -> dict[str, Ranking]:
+    """The rankings that were read, after the warnings of their solves."""
+    for stage, ranking in found.items():
+        for warning in () if ranking.solution is None else solution_warnings(stage, ranking.solution):
+            warnings.warn(warning, stacklevel=4)
+    return found
 
 
 def _ranked(
@@ -138,8 +162,8 @@ def _blocks(query: Query, bytes_each: int, memory: int) -> Iterator[Query]:
         yield replace(query, data=Subset(query.data, range(start, min(total, start + size))))
 
 
-def _default(query: Query) -> Lanczos:
-    """The solver where none is given: as exact as a ranking needs."""
+def solver_for_order(query: Query) -> Lanczos:
+    """The solver of a ranking where none is given: as exact as the order needs."""
     return Lanczos(rtol=RANKING) if (query.rows or 1) >= MANY else Lanczos()
 
 
