@@ -36,8 +36,9 @@ from stagetrace.objectives import Classification
 from stagetrace.progress import Silent
 from stagetrace.results.parts import join
 from stagetrace.solvers import solve
-from stagetrace.stages.gradient import Gradient, batch_gradient, each_gradient
+from stagetrace.stages.gradient import Gradient, batch_gradient
 from stagetrace.stages.risk import Risk
+from stagetrace.tracing.query_gradients import query_gradients
 from stagetrace.tracing.score import Scorer
 
 QUERIES = (1, 10, 100, 1000)
@@ -65,9 +66,9 @@ def one_by_one(risk: Risk) -> Gradient:
 
 WAYS = {
     "each by itself": Way(one_by_one, Lanczos(DAMPING, RTOL, filter=Shift, many="separate")),
-    "together": Way(each_gradient, Lanczos(DAMPING, RTOL, filter=Shift)),
-    "for a ranking": Way(each_gradient, Lanczos(DAMPING, RANKING, filter=Shift)),
-    "shared basis": Way(each_gradient, Lanczos(DAMPING, RTOL, filter=Shift, many="shared basis")),
+    "together": Way(query_gradients, Lanczos(DAMPING, RTOL, filter=Shift)),
+    "for a ranking": Way(query_gradients, Lanczos(DAMPING, RANKING, filter=Shift)),
+    "shared basis": Way(query_gradients, Lanczos(DAMPING, RTOL, filter=Shift, many="shared basis")),
 }
 
 

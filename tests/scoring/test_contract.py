@@ -1,8 +1,9 @@
-"""Per-example gradients times adjoints: three ways, one truth, for every kind of layer."""
+"""Per-example gradients times adjoints: four ways, one truth, for every kind of layer."""
 
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,19 +12,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagetrace import Stage
-from stagetrace.errors import DataError
+from stagetrace.errors import DataError, DifferentiationError
 from stagetrace.objectives import Classification, MaskedToken, NextToken
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing import contract as contracting
-from stagetrace.tracing.contract import choose, contract, forward_mode, one_by_one, per_example
+from stagetrace.tracing.contract import choose, contract, forward_mode, layer_by_layer, one_by_one, per_example
 from tests.curvature import specimens
-from tests.curvature.specimens import BACKWARDS, BACKWARDS_BATCHED, BAG, ENCODER, GRU, LSTM, MLP, SPECIMENS, N, Specimen
+from tests.curvature.specimens import (
+    ATTENTION,
+    BACKWARDS,
+    BACKWARDS_BATCHED,
+    BAG,
+    ENCODER,
+    GRU,
+    LSTM,
+    MLP,
+    SPECIMENS,
+    N,
+    Specimen,
+)
 from tests.objectives import tiny
 
 WAYS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
     "forward mode": forward_mode,
+    "layer by layer": layer_by_layer,
     "per-example gradients": per_example,
     "one example at a time": one_by_one,
 }
@@ -61,6 +75,10 @@ def test_contractions_equal_a_loop_of_autograd(specimen: Specimen, way: Any):
     for dtype, tolerance in PRECISIONS:
         risk = specimen.risk(dtype)
         batch = whole(risk)
+        if way == "layer by layer" and specimen in (LSTM, GRU, ATTENTION, ENCODER):
+            with pytest.raises(DifferentiationError, match=r"no gradients layer by layer: '.*' is not tapped: "):
+                layer_by_layer(risk, batch, adjoints(risk.trained.size, 1, dtype))
+            return
         if way == "per-example gradients" and specimen in (LSTM, GRU):
             assert contracting._failure(way, risk, batch, 1)  # recurrent layers have no batching rule
             return
@@ -243,30 +261,43 @@ def test_one_adjoint_goes_by_forward_mode(specimen: Specimen):
     assert probed(specimen.risk(), 1) == ("forward mode", "fewest operations for 1 adjoint")
 
 
+def convolution() -> nn.Module:
+    """Its forward pass takes many more operations than it has parameters: products with adjoints are cheap."""
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(18), nn.Flatten())
+
+
+WIDE = Specimen("wide", convolution, (1, 20, 20))
+BARE = Specimen("wide, with a parameter of its own", lambda: Shifted(convolution()), (1, 20, 20))
+
+
+class Shifted(nn.Module):
+    """A parameter that no layer holds, so that no tap sees it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.shift = inner, nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.inner(x)
+        return found + self.shift.sum() * found.detach().cos()
+
+
 def test_many_adjoints_share_the_gradients_of_a_convolution():
-    # Its forward pass takes many more operations than it has parameters, so the product with the adjoints is cheap.
-    convolution = Specimen(
-        "wide", lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(18), nn.Flatten()), (1, 20, 20)
-    )
-    risk = convolution.risk()
-    assert probed(risk, 3) == ("forward mode", "fewest operations for 3 adjoints")
-    assert probed(risk, 9) == ("per-example gradients", "9 adjoints share them")
-
-
-def test_many_adjoints_of_a_dense_layer_go_by_forward_mode():
-    # Per-example gradients cost as much as a forward pass for each adjoint here: the product alone.
-    dense = Specimen("dense", lambda: nn.Linear(30, 2, bias=False), (30,))
-    assert probed(dense.risk(), 9)[0] == "forward mode"
+    assert probed(WIDE.risk(), 2) == ("forward mode", "fewest operations for 2 adjoints")
+    assert probed(WIDE.risk(), 9) == ("layer by layer", "9 adjoints share them")
+    for columns, expected in ((3, "forward mode"), (9, "per-example gradients")):
+        way, why = probed(BARE.risk(), columns)
+        assert way == expected
+        assert why.startswith("not layer by layer: 'shift' is not tapped: it belongs to no layer, but to the model")
 
 
 def test_where_gradients_do_not_fit_they_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch):
-    convolution = Specimen(
-        "wide", lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(18), nn.Flatten()), (1, 20, 20)
-    )
     monkeypatch.setattr(contracting, "GRADIENT_BYTES", 100)
-    assert probed(convolution.risk(), 1)[0] == "forward mode"
-    assert probed(convolution.risk(), 4) == ("one example at a time", "4 adjoints share a gradient")
-    assert probed(convolution.risk(), 50) == ("one example at a time", "50 adjoints share a gradient")
+    assert probed(WIDE.risk(), 1)[0] == "forward mode"
+    assert probed(WIDE.risk(), 50)[0] == "layer by layer"
+    way, why = probed(BARE.risk(), 50)
+    assert way == "one example at a time"
+    assert why.startswith("not layer by layer: ")
 
 
 def test_of_a_large_table_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch):
@@ -274,20 +305,47 @@ def test_of_a_large_table_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(contracting, "GRADIENT_BYTES", 100)
     table = nn.Embedding(600, 4), nn.Flatten(), nn.Linear(20, 2)
     specimen = Specimen("table", lambda: nn.Sequential(*table), (5,), tokens=True)
-    assert probed(specimen.risk(), 50)[0] == "forward mode"
+    costs = contracting.counted_passes(specimen.risk(), whole(specimen.risk()), 50)
+    assert min(costs, key=lambda way: costs[way]) == "layer by layer"
+    assert costs["one example at a time"] > 20 * costs["layer by layer"]
+
+
+def bare(specimen: Specimen) -> Specimen:
+    """The same with a parameter that no layer holds."""
+    return replace(specimen, name=f"{specimen.name}, shifted", make=lambda: Shifted(specimen.make()))
 
 
 FALLBACKS = {
-    "embedding bag": (BAG, "per-example gradients", "no forward mode: .*_embedding_bag"),
-    "with a batching rule": (BACKWARDS_BATCHED, "per-example gradients", "no forward mode: .*the jvp function"),
-    "without": (BACKWARDS, "one example at a time", r"no forward mode \(.*\) and no batched gradients \(.*Backwards"),
+    "embedding bag": (
+        BAG,
+        "per-example gradients",
+        *[r"no forward mode \(.*_embedding_bag.* and not layer by layer \("] * 2,
+    ),
+    "with a batching rule": (BACKWARDS_BATCHED, "layer by layer", "no forward mode: ", "9 adjoints share them"),
+    "without": (BACKWARDS, "layer by layer", "no forward mode: .*the jvp function", "9 adjoints share them"),
+    "embedding bag, shifted": (
+        bare(BAG),
+        "per-example gradients",
+        *[r"no forward mode \(.*_embedding_bag.* and not layer by layer \("] * 2,
+    ),
+    "with a batching rule, shifted": (
+        bare(BACKWARDS_BATCHED),
+        "per-example gradients",
+        *[r"no forward mode \(.*the jvp function.* and not layer by layer \('shift' is not tapped"] * 2,
+    ),
+    "without, shifted": (
+        bare(BACKWARDS),
+        "one example at a time",
+        *[r"no forward mode \(.*\) and not layer by layer \(.*\) and no batched gradients \(.*Backwards"] * 2,
+    ),
 }
 
 
 @pytest.mark.parametrize("columns", [1, 9])
 @pytest.mark.parametrize("case", FALLBACKS)
 def test_without_forward_mode_there_is_another_way_and_a_reason(case: str, columns: int):
-    specimen, expected, reason = FALLBACKS[case]
+    specimen, expected, *reasons = FALLBACKS[case]
+    reason = reasons[columns > 1]
     risk = specimen.risk()
     way, why = probed(risk, columns)
     assert way == expected

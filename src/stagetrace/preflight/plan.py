@@ -18,7 +18,6 @@ from stagetrace.solvers.damping import SPECTRUM_STEPS
 from stagetrace.solvers.settings import step_limit
 from stagetrace.solvers.together import tolerance
 from stagetrace.stages.bound import BoundStage
-from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
 
@@ -84,12 +83,11 @@ def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
     """Which way scores are computed, and how long reading the examples and scoring them will take."""
     columns = query.rows or 1
     scorer = Scorer.of(bound.risk, bound.trained.zeros(columns), parts=False, rows=query.rows)
-    plan = bound.stage.examples.batch_indices()
     started = time.perf_counter()
-    batch = next(iter(bound.risk.read(plan[:1])))
+    batch = next(iter(bound.risk.read(bound.risk.examples.batch_indices(size=scorer.at_once)[:1])))
     read = time.perf_counter() - started
     started = time.perf_counter()
-    contract(scorer.way, bound.risk, batch, scorer.adjoints)
+    scorer.contract(batch)
     examples = len(bound.stage.examples)
     scored = (time.perf_counter() - started) / len(batch) * examples
     twice = 2 * read / len(batch) * examples  # once for their digest, once to score them
@@ -97,7 +95,7 @@ def plan_scoring(bound: BoundStage, query: Query) -> Estimate:
         f"{examples:,} examples by {scorer.way} ({scorer.why}): about {clock(scored)}, and {clock(twice)} to read them"
         " twice"
     )
-    level = Level.OK if scorer.way == "forward mode" else Level.NOTE
+    level = Level.OK if scorer.way in ("forward mode", "layer by layer") else Level.NOTE
     return Estimate(scored + twice, Finding(bound.name, "scoring", level, text))
 
 

@@ -1,6 +1,6 @@
 """Mean gradients over a data set, and the block that couples a stage to the one before it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
@@ -146,14 +146,20 @@ def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:
 
     Many examples are differentiated in batches, where a few of them then have the gradients that they have one by one.
     """
+    size = _together(risk) if len(risk.examples) > FEW else 1
+    return collected(risk, batch_gradient if size == 1 else gradients_at_once, size, progress)
+
+
+def collected(
+    risk: Risk, gradients: Callable[[Risk, Batch], Gradient], size: int, progress: Progress | None = None
+) -> Gradient:
+    """One column per example, from the columns of each batch of `size`; sharded over processes."""
     columns = len(risk.examples)
     trained, inherited = risk.trained.zeros(columns), risk.inherited.zeros(columns)
     mine, what = world().shard(range(columns)), f"gradients of {risk.where}"
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
-        size = _together(risk) if columns > FEW else 1
-        one_or_more = partial(batch_gradient if size == 1 else gradients_at_once, risk)
         batches = risk.read_alike(mine, size)
-        for batch, gradient in by_halves(risk, "single gradients", batches, one_or_more):
+        for batch, gradient in by_halves(risk, "single gradients", batches, partial(gradients, risk)):
             here = positions(batch.indices)
             trained[:, here], inherited[:, here] = gradient.trained, gradient.inherited
             advance(len(batch))
@@ -177,19 +183,29 @@ def gradients_at_once(risk: Risk, batch: Batch) -> Gradient:
 
 def _together(risk: Risk) -> int:
     """How many examples are differentiated at once: as many as fit, or 1 where that gives no right gradients."""
-    total = len(risk.examples)
-    spread = sorted({0, 1, *(place * total // PROBED for place in range(PROBED))})
-    probe = next(iter(risk.read([spread])))
-    if inseparable(probe) or not _same_gradients(risk, probe):
+    probe = probe_of_gradients(risk)
+    if inseparable(probe) or not same_gradients(risk, probe, gradients_at_once):
         return 1
+    return fitting_gradients(risk)
+
+
+def probe_of_gradients(risk: Risk) -> Batch:
+    """The first examples and some spread over the data set."""
+    total = len(risk.examples)
+    spread = sorted({0, min(1, total - 1), *(place * total // PROBED for place in range(PROBED))})
+    return next(iter(risk.read([spread])))
+
+
+def fitting_gradients(risk: Risk) -> int:
+    """How many examples' gradients fit into `GRADIENT_BYTES`, at most a batch's."""
     each = (risk.trained.size + risk.inherited.size) * risk.trained.zeros(0).element_size()
     return max(1, min(risk.examples.batch_size, GRADIENT_BYTES // each))
 
 
-def _same_gradients(risk: Risk, probe: Batch) -> bool:
+def same_gradients(risk: Risk, probe: Batch, gradients: Callable[[Risk, Batch], Gradient]) -> bool:
     """Whether the gradients of a batch are those of its examples one by one."""
     try:
-        found = gradients_at_once(risk, probe)
+        found = gradients(risk, probe)
     except StagetraceError:
         return False  # one by one says which example
     except (RuntimeError, NotImplementedError, ValueError, TypeError):

@@ -2,9 +2,20 @@
 of each example, layer by layer, without forming any by autograd.
 """
 
+from stagetrace.taps.contraction import Contraction, gradient_rows, uncovered
 from stagetrace.taps.find import Tapped, tap
 from stagetrace.taps.groups import Group
 from stagetrace.taps.layout import Layout
 from stagetrace.taps.record import Record, Taps
 
-__all__ = ["Group", "Layout", "Record", "Tapped", "Taps", "tap"]
+__all__ = [
+    "Contraction",
+    "Group",
+    "Layout",
+    "Record",
+    "Tapped",
+    "Taps",
+    "gradient_rows",
+    "tap",
+    "uncovered",
+]

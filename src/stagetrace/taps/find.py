@@ -121,14 +121,18 @@ def _agreeing(risk: Risk, groups: Sequence[Group], axes: dict[str, Axis], probe:
     along, expected = _expected(risk, groups, probe)
     scale = max((float(each.norm()) for each in expected.values()), default=0.0)
     allowed = max(DISAGREEMENT, torch.finfo(risk.trained.dtype).eps ** 0.5)
+    together = _together(risk, groups, axes, probe, along)
     for group in groups:
         if group.how == "rest":
             kept.append(group)
             continue
         right = expected[group.names]
         size = max(float(right.norm()), 1e-6 * scale)
-        gap, why = _gap(risk, group, axes, probe, along, right, size)
-        if gap > allowed:  # a list of tokens may look like one of examples: these are told apart
+        found = together.get(group.names)
+        gap, why = (_distance(found, right, size), "") if found is not None else (inf, "")
+        if not gap <= allowed:  # by itself, which says why, or works where another layer did not
+            gap, why = _gap(risk, group, axes, probe, along, right, size)
+        if not gap <= allowed:  # a list of tokens may look like one of examples: these are told apart
             elsewhere: dict[str, Axis] = {use.place: "elsewhere" for use in group.uses}
             again, _ = _gap(risk, group, axes | elsewhere, probe, along, right, size)
             if again <= allowed:
@@ -142,27 +146,46 @@ def _agreeing(risk: Risk, groups: Sequence[Group], axes: dict[str, Axis], probe:
     return kept, worst
 
 
+def _together(
+    risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis], probe: Batch, along: Tensor
+) -> dict[tuple[str, ...], Tensor]:
+    """Every tapped group's gradients from one pass, by its names; none where that does not work for all."""
+    try:
+        return _gradients(risk, [group for group in groups if group.how != "rest"], axes, probe, along)
+    except Exception:  # whatever a layer says of being run once more: by itself it is named
+        return {}
+
+
 def _gap(
     risk: Risk, group: Group, axes: Mapping[str, Axis], probe: Batch, along: Tensor, right: Tensor, size: float
 ) -> tuple[float, str]:
     """The relative distance of a group's gradients from the right ones, and what it would mean; infinite: none."""
     try:
-        found = _gradients(risk, group, axes, probe, along)
+        found = _gradients(risk, [group], axes, probe, along)[group.names]
     except Exception as cause:  # whatever a layer says of being run once more
         return inf, f"a tap behind {group.where} does not work ({first_line(cause)})"
+    return _distance(found, right, size), f"used outside {group.where}, or in a way that a tap behind it does not see"
+
+
+def _distance(found: Tensor, right: Tensor, size: float) -> float:
     gap = float((found - right).norm())
-    return gap / size if size else gap, f"used outside {group.where}, or in a way that a tap behind it does not see"
+    return gap / size if size else gap
 
 
-def _gradients(risk: Risk, group: Group, axes: Mapping[str, Axis], probe: Batch, along: Tensor) -> Tensor:
-    """`[examples, size]` from the taps."""
-    record = _taps(risk, [group], axes).record(probe)
-    sums = Sums(group, record, record.owners())
-    parts = [matrices for _, matrices in sums.matrices(record.gradients(along))]
-    found = torch.cat(parts).permute(1, 2, 0)
-    vectors = found.new_zeros(risk.trained.size, len(probe))
-    group.layout.scatter(found, vectors)
-    return _own(vectors, group)
+def _gradients(
+    risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis], probe: Batch, along: Tensor
+) -> dict[tuple[str, ...], Tensor]:
+    """`[examples, size]` of each group from the taps, by its names."""
+    record = _taps(risk, groups, axes).record(probe)
+    gradients, owners = record.gradients(along), record.owners()
+    found = dict[tuple[str, ...], Tensor]()
+    for group in groups:
+        parts = [matrices for _, matrices in Sums(group, record, owners).matrices(gradients)]
+        together = torch.cat(parts).permute(1, 2, 0)
+        vectors = together.new_zeros(risk.trained.size, len(probe))
+        group.layout.scatter(together, vectors)
+        found[group.names] = _own(vectors, group)
+    return found
 
 
 def _expected(risk: Risk, groups: Sequence[Group], probe: Batch) -> tuple[Tensor, dict[tuple[str, ...], Tensor]]:

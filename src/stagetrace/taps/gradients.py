@@ -3,7 +3,9 @@
 All are computed in single precision at least, whatever the model's precision.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -40,22 +42,30 @@ class Sums:
     def __init__(self, group: Group, record: Record, owners: dict[str, list[Tensor | None]]) -> None:
         self.group, self.size, self._owners = group, record.size, owners
         self._calls = [(use, call, number) for use in group.uses for number, call in enumerate(record.calls[use.place])]
-        self._rows = [self._rows_of(*each) for each in self._calls] if group.how == "matrix" else []
+        self._read = [self._read_off(*each) for each in self._calls] if group.how == "matrix" else []
 
     @property
     def bytes(self) -> int:
         """What it holds of the forward pass."""
         given = [leaf for _, call, _ in self._calls for leaf in (*call.given, *call.named.values())]
-        return sum(leaf.nbytes for leaf in (*given, *self._rows) if isinstance(leaf, Tensor))
+        return sum(leaf.nbytes for leaf in (*given, *self._read, *self._rows) if isinstance(leaf, Tensor))
 
     def rows(self) -> list[Tensor]:
         """The rows of every call: `[batch, positions, n]`, or whole numbers `[batch, positions]`."""
         return self._rows
 
+    @cached_property
+    def _rows(self) -> list[Tensor]:
+        return [self._with_ones(use, read) for (use, _, _), read in zip(self._calls, self._read, strict=False)]
+
+    def read(self) -> list[tuple[Use, Tensor]]:
+        """The same of every call without the ones of a bias, and the layer that was called."""
+        return [(use, read) for (use, _, _), read in zip(self._calls, self._read, strict=True)]
+
     def outs(self, gradients: dict[str, list[Tensor]]) -> list[Tensor]:
         """The gradients in every call's output: `[batch, positions, m]`; 0 at the padding of a table."""
         found: list[Tensor] = []
-        for (use, call, number), rows in zip(self._calls, self._rows, strict=True):
+        for (use, call, number), rows in zip(self._calls, self._read, strict=True):
             assert use.kind is not None
             given, owner = wide(gradients[use.place][number]), self._owners[use.place][number]
             outs = self._by_example(_units(use, given, "outputs", owner), owner, use)
@@ -98,13 +108,15 @@ class Sums:
         """Of a layer that was not called."""
         return torch.zeros(self.size, *self.group.layout.shape)
 
-    def _rows_of(self, use: Use, call: Call, number: int) -> Tensor:
+    def _read_off(self, use: Use, call: Call, number: int) -> Tensor:
         assert use.kind is not None
         owner = self._owners[use.place][number]
         given = self._by_example(_units(use, call.input, "rows", owner), owner, use)
+        return given if isinstance(use.kind, Lookup) else wide(given)
+
+    def _with_ones(self, use: Use, given: Tensor) -> Tensor:
         if isinstance(use.kind, Lookup):
             return given
-        given = wide(given)
         ones = given.new_full((*given.shape[:-1], 1), float("bias" in use.keys))
         has_bias = self.group.layout.shape[1] > (given.shape[-1] if self.group.has_weight else 0)
         blocks = ([given] if self.group.has_weight else []) + ([ones] if has_bias else [])
@@ -161,7 +173,9 @@ def pulled(use: Use, call: Call, gradient: Tensor) -> Tensor:
         (found,) = back(out.unsqueeze(0))
         return torch.cat([found[key].reshape(-1) for key in values])
 
-    return vmap(one)(gradient, *(leaf for leaf, is_mapped in zip(leaves, mapped, strict=True) if is_mapped))
+    with warnings.catch_warnings():  # an operation that cannot be batched (EmbeddingBag) is looped over
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        return vmap(one)(gradient, *(leaf for leaf, is_mapped in zip(leaves, mapped, strict=True) if is_mapped))
 
 
 def _units(use: Use, given: Tensor, what: str, owner: Tensor | None) -> Tensor:

@@ -37,6 +37,11 @@ class Use:
     keys: Mapping[str, str]
     kind: Kind | None = None
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether the layer is a table of vectors."""
+        return isinstance(self.kind, Lookup)
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,12 @@ class Group:
     @property
     def looks_up(self) -> bool:
         """Whether it is a table of vectors."""
-        return any(isinstance(use.kind, Lookup) for use in self.uses)
+        return any(use.looks_up for use in self.uses)
+
+    @property
+    def looks_up_alone(self) -> bool:
+        """Whether all its layers do, so that an example's gradient is zero but in a few lines."""
+        return bool(self.uses) and all(use.looks_up for use in self.uses)
 
     @property
     def where(self) -> str:

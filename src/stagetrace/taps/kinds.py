@@ -91,7 +91,9 @@ class Convolution(Kind):
         if len(kernel) == 1:
             padded, kernel, dilation, stride = padded.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
             padding = (0, *padding)
-        return F.unfold(padded, kernel, dilation, padding, stride).mT
+        if any(padding):
+            padded = F.pad(padded, (padding[1], padding[1], padding[0], padding[0]))
+        return _patches(padded, kernel, dilation, stride).mT
 
     def outputs(self, given: Tensor) -> Tensor:
         return given.flatten(2).mT
@@ -122,6 +124,18 @@ KINDS: tuple[Kind, ...] = (Dense(), Transposed(), Convolution(), Lookup())
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a layer; None where it is none of them, or computes something of its own."""
     return next((kind for kind in KINDS if kind.recognises(module)), None)
+
+
+def _patches(given: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """What a kernel sees at each of its places, `[units, channels x kernel, places]`: `F.unfold` as a strided copy."""
+    height, width = (
+        (size - reach * (length - 1) - 1) // step + 1
+        for size, length, reach, step in zip(given.shape[2:], kernel, dilation, stride, strict=True)
+    )
+    units, channels, down, right = given.stride()
+    strides = (units, channels, down * dilation[0], right * dilation[1], down * stride[0], right * stride[1])
+    seen = given.as_strided((*given.shape[:2], *kernel, height, width), strides, given.storage_offset())
+    return seen.reshape(len(given), -1, height * width)
 
 
 def _positions(given: Tensor) -> Tensor:

@@ -58,18 +58,22 @@ class Record:
     outputs: Tensor
     calls: dict[str, list[Call]] = field(default_factory=dict[str, list[Call]])
 
-    def gradients(self, cotangent: Tensor) -> dict[str, list[Tensor]]:
-        """The gradients of `<outputs, cotangent>` in the output of every call; zero where a call did not matter."""
+    def gradients(self, cotangent: Tensor, keep: bool = True) -> dict[str, list[Tensor]]:
+        """The gradients of `<outputs, cotangent>` in the output of every call; zero where a call did not matter.
+
+        keep: whether the graph is kept for another call.
+        """
         every = [call for calls in self.calls.values() for call in calls]
         if not every or not self.outputs.requires_grad:
             return {place: [torch.zeros_like(call.added) for call in calls] for place, calls in self.calls.items()}
         try:
+            with torch.enable_grad():
+                paired = (self.outputs * cotangent.to(self.outputs.dtype)).sum()
             found = iter(
-                torch.autograd.grad(
-                    self.outputs,
+                torch.autograd.grad(  # of a number: given a cotangent, PyTorch imports its compiler
+                    paired,
                     [call.added for call in every],
-                    cotangent.to(self.outputs.dtype),
-                    retain_graph=True,
+                    retain_graph=keep,
                     materialize_grads=True,
                 )
             )

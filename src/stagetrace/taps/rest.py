@@ -100,7 +100,9 @@ class Rest:
 
     def _slopes(self, outputs: Tensor, values: tuple[Tensor, ...], along: Tensor) -> tuple[Tensor, ...]:
         try:
-            return torch.autograd.grad(outputs, values, along, retain_graph=True, materialize_grads=True)
+            with torch.enable_grad():  # of a number: given a cotangent, PyTorch imports its compiler
+                paired = (outputs * along).sum()
+            return torch.autograd.grad(paired, values, retain_graph=True, materialize_grads=True)
         except RuntimeError as cause:
             raise DifferentiationError(
                 f"{self.risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); give "

@@ -12,10 +12,11 @@ from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.progress import Progress
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Examples, positions
-from stagetrace.stages.gradient import Gradient, each_gradient, mean_gradient
+from stagetrace.stages.gradient import Gradient, mean_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 from stagetrace.stages.stage import check_count
+from stagetrace.tracing.query_gradients import query_gradients
 
 WHERE = "the query"
 
@@ -93,7 +94,7 @@ class Query:
         """
         risk = self.risk(last).beside(last.statistics_values)
         if self.reduction == "none":
-            found = each_gradient(risk, progress)
+            found = query_gradients(risk, progress)
         else:
             found = mean_gradient(risk, reduction=self.reduction, progress=progress)
         return Gradient(found.trained, *found.inherited.split((last.inherited.size, last.statistics.size)))

@@ -15,8 +15,9 @@ from stagetrace.results.parts import Part, part_size
 from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk, check_finite
-from stagetrace.stages.space import Params
-from stagetrace.tracing.contract import Way, choose, contract, directions, forward_passes
+from stagetrace.taps import Tapped
+from stagetrace.tracing.contract import Way, chosen, contraction, forward_passes
+from stagetrace.tracing.room import fitting
 
 PROBED = 6
 """Examples, drawn by a seed, on which a way to contract is compared with plain autograd."""
@@ -30,6 +31,7 @@ class Scorer:
     adjoints: `[trained.size, k]`; k is 1 or the number of queries, twice that when the paper's parts are kept apart
         (the columns that reached the query through shared parameters first, then those through the head).
     rows: the number of queries, or None for one score per example.
+    tapped: the model, where the way is layer by layer. most: examples at once, where that is less than a batch.
     """
 
     risk: Risk
@@ -38,6 +40,8 @@ class Scorer:
     rows: int | None
     way: Way
     why: str
+    tapped: Tapped | None = None
+    most: int | None = None
 
     @staticmethod
     def of(risk: Risk, adjoints: Tensor, *, parts: bool, rows: int | None) -> "Scorer":
@@ -46,16 +50,20 @@ class Scorer:
         probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
         with world().together(f"looking how to score {risk.where}"):
             probe = next(iter(risk.read([probed])))
-            way, why = choose(risk, probe, adjoints.shape[1])
-        return Scorer(risk, adjoints, parts, rows, way, why)
+            found = chosen(risk, probe, adjoints.shape[1])
+            most = None if found.tapped is None else fitting(found.tapped, probe)
+        return Scorer(risk, adjoints, parts, rows, found.way, found.why, found.tapped, most)
 
     @cached_property
-    def _directions(self) -> tuple[Params, ...] | None:
-        """The adjoints in the layout of forward mode: made once, used for every batch."""
-        return directions(self.risk.trained, self.adjoints) if self.way == "forward mode" else None
+    def contract(self) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        """Losses `[batch]` and contractions `[batch, k]`; the adjoints are laid out for it once."""
+        return contraction(self.way, self.risk, self.adjoints, self.tapped)
 
-    def _contracted(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return contract(self.way, self.risk, batch, self.adjoints, self._directions)
+    @property
+    def at_once(self) -> int:
+        """Examples that are scored at once."""
+        size = self.risk.examples.batch_size
+        return size if self.most is None else min(size, self.most)
 
     @property
     def forward_passes(self) -> float:
@@ -88,8 +96,8 @@ class Scorer:
         losses = self.adjoints.new_empty(len(scored))
         dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
         with world().together(what, self.adjoints):
-            batches = self.risk.read_alike(scored)
-            for batch, found in by_halves(self.risk, "scoring", batches, self._contracted):
+            batches = self.risk.read_alike(scored, self.at_once)
+            for batch, found in by_halves(self.risk, "scoring", batches, self.contract):
                 here = positions([index - scored[0] for index in batch.indices])
                 losses[here], dots[here] = found
                 advance(len(batch) * world().size)

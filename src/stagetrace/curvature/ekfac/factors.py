@@ -204,7 +204,9 @@ class _Second:
     def __call__(self, along: Tensor) -> Tensor:
         if not self._slope.requires_grad:  # a loss linear in the outputs
             return torch.zeros_like(along)
-        (found,) = torch.autograd.grad(self._slope, self.at, along, retain_graph=True, materialize_grads=True)
+        with torch.enable_grad():  # of a number: given a cotangent, PyTorch imports its compiler
+            paired = (self._slope * along).sum()
+        (found,) = torch.autograd.grad(paired, self.at, retain_graph=True, materialize_grads=True)
         return found.detach()
 
 

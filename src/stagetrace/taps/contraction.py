@@ -1,0 +1,125 @@
+"""Whole per-example gradients of losses from taps: contracted with vectors, or as they are."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.errors import DifferentiationError, first_line
+from stagetrace.stages.data import Batch
+from stagetrace.taps.find import Tapped
+from stagetrace.taps.gradients import Sums, wide
+from stagetrace.taps.groups import Group
+from stagetrace.taps.products import GroupProducts, GroupRows
+from stagetrace.taps.record import Record
+
+__all__ = ["Contraction", "check_covered", "gradient_rows", "output_rows", "uncovered"]
+
+
+def uncovered(tapped: Tapped) -> str | None:
+    """Why a model's losses cannot be differentiated by its taps alone; None where they can."""
+    for group in tapped.rest:
+        return f"'{group.names[0]}' is not tapped: {group.why}"
+    for group in tapped.tapped:
+        if group.how == "module" and _mostly(tapped, group):
+            return f"'{group.names[0]}' is not tapped: it belongs to no layer, but to {group.where}"
+    if tapped.taps.scatters:
+        places = (place for place, axis in tapped.taps.axes.items() if axis == "elsewhere")
+        return f"the output of '{next(places)}' does not have the examples first"
+    return None
+
+
+def _mostly(tapped: Tapped, group: Group) -> bool:
+    """Whether the modules that hold a group's parameters, which are run once more, are most of the model."""
+    rerun = {id(p): p.numel() for use in group.uses for p in use.module.parameters()}
+    own = group.layout.size  # a module of its own parameters alone is cheap, however large
+    return sum(rerun.values()) > max(own, tapped.risk.trained.size // 2)
+
+
+def check_covered(tapped: Tapped) -> None:
+    """Refuse a model that is not tapped wholly.
+
+    Raises:
+        DifferentiationError: says what is not.
+    """
+    why = uncovered(tapped)
+    if why:
+        raise DifferentiationError(
+            f"{tapped.risk.where}: no gradients layer by layer: {why}; take another way to contract them"
+        )
+
+
+@final
+class Contraction:
+    """`(d loss_i / d theta) . v_k` for every example of a batch: one forward and one backward pass, then a product for
+    each group.
+
+    Args:
+        tapped: a model that its taps cover.
+        vectors: `[trained.size, k]`.
+
+    Raises:
+        DifferentiationError: the taps do not cover the model.
+    """
+
+    def __init__(self, tapped: Tapped, vectors: Tensor) -> None:
+        check_covered(tapped)
+        self.tapped = tapped
+        columns = wide(vectors).contiguous()
+        self._width, self._like = columns.shape[1], columns
+        self._groups = [GroupProducts(group, columns) for group in tapped.tapped]
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses `[batch]` and contractions `[batch, k]`.
+
+        Raises:
+            DifferentiationError: the gradients in the layers' outputs cannot be taken.
+        """
+        record, losses, slopes = _recorded(self.tapped, batch)
+        found = self._like.new_zeros(len(batch), self._width)
+        with torch.no_grad():
+            gradients = record.gradients(slopes, keep=False)
+            owners = record.owners()
+            for each in self._groups:  # one after the other, so that one layer's rows are held at a time
+                each.add(Sums(each.group, record, owners), gradients, found)
+        return losses, found
+
+
+def gradient_rows(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Losses `[batch]` and each one's gradient, `[batch, trained.size]`.
+
+    Raises:
+        DifferentiationError: as `Contraction`.
+    """
+    check_covered(tapped)
+    record, losses, slopes = _recorded(tapped, batch)
+    return losses, output_rows(tapped, record, slopes)
+
+
+@torch.no_grad()
+def output_rows(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
+    """The gradient of every example's `<outputs_i, cotangent_i>`, `[batch, trained.size]`, of a covered model."""
+    gradients, owners, space = record.gradients(cotangent), record.owners(), tapped.risk.trained
+    found = wide(torch.zeros(record.size, space.size, dtype=space.dtype, device=space.device))
+    for group in tapped.tapped:
+        GroupRows(group).add(Sums(group, record, owners), gradients, found)
+    return found
+
+
+def _recorded(tapped: Tapped, batch: Batch) -> tuple[Record, Tensor, Tensor]:
+    """The forward pass, the losses `[batch]`, and the gradient of their sum in the outputs."""
+    record = tapped.taps.record(batch)
+    outputs = record.outputs.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            losses = tapped.risk.reduce(outputs, batch)
+            (slopes,) = (
+                torch.autograd.grad(losses.sum(), (outputs,), materialize_grads=True)
+                if losses.requires_grad
+                else (torch.zeros_like(outputs),)
+            )
+    except (RuntimeError, NotImplementedError) as cause:
+        raise DifferentiationError(
+            f"{tapped.risk.where}: the gradient of the loss in the outputs cannot be taken ({first_line(cause)})"
+        ) from cause
+    return record, losses.detach(), slopes
