@@ -180,15 +180,23 @@ def test_tracing_is_in_the_plan_of_a_run_that_will_trace() -> None:
     assert isinstance(whole, SumOperator)
     assert isinstance(whole.left, MeanCurvature)
     whole.left.plan = replace(whole.left.plan, traced_from=30)
-    part, before = Timed(small, OverExamples()), Seconds(50.0, 50.0)
+    before = Seconds(50.0, 50.0)
     found = Rehearsed(torch.zeros(0), None, before, Seconds(), 0, 10, 60, 50, True, 0)
-    part.products = 29
-    assert traced(found, part, whole, 60) is found
-    part.products = 50
-    later = traced(found, part, whole, 60)
+    assert traced(found, small, whole, 29, 60) is found
+    later = traced(found, small, whole, 50, 60)
     kept = TRACED_BYTES["GaussNewton"] * whole.left.plan.cached_bytes
     assert later.over.cpu > 29.0  # 29 of 50 products as before
     assert later.peak >= resident_bytes() / 2 + kept / 4
+
+
+@pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
+def test_a_rehearsal_that_is_cut_short_goes_on_in_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "OPERATIONS", 1e4)
+    monkeypatch.setattr(rehearsal, "FEWEST", 20)
+    solver = CG(1e-3, rtol=1e-10, max_steps=30)
+    found = phase(predict(chain(), Query(points(3, 2)), curvature=GaussNewton(), solver=solver), "a", "solving")
+    assert "cut short" in found.how
+    assert 5 < found.products <= 31
 
 
 def test_residuals_that_fall_geometrically_are_continued() -> None:

@@ -84,6 +84,8 @@ def rehearse(
     seen.enough = enough
     timed = Timed(operator, seen)
     found = _solved(timed, solver, rhs, few, of)
+    seen.enough = lambda: None  # what follows is a product or two
+    products = [round(part.products * found.products / max(1, seen.products)) for part in timed.parts()]
     cost = planned.cost()
     if few >= of or cost is None:
         return found
@@ -91,8 +93,8 @@ def rehearse(
     if chunk > few:
         found = _at_size(found, timed, bound, curvature, chunk)
     whole = Timed(planned, OverExamples()).parts(asked=timed)
-    for part, large in zip(timed.parts(), whole, strict=True):
-        found = traced(found, part, large.inner, cost.chunk_examples)
+    for part, large, number in zip(timed.parts(), whole, products, strict=True):
+        found = traced(found, part.inner, large.inner, number, cost.chunk_examples)
     return found
 
 

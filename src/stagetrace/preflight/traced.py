@@ -15,7 +15,6 @@ from stagetrace.curvature.operator import LinearOperator, SumOperator
 from stagetrace.preflight.live import Live
 from stagetrace.preflight.meter import Seconds, resident_bytes
 from stagetrace.preflight.rehearsed import Rehearsed
-from stagetrace.preflight.timed import Timed
 
 __all__ = ["traced"]
 
@@ -23,13 +22,14 @@ FEW, MORE = 2, 6
 """Examples that are traced."""
 
 
-def traced(found: Rehearsed, part: Timed, whole: LinearOperator, chunk: int) -> Rehearsed:
+def traced(found: Rehearsed, part: LinearOperator, whole: LinearOperator, number: int, chunk: int) -> Rehearsed:
     """The rehearsal, with the seconds and the peak of tracing where the run will trace.
 
-    part: what was multiplied by in the rehearsal; whole: the same over all examples. chunk: examples in a chunk.
+    part: what was multiplied by in the rehearsal; whole: the same over all examples. number: of the run's products with
+    it. chunk: examples in a chunk.
     """
-    mean, small = _mean(whole), _mean(part.inner)
-    if mean is None or small is None or mean.plan.traced_from is None or part.products < mean.plan.traced_from:
+    mean, small = _mean(whole), _mean(part)
+    if mean is None or small is None or mean.plan.traced_from is None or number < mean.plan.traced_from:
         return found
     if small.plan.way == "linearised":  # it was traced, too, and all of it has been measured
         return found
@@ -55,12 +55,12 @@ def traced(found: Rehearsed, part: Timed, whole: LinearOperator, chunk: int) -> 
     tracing = each * found.of + (set_up[0] - each * FEW) * chunks
     return replace(
         found,
-        over=_seconds(found, part, mean, products) + tracing,
+        over=_seconds(found, number, mean, products) + tracing,
         peak=max(found.peak, resident_bytes() + _bytes(found.of, chunk, bytes_at, kept_at)),
     )
 
 
-def _seconds(found: Rehearsed, part: Timed, mean: MeanCurvature, products: list[Seconds]) -> Seconds:
+def _seconds(found: Rehearsed, number: int, mean: MeanCurvature, products: list[Seconds]) -> Seconds:
     """Of all products: those before tracing as they were, and those after it by their ratio to a retained graph's."""
     retained = MeanCurvature(mean.risk, mean.indices[:MORE], replace(mean.plan, traced_from=None))
     vector = torch.randn(mean.size, 1).to(mean.device, mean.dtype)
@@ -68,7 +68,7 @@ def _seconds(found: Rehearsed, part: Timed, mean: MeanCurvature, products: list[
     started = Seconds.now()
     retained.apply(vector)
     ratio = min(1.0, products[1].cpu / max(1e-9, (Seconds.now() - started).cpu))
-    later = (part.products - (mean.plan.traced_from or 0)) / max(1, found.products)
+    later = (number - (mean.plan.traced_from or 0)) / max(1, found.products)
     return found.over * (1 - later * (1 - ratio))
 
 
