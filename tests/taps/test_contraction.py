@@ -19,7 +19,7 @@ from stagetrace.stages.risk import Risk
 from stagetrace.taps import Contraction, gradient_rows, products, tap, uncovered
 from stagetrace.tracing import room
 from stagetrace.tracing.score import Scorer
-from tests.taps.test_gradients import CASES, N, Of, linear, risk_of
+from tests.taps.test_gradients import CASES, N, risk_of
 
 REFUSED = {
     "tied by a function": "'table.weight' is not tapped: used outside table",

@@ -12,8 +12,8 @@ from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.parts import Part, part_size
-from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.data import Batch
+from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.taps import Tapped
 from stagetrace.tracing.contract import Way, chosen, contraction, forward_passes
 from stagetrace.tracing.room import fitting
