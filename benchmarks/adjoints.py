@@ -16,10 +16,11 @@ from benchmarks.timing import in_turn
 from stagetrace import Stage
 from stagetrace.objectives import NextToken
 from stagetrace.stages.bound import BoundStage
-from stagetrace.tracing.contract import choose, contract, directions
+from stagetrace.tracing.contract import Way, choose, contraction
 
 SEQUENCES, LENGTH, WORDS = 4, 64, 4000
 ADJOINTS = (1, 2, 3, 4, 10)
+WAYS: tuple[Way, ...] = ("forward mode", "layer by layer", "one example at a time")
 TARGET = 1.1
 """How many times the faster way's seconds the chosen one may take."""
 
@@ -38,11 +39,7 @@ def run(report: Report) -> None:
     table, worst = list[Row](), 1.0
     for k in ADJOINTS:
         columns = torch.randn(risk.trained.size, k)
-        along = directions(risk.trained, columns)
-        works = {
-            "forward mode": partial(contract, "forward mode", risk, batch, columns, along),
-            "one example at a time": partial(contract, "one example at a time", risk, batch, columns),
-        }
+        works = {way: partial(contraction(way, risk, columns), batch) for way in WAYS}
         times = in_turn(works, report.asked.repetitions(5), clock=time.process_time)
         seconds = {name: each.least for name, each in times.items()}
         way, why = choose(risk, batch, k)

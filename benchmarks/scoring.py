@@ -6,6 +6,7 @@ The work, counted in multiply-adds m of a layer, for a batch and k adjoints:
     forward mode                (1 + 2k) m     the tangent of a layer has two terms, W x' + W' x; the first layer has no
                                                x': (1 + k) m
     per-example gradients       3 m, and k P an example for the product with the adjoints; the first layer 2 m
+    layer by layer              the same, without `vmap`: the outputs' gradients, then one product a layer
     one at a time               3 m, in as many calls as there are examples
 
 `counted` gives the numbers for the network at hand, by PyTorch's counter. A forward pass is the plain model and its
@@ -42,7 +43,11 @@ DEFAULT = 256
 ADJOINTS = (1, 2, 4, 8, 16, 32)
 ONE_BY_ONE = 256
 TARGET = 3.0
-WAYS: dict[str, Way] = {"forward mode": "forward mode", "per-example gradients": "per-example gradients"}
+WAYS: dict[str, Way] = {
+    "forward mode": "forward mode",
+    "layer by layer": "layer by layer",
+    "per-example gradients": "per-example gradients",
+}
 
 
 def run(report: Report) -> None:

@@ -237,7 +237,7 @@ def test_a_wrong_forward_mode_is_found_out():
     probe = next(iter(risk.read([[0, 1]])))
     for columns in (1, 3):
         way, why = choose(risk, probe, columns)
-        assert way == "per-example gradients"
+        assert way == "layer by layer"
         assert why == "no forward mode: it gives another derivative than plain autograd"
 
 

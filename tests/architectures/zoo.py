@@ -203,7 +203,7 @@ def normed(parametrise: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Mod
     return lambda: nn.Sequential(parametrise(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
 
 
-SINGLY = "one example at a time"
+SINGLY, BY_LAYER = "one example at a time", "layer by layer"
 STEPS, ROWS, TOKENS = vectors(4, 3), vectors(3), tokens()
 
 LAYERS = [
@@ -234,9 +234,9 @@ LAYERS = [
     plain("embedding, padding", lambda: layers.Lookup(padding_idx=0), TOKENS),
     plain("embedding, max norm", lambda: layers.Lookup(max_norm=50.0), TOKENS),
     plain("in place", lambda: Through(layers.in_place), ROWS),
-    plain("function, old style", lambda: Through(layers.Sine.apply), ROWS, way=SINGLY),
+    plain("function, old style", lambda: Through(layers.Sine.apply), ROWS, way=BY_LAYER),
     plain("function with everything", lambda: Through(layers.FullSine.apply), ROWS),
-    plain("function, once", lambda: Through(layers.OnceSine.apply), ROWS, second=False, way=SINGLY),
+    plain("function, once", lambda: Through(layers.OnceSine.apply), ROWS, second=False, way=BY_LAYER),
     plain("checkpoint", lambda: layers.Checkpointed(reentrant=False), ROWS, way=None),
     plain("returns a tuple", lambda: layers.Returning(lambda z: (z, z.mean())), ROWS),
     plain("returns a dict", lambda: layers.Returning(lambda z: {"logits": z}), ROWS),

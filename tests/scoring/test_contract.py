@@ -321,8 +321,8 @@ FALLBACKS = {
         "per-example gradients",
         *[r"no forward mode \(.*_embedding_bag.* and not layer by layer \("] * 2,
     ),
-    "with a batching rule": (BACKWARDS_BATCHED, "layer by layer", "no forward mode: ", "9 adjoints share them"),
-    "without": (BACKWARDS, "layer by layer", "no forward mode: .*the jvp function", "9 adjoints share them"),
+    "with a batching rule": (BACKWARDS_BATCHED, "layer by layer", *["no forward mode: .*the jvp function"] * 2),
+    "without": (BACKWARDS, "layer by layer", *["no forward mode: .*Backwards|no forward mode: .*the jvp function"] * 2),
     "embedding bag, shifted": (
         bare(BAG),
         "per-example gradients",
