@@ -2,7 +2,7 @@
 
     python -m benchmarks fixed --data DIR --out FILE [--other CHECKOUT]
 
-One query (the mean loss of all test images) against 22,731 training images: `trace` as a fresh process pays it, imports
+One query (the mean loss of all test images) against 24,754 training images: `trace` as a fresh process pays it, imports
 that it causes, the solve and all scores included, and reading the files not. The work, counted: three forward passes
 over all examples for the scores, a gradient over the test images, and the products over 1,000 examples that the solve
 takes. What is above that is fixed.

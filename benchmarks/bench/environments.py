@@ -54,6 +54,10 @@ def environment(folder: Path, name: str) -> Environment:
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         return Environment(None, f"{wanted.strip()} was not installed: {_why(done.stdout + done.stderr)}")
+    # torchvision of another build than PyTorch's cannot be imported, and transformers tries to; nobody here needs it
+    if subprocess.run([str(python), "-c", "import torchvision"], check=False, capture_output=True).returncode:
+        remove = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"]
+        subprocess.run(remove, check=False, capture_output=True)
     write_text(stamp, wanted)
     return Environment(python)
 

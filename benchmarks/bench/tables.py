@@ -18,6 +18,7 @@ TITLES = {
     parts.QUERIES: "More and more queries",
     parts.RANKS: "Several processes",
 }
+JUDGED = (parts.ONE, parts.HUNDRED, parts.THOUSAND)
 SIZES = {parts.EXAMPLES: "examples", parts.PARAMETERS: "parameters", parts.RANKS: "ranks"}
 NAMES = {
     "stagetrace": "this library",
@@ -32,6 +33,9 @@ def tables(report: Report, done: Sequence[Measured], quality: Mapping[str, Mappi
         of = [row for row in done if row.ask.part == part]
         found = [_cells(row, quality.get(row.ask.name, {})) for row in of if row.seconds is not None]
         report.table(title, found, part)
+        if part in JUDGED:
+            found = [_judged(row, quality.get(row.ask.name, {})) for row in of if row.seconds is not None]
+            report.table(f"{title}: how near", found, f"{part} judged")
     left = [
         {"library": library(row), "part": row.ask.part, "method": row.ask.method, "why": row.line["left out"]}
         for row in done
@@ -61,14 +65,18 @@ def _cells(row: Measured, quality: Mapping[str, Any]) -> Row:
     }
     if ask.part not in (parts.TWO_STAGE, parts.RANKS):
         cells["covers, %"] = 100 * line["covers"] / line["of"]
-    if ask.part in (parts.ONE, parts.HUNDRED, parts.THOUSAND):
-        cells["solves"] = line["system"] or (f"about {line['approximates']}" if line["approximates"] else None)
-        for column in ("error of the solve", "error of the scores", "r", "recall@100", "r with retraining"):
-            cells[column] = quality.get(column)
     if ask.part == parts.RANKS:
         cells["scores differ by"] = quality.get("scores differ by")
     cells["notes"] = "; ".join(line["notes"]) or None
     return cells
+
+
+def _judged(row: Measured, quality: Mapping[str, Any]) -> Row:
+    line = row.line
+    solves = line["system"] or (f"about {line['approximates']}" if line["approximates"] else None)
+    columns = ("error of the solve", "error of the scores", "r", "recall@100", "r with retraining")
+    found = {column: quality.get(column) for column in columns}
+    return {"library": library(row), "method": row.ask.method, "solves": solves, **found}
 
 
 # What was aimed at

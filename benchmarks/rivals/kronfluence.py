@@ -9,7 +9,6 @@ table of tokens, positions and norms are not tracked. Labels of the factors are 
 
 import logging
 import tempfile
-from typing import Any
 
 import torch
 from kronfluence.analyzer import Analyzer, prepare_model
@@ -45,7 +44,8 @@ def ekfac(given: Given, spent: Spent) -> Found:
     settings = given.settings
     linear(given.model)
     task = Losses(given)
-    notes: tuple[str, ...] = ()
+    tracked = task.get_influence_tracked_modules()
+    covers = sum(p.numel() for name in tracked for p in given.model.get_submodule(name).parameters())
     with tempfile.TemporaryDirectory() as folder:
         with spent.on("fit"):
             model = prepare_model(given.model, task)
@@ -69,18 +69,8 @@ def ekfac(given: Given, spent: Spent) -> Found:
             found = analyzer.load_pairwise_scores("scores")["all_modules"]
     if settings.mean:  # the sum over the queries
         found = found / len(given.tests)
-    tracked = [module for name, module in given.model.named_modules() if name in task.get_influence_tracked_modules()]
-    covers = _sizes(given.model, task)
-    if covers < given.parameters:
-        notes = (f"{len(tracked)} layers are tracked",)
+    notes = () if covers == given.parameters else (f"{len(tracked)} layers are tracked",)
     return Found(-found, covers, approximates=f"G + {settings.damping:g}", notes=notes)
-
-
-def _sizes(model: nn.Module, task: Losses) -> int:
-    names = tuple(f"{name}." for name in task.get_influence_tracked_modules())
-    of: dict[str, Any] = dict(model.named_parameters())
-    tracked = {name.replace("original_module.", ""): p for name, p in of.items() if "_constant" not in name}
-    return sum(p.numel() for name, p in tracked.items() if name.startswith(names))
 
 
 def linear(model: nn.Module) -> None:

@@ -84,20 +84,18 @@ def scoring(given: Given, spent: Spent) -> Found:
     adjoint = torch.randn(bound.trained.size, generator=torch.Generator().manual_seed(given.settings.seed))
     model, settings = given.model, given.settings
     forward, each = list[float](), list[float]()
-    parts: Any = None
+    values = torch.empty(0)
     for _ in range(3):
         before = time.process_time()
         with torch.no_grad():
             for inputs in given.train.tensors[0].split(min(settings.batch, 512)):
                 model(inputs)
         between = time.process_time()
-        parts = Scorer.of(bound.risk, adjoint[:, None], parts=False, rows=None).run(
-            lambda n: None, lambda n, part: None, Silent()
-        )
+        scorer = Scorer.of(bound.risk, adjoint[:, None], parts=False, rows=None)
+        values = join("only", scorer.run(lambda n: None, lambda n, part: None, Silent())).values
         forward.append(between - before)
         each.append(time.process_time() - between)
     spent.phases["score"] = min(each)
-    values = join("only", parts).values
     return Found(values[None], given.parameters, notes=(f"{min(each) / min(forward):.3g} forward passes",))
 
 

@@ -13,14 +13,18 @@ from torch.utils.data import TensorDataset
 pytest.importorskip("typer")
 
 from benchmarks.bench.judged import compared, foreseen
+from benchmarks.bench.measured import Measured
 from benchmarks.bench.products import Exact
 from benchmarks.bench.references import Krylov, References
 from benchmarks.bench.rows import rows
+from benchmarks.bench.tables import TITLES, tables
 from benchmarks.bench.truth import Truth
+from benchmarks.report import Report
 from benchmarks.rivals.call import called
 from benchmarks.rivals.given import Given, Settings, layers
 from benchmarks.rivals.process import Spent
 from benchmarks.rivals.stagetrace import METHODS
+from benchmarks.setting import Asked
 from stagetrace.curvature.subset import seeded_subset
 
 EXAMPLES, QUERIES, DAMPING = 30, 4, 0.1
@@ -143,6 +147,22 @@ def test_the_reliability_of_the_truth_is_spearman_and_browns() -> None:
     r = 2**0.5 / 3
     assert found["r of two orders"] == pytest.approx(r)
     assert found["ceiling"] == pytest.approx((3 * r / (1 + 2 * r)) ** 0.5)
+
+
+def test_tables_hold_every_row_and_aims_are_ratios_of_seconds(tmp_path: Path) -> None:
+    asks = rows(quick=False)
+    shared = {"products": 3, "peak MB": 2.0, "before MB": 1.0, "covers": 5, "of": 10, "approximates": None}
+    line = {**shared, "system": "G + 0.01", "notes": ["2.5 forward passes"]}
+    done = [Measured(ask, {**line, "in all, s": 1.0 if ask.rival == "stagetrace" else 8.0}, tmp_path) for ask in asks]
+    failed = Measured(asks[-1], {"left out": "no time"}, tmp_path)
+    report = Report("bench", Asked(tmp_path))
+    tables(report, [*done[:-1], failed], {})
+    assert sum(len(report.fields[part]) for part in TITLES) == len(asks) - 2  # the scoring row has no table
+    assert [row["why"] for row in report.fields["left_out"]] == ["no time"]
+    aims = {row["what"]: row["reached"] for row in report.targets}
+    assert aims["one query, seconds over curvlinops' conjugate gradients: G + 0.01, the same system"] == 1 / 8
+    assert aims["scores of one solution, in forward passes"] == 2.5
+    assert not any("ranks" in what for what in aims)
 
 
 @pytest.mark.parametrize("quick", [False, True])
