@@ -57,7 +57,7 @@ class Scorer:
         """Losses `[batch]` and contractions `[batch, k]`; the adjoints are laid out for it once."""
         return contraction(self.way, self.risk, self.adjoints, self.tapped)
 
-    def batches(self, indices: Sequence[int] | None = None) -> list[list[int]]:
+    def batches(self, indices: Sequence[int] | None = None) -> list[Sequence[int]]:
         """The examples, all or these, in batches that are scored at once."""
         size = self.risk.examples.batch_size
         return self.risk.examples.batch_indices(indices, size=size if self.most is None else min(size, self.most))
