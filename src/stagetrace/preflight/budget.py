@@ -30,7 +30,6 @@ from stagetrace.solvers import Direct
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.tracing.contract import contract
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.score import Scorer
 
@@ -142,7 +141,7 @@ def _scoring(bound: BoundStage, query: Query, allowed: int, where: str) -> int:
 
     def scored(number: int) -> None:
         for batch in risk.read([range(min(number, len(risk.examples)))]):
-            contract(scorer.way, risk, batch, adjoints)
+            scorer.contract(batch)
 
     fixed, each = map(most_of_all, growth(scored))
     size = min(risk.examples.batch_size, len(risk.examples))

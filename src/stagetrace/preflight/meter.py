@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-__all__ = ["Seconds", "Taken", "metered", "over_batches", "peak_bytes", "resident_bytes"]
+from stagetrace.curvature.subset import seeded_subset
+from stagetrace.stages.alike import differ, sizes_of
+from stagetrace.stages.data import Examples
+
+__all__ = ["Seconds", "Taken", "metered", "over_batches", "peak_bytes", "resident_bytes", "typical_batches"]
 
 
 @final
@@ -58,6 +62,10 @@ def metered() -> Generator[Taken, None, None]:
         taken.peak = peak_bytes()
 
 
+LOOKED_AT = 8
+"""Batches' worth of examples whose lengths are looked at, to find typical ones."""
+
+
 def over_batches(batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]], object]) -> Seconds:
     """Seconds of a pass over batches: the first, and the second as many times as there are others."""
     started = Seconds.now()
@@ -69,6 +77,23 @@ def over_batches(batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]
     work(batches[1])
     second = Seconds.now() - started
     return first + second * (sum(map(len, batches[1:])) / len(batches[1]))
+
+
+def typical_batches(examples: Examples, size: int) -> list[Sequence[int]]:
+    """As many batches as all examples make: the first of long ones, for memory, the second of the mean length, for time.
+
+    Examples of like length are read together, so that batches as they lie would be padded as none of them is.
+    """
+    plan: list[Sequence[int]] = list(examples.batch_indices(size=size))
+    if len(plan) < 3 or not differ(examples):
+        return plan
+    seen = list(seeded_subset(len(examples), min(len(examples), LOOKED_AT * size), seed=0))
+    sizes = dict(zip(seen, sizes_of(examples, seen), strict=True))
+    ordered = sorted(seen, key=sizes.__getitem__)
+    mean = sum(sizes.values()) / len(sizes)
+    place = sum(length < mean for length in sizes.values()) - size // 2
+    start = max(0, min(place, len(ordered) - size))
+    return [ordered[-size:], ordered[start : start + size], *plan[2:]]
 
 
 def resident_bytes() -> int:

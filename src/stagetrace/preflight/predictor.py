@@ -17,7 +17,7 @@ from stagetrace.checks import Finding, verify_query, verify_stage
 from stagetrace.curvature.auto import Auto, coupling_indices
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.forecast import Forecast, Phase
-from stagetrace.preflight.meter import Seconds, Taken, metered, over_batches, resident_bytes
+from stagetrace.preflight.meter import Seconds, Taken, metered, over_batches, resident_bytes, typical_batches
 from stagetrace.preflight.rehearsal import rehearse
 from stagetrace.preflight.rehearsed import Rehearsed
 from stagetrace.progress import Silent
@@ -35,7 +35,6 @@ from stagetrace.stages.gradient import FEW, Gradient, mean_gradient
 from stagetrace.stages.identity import Identity
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.risk import Risk
-from stagetrace.tracing.contract import contract
 from stagetrace.tracing.describe import by_stage, describe
 from stagetrace.tracing.pull_back import pull_back
 from stagetrace.tracing.query import Query
@@ -157,7 +156,7 @@ class Predictor:
             return gradient
         found = list[Gradient]()
         with metered() as taken:
-            plan = risk.examples.batch_indices()
+            plan = typical_batches(risk.examples, risk.examples.batch_size)
             seconds = over_batches(plan, lambda each: found.append(mean_gradient(risk, each)))
         self._add("query", "gradient", seconds, taken, how=f"two batches, for {total:,} examples")
         mean = found[0]
@@ -199,12 +198,11 @@ class Predictor:
             started = Seconds.now()
             scorer = Scorer.of(bound.risk, adjoint, parts=False, rows=rows)
             chosen = Seconds.now() - started
-            along = scorer._directions  # pyright: ignore[reportPrivateUsage]
-            plan = bound.risk.examples.batch_indices()
+            plan = typical_batches(bound.risk.examples, scorer.at_once)
 
             def contracted(each: Sequence[int]) -> None:
                 for batch in bound.risk.read([each]):
-                    contract(scorer.way, bound.risk, batch, adjoint, along)
+                    scorer.contract(batch)
 
             seconds = chosen + over_batches(plan, contracted)
         width = SINGLE if rows is None else max(4, adjoint.element_size())
