@@ -80,7 +80,7 @@ def over_batches(batches: Sequence[Sequence[int]], work: Callable[[Sequence[int]
 
 
 def typical_batches(examples: Examples, size: int) -> list[Sequence[int]]:
-    """As many batches as all examples make: the first of long ones, for memory, the second of the mean length, for time.
+    """As many batches as all examples make: the first of long ones, for memory, the second of mean ones, for time.
 
     Examples of like length are read together, so that batches as they lie would be padded as none of them is.
     """
