@@ -82,13 +82,16 @@ def measured(exact: Tensor, approximate: Tensor, drawn: Sequence[int]) -> Recall
     top, numbers = min(TOP, max(1, n // 10)), tried(n)
     unseen = torch.ones(n, dtype=torch.bool)
     unseen[list(drawn)] = False
-    every = _recalls(exact, approximate, top, numbers)
+    every = _recalls(exact, approximate, top, numbers, n)
     some = int(unseen.sum()) > 2 * top
-    others = _recalls(exact[:, unseen], approximate[:, unseen], top, numbers) if some else ()
+    others = _recalls(exact[:, unseen], approximate[:, unseen], top, numbers, n) if some else ()
     return Recall(len(exact), top, numbers, every, others)
 
 
-def _recalls(exact: Tensor, approximate: Tensor, top: int, numbers: Sequence[int]) -> tuple[float, ...]:
+def _recalls(
+    exact: Tensor, approximate: Tensor, top: int, numbers: Sequence[int], stage: int
+) -> tuple[float, ...]:
+    """stage: the number of all its examples."""
     total = torch.zeros(len(numbers), dtype=torch.float64)
     for true, said in zip(exact, approximate, strict=True):
         for sign in (1, -1):
@@ -97,5 +100,6 @@ def _recalls(exact: Tensor, approximate: Tensor, top: int, numbers: Sequence[int
             places = torch.empty(len(said), dtype=torch.int64)
             places[(sign * said).argsort(descending=True, stable=True)] = torch.arange(len(said))
             for row, number in enumerate(numbers):
-                total[row] += (places[ends] < number // 2).double().mean()
+                # where every example of the stage is rescored, none is missed
+                total[row] += 1.0 if number >= stage else (places[ends] < number // 2).double().mean()
     return tuple((total / (2 * len(exact))).tolist())

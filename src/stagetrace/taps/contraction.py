@@ -7,11 +7,15 @@ from torch import Tensor
 
 from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.stages.data import Batch
+from stagetrace.stages.gradient import trained_gradient
+from stagetrace.stages.risk import Risk
 from stagetrace.taps.find import Tapped
 from stagetrace.taps.gradients import Sums, wide
 from stagetrace.taps.groups import Group
+from stagetrace.taps.inside import UnseenError
 from stagetrace.taps.products import GroupProducts, GroupRows
 from stagetrace.taps.record import Record
+from stagetrace.taps.spot import CHECKED_EVERY, check_one
 
 __all__ = ["Contraction", "check_covered", "gradient_rows", "output_rows", "uncovered"]
 
@@ -68,13 +72,27 @@ class Contraction:
         columns = wide(vectors).contiguous()
         self._width, self._like = columns.shape[1], columns
         self._groups = [GroupProducts(group, columns) for group in tapped.tapped]
+        self._unchecked = CHECKED_EVERY
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses `[batch]` and contractions `[batch, k]`.
 
         Raises:
-            DifferentiationError: the gradients in the layers' outputs cannot be taken.
+            DifferentiationError: the gradients in the layers' outputs cannot be taken, or an example's gradient is not
+                autograd's.
         """
+        try:
+            losses, found = self._by_layer(batch)
+        except UnseenError:  # a batch that uses the layers in other ways than the others
+            losses, rows = _one_by_one(self.tapped.risk, batch)
+            return losses, rows.to(self._like.dtype) @ self._like
+        self._unchecked += len(batch)
+        if self._unchecked >= CHECKED_EVERY and len(batch) > 1:
+            self._unchecked = 0
+            check_one(self.tapped.risk, batch, found, self._like)
+        return losses, found
+
+    def _by_layer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         record, losses, slopes = _recorded(self.tapped, batch)
         found = self._like.new_zeros(len(batch), self._width)
         with torch.no_grad():
@@ -92,8 +110,14 @@ def gradient_rows(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
         DifferentiationError: as `Contraction`.
     """
     check_covered(tapped)
-    record, losses, slopes = _recorded(tapped, batch)
-    return losses, output_rows(tapped, record, slopes)
+    try:
+        record, losses, slopes = _recorded(tapped, batch)
+        rows = output_rows(tapped, record, slopes)
+    except UnseenError:
+        return _one_by_one(tapped.risk, batch)
+    if len(batch) > 1:
+        check_one(tapped.risk, batch, rows)
+    return losses, rows
 
 
 @torch.no_grad()
@@ -109,6 +133,8 @@ def output_rows(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
 def _recorded(tapped: Tapped, batch: Batch) -> tuple[Record, Tensor, Tensor]:
     """The forward pass, the losses `[batch]`, and the gradient of their sum in the outputs."""
     record = tapped.taps.record(batch)
+    if record.scattered:
+        raise UnseenError(f"{tapped.risk.where}: a layer gave rows that are not one for each example")
     outputs = record.outputs.detach().requires_grad_()
     try:
         with torch.enable_grad():
@@ -123,3 +149,9 @@ def _recorded(tapped: Tapped, batch: Batch) -> tuple[Record, Tensor, Tensor]:
             f"{tapped.risk.where}: the gradient of the loss in the outputs cannot be taken ({first_line(cause)})"
         ) from cause
     return record, losses.detach(), slopes
+
+
+def _one_by_one(risk: Risk, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Losses `[batch]` and gradients `[batch, trained.size]` by plain autograd, example by example."""
+    found = [trained_gradient(risk, single) for single in risk.read([[index] for index in batch.indices])]
+    return torch.stack([loss for loss, _ in found]), wide(torch.stack([gradient for _, gradient in found]))

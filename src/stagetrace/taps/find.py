@@ -74,7 +74,7 @@ def tap(risk: Risk) -> Tapped:
         why = _changed(risk, groups, axes, probe)
         groups = _without(risk, groups, why, lambda use: bool(why))
     kept, worst = _agreeing(risk, groups, axes, probe)
-    return Tapped(risk, _taps(risk, kept, axes), tuple(kept), worst)
+    return Tapped(risk, _taps(risk, kept, axes, watched=True), tuple(kept), worst)
 
 
 def _without(risk: Risk, groups: Sequence[Group], why: str, untapped: Callable[[Use], bool]) -> list[Group]:
@@ -96,9 +96,13 @@ def _axes(risk: Risk, groups: Sequence[Group]) -> dict[str, Axis]:
     return axes_of([(len(batch), shapes_in(risk, modules, batch)) for batch in batches])
 
 
-def _taps(risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis]) -> Taps:
+def _taps(risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis], *, watched: bool = False) -> Taps:
+    """watched: whether it is looked out for parameters that are used outside of their layers, too."""
     modules = {use.place: use.module for group in groups for use in group.uses}
-    return Taps(risk, modules, {place: axes[place] for place in modules})
+    held: dict[str, dict[str, str]] = {}
+    for use in (use for group in groups if watched for use in group.uses):
+        held.setdefault(use.place, {}).update(use.keys)
+    return Taps(risk, modules, {place: axes[place] for place in modules}, held)
 
 
 def _changed(risk: Risk, groups: Sequence[Group], axes: Mapping[str, Axis], probe: Batch) -> str:

@@ -1,8 +1,9 @@
 """One forward pass with a tap behind each layer: what the layers were given, and what they gave.
 
 Behind each tapped layer a constant of zeros is added to its output, and the gradient of a loss in that constant is the
-gradient in the layer's output, whatever is done with it afterwards, in place or not. No parameter requires a gradient,
-so that a backward pass computes these alone and no weight's gradient.
+gradient in the layer's output, whatever is done with it afterwards, in place or not. Inside of the layers no parameter
+requires a gradient, so that a backward pass computes these alone and no weight's gradient; one that is used outside of
+them, too, is noticed (`inside`).
 
 A layer whose output has no axis of examples (position ids that are the same for all) is given one: its output is
 repeated for each example, or the examples' gradients would be added up. A layer whose output has the examples in
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
+from stagetrace.taps.inside import UnseenError, constant_inside
 
 __all__ = ["MOST_SCATTERED", "Axis", "Call", "Record", "Taps", "axes_of", "shapes_in"]
 
@@ -57,31 +59,52 @@ class Record:
     size: int
     outputs: Tensor
     calls: dict[str, list[Call]] = field(default_factory=dict[str, list[Call]])
+    watched: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def scattered(self) -> bool:
+        """Whether a layer gave rows that are not one for each example, in their order."""
+        return any(call.scattered for calls in self.calls.values() for call in calls)
 
     def gradients(self, cotangent: Tensor, keep: bool = True) -> dict[str, list[Tensor]]:
         """The gradients of `<outputs, cotangent>` in the output of every call; zero where a call did not matter.
 
         keep: whether the graph is kept for another call.
+
+        Raises:
+            UnseenError: a watched parameter is used outside of its layers, too.
+            DifferentiationError: PyTorch cannot take them.
         """
         every = [call for calls in self.calls.values() for call in calls]
-        if not every or not self.outputs.requires_grad:
+        if not self.outputs.requires_grad:
             return {place: [torch.zeros_like(call.added) for call in calls] for place, calls in self.calls.items()}
         try:
             with torch.enable_grad():
                 paired = (self.outputs * cotangent.to(self.outputs.dtype)).sum()
-            found = iter(
-                torch.autograd.grad(  # of a number: given a cotangent, PyTorch imports its compiler
-                    paired,
-                    [call.added for call in every],
-                    retain_graph=keep,
-                    materialize_grads=True,
-                )
+            found = torch.autograd.grad(  # of a number: given a cotangent, PyTorch imports its compiler
+                paired,
+                [*(call.added for call in every), *self.watched.values()],
+                retain_graph=keep,
+                allow_unused=True,
             )
         except RuntimeError as cause:
             raise DifferentiationError(
                 f"{self.where}: the gradients in the layers' outputs cannot be taken ({first_line(cause)})"
             ) from cause
-        return {place: [next(found) for _ in calls] for place, calls in self.calls.items()}
+        self._refuse_unseen(found[len(every) :])
+        given = iter(
+            torch.zeros_like(call.added) if slope is None else slope for call, slope in zip(every, found, strict=False)
+        )
+        return {place: [next(given) for _ in calls] for place, calls in self.calls.items()}
+
+    def _refuse_unseen(self, slopes: Sequence[Tensor | None]) -> None:
+        """Refuse what depends on a parameter outside of its layers; with a derivative of 0 it does not."""
+        for name, slope in zip(self.watched, slopes, strict=True):
+            if slope is not None and bool(slope.count_nonzero()):
+                raise UnseenError(
+                    f"{self.where}: some examples use '{name}' outside of its layer, where a tap behind the layer does "
+                    "not see it; use another curvature than EKFAC(), or call the layer instead of using its parameter"
+                )
 
     def owners(self) -> dict[str, list[Tensor | None]]:
         """For the calls whose rows are scattered: the example `[units, ...]` that each row of the output belongs to.
@@ -91,7 +114,7 @@ class Record:
         Raises:
             DifferentiationError: a row depends on several examples.
         """
-        if not any(call.scattered for calls in self.calls.values() for call in calls):
+        if not self.scattered:
             return {place: [None] * len(calls) for place, calls in self.calls.items()}
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(self.outputs.shape, generator=generator).to(self.outputs)
@@ -124,10 +147,20 @@ class Record:
 
 @final
 class Taps:
-    """The layers of a model that are tapped, by their places, and where their outputs have the examples."""
+    """The layers of a model that are tapped, by their places, and where their outputs have the examples.
 
-    def __init__(self, risk: Risk, modules: Mapping[str, nn.Module], axes: Mapping[str, Axis]) -> None:
+    watched: by place, a layer's own parameters, by their attribute, that must not be used outside of it.
+    """
+
+    def __init__(
+        self,
+        risk: Risk,
+        modules: Mapping[str, nn.Module],
+        axes: Mapping[str, Axis],
+        watched: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.risk, self.modules, self.axes = risk, modules, axes
+        self.watched: Mapping[str, Mapping[str, str]] = watched or {}
 
     @property
     def scatters(self) -> bool:
@@ -137,9 +170,12 @@ class Taps:
     def record(self, batch: Batch) -> Record:
         """The forward pass of a batch."""
         calls: dict[str, list[Call]] = {place: [] for place in self.modules}
-        with self._hooked(calls, len(batch)), torch.enable_grad():
-            outputs = self.risk.outputs(self.risk.trained_values, self.risk.inherited_values, batch)
-        return Record(self.risk.where, len(batch), outputs, calls)
+        names = {name for keys in self.watched.values() for name in keys.values()}
+        leaves = {name: self.risk.trained_values[name].detach().requires_grad_() for name in sorted(names)}
+        inside = constant_inside((self.modules[place], keys) for place, keys in self.watched.items())
+        with inside, self._hooked(calls, len(batch)), torch.enable_grad():
+            outputs = self.risk.outputs({**self.risk.trained_values, **leaves}, self.risk.inherited_values, batch)
+        return Record(self.risk.where, len(batch), outputs, calls, leaves)
 
     @contextmanager
     def _hooked(self, calls: dict[str, list[Call]], size: int) -> Generator[None]:
