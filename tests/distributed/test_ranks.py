@@ -242,7 +242,7 @@ def test_memory_that_runs_out_on_one_process_changes_no_score(monkeypatch: pytes
     def small(*given: Any) -> Any:
         contract = contraction(*given)
 
-        def contracted(batch: Batch) -> Any:
+        def contracted(batch: Any) -> Any:
             if world().rank == 1 and len(batch) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
             return contract(batch)
