@@ -237,6 +237,14 @@ def test_recall_is_the_share_of_the_true_ends_among_the_candidates():
     assert tried(1_000_000)[-1] == 100_000
 
 
+def test_nothing_is_missed_where_every_example_is_rescored():
+    for n in (1, 3, 7, 200):
+        exact = torch.arange(1.0, n + 1).unsqueeze(0)
+        recall = measured(exact, -exact, [])
+        assert recall is not None
+        assert recall.found == (1.0,)
+
+
 def test_recall_of_a_build_is_what_its_searches_find(job, rough):
     """Measured by brute force: every query example alone, candidates against the true top."""
     chain, query = job

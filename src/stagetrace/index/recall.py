@@ -88,9 +88,7 @@ def measured(exact: Tensor, approximate: Tensor, drawn: Sequence[int]) -> Recall
     return Recall(len(exact), top, numbers, every, others)
 
 
-def _recalls(
-    exact: Tensor, approximate: Tensor, top: int, numbers: Sequence[int], stage: int
-) -> tuple[float, ...]:
+def _recalls(exact: Tensor, approximate: Tensor, top: int, numbers: Sequence[int], stage: int) -> tuple[float, ...]:
     """stage: the number of all its examples."""
     total = torch.zeros(len(numbers), dtype=torch.float64)
     for true, said in zip(exact, approximate, strict=True):

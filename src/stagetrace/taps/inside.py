@@ -1,9 +1,9 @@
 """Whether a layer's parameters are used inside of the layer only, batch by batch.
 
-What a tap behind a layer sees is what the layer itself does with its parameters. A model may also use them elsewhere, and
-do so for some examples only: copy a rare word's vector off the table, send a few rows through a layer once more. So during
-a forward pass the parameters require gradients, but not inside of their layers. Then they are on the graph exactly where
-no tap sees them, and to ask for their gradients costs nothing where they are not on it.
+What a tap behind a layer sees is what the layer itself does with its parameters. A model may also use them elsewhere,
+and do so for some examples only: copy a rare word's vector off the table, send a few rows through a layer once more. So
+during a forward pass the parameters require gradients, but not inside of their layers. Then they are on the graph
+exactly where no tap sees them, and to ask for their gradients costs nothing where they are not on it.
 """
 
 from collections.abc import Generator, Iterable, Mapping
