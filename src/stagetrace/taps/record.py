@@ -92,9 +92,7 @@ class Record:
                 f"{self.where}: the gradients in the layers' outputs cannot be taken ({first_line(cause)})"
             ) from cause
         self._refuse_unseen(found[len(every) :])
-        given = iter(
-            torch.zeros_like(call.added) if slope is None else slope for call, slope in zip(every, found, strict=False)
-        )
+        given = iter(_or_zeros(slope, call.added) for call, slope in zip(every, found, strict=False))
         return {place: [next(given) for _ in calls] for place, calls in self.calls.items()}
 
     def _refuse_unseen(self, slopes: Sequence[Tensor | None]) -> None:
@@ -248,6 +246,10 @@ def shapes_in(risk: Risk, modules: Mapping[str, nn.Module], batch: Batch) -> dic
         for handle in handles:
             handle.remove()
     return found
+
+
+def _or_zeros(slope: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if slope is None else slope
 
 
 def _repeated(tensor: Tensor, size: int) -> Tensor:
