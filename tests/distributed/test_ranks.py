@@ -237,14 +237,19 @@ def test_memory_that_runs_out_on_one_process_changes_no_score(monkeypatch: pytes
     """Its batches are halved, the others' are not: batches are nobody else's business."""
     with quiet():
         alone = scores(kept(37, 23), single(), solver=Lanczos(0.1))
-    contract = scoring.contract
+    contraction = scoring.contraction
 
-    def small(way: Any, risk: Any, batch: Any, *rest: Any) -> Any:
-        if world().rank == 1 and len(batch) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
-        return contract(way, risk, batch, *rest)
+    def small(*given: Any) -> Any:
+        contract = contraction(*given)
 
-    monkeypatch.setattr(scoring, "contract", small)
+        def contracted(batch: Any) -> Any:
+            if world().rank == 1 and len(batch) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+            return contract(batch)
+
+        return contracted
+
+    monkeypatch.setattr(scoring, "contraction", small)
 
     def work(rank: int) -> tuple[Found, Any]:
         with quiet():
