@@ -3,7 +3,7 @@
 The same model, sequences and queries, and the adjoints of EK-FAC; the store that `store="auto"` chooses. Recall is the
 one that the build measures of itself, from what is written to the disk, bytes and all: the top 100 at either end among
 the sequences that the store was not fitted on, mean over queries and both ends, against the exact scores of the same
-pass. The 200 that are rescored first are the store's own top 100 of either end.
+pass. The 200 that are rescored first are the store's own top 100 of either end; a tenth is of all sequences.
 """
 
 import tempfile
