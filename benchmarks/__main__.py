@@ -25,6 +25,7 @@ from benchmarks import (
     gpu,
     index,
     index_texts,
+    index_words,
     large_recording,
     memory,
     plans,
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index": index.digits,
     "index-million": index.million,
     "index-texts": index_texts.run,
+    "index-words": index_words.run,
     "plans": plans.run,
 }
 

@@ -5,12 +5,12 @@ training sequences as examples, validation sequences as queries. The queries' ad
 form, so the exact scores are its scores; stores that are made from its eigenvectors have the advantage that they know
 them. No store is rounded here: a byte a number would lose a little more.
 
-    principal components    of gradients drawn by sqrt(loss): what `stagetrace index` keeps
+    principal components    of gradients drawn by sqrt(loss): what `stagetrace index` keeps of models without words
     by layer                the same, a share of the numbers for each group of parameters
     EK-FAC coordinates      those of the largest eigenvalues
     low rank by layer       the leading directions of each layer's inputs and outputs (LoGra, started by PCA)
     words                   of each word of the sequence its row of the embedding's gradient, in leading directions
-    words + EK-FAC          half of each
+    words + EK-FAC          half of each: what the library keeps of this model, here not rounded (`index-words`)
     activations             the mean last hidden state, similar = helpful
 
 `ceiling` rows keep parts of the gradients whole: what no store of that part can pass. Recall is of the top 100 at

@@ -8,7 +8,7 @@ import typer
 from stagetrace.cli import options
 
 if TYPE_CHECKING:
-    from stagetrace.index import Index
+    from stagetrace.index import Index, StageIndex
 
 __all__ = ["index_target"]
 
@@ -24,6 +24,14 @@ def index_target(
             "--numbers", metavar="N", min=1, help="Kept of each example, in a byte each; 996 are 1,000 bytes."
         ),
     ] = options.INDEX_NUMBERS,
+    store: Annotated[
+        options.IndexStore,
+        typer.Option(
+            "--store",
+            metavar="KIND",
+            help="components; words, for sequences of an embedding table's words; auto: what fits the model.",
+        ),
+    ] = "auto",
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Index only this stage's examples.")] = [],  # noqa: B006
     queries: Annotated[
         int,
@@ -58,6 +66,7 @@ def index_target(
         job.query,
         out,
         of=of or job.options.get("of"),
+        store=store,
         numbers=numbers,
         queries=queries,
         memory=int(memory * 2**30),
@@ -70,16 +79,26 @@ def index_target(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+def _kept(held: "StageIndex") -> str:
+    """What is kept of a stage's examples, and in how many bytes."""
+    if held.store == "words":
+        assert held.bytes_mean is not None
+        return (
+            f"{held.n_examples:,} examples by words, in at most {held.bytes_each:,} bytes each (mean "
+            f"{held.bytes_mean:,.0f}; rows of at most {held.words:,} words and {held.numbers:,} coordinates of EK-FAC, "
+            f"{held.codes}); fitted on {held.drawn:,} examples, {held.parameters:,} parameters"
+        )
+    kept = f"{held.n_examples:,} examples in {held.bytes_each:,} bytes each ({held.numbers:,} numbers, {held.codes})"
+    return f"{kept}; basis of {held.drawn:,} gradients of {held.parameters:,} parameters"
+
+
 def said(index: "Index", out: Path) -> list[str]:
     """What was built, and what it is worth."""
     from stagetrace.index.recall import AIM
 
     lines = list[str]()
     for name, held in index.stages.items():
-        kept = (
-            f"{held.n_examples:,} examples in {held.bytes_each:,} bytes each ({held.numbers:,} numbers, {held.codes})"
-        )
-        lines.append(f"{name}: {kept}; basis of {held.drawn:,} gradients of {held.parameters:,} parameters")
+        lines.append(f"{name}: {_kept(held)}")
         lines += [f"{name}: {note}" for note in held.notes]
         recall = held.recall
         if recall is None:

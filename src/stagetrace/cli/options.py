@@ -17,6 +17,7 @@ EPOCHS, BATCH, ADAM_RATE, SGD_RATE = 5, 64, 1e-4, 0.1
 ENOUGH, TOKENS = 1000, 8000
 EXPORTS = ("quanda", "kronfluence", "bergson", "csv", "numpy")
 RowFormat = Literal["indices", "parquet", "hf"]
+IndexStore = Literal["auto", "components", "words"]
 RANDOM_SETS = 10
 INDEX_NUMBERS, INDEX_QUERIES, INDEX_MEMORY = 996, 20, 4.0
 

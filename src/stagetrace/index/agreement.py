@@ -2,24 +2,18 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from stagetrace.errors import ResultsError
 from stagetrace.index.files import PART
-from stagetrace.index.gradients import ExampleGradients
-from stagetrace.index.lookup import stored
-from stagetrace.index.manifest import IndexManifest, StageIndex
+from stagetrace.index.lookup import held_of
+from stagetrace.index.manifest import IndexManifest
+from stagetrace.index.store import Store
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_model
 
 __all__ = ["check_kept", "check_recorded"]
 
 PROBED = 8
-"""Examples whose coordinates are computed again, of those that the basis was made of: their gradients are large."""
-
-ROUNDING = 1e-3
-"""Over an example's norm: how far coordinates may be from those that are kept, beside what the codes round."""
+"""Examples of which what is kept is computed again: of those that the store was fitted on."""
 
 REMEDY = "give the model and data that it was built with, or build another index (stagetrace index TARGET --out DIR)"
 
@@ -48,22 +42,19 @@ def check_recorded(folder: Path, manifest: IndexManifest, bound: BoundStage) -> 
         raise ResultsError(f"{where}: the first or last examples differ from those that it was built with; {REMEDY}")
 
 
-def check_kept(
-    folder: Path, bound: BoundStage, held: StageIndex, gradients: ExampleGradients, basis: Tensor, drawn: list[int]
-) -> None:
-    """Compute a few examples' coordinates again, and refuse an index that keeps others.
+def check_kept(folder: Path, bound: BoundStage, store: Store) -> None:
+    """Compute what is kept of a few examples again, and refuse an index that keeps something else.
 
     Raises:
         ResultsError: names the example.
     """
-    chosen = sorted({drawn[place * len(drawn) // PROBED] for place in range(PROBED)})
-    columns = gradients.columns(basis)
-    for indices, _, found in gradients.products(chosen, columns):
-        for index, coordinates in zip(indices, found.float().cpu(), strict=True):
-            kept, scale = stored(folder, bound.name, index, PART)
-            allowed = (0.5 * scale if held.codes == "int8" else 0.0) + ROUNDING * float(coordinates.norm())
-            if not bool(torch.all((kept - coordinates).abs() <= allowed)):
-                raise ResultsError(
-                    f"{folder} is not an index of this {bound.stage.where}: the gradient of example {index} differs "
-                    f"from what is kept of it, so the model, its loss or the data have changed; {REMEDY}"
-                )
+    drawn = store.drawn
+    encode = store.encoder("float32", bound.trained.zeros(0))
+    for index in sorted({drawn[place * len(drawn) // PROBED] for place in range(PROBED)}):
+        number, place = divmod(index, PART)
+        fresh, _ = encode([index])
+        if not store.agrees(held_of(folder, bound.name, number), place, fresh):
+            raise ResultsError(
+                f"{folder} is not an index of this {bound.stage.where}: the gradient of example {index} differs "
+                f"from what is kept of it, so the model, its loss or the data have changed; {REMEDY}"
+            )

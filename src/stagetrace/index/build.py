@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,8 +14,9 @@ from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.subset import seeded_subset
 from stagetrace.errors import refuse
-from stagetrace.index.basis import DRAWN, FEWEST, NUMBERS, draw, losses_of, principal, room
-from stagetrace.index.codes import Kind, Products, bytes_each, encode
+from stagetrace.index.basis import DRAWN, NUMBERS
+from stagetrace.index.choose import Asked, chosen, fitted, opened_store
+from stagetrace.index.codes import Kind
 from stagetrace.index.files import (
     PART,
     adjoints_name,
@@ -31,6 +32,7 @@ from stagetrace.index.gradients import ExampleGradients
 from stagetrace.index.index import Index
 from stagetrace.index.manifest import IndexManifest, StageIndex
 from stagetrace.index.recall import measured
+from stagetrace.index.store import Held, Store, StoreKind
 from stagetrace.index.walk import adjoints, indexable
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Bars, Progress, Silent
@@ -46,7 +48,6 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import fingerprint_examples, fingerprint_model
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
-from stagetrace.taps.gradients import wide
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.describe import by_stage, describe
 from stagetrace.tracing.ensemble import trained_seeds
@@ -67,6 +68,7 @@ def build(
     out: str | Path,
     *,
     of: Iterable[str] | str | None = None,
+    store: Asked = "auto",
     numbers: int = NUMBERS,
     codes: Kind = "int8",
     drawn: int = DRAWN,
@@ -80,9 +82,12 @@ def build(
 ) -> Index:
     """Index the examples of a chain's stages, so that later queries look at few of them.
 
-    Of every example's gradient its coordinates in a basis are kept, in one byte each: the principal components of some
-    gradients of the stage, drawn by the square root of the loss. A search multiplies these with a query's adjoint and
-    computes the scores of those at both ends of that ranking exactly.
+    Of every example's gradient some numbers are kept, in one byte each. A search multiplies these with a query's
+    adjoint and computes the scores of those at both ends of that ranking exactly. Which numbers, says the store:
+
+    components: coordinates in the principal components of some gradients of the stage, drawn by the root of the loss.
+    words: of each word of a sequence some numbers of its row of the embedding's gradient, and EK-FAC's coordinates of
+    the largest eigenvalues elsewhere, half of the bytes each; on as many examples as `EKFAC` takes, or `drawn`.
 
     The same call continues where a killed one stopped; an index that is complete is only opened.
 
@@ -91,9 +96,12 @@ def build(
         query: its examples, each by itself, are what recall is measured with; a search may ask anything else.
         out: the folder.
         of: names of the stages whose examples are indexed; None takes every stage that can be.
-        numbers: kept of each example, at most; 996 and a scale of four bytes are 1,000 bytes an example.
+        store: "components" or "words"; "auto" takes words where the examples are sequences that are looked up in an
+            embedding table and EK-FAC knows the loss, and components elsewhere.
+        numbers: kept of each example, at most, words' own numbers among them; 996 and a scale of four bytes are 1,000
+            bytes an example, however long it is.
         codes: "int8", or "float32" without rounding.
-        drawn: gradients that the basis is made of, at most.
+        drawn: gradients that the store is fitted on, at most.
         seed: of the draws.
         queries: query examples that recall is measured with, drawn by the seed; 0 measures nothing.
         curvature, solver: as for `trace`, for these queries.
@@ -117,6 +125,8 @@ def build(
     check_count(memory, "index.build(memory=...), in bytes,")
     if codes not in ("int8", "float32"):
         refuse(f"index.build(codes=...) must be 'int8' or 'float32', got {codes!r}")
+    if store not in ("auto", "components", "words"):
+        refuse(f"index.build(store=...) must be 'auto', 'components' or 'words', got {store!r}")
     if world().size > 1:
         refuse("an index is built by one process; start stagetrace index without torchrun")
     if trained_seeds(chain):
@@ -132,15 +142,24 @@ def build(
     solvers = by_stage(chain, solver, usual, "solver", usual_solvers(chain, curvatures))
     checked(chain, query, bars)
     description = describe(chain, measuring, curvatures, solvers, stages, parts=False, progress=bars)
-    settings = {"numbers": numbers, "codes": codes, "drawn": drawn, "seed": seed, "queries": queries, "memory": memory}
-    for name in stages:
-        _drawn(chain[name], settings)  # what does not fit is refused before anything is solved
+    settings: dict[str, Any] = {
+        "numbers": numbers,
+        "codes": codes,
+        "drawn": drawn,
+        "seed": seed,
+        "queries": queries,
+        "memory": memory,
+    }
+    gradients = {name: ExampleGradients(chain[name].risk) for name in stages}
+    kinds: dict[str, StoreKind] = {name: chosen(chain[name], gradients[name], store, settings) for name in stages}
+    if "words" in kinds.values():  # left out of others, which then are those of format 1
+        settings["store"] = kinds
     with begun(Path(out), {**description, "index": settings}, target) as (manifest, lock):
         if lock is not None:
             plan = _Build(chain, Path(out), manifest, lock, settings, bars)
             if queries:
                 plan.solve(measuring, stages, curvatures, solvers)
-            found = {name: plan.stage(chain[name]) for name in stages}
+            found = {name: plan.stage(chain[name], gradients[name], kinds[name]) for name in stages}
             plan.finish(found)
     return Index.open(out, chain)
 
@@ -177,23 +196,25 @@ class _Build:
         for bound, solution in adjoints(self.chain, query, stages, curvatures, solvers, self.progress):
             self._write(adjoints_name(bound.name), bound.name, {"adjoints": solution.value})
 
-    def stage(self, bound: BoundStage) -> StageIndex:
-        """Basis and codes of a stage, and what its recall is."""
-        gradients = ExampleGradients(bound.risk)
-        basis, drawn, notes = self._basis(bound, gradients)
-        exact, said = self._codes(bound, gradients, basis)
-        kind: Kind = self.settings["codes"]
+    def stage(self, bound: BoundStage, gradients: ExampleGradients, kind: StoreKind) -> StageIndex:
+        """What is kept of a stage's examples, and what its recall is."""
+        store = self._store(bound, gradients, kind)
+        kept = self._kept(bound, store)
+        total, codes = len(bound.risk.examples), self.settings["codes"]
         return StageIndex(
-            n_examples=len(bound.risk.examples),
+            n_examples=total,
             parameters=bound.trained.size,
-            numbers=basis.shape[1],
-            codes=kind,
-            bytes_each=bytes_each(basis.shape[1], kind),
-            drawn=len(drawn),
+            numbers=store.numbers,
+            codes=codes,
+            bytes_each=store.bytes_each(codes),
+            drawn=len(store.drawn),
             model=str(fingerprint_model(bound.stage.model)["sha256"]),
             ends=str(fingerprint_examples(bound.risk.examples, read=False)["ends"]),
-            recall=None if exact is None or said is None else measured(exact, said, drawn),
-            notes=tuple(notes),
+            recall=measured(torch.cat(kept.exact).mT, torch.cat(kept.said).mT, store.drawn) if kept.said else None,
+            notes=tuple(store.notes(bound, self.settings, kept.crowded)),
+            store=kind,
+            words=store.words,
+            bytes_mean=kept.bytes / total if store.words else None,
         )
 
     def finish(self, stages: Mapping[str, StageIndex]) -> None:
@@ -214,80 +235,56 @@ class _Build:
         self.manifest.write(self.folder)
         shutil.rmtree(self.folder / "measuring", ignore_errors=True)
 
-    def _basis(self, bound: BoundStage, gradients: ExampleGradients) -> tuple[Tensor, list[int], list[str]]:
+    def _store(self, bound: BoundStage, gradients: ExampleGradients, kind: StoreKind) -> Store:
         path = self.folder / basis_name(bound.name)
-        count, notes = _drawn(bound, self.settings)
         if not path.exists():
-            total = len(bound.risk.examples)
-            with self.progress.task(f"losses of {bound.stage.where}", total, "examples") as advance:
-                losses = losses_of(bound.risk, advance)
-            drawn = draw(losses, count, self.settings["seed"])
-            with self.progress.task(f"basis of {bound.stage.where}", 1, "bases") as advance:
-                basis = principal(gradients, drawn, self.settings["numbers"])
-                advance(1)
-            self._write(basis_name(bound.name), bound.name, {"basis": basis.float(), "drawn": torch.tensor(drawn)})
-        found = read_tensors(path, self.index, bound.name)
-        basis, drawn = found["basis"], found["drawn"].tolist()
-        if basis.shape[1] < self.settings["numbers"] and len(drawn) == min(
-            self.settings["drawn"], len(bound.risk.examples)
-        ):
-            notes.append(f"the gradients span {basis.shape[1]:,} directions beyond rounding, so no more are kept")
-        return basis, drawn, notes
+            self._write(
+                basis_name(bound.name), bound.name, fitted(kind, bound, gradients, self.settings, self.progress)
+            )
+        return opened_store(kind, gradients, read_tensors(path, self.index, bound.name))
 
-    def _codes(
-        self, bound: BoundStage, gradients: ExampleGradients, basis: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The codes of every example; exact and approximate scores `[queries, n]` where recall is measured."""
-        name, total, adjoint = bound.name, len(bound.risk.examples), None
-        if self.settings["queries"]:
-            adjoint = read_tensors(self.folder / adjoints_name(name), self.index, name)["adjoints"].to(basis)
-        columns = gradients.columns(basis if adjoint is None else torch.cat([basis, adjoint], dim=1))
-        queries = None if adjoint is None else Products(basis.mT @ adjoint)
-        kind: Kind = self.settings["codes"]
-        exact, said = list[Tensor](), list[Tensor]()
+    def _kept(self, bound: BoundStage, store: Store) -> "_Kept":
+        """What is kept of every example; where recall is measured its exact and approximate scores too."""
+        name, total, kept = bound.name, len(bound.risk.examples), _Kept()
+        measuring, adjoints = bool(self.settings["queries"]), bound.trained.zeros(0)
+        if measuring:
+            adjoints = read_tensors(self.folder / adjoints_name(name), self.index, name)["adjoints"]
+            adjoints = adjoints.to(bound.trained.device)
+        encode, scores = store.encoder(self.settings["codes"], adjoints), store.scorer(adjoints)
         with self.progress.task(f"indexing {bound.stage.where}", total, "examples") as advance:
             for number in range(part_count(total)):
                 indices = range(number * PART, min(total, (number + 1) * PART))
                 places = codes_name(name, number), exact_name(name, number)
-                if not all((self.folder / place).exists() for place in places[: 1 if adjoint is None else 2]):
-                    found = [each for _, _, each in gradients.products(indices, columns)]
-                    products = torch.cat(found)
-                    coded, scales = encode(products[:, : basis.shape[1]], kind)
-                    self._write(places[0], name, {"codes": coded, "scales": scales})
-                    self._write(places[1], name, {"exact": -products[:, basis.shape[1] :].float()})
+                if not all((self.folder / place).exists() for place in places[: 2 if measuring else 1]):
+                    tensors, products = encode(indices)
+                    self._write(places[0], name, tensors)
+                    self._write(places[1], name, {"exact": -products.float()})
                     advance(len(indices))
                 else:
                     advance(len(indices), note=KEPT)
                 held = read_tensors(self.folder / places[0], self.index, name)
-                if queries is not None:
-                    said.append(queries.scores(held["codes"], held["scales"]))
-                    exact.append(read_tensors(self.folder / places[1], self.index, name)["exact"])
-        return (torch.cat(exact).mT, torch.cat(said).mT) if queries is not None else (None, None)
+                kept.count(store, held)
+                if measuring:
+                    kept.said.append(scores(held))
+                    kept.exact.append(read_tensors(self.folder / places[1], self.index, name)["exact"])
+        return kept
 
     def _write(self, name: str, stage: str, tensors: Mapping[str, Tensor]) -> None:
         self.lock.check()
         write_tensors(self.folder / name, self.index, stage, tensors)
 
 
-def _drawn(bound: BoundStage, settings: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """How many gradients the basis is made of, and what to say where they are fewer than was asked for.
+@final
+@dataclass
+class _Kept:
+    """What a pass over a stage's examples found: scores `[m, queries]` part by part, and what is kept in all."""
 
-    Raises:
-        DescriptionError: they would be too few.
-    """
-    wanted = min(settings["drawn"], len(bound.risk.examples))
-    itemsize = wide(torch.empty(0, dtype=bound.trained.dtype)).element_size()
-    fits = room(bound.trained.size, itemsize, settings["memory"])
-    if fits >= wanted:
-        return wanted, []
-    if fits < FEWEST:
-        least = 2 * FEWEST * itemsize * bound.trained.size / 2**30
-        refuse(
-            f"{bound.stage.where} has {bound.trained.size:,} parameters: a basis of {FEWEST} gradients takes "
-            f"{least:.1f} GiB, and memory is {settings['memory'] / 2**30:.1f} GiB; give more (--memory), or score "
-            "instead (stagetrace score)"
-        )
-    return fits, [
-        f"the basis is made of {fits:,} gradients, not of {wanted:,}, which do not fit in the memory that was given; "
-        "more may rank better"
-    ]
+    exact: list[Tensor] = field(default_factory=list[Tensor])
+    said: list[Tensor] = field(default_factory=list[Tensor])
+    bytes: int = 0
+    crowded: int = 0
+
+    def count(self, store: Store, held: Held) -> None:
+        """Another part."""
+        self.bytes += sum(tensor.nbytes for tensor in held.values())
+        self.crowded += store.crowded(held)

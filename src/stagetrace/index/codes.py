@@ -12,13 +12,17 @@ from torch import Tensor
 
 from stagetrace.errors import refuse
 
-__all__ = ["Kind", "Products", "bytes_each", "encode"]
+__all__ = ["Kind", "Products", "bytes_each", "encode", "near"]
 
 Kind = Literal["int8", "float32"]
 """How a coordinate is kept."""
 
 ROWS = 256
 """Codes that are made float32 at once: they stay in a processor's cache."""
+
+
+ROUNDING = 1e-3
+"""Over an example's norm: how far coordinates may be from those that are kept, beside what the codes round."""
 
 
 def encode(coordinates: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
@@ -42,6 +46,13 @@ def encode(coordinates: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
 def bytes_each(numbers: int, kind: Kind) -> int:
     """Bytes that an example takes."""
     return 4 + numbers * (1 if kind == "int8" else 4)
+
+
+def near(codes: Tensor, scale: Tensor, fresh: Tensor) -> bool:
+    """Whether codes `[r]` and their scale are of the coordinates `[r]`."""
+    kept = codes.float() * scale
+    rounded = 0.5 * float(scale) if codes.dtype == torch.int8 else 0.0
+    return bool(((kept - fresh).abs() <= rounded + ROUNDING * float(fresh.norm())).all())
 
 
 @final

@@ -1,8 +1,15 @@
 """Where the files of an index lie, and the tensors in them: safetensors, each written whole and sealed.
 
 DIR/index.json                              what the index is, and the digest of every file
-DIR/basis/STAGE.safetensors                 `basis` float32 [P, r], `drawn` int64 [d]: the examples it is made of
-DIR/codes/STAGE/part-00000.safetensors      `codes` int8 [m, r], `scales` float32 [m]
+DIR/basis/STAGE.safetensors                 `drawn` int64 [d]: the examples that the store was fitted on;
+                                            of components `basis` float32 [P, r];
+                                            of words `table`, `room` int64, `directions` float32 [E, E] of a row, and of
+                                            each group of parameters N the coordinates that are kept (`corners.py`):
+                                            `N.shape`, `N.rows`, `N.columns` int64, `N.left`, `N.right` float32
+DIR/codes/STAGE/part-00000.safetensors      `codes` int8 [m, r], `scales` float32 [m];
+                                            of words also (`rows.py`) `words` uint16 or int32 [w] of all examples one
+                                            after the other, `ends` int32 [m] of each one's, `row_codes` int8 and
+                                            `row_scales` float32 [m]
 DIR/measuring/STAGE/...                     while it is built: exact scores of the measured queries; removed at the end
 DIR/.lock                                   who is writing
 """

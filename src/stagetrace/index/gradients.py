@@ -1,13 +1,15 @@
 """The gradients of a stage's examples, some at a time and multiplied by matrices group by group: never `[n, P]`."""
 
 from collections.abc import Iterator, Sequence
-from typing import final
+from functools import cached_property
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from stagetrace.curvature.ekfac.fit import fitting
 from stagetrace.errors import DifferentiationError
+from stagetrace.index.table import table_of, words_of
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import trained_gradient
 from stagetrace.stages.risk import Risk, check_finite
@@ -16,10 +18,24 @@ from stagetrace.taps.gradients import wide
 from stagetrace.taps.layout import Layout
 from stagetrace.taps.rest import Rest
 
-__all__ = ["Columns", "ExampleGradients"]
+__all__ = ["Columns", "ExampleGradients", "Piece"]
 
 GRAPH_BYTES = 2**29
 """Memory for the graph of a batch, which decides how many examples are differentiated at once."""
+
+
+@final
+class Piece(NamedTuple):
+    """The gradients of some examples of a batch in a group of parameters.
+
+    number: of the group. part: which examples. rows: their gradients `[examples, size]`. words: of each example of the
+    batch, as `words_of` gives them, where the group is the table that was asked for.
+    """
+
+    number: int
+    part: slice
+    rows: Tensor
+    words: list[Tensor]
 
 
 @final
@@ -28,7 +44,9 @@ class Columns:
 
     def __init__(self, vectors: Tensor, layouts: Sequence[Layout] | None) -> None:
         self.count = vectors.shape[1]
-        self.parts = [vectors] if layouts is None else [each.gather(vectors).reshape(each.size, -1) for each in layouts]
+        self.parts = (
+            [vectors] if layouts is None else [each.gather(vectors).reshape(each.size, self.count) for each in layouts]
+        )
 
 
 @final
@@ -67,11 +85,29 @@ class ExampleGradients:
             found = torch.zeros(len(batch), columns.count, dtype=self.dtype, device=self.risk.trained.device)
             with torch.no_grad():
                 losses, pieces = self._pieces(batch)
-                for number, part, rows in pieces:
-                    found[part] += rows @ columns.parts[number]
+                for piece in pieces:
+                    found[piece.part] += piece.rows @ columns.parts[piece.number]
             check_finite(losses, batch.indices, self.risk.where)
             check_finite(found.sum(dim=1), batch.indices, self.risk.where, "the gradient")
             yield batch.indices, losses, found
+
+    @torch.no_grad()
+    def pieces(self, indices: Sequence[int], table: int) -> Iterator[tuple[Sequence[int], Iterator[Piece]]]:
+        """Some examples at a time: which, and their gradients group by group, with words at the table of this number.
+
+        Raises:
+            DataError: a loss or a gradient is not finite; the example is named.
+        """
+        for batch in self.risk.read(self.risk.examples.batch_indices(indices, size=self.batch_size)):
+            losses, pieces = self._pieces(batch, table)
+            check_finite(losses, batch.indices, self.risk.where)
+            yield batch.indices, self._finite(batch, pieces)
+
+    @torch.no_grad()
+    def _finite(self, batch: Batch, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            check_finite(piece.rows.sum(dim=1), batch.indices[piece.part], self.risk.where, "the gradient")
+            yield piece
 
     def vectors(self, indices: Sequence[int]) -> Tensor:
         """The gradients themselves, `[P, len(indices)]`; only of as many as memory holds.
@@ -84,13 +120,23 @@ class ExampleGradients:
         for batch in self.risk.read(self.risk.examples.batch_indices(indices, size=self.batch_size)):
             with torch.no_grad():
                 losses, pieces = self._pieces(batch)
-                for number, part, rows in pieces:
+                for number, part, rows, _ in pieces:
                     first = done + (part.start or 0)
                     self._write(number, rows, found[:, first : first + len(rows)])
             check_finite(losses, batch.indices, self.risk.where)
             check_finite(found[:, done : done + len(batch)].sum(dim=0), batch.indices, self.risk.where, "the gradient")
             done += len(batch)
         return found
+
+    @cached_property
+    def table(self) -> int | None:
+        """The number of the group that is the table of words; None where there is none."""
+        return None if self._tapped is None else table_of(self._tapped)
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Of each group of parameters; of a model without taps all are one column."""
+        return self._layouts or [Layout.stacked(self.risk.trained, self.risk.trained.names)]
 
     @property
     def _layouts(self) -> list[Layout] | None:
@@ -105,31 +151,32 @@ class ExampleGradients:
         m, n = layouts[number].shape
         layouts[number].scatter(rows.reshape(len(rows), m, n).permute(1, 2, 0), into)
 
-    def _pieces(self, batch: Batch) -> tuple[Tensor, Iterator[tuple[int, slice, Tensor]]]:
-        """The losses, and piece by piece: number of the group, which examples, their gradients `[examples, size]`."""
+    def _pieces(self, batch: Batch, table: int | None = None) -> tuple[Tensor, Iterator[Piece]]:
+        """The losses, and the gradients piece by piece, with words at the table of this number."""
         tapped = self._tapped
         if tapped is None:
             loss, gradient = trained_gradient(self.risk, batch)
-            return loss.unsqueeze(0), iter([(0, slice(0, 1), gradient.to(self.dtype).unsqueeze(0))])
+            return loss.unsqueeze(0), iter([Piece(0, slice(0, 1), gradient.to(self.dtype).unsqueeze(0), [])])
         record = tapped.taps.record(batch)
         losses, slopes = self._slopes(record.outputs, batch)
         gradients = record.gradients(slopes)
 
-        def pieces() -> Iterator[tuple[int, slice, Tensor]]:
+        def pieces() -> Iterator[Piece]:
             for number, sums in enumerate(tapped.sums(record)):
+                words = words_of(sums, gradients) if number == table else []
                 for part, matrices in sums.matrices(gradients):
-                    yield number, part, matrices.reshape(len(matrices), -1)
+                    yield Piece(number, part, matrices.reshape(len(matrices), -1), words)
             if tapped.rest:
                 yield from self._pieces_of_rest(tapped, batch, slopes)
 
         return losses, pieces()
 
-    def _pieces_of_rest(self, tapped: Tapped, batch: Batch, slopes: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    def _pieces_of_rest(self, tapped: Tapped, batch: Batch, slopes: Tensor) -> Iterator[Piece]:
         first, sizes = 0, [group.layout.size for group in tapped.rest]
         for found in self._rest.gradients(batch, slopes.unsqueeze(0)):
             part = slice(first, first + found.shape[1])
             for number, own in enumerate(found[0].split(sizes, dim=1)):
-                yield len(tapped.tapped) + number, part, own
+                yield Piece(len(tapped.tapped) + number, part, own, [])
             first = part.stop
 
     def _slopes(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

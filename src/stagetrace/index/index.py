@@ -13,12 +13,14 @@ from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.index.agreement import check_kept, check_recorded
+from stagetrace.index.choose import opened_store
 from stagetrace.index.files import basis_name, check_files, read_tensors
 from stagetrace.index.gradients import ExampleGradients
 from stagetrace.index.hits import Hits
 from stagetrace.index.lookup import lookup
 from stagetrace.index.manifest import IndexManifest, StageIndex, read_index_manifest
 from stagetrace.index.recall import tried
+from stagetrace.index.store import Store
 from stagetrace.index.walk import adjoints
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results.parts import Part
@@ -40,12 +42,15 @@ __all__ = ["Index"]
 
 @final
 class Index:
-    """A folder that `build` made, and the chain whose examples it is of. Make one with `Index.open`."""
+    """A folder that `build` made, and the chain whose examples it is of. Make one with `Index.open`.
+
+    stores: what is kept of each stage's examples, by its name.
+    """
 
     def __init__(self, folder: Path, manifest: IndexManifest, chain: Chain) -> None:
         self.folder, self.manifest, self.chain = folder, manifest, chain
         self._gradients: dict[str, ExampleGradients] = {}
-        self._bases: dict[str, Tensor] = {}
+        self.stores: dict[str, Store] = {}
 
     @staticmethod
     @in_ordinary_modes
@@ -76,9 +81,8 @@ class Index:
                 raise ResultsError(f"{folder} is an index of a stage '{name}', and this chain's stages are {names}")
             check_recorded(folder, manifest, index.chain[name])
             files = read_tensors(folder / basis_name(name), manifest.index, name)
-            index._bases[name] = files["basis"]
-            gradients, drawn = index.gradients(name), files["drawn"].tolist()
-            check_kept(folder, index.chain[name], held, gradients, files["basis"], drawn)
+            index.stores[name] = opened_store(held.store, index.gradients(name), files)
+            check_kept(folder, index.chain[name], index.stores[name])
         return index
 
     @property
@@ -169,9 +173,7 @@ class Index:
         name, held = bound.name, self.stages[bound.name]
         adjoint = solution.value.to(bound.trained.device)
         started = time.perf_counter()
-        basis = self._bases[name]
-        queries = basis.mT @ adjoint.to(basis)
-        candidates = lookup(self.folder, name, held, queries, rescored)
+        candidates = lookup(self.folder, name, held, self.stores[name].scorer(adjoint), rescored)
         looked = time.perf_counter()
         gradients = self.gradients(name)
         union = sorted(set().union(*candidates))

@@ -7,11 +7,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from stagetrace.index.codes import Products
 from stagetrace.index.files import codes_name, opened, part_count
 from stagetrace.index.manifest import StageIndex
+from stagetrace.index.store import Held, Scorer
 
-__all__ = ["Ends", "lookup", "stored"]
+__all__ = ["Ends", "held_of", "lookup"]
 
 
 @final
@@ -49,24 +49,20 @@ class Ends:
         return sorted([*chosen, *islice(others, missing)])
 
 
-def lookup(folder: Path, stage: str, held: StageIndex, queries: Tensor, rescored: int) -> list[list[int]]:
+def lookup(folder: Path, stage: str, held: StageIndex, scores: Scorer, rescored: int) -> list[list[int]]:
     """The examples that are to be rescored for each query, half from either end of the index's ranking.
 
-    queries: the adjoints in the basis, `[r, k]`.
+    scores: of the queries, by what is kept.
     """
-    products, ends, start = Products(queries), Ends(-(-rescored // 2)), 0
+    ends, start = Ends(-(-rescored // 2)), 0
     for number in range(part_count(held.n_examples)):
-        with opened(folder / codes_name(stage, number)) as file:
-            scores = products.scores(file.get_tensor("codes"), file.get_tensor("scales"))
-        ends.add(start, scores.mT)
-        start += len(scores)
+        found = scores(held_of(folder, stage, number))
+        ends.add(start, found.mT)
+        start += len(found)
     return ends.candidates()
 
 
-def stored(folder: Path, stage: str, index: int, part: int) -> tuple[Tensor, float]:
-    """The coordinates of an example as they are kept, `[r]`, and their scale."""
-    number, place = divmod(index, part)
+def held_of(folder: Path, stage: str, number: int) -> Held:
+    """What is kept of the examples of a part; the file was checked when the index was opened."""
     with opened(folder / codes_name(stage, number)) as file:
-        codes = file.get_slice("codes")[place : place + 1]
-        scale = file.get_slice("scales")[place : place + 1]
-    return codes[0].float() * scale[0], float(scale[0])
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -12,6 +12,7 @@ from typing import Any, Literal, final
 from stagetrace.errors import ResultsError
 from stagetrace.index.codes import Kind
 from stagetrace.index.recall import Recall
+from stagetrace.index.store import StoreKind
 from stagetrace.results.files import read_as, write_text
 from stagetrace.results.jsonable import JSON, from_json, json_text, read_json, to_json
 from stagetrace.results.manifest import SEAL, digest_of, seal_of, versions
@@ -21,11 +22,11 @@ __all__ = ["FORMAT", "READ", "RECORD", "IndexManifest", "StageIndex", "read_inde
 
 RECORD = "index.json"
 
-FORMAT = 1
+FORMAT = 2
 """What is written."""
 
-READ = (1,)
-"""The formats that this release reads."""
+READ = (1, 2)
+"""The formats that this release reads; in 1 every stage is kept by components."""
 
 REMEDY = "give the folder of an index, or delete this one and build it again"
 
@@ -35,8 +36,10 @@ REMEDY = "give the folder of an index, or delete this one and build it again"
 class StageIndex:
     """What is kept of a stage's examples.
 
-    n_examples, parameters: of the stage. numbers: kept of each example, as `codes`; bytes_each: what they take.
-    drawn: gradients that the basis is made of. model, ends: fingerprints, by the description's `fingerprints` scheme.
+    n_examples, parameters: of the stage. store: in what its examples are kept. numbers: coordinates that are kept of
+    each example, as `codes`; words: of which a row is kept besides, at most; bytes_each: what an example takes, at
+    most, and bytes_mean on average, where they differ. drawn: gradients that the store was fitted on. model, ends:
+    fingerprints, by the description's `fingerprints` scheme.
     recall: how many of the true ends of rankings a search finds; None where it was not measured.
     notes: what differs from what was asked for, and why.
     """
@@ -51,6 +54,9 @@ class StageIndex:
     ends: str
     recall: Recall | None = None
     notes: tuple[str, ...] = ()
+    store: StoreKind = "components"
+    words: int = 0
+    bytes_mean: float | None = None
 
 
 @final
