@@ -509,7 +509,10 @@ def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
 # What is imported
 
 
-COMMANDS = ("score", "check", "rank", "validate", "report", "show", "curate", "export", "demo")
+COMMANDS = (
+    *("score", "check", "rank", "validate", "report", "show"),
+    *("index", "search", "curate", "export", "demo"),
+)
 QUICK_WORDS = [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)]
 
 

@@ -6,7 +6,7 @@ import torch
 from stagetrace import CG, Chain, Direct, GaussNewton, Hessian, Lanczos, Query, trace
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.errors import DescriptionError
-from stagetrace.preflight import fit
+from stagetrace.preflight import budget, fit
 from stagetrace.preflight.budget import check_budget
 from stagetrace.preflight.forecast import Forecast, Phase
 from stagetrace.preflight.meter import Seconds
@@ -77,8 +77,9 @@ def test_the_dearest_part_decides_what_to_type() -> None:
         fit(job, Query(points(500, 2), reduction="none"), 150_000, *settings(GaussNewton(), CG(0.1), job))
     with pytest.raises(DescriptionError, match=r"type --solve b=lanczos, or a budget of"):
         fit(job, Query(points(3, 2)), 5_000, *settings(GaussNewton(), Direct(0.1), job))
+    needed = budget._scoring(job["b"], Query(points(3, 2)), 10**12, "budget")
     with pytest.raises(DescriptionError, match=r"scoring stage 'b' needs .*batch_size=\d+"):
-        fit(job, Query(points(3, 2)), 3_500, *settings(GaussNewton(memory=1), CG(0.1), job))
+        budget._scoring(job["b"], Query(points(3, 2)), needed - 1, "budget")
 
 
 def test_a_refusal_makes_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
