@@ -114,7 +114,10 @@ def test_references_and_this_librarys_rows_agree_with_dense_solutions(mean: bool
     assert set(spent.phases) == {"all"}
 
 
-@pytest.mark.parametrize("method", ["Hessian squared", "default", "EKFAC", "score one vector"])
+@pytest.mark.parametrize(
+    "method",
+    ["EKFAC", *(pytest.param(m, marks=pytest.mark.slow) for m in ("Hessian squared", "default", "score one vector"))],
+)
 def test_every_row_of_this_library_runs(method: str) -> None:
     of = given(mean=True)
     found = METHODS[method](of, Spent())

@@ -182,6 +182,7 @@ def test_what_is_printed(validate: Command, tmp_path: Path):
 # Nothing twice
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_nothing_again(validate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert validate(TARGET, "--out", tmp_path, *QUICK, *FEW).code == 0
     before, lines = said(tmp_path), (tmp_path / "retrainings.jsonl").read_text()
@@ -194,6 +195,7 @@ def test_the_same_command_trains_nothing_again(validate: Command, tmp_path: Path
     assert (tmp_path / "retrainings.jsonl").read_text() == lines
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on_with_what_is_left(
     validate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -104,7 +104,7 @@ def test_a_traced_product_equals_a_dense_matrix_every_time(specimen: Specimen, m
 @pytest.mark.parametrize(
     ("specimen", "matrix"),
     [
-        (LSTM, "Hessian"),
+        pytest.param(LSTM, "Hessian", marks=pytest.mark.slow),
         pytest.param(GRU, "GaussNewton", marks=pytest.mark.slow),
         pytest.param(ATTENTION, "Hessian", marks=pytest.mark.slow),
         (ENCODER, "GaussNewton"),

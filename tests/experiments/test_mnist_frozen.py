@@ -23,7 +23,7 @@ from tests.experiments.conftest import result_of
 
 ROOT = Path(__file__).parents[2]
 # Tiny stages are far from a minimum, and the trace says so.
-pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")]
 
 
 @pytest.fixture(scope="module")

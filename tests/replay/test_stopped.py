@@ -387,7 +387,7 @@ def off(scores: Tensor, truth: Tensor) -> float:
     return float((scores - truth).norm() / truth.norm())
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("momentum", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_before_a_recorded_stage_it_is_the_slope_of_both_trainings(momentum: float, tmp_path: Path) -> None:
     """From the minimum on the flow is exact, so that what is left is the error of steps of a finite rate, its order."""
     errors, some = list[float](), range(0, 10, 3)

@@ -144,9 +144,12 @@ LANGUAGE = {
     "bert": Language(tiny.bert, MaskedToken(), tiny.collate_masked),
     "bert classifier": Language(tiny.bert_classifier, Classification(), tiny.collate),
 }
+SLOW = ("gpt2, untied, eager", "llama", "bert classifier")
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize(
+    "name", [*("gpt2, tied", "bert"), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_contractions_of_language_models_equal_a_loop_without_padding(name: str):
     case = LANGUAGE[name]
     gradients = case.gradients()

@@ -27,7 +27,7 @@ def measured(seed: int, runs: int, n: int, noise: float = 1.0) -> tuple[Tensor, 
     return signal, signal + noise * torch.randn(runs, n, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("runs", [2, 3, 4, 5, 8, 9, 12])
+@pytest.mark.parametrize("runs", [2, 3, 4, 5, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, 12))])
 @pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_finds_the_reliability_that_was_put_in(runs: int, noise: float):
     signal, effects = measured(100 + runs, runs, 20_000, noise)
