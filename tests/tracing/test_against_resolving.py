@@ -82,6 +82,7 @@ def test_ridge_by_hand_agrees_with_the_oracles(case: ChainCase):
         assert_agree(torch.from_numpy(scores), expected, 1e-8)
 
 
+@pytest.mark.slow
 @named(CASES)
 def test_the_examples_of_every_stage_matter(case: ChainCase):
     for position in range(len(case.stages)):
@@ -330,12 +331,14 @@ def test_the_oracle_rejects_a_dropped_direct_term(case: ChainCase):
     assert miss(dense_scores(case, 0, Slip(direct=0.0)).mean(dim=0), expected) > 1e-2
 
 
+@pytest.mark.slow
 @named(PULLED)
 def test_the_oracle_rejects_a_forgotten_two_in_two_alpha(case: ChainCase):
     expected = truth(case, 0).mean(dim=0)
     assert miss(dense_scores(case, 0, Slip(pull=0.5)).mean(dim=0), expected) > 1e-2
 
 
+@pytest.mark.slow
 @named(CASES)
 def test_the_oracle_rejects_a_tenth_of_the_weight_decay(case: ChainCase):
     for position in range(len(case.stages)):

@@ -103,6 +103,7 @@ def test_agrees_with_scipy_from_far_away():
     assert found.steps <= 15
 
 
+@pytest.mark.slow
 @each_place()
 def test_the_gradient_norm_is_the_true_one_wherever_it_stops(case: ChainCase, position: int):
     stage, previous = case.stages[position], truth(case, position)[1]
