@@ -1,5 +1,6 @@
 """Whole per-example gradients of losses from taps: contracted with vectors, or as they are."""
 
+from functools import cached_property
 from typing import final
 
 import torch
@@ -89,8 +90,12 @@ class Contraction:
         self._unchecked += len(batch)
         if self._unchecked >= CHECKED_EVERY and len(batch) > 1:
             self._unchecked = 0
-            check_one(self.tapped.risk, batch, found, self._like)
+            check_one(self.tapped.risk, batch, found, self._like, self._lengths)
         return losses, found
+
+    @cached_property
+    def _lengths(self) -> Tensor:
+        return self._like.norm(dim=0)
 
     def _by_layer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         record, losses, slopes = _recorded(self.tapped, batch)

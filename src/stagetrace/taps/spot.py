@@ -25,11 +25,14 @@ ROUNDINGS = 1e3
 
 
 @torch.no_grad()
-def check_one(risk: Risk, batch: Batch, found: Tensor, vectors: Tensor | None = None) -> None:
+def check_one(
+    risk: Risk, batch: Batch, found: Tensor, vectors: Tensor | None = None, lengths: Tensor | float = 1.0
+) -> None:
     """Compare one of a batch's examples, chosen by the batch's indices.
 
     Args:
         found: `[batch, k]`: gradients, or their products with `vectors` `[trained.size, k]`.
+        lengths: the vectors' norms `[k]`; they cost as much as a product, so whoever checks often has them at hand.
 
     Raises:
         DifferentiationError: they are not autograd's.
@@ -37,7 +40,6 @@ def check_one(risk: Risk, batch: Batch, found: Tensor, vectors: Tensor | None = 
     place = sum(batch.indices) % len(batch)
     gradient = trained_gradient(risk, next(iter(risk.read([[batch.indices[place]]]))))[1].to(found)
     right = gradient if vectors is None else gradient @ vectors.to(found)
-    lengths = 1.0 if vectors is None else torch.linalg.vector_norm(vectors, dim=0)
     eps = torch.finfo(risk.trained.dtype).eps
     size = torch.maximum(right.abs().max(), found[place].abs().max())
     allowed = NEAR * size + min(ROUNDINGS * eps, eps**0.5) * torch.linalg.vector_norm(gradient) * lengths
