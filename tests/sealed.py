@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stagetrace.results.manifest import digest_of
+from stagetrace.results.seals import digest_of
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

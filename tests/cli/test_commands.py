@@ -438,7 +438,7 @@ def test_check_says_everything_there_is_to_know(stage_trace: Command):
     ended = stage_trace("check", f"{jobs.FILE}:three")
     assert ended.code == 0, ended.err
     found = {tuple(line.split()[:2]) for line in ended.out.splitlines()}
-    everywhere = ("data", "coverage", "stationarity", "curvature", "solving", "scoring", "plan")
+    everywhere = ("data", "coverage", "stationarity", "curvature", "solving", "plan")
     for stage in ("pretrain", "middle", "finetune"):
         assert [(stage, what) in found for what in everywhere] == [True] * len(everywhere), ended.out
     assert {("middle", "mapping"), ("finetune", "mapping"), ("middle", "distance"), ("query", "data")} <= found

@@ -25,7 +25,8 @@ import stagetrace.results
 from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceError
 from stagetrace.results import SIGN, Part, Scores, Trace, part_size
 from stagetrace.results import parts as parts_module
-from stagetrace.results.manifest import SEAL, identity
+from stagetrace.results.manifest import identity
+from stagetrace.results.seals import SEAL
 from stagetrace.solvers import Equation, Shift, Tikhonov
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.filters import Squared

@@ -20,9 +20,9 @@ import torch
 
 from stagetrace.curate.curation import Curation
 from stagetrace.curate.record import Record
-from stagetrace.errors import ResultsError, refuse
+from stagetrace.errors import refuse
 from stagetrace.results import SIGN, UNIT
-from stagetrace.results.files import atomic, filled, read_as, write_text
+from stagetrace.results.files import atomic, filled, holds, read_as, write_text
 from stagetrace.results.jsonable import json_text, read_json
 from stagetrace.results.manifest import refuse_different
 
@@ -87,14 +87,8 @@ def check_out(record: Record, out: Path) -> None:
     Raises:
         ResultsError: a file, a folder of something else, or another curation: the message lists what differs.
     """
-    if not out.exists():
+    if not holds(out, RECORD):
         return
-    if not out.is_dir():
-        raise ResultsError(f"{out} is a file, not a folder; choose an empty or new folder")
-    if not any(out.iterdir()):
-        return
-    if not (out / RECORD).exists():
-        raise ResultsError(f"{out} holds something else (no {RECORD} in it); choose an empty or new folder")
     with read_as(out / RECORD, "the record of a curation", "choose another folder, or delete this one"):
         before = dict(read_json(out / RECORD))
     refuse_different(out, "curation", before.get("of"), record.identity)

@@ -31,7 +31,7 @@ from torch import Tensor
 from stagetrace.errors import ResultsError
 from stagetrace.index.manifest import RECORD, IndexManifest
 from stagetrace.results.files import atomic, read_as, sha256_of, stage_name
-from stagetrace.results.manifest import SEAL, seal_of
+from stagetrace.results.seals import SEAL, seal_of
 
 __all__ = [
     "PART",

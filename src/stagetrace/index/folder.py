@@ -4,12 +4,12 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from stagetrace.errors import ResultsError, StagetraceError
+from stagetrace.errors import StagetraceError
 from stagetrace.index.manifest import RECORD, IndexManifest, read_index_manifest
-from stagetrace.results.files import is_litter, sweep
-from stagetrace.results.jsonable import JSON, leaves_named
+from stagetrace.results.files import holds, sweep
+from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import Lock
-from stagetrace.results.manifest import refuse_different
+from stagetrace.results.manifest import refuse_different, refuse_unidentified
 
 __all__ = ["begun"]
 
@@ -47,21 +47,9 @@ def begun(
 
 
 def _there(folder: Path, wanted: Mapping[str, JSON]) -> IndexManifest | None:
-    if folder.exists() and not folder.is_dir():
-        raise ResultsError(f"{folder} is a file, not a folder; choose an empty or new folder (--out)")
-    if not (folder / RECORD).exists():
-        if folder.exists() and any(not is_litter(path) for path in folder.iterdir()):
-            raise ResultsError(
-                f"{folder} holds something else than an index (no {RECORD} in it); choose a new folder (--out)"
-            )
+    if not holds(folder, RECORD):
         return None
     manifest = read_index_manifest(folder)
-    unidentified = leaves_named(wanted, "unidentified")
-    if unidentified:
-        raise ResultsError(
-            f"{folder} already holds an index, and this one cannot be compared with it: {unidentified[0][0]} refers to "
-            f"something that cannot be identified; choose another folder (--out), or give its class a __getstate__ "
-            "that returns what a score depends on"
-        )
+    refuse_unidentified(folder, "index", wanted)
     refuse_different(folder, "index", manifest.description, wanted)
     return manifest

@@ -7,15 +7,16 @@ what a file holds needs a new number, and what was written under the old ones st
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from stagetrace.errors import ResultsError
 from stagetrace.index.codes import Kind
 from stagetrace.index.recall import Recall
 from stagetrace.index.store import StoreKind
-from stagetrace.results.files import read_as, write_text
-from stagetrace.results.jsonable import JSON, from_json, json_text, read_json, to_json
-from stagetrace.results.manifest import SEAL, digest_of, seal_of, versions
+from stagetrace.results.files import read_as
+from stagetrace.results.jsonable import JSON, from_json, to_json
+from stagetrace.results.manifest import versions
+from stagetrace.results.seals import digest_of, read_record, write_record
 from stagetrace.results.sign import SIGN
 
 __all__ = ["FORMAT", "READ", "RECORD", "IndexManifest", "StageIndex", "read_index_manifest"]
@@ -94,8 +95,7 @@ class IndexManifest:
         Raises:
             ResultsError: the file system refused.
         """
-        content = {"format": FORMAT, **to_json(self, RECORD)}
-        write_text(folder / RECORD, json_text({**content, SEAL: seal_of(content).hexdigest()}))
+        write_record(folder / RECORD, to_json(self, RECORD), FORMAT)
 
 
 def read_index_manifest(folder: Path) -> IndexManifest:
@@ -109,21 +109,6 @@ def read_index_manifest(folder: Path) -> IndexManifest:
         raise ResultsError(
             f"{folder} is no index: it has no {RECORD}; build one: stagetrace index TARGET --out {folder}"
         )
+    content = read_record(path, "the record of an index", READ, "search it with the version that wrote it", REMEDY)
     with read_as(path, "the record of an index", REMEDY):
-        content = read_json(path)
-        _check(content)
-        return from_json(IndexManifest, {key: value for key, value in content.items() if key not in ("format", SEAL)})
-
-
-def _check(content: Any) -> None:
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError("it has no format number")
-    if content["format"] not in READ:
-        raise ValueError(
-            f"it has format {content['format']!r}, this stagetrace reads {', '.join(map(str, READ))}: search it with "
-            "the version that wrote it"
-        )
-    if content.get("sign") != SIGN:
-        raise ValueError(f"its sign is {content.get('sign')!r}, not {SIGN!r}")
-    if content.get(SEAL) != seal_of(content).hexdigest():
-        raise ValueError("it is damaged or was edited: its content is not what was written")
+        return from_json(IndexManifest, content)

@@ -6,8 +6,8 @@ from stagetrace.checks import Finding, Level, in_short
 from stagetrace.curvature.auto import describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.budget import Fitted, check_budget, fit
-from stagetrace.preflight.plan import Estimate, plan_scoring, plan_solve, total
 from stagetrace.preflight.predictor import Predictor
+from stagetrace.preflight.products import solving
 from stagetrace.preflight.recorded import replays
 from stagetrace.preflight.sizes import as_size
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
@@ -42,7 +42,6 @@ def inspect(
         DescriptionError: no plan fits into the budget.
         StagetraceError: the trace would be refused; the message is the one the trace would give.
     """
-    costs: list[Estimate] = []
     said = chosen(solver, usual_solvers(chain, curvature))
     if budget is not None:
         fitted = fit(chain, query, budget, curvature, solver, where="--budget")
@@ -73,17 +72,11 @@ def inspect(
         operator = curvature[bound.name].operator(bound)
         look = Look.at(bound, operator, progress)
         yield curvature_finding(bound, operator, solver[bound.name], look)
-        for cost in (
-            plan_solve(bound, curvature[bound.name], operator, solver[bound.name], look, query.rows or 1),
-            plan_scoring(bound, query),
-        ):
-            costs.append(cost)
-            yield cost.finding
+        yield solving(bound, operator, solver[bound.name], look, query.rows or 1)
     yield from in_short(of_query)
     text = f"{len(query.data):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "query", Level.OK, text)
     yield from forecast.findings()
-    yield total(costs)
     if budget is not None:
         check_budget(forecast, budget, "--budget")
 

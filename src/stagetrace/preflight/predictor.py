@@ -207,7 +207,7 @@ class Predictor:
             seconds = chosen + over_batches(plan, contracted)
         width = SINGLE if rows is None else max(4, adjoint.element_size())
         part = min(examples, part_size(rows)) * columns * (adjoint.element_size() + 2 * width)
-        how = f"{scorer.forward_passes:,.0f} forward passes, from two batches, for {examples:,} examples"
+        how = f"{examples:,} examples by {scorer.way} ({scorer.why}), from two batches"
         self._results += examples * columns * width
         self._add(bound.name, "scoring", seconds, taken, part, how=how)
         if self.kept:

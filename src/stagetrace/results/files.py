@@ -211,6 +211,21 @@ def cannot_write(path: Path, cause: OSError) -> ResultsError:
     )
 
 
+def holds(folder: Path, record: str) -> bool:
+    """Whether a folder has its record; False where it is new or empty.
+
+    Raises:
+        ResultsError: it is a file, or holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ResultsError(f"{folder} is a file, not a folder; choose an empty or new folder")
+    if (folder / record).exists():
+        return True
+    if folder.exists() and any(not is_litter(path) for path in folder.iterdir()):
+        raise ResultsError(f"{folder} holds something else (no {record} in it); choose an empty or new folder")
+    return False
+
+
 def is_litter(path: Path) -> bool:
     """Whether `path` is what a killed process left: a lock, or a write that never happened."""
     return path.name in (LOCK, STAGING) or (path.name.startswith(".") and path.name.endswith(".tmp"))

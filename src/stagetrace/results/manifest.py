@@ -4,35 +4,31 @@ Every other file of the run says whose it is, too, and the digest of what it hol
 one of another run, and a damaged one cannot be used.
 """
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.files import RECORD, read_as, write_text
+from stagetrace.results.files import RECORD, read_as
 from stagetrace.results.jsonable import (
     JSON,
     differences,
     format_differences,
     from_json,
-    json_text,
     leaves_named,
-    read_json,
     to_json,
 )
+from stagetrace.results.seals import digest_of, read_record, write_record
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.stages.fingerprint import NOT_TAKEN
 from stagetrace.version import __version__
 
 FORMAT = 2
 
-SEAL = "sha256"
-"""The key under which a file says the digest of what it holds."""
+_OTHERWISE = "read it with the version that wrote it, or run the same command again with another --out"
 
 
 def versions() -> dict[str, str]:
@@ -94,8 +90,7 @@ class Manifest:
         Raises:
             ResultsError: the file system refused.
         """
-        content = {"format": FORMAT, **to_json(self, "run.json")}
-        write_text(folder / RECORD, json_text({**content, SEAL: seal_of(content).hexdigest()}))
+        write_record(folder / RECORD, to_json(self, "run.json"), FORMAT)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -107,20 +102,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / RECORD
     if not path.exists():
         raise ResultsError(f"{folder} is not a stagetrace run folder: it has no {RECORD}; give the folder of a run")
-    with read_as(path, "the record of a run", "choose another folder, or delete this one and run again"):
-        content = read_json(path)
-        _check(content)
-        return from_json(Manifest, {key: value for key, value in content.items() if key not in ("format", SEAL)})
-
-
-def digest_of(content: object) -> str:
-    """The digest of a JSON value, whatever the order of its keys.
-
-    Example:
-        >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
-        True
-    """
-    return _hash_of(content).hexdigest()
+    what, remedy = "the record of a run", "choose another folder, or delete this one and run again"
+    content = read_record(path, what, (FORMAT,), _OTHERWISE, remedy)
+    with read_as(path, what, remedy):
+        return from_json(Manifest, content)
 
 
 def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
@@ -135,20 +120,6 @@ def merged(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
         used = before[name].split(", ") if name in before else []
         merged_versions[name] = ", ".join(dict.fromkeys([*used, value]))
     return merged_versions
-
-
-def _check(content: Any) -> None:
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError("it has no format number")
-    if content["format"] != FORMAT:
-        raise ValueError(
-            f"it has format {content['format']!r}, this stagetrace reads format {FORMAT}: read it with the version "
-            "that wrote it, or run the same command again with another --out"
-        )
-    if content.get("sign") != SIGN:
-        raise ValueError(f"its sign is {content.get('sign')!r}, not {SIGN!r}")
-    if content.get(SEAL) != seal_of(content).hexdigest():
-        raise ValueError("it is damaged or was edited: its content is not what was written")
 
 
 # What the other files of a run say of themselves
@@ -172,25 +143,6 @@ def check_identity(found: Mapping[str, object], run: str, stage: str) -> None:
         raise ValueError(f"it belongs to another run, {str(found.get('run'))[:12]}, and this folder to {run[:12]}")
 
 
-def seal_of(metadata: Mapping[str, object]) -> Any:
-    """The digest, by `hashlib`, of what a file says of itself but for its seal; what it holds is to be added."""
-    return _hash_of({key: value for key, value in metadata.items() if key != SEAL})
-
-
-def check_seal(found: Mapping[str, object], seal: Any) -> None:
-    """Refuse a file whose seal is another than that of what it holds.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    if found.get(SEAL) != seal.hexdigest():
-        raise ValueError("it is damaged: what it holds is not what was written")
-
-
-def _hash_of(content: object) -> Any:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
-
-
 # Whether two descriptions are those of the same run
 
 
@@ -210,11 +162,13 @@ def refuse_different(folder: Path, what: str, stored: JSON, wanted: JSON) -> Non
         )
 
 
-def refuse_uncertain(folder: Path, stored: Mapping[str, JSON], wanted: Mapping[str, JSON]) -> None:
-    """Refuse to go on with a run that may be another one.
+def refuse_unidentified(folder: Path, what: str, wanted: Mapping[str, JSON]) -> None:
+    """Refuse to go on with something that cannot be compared with this, since a part of this cannot be identified.
+
+    what: as for `refuse_different`.
 
     Raises:
-        ResultsError: something of this run cannot be identified, or the folder's run was not fingerprinted like it.
+        ResultsError: the message names the part.
     """
     unidentified = leaves_named(wanted, "unidentified")
     if unidentified:
@@ -223,10 +177,19 @@ def refuse_uncertain(folder: Path, stored: Mapping[str, JSON], wanted: Mapping[s
         more = len(more) + len(unidentified) - 1
         beside = f" (nor can {more} more)" if more else ""
         raise ResultsError(
-            f"{folder} already holds a run, and this one cannot be compared with it: {path} refers to {first}, which "
-            f"cannot be identified{beside}; choose another folder (--out), or give its class a __getstate__ that "
+            f"the {what} in {folder} cannot be compared with this one: {path} refers to {first}, which cannot be "
+            f"identified{beside}; choose another folder (--out), or give its class a __getstate__ that "
             "returns what a score depends on"
         )
+
+
+def refuse_uncertain(folder: Path, stored: Mapping[str, JSON], wanted: Mapping[str, JSON]) -> None:
+    """Refuse to go on with a run that may be another one.
+
+    Raises:
+        ResultsError: something of this run cannot be identified, or the folder's run was not fingerprinted like it.
+    """
+    refuse_unidentified(folder, "run", wanted)
     if stored.get("fingerprints") != wanted.get("fingerprints"):
         raise ResultsError(
             f"{folder} holds a run of an older stagetrace, whose record does not say enough to be compared with this "

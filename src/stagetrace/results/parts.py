@@ -22,8 +22,9 @@ from torch import Tensor
 
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.results.files import REMEDY, atomic, read_as
-from stagetrace.results.manifest import SEAL, check_identity, check_seal, identity, seal_of
+from stagetrace.results.manifest import check_identity, identity
 from stagetrace.results.scores import Scores, check_finite, check_values
+from stagetrace.results.seals import SEAL, check_seal, seal_of
 
 PART_EXAMPLES = 16384
 """Examples a part. It belongs to the format of the folder: another number needs another format number."""

@@ -8,7 +8,7 @@ DIR/rankings/<stage>.parquet   query, harmful, place, index, score, removal_effe
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,19 +19,11 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import ResultsError
-from stagetrace.results.files import REMEDY, atomic, filled, read_as, sha256_of, stage_name, write_text
-from stagetrace.results.jsonable import JSON, from_json, json_text, read_json, to_json
-from stagetrace.results.manifest import (
-    SEAL,
-    check_identity,
-    digest_of,
-    identity,
-    refuse_different,
-    refuse_uncertain,
-    seal_of,
-    versions,
-)
+from stagetrace.results.files import atomic, filled, holds, read_as, sha256_of, stage_name
+from stagetrace.results.jsonable import JSON, from_json, to_json
+from stagetrace.results.manifest import check_identity, identity, refuse_different, refuse_unidentified, versions
 from stagetrace.results.ranking import Ranking
+from stagetrace.results.seals import digest_of, read_record, write_record
 from stagetrace.results.sign import SIGN
 from stagetrace.results.solutions import solution_record
 from stagetrace.solvers.base import Solution
@@ -50,7 +42,6 @@ _AGAIN = "delete this folder and rank again"
 class _Record:
     """The content of ranking.json; stages stand in chain order, and `solutions` have every field but their value."""
 
-    format: int
     description: Mapping[str, JSON]
     sign: str = SIGN
     solutions: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
@@ -72,7 +63,7 @@ def write_rankings(found: Mapping[str, Ranking], out: Path, description: Mapping
     Raises:
         ResultsError: the file system refused.
     """
-    record = _Record(FORMAT, to_json(description, "description"))
+    record = _Record(to_json(description, "description"))
     with filled(out, first=RECORD) as staging:
         files: dict[str, str] = {}
         for stage, ranking in found.items():
@@ -81,8 +72,7 @@ def write_rankings(found: Mapping[str, Ranking], out: Path, description: Mapping
                 pq.write_table(_table(record.run, ranking), temporary, compression="zstd")
             files[name] = sha256_of(staging / name)
         solutions = {stage: _solution(ranking) for stage, ranking in found.items()}
-        content = to_json(_Record(record.format, record.description, SIGN, solutions, files), RECORD)
-        write_text(staging / RECORD, json_text({**content, SEAL: seal_of(content).hexdigest()}))
+        write_record(staging / RECORD, to_json(replace(record, solutions=solutions, files=files), RECORD), FORMAT)
 
 
 def read_rankings(folder: str | Path) -> dict[str, Ranking]:
@@ -111,17 +101,11 @@ def is_kept(out: Path, description: Mapping[str, JSON]) -> bool:
     Raises:
         ResultsError: it holds something else, or other rankings: the message lists what differs.
     """
-    if not out.exists():
+    if not holds(out, RECORD):
         return False
-    if not out.is_dir():
-        raise ResultsError(f"{out} is a file, not a folder; choose an empty or new folder")
-    if not any(out.iterdir()):
-        return False
-    if not (out / RECORD).exists():
-        raise ResultsError(f"{out} holds something else (no {RECORD} in it); choose an empty or new folder")
-    stored, wanted = _read_record(out).description, to_json(description, "description")
-    refuse_uncertain(out, stored, wanted)
-    refuse_different(out, "ranking", stored, wanted)
+    wanted = to_json(description, "description")
+    refuse_unidentified(out, "ranking", wanted)
+    refuse_different(out, "ranking", _read_record(out).description, wanted)
     return True
 
 
@@ -133,15 +117,9 @@ def _read_record(folder: Path) -> _Record:
     path = folder / RECORD
     if not path.exists():
         raise ResultsError(f"{folder} holds no rankings: it has no {RECORD}; give the folder of `stagetrace rank`")
-    with read_as(path, "the record of rankings", REMEDY):
-        content = read_json(path)
-        if content.get("format") != FORMAT:
-            raise ValueError(f"it has format {content.get('format')!r}, this stagetrace reads format {FORMAT}")
-        if content.get("sign") != SIGN:
-            raise ValueError(f"its sign is {content.get('sign')!r}, not {SIGN!r}")
-        if content.get(SEAL) != seal_of(content).hexdigest():
-            raise ValueError("it is damaged or was edited: its content is not what was written")
-        return from_json(_Record, {key: value for key, value in content.items() if key != SEAL})
+    content = read_record(path, "the record of rankings", (FORMAT,), "read it with the version that wrote it", _AGAIN)
+    with read_as(path, "the record of rankings", _AGAIN):
+        return from_json(_Record, content)
 
 
 def _solution(ranking: Ranking) -> JSON:

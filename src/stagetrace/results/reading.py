@@ -21,9 +21,10 @@ from stagetrace.results.files import (
 )
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import writer_of
-from stagetrace.results.manifest import Manifest, Shape, digest_of, read_manifest, refuse_different, refuse_uncertain
+from stagetrace.results.manifest import Manifest, Shape, read_manifest, refuse_different, refuse_uncertain
 from stagetrace.results.parts import Part, join, part_count, read_part, run_of_part
 from stagetrace.results.scores import Scores, check_finite
+from stagetrace.results.seals import digest_of
 from stagetrace.results.solutions import read_solution, run_of_solution
 from stagetrace.solvers.base import Solution
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from stagetrace.results.files import REMEDY, atomic, read_as
 from stagetrace.results.jsonable import JSON, from_json, to_json
-from stagetrace.results.manifest import SEAL, check_identity, check_seal, identity, seal_of
+from stagetrace.results.manifest import check_identity, identity
+from stagetrace.results.seals import SEAL, check_seal, seal_of
 from stagetrace.solvers.base import Solution
 from stagetrace.solvers.system import Equation
 
