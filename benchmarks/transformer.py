@@ -29,7 +29,7 @@ from stagetrace.curvature.plan import make_plan
 from stagetrace.curvature.probe import BY_REVERSE, RETAINED
 from stagetrace.hf.collate import Collation
 from stagetrace.objectives import MaskedToken, NextToken
-from stagetrace.stages.alike import read_alike
+from stagetrace.stages.sizes import read_by_size
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.gradient import batch_gradient
@@ -72,11 +72,11 @@ def padding(report: Report) -> None:
         examples = stage.risk.examples
         tokens = sum(len(row["input_ids"]) for row in rows)
         lie = sum(_tokens(batch) for batch in examples.read(examples.batch_indices()))
-        alike = sum(_tokens(batch) for batch in read_alike(examples))
+        alike = sum(_tokens(batch) for batch in read_by_size(examples))
         few = range(min(len(examples), 128 if report.asked.quick else SCORED))
         orders: dict[str, Callable[[], Any]] = {
             "as they lie": lambda risk=stage.risk, few=few: risk.read(risk.examples.batch_indices(few)),
-            "by length": lambda risk=stage.risk, few=few: risk.read_alike(few),
+            "by length": lambda risk=stage.risk, few=few: risk.read_by_size(few),
         }
         adjoint = torch.randn(stage.trained.size, 1)
         found = {order: _scores(stage.risk, adjoint, len(few), read) for order, read in orders.items()}

@@ -42,7 +42,7 @@ def test_scores_are_gradients_by_plain_autograd(case: Case):
         batch = next(iter(risk.read([range(len(risk.examples))])))
         for columns in (1, 3):
             lambdas = directions(risk.trained.size, columns)
-            way, why = choose(risk, next(iter(risk.read([[0, 1]]))), columns)
+            way, why, _ = choose(risk, next(iter(risk.read([[0, 1]]))), columns)
             assert columns > 1 or case.way in (None, way), why
             found = contract(way, risk, batch, lambdas.to(dtype))[1]
             gap = float((found.double() - gradients @ lambdas).abs().max())

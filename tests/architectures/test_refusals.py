@@ -236,7 +236,7 @@ def test_a_wrong_forward_mode_is_found_out():
     risk = BoundStage.of(stage(Through(layers.WrongSine.apply).double()), None).risk
     probe = next(iter(risk.read([[0, 1]])))
     for columns in (1, 3):
-        way, why = choose(risk, probe, columns)
+        way, why, _ = choose(risk, probe, columns)
         assert way == "layer by layer"
         assert why == "no forward mode: it gives another derivative than plain autograd"
 

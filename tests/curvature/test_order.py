@@ -2,46 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from stagetrace import Chain, GaussNewton, Hessian, Stage
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import SumOperator
-from stagetrace.curvature.order import by_size
 from stagetrace.objectives import Classification
+from stagetrace.stages.sizes import by_size
+from tests.padded import Bag, padded, texts, widths
 
-WORDS, CLASSES, DIMENSIONS, EXAMPLES = 7, 3, 2, 300
-
-
-class Bag(nn.Module):
-    """The tanh of the mean of a text's vectors; word 0 is padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(WORDS, DIMENSIONS)
-        self.head = nn.Linear(DIMENSIONS, CLASSES)
-
-    def forward(self, words: Tensor) -> Tensor:
-        kept = (words > 0).to(self.head.weight).unsqueeze(-1)
-        return self.head(torch.tanh((self.vectors(words) * kept).sum(dim=1) / kept.sum(dim=1)))
-
-
-widths: list[int] = []
-
-
-def padded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    words = pad_sequence([words for words, _ in items], batch_first=True)
-    widths.append(words.numel())
-    return words, torch.stack([label for _, label in items])
-
-
-def texts(lengths: list[int]) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randint(1, WORDS, (length,), generator=generator), torch.randint(0, CLASSES, (), generator=generator))
-        for length in lengths
-    ]
+EXAMPLES = 300
 
 
 def bound(data):

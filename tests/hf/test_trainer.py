@@ -180,7 +180,7 @@ def test_rows_that_the_trainer_reads_in_its_own_way_are_refused(name: str, where
             hf.from_trainer(made, "s", objective=objective)
 
 
-def test_the_trainers_of_transformers_are_read_alike(tmp_path: Path):
+def test_the_trainers_of_transformers_are_read_by_size(tmp_path: Path):
     rows, model = tokenised(2), tiny.model("BertForSequenceClassification")
     arguments = transformers.Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     made = transformers.Seq2SeqTrainer(

@@ -295,7 +295,10 @@ def test_a_damaged_file_is_refused_by_name(job, copied, name, how):
 def test_an_edited_record_and_an_unknown_format_are_refused(job, copied):
     path = copied / "index.json"
     record = json.loads(path.read_text())
-    for change, words in (({"target": "elsewhere"}, "edited"), ({"format": 99}, "format 99, this stagetrace reads format 1")):
+    for change, words in (
+        ({"target": "elsewhere"}, "edited"),
+        ({"format": 99}, "format 99, this stagetrace reads"),
+    ):
         path.write_text(json.dumps({**record, **change}))
         with pytest.raises(ResultsError, match=words):
             Index.open(copied, job[0])

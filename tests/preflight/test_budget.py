@@ -10,7 +10,7 @@ from stagetrace.preflight import budget, fit
 from stagetrace.preflight.budget import check_budget
 from stagetrace.preflight.forecast import Forecast, Phase
 from stagetrace.preflight.meter import Seconds
-from stagetrace.preflight.sizes import read_size
+from stagetrace.preflight.units import read_size
 from tests.preflight.test_forecast import chain, points
 
 NOTHING_HELD = "stagetrace.preflight.budget.resident_bytes"

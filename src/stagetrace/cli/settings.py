@@ -25,7 +25,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.named import CURVATURES
 from stagetrace.curvature.subset import Count
 from stagetrace.preflight.budget import fit
-from stagetrace.preflight.sizes import as_size
+from stagetrace.preflight.units import as_size
 from stagetrace.solvers import Lanczos
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.named import SOLVERS

@@ -10,7 +10,6 @@ from stagetrace.curvature.chunk import Product
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.factor import gauss_newton_factor
 from stagetrace.curvature.operator import Factor, LinearOperator, SumOperator
-from stagetrace.curvature.order import by_size
 from stagetrace.curvature.plan import Matrix, Plan, make_plan
 from stagetrace.curvature.symmetry import FirstProducts
 from stagetrace.errors import SolveError, StagetraceError, first_line
@@ -20,6 +19,7 @@ from stagetrace.stages.cached import BATCH_BYTES, CachedBatches
 from stagetrace.stages.gradient import explain_not_finite
 from stagetrace.stages.halves import is_out_of_memory, shrink, within
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.sizes import by_size
 
 _WHAT = "a product with the curvature"
 

@@ -41,7 +41,7 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
         return torch.stack([risk.inherited.flatten(row) for row in rows], dim=1)
 
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what, adjoints):
-        batches = risk.read_alike(mine)
+        batches = risk.read_by_size(mine)
         for batch, columns in by_halves(risk, "the coupling", batches, coupled):
             total[:, live] += columns
             advance(len(batch))

@@ -24,7 +24,7 @@ from stagetrace.parallel import world
 from stagetrace.preflight.forecast import Forecast
 from stagetrace.preflight.live import growth
 from stagetrace.preflight.meter import resident_bytes
-from stagetrace.preflight.sizes import as_size, read_size
+from stagetrace.preflight.units import as_size, read_size
 from stagetrace.preflight.vectors import solver_bytes
 from stagetrace.solvers import Direct
 from stagetrace.solvers.base import Solver

@@ -6,7 +6,7 @@ from typing import final
 
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.preflight.meter import Seconds
-from stagetrace.preflight.sizes import as_size
+from stagetrace.preflight.units import as_size
 from stagetrace.progress.task import clock
 
 __all__ = ["Forecast", "Phase"]

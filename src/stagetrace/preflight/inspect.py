@@ -9,8 +9,8 @@ from stagetrace.preflight.budget import Fitted, check_budget, fit
 from stagetrace.preflight.predictor import Predictor
 from stagetrace.preflight.products import solving
 from stagetrace.preflight.recorded import replays
-from stagetrace.preflight.sizes import as_size
 from stagetrace.preflight.stationary import curvature_finding, displacement, stationarity
+from stagetrace.preflight.units import as_size
 from stagetrace.preflight.work import Look
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver

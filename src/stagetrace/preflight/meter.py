@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import final
 
 from stagetrace.curvature.subset import seeded_subset
-from stagetrace.stages.alike import differ, sizes_of
 from stagetrace.stages.data import Examples
+from stagetrace.stages.sizes import differ, sizes_of
 
 __all__ = ["Seconds", "Taken", "metered", "over_batches", "peak_bytes", "resident_bytes", "typical_batches"]
 

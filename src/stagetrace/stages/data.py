@@ -60,7 +60,7 @@ class Examples:
         self.held: dict[str, int] = {}
         """Examples that memory held at once where it ran out for more, by what was computed of them."""
         self.sizes: dict[int, int] = {}
-        """Of each example whose size has been asked for; see `alike.py`."""
+        """Of each example whose size has been asked for; see `sizes.py`."""
         # a subclass may do anything to an item, so slices are for the class itself
         self.sliceable = type(data) is TensorDataset and collate is None and _are_strided(data)
 

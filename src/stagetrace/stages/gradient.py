@@ -132,7 +132,7 @@ def mean_gradient(
     mine, what = world().shard(chosen), f"gradient of {risk.where}"
     trained, inherited = risk.trained.zeros(1), risk.inherited.zeros(1)
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
-        batches = risk.read_alike(mine)
+        batches = risk.read_by_size(mine)
         for batch, gradient in by_halves(risk, "the gradient", batches, partial(batch_gradient, risk)):
             trained += gradient.trained
             inherited += gradient.inherited
@@ -158,7 +158,7 @@ def collected(
     trained, inherited = risk.trained.zeros(columns), risk.inherited.zeros(columns)
     mine, what = world().shard(range(columns)), f"gradients of {risk.where}"
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
-        batches = risk.read_alike(mine, size)
+        batches = risk.read_by_size(mine, size)
         for batch, gradient in by_halves(risk, "single gradients", batches, partial(gradients, risk)):
             here = positions(batch.indices)
             trained[:, here], inherited[:, here] = gradient.trained, gradient.inherited

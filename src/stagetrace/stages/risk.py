@@ -17,11 +17,11 @@ from torch import Tensor
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
 from stagetrace.objectives.objective import Checks, Objective
-from stagetrace.stages.alike import read_alike
 from stagetrace.stages.data import Batch, Examples
 from stagetrace.stages.device import UnderWay, one_ahead, send, to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
+from stagetrace.stages.sizes import read_by_size
 from stagetrace.stages.space import ParameterSpace, Params
 
 COUNTED = 16
@@ -89,13 +89,15 @@ class Risk:
         """
         yield from self._placed(self.examples.read(plan), lambda batch: self._check(batch, self._shape))
 
-    def read_alike(self, indices: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
-        """The examples of `indices` (all), those of like size in one batch: see `alike.py`.
+    def read_by_size(self, indices: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
+        """The examples of `indices` (all), those of like size in one batch: see `sizes.py`.
 
         Raises:
             DataError: as `read`.
         """
-        yield from self._placed(read_alike(self.examples, indices, size), lambda batch: self._check(batch, self._shape))
+        yield from self._placed(
+            read_by_size(self.examples, indices, size), lambda batch: self._check(batch, self._shape)
+        )
 
     def read_inputs(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The same where no loss is asked for: labels may be another model's."""

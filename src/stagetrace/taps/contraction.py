@@ -85,8 +85,7 @@ class Contraction:
         try:
             losses, found = self._by_layer(batch)
         except UnseenError:  # a batch that uses the layers in other ways than the others
-            losses, rows = _one_by_one(self.tapped.risk, batch)
-            return losses, rows.to(self._like.dtype) @ self._like
+            return _one_by_one(self.tapped.risk, batch, self._like)
         self._unchecked += len(batch)
         if self._unchecked >= CHECKED_EVERY and len(batch) > 1:
             self._unchecked = 0
@@ -156,7 +155,14 @@ def _recorded(tapped: Tapped, batch: Batch) -> tuple[Record, Tensor, Tensor]:
     return record, losses.detach(), slopes
 
 
-def _one_by_one(risk: Risk, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Losses `[batch]` and gradients `[batch, trained.size]` by plain autograd, example by example."""
-    found = [trained_gradient(risk, single) for single in risk.read([[index] for index in batch.indices])]
-    return torch.stack([loss for loss, _ in found]), wide(torch.stack([gradient for _, gradient in found]))
+def _one_by_one(risk: Risk, batch: Batch, vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Losses `[batch]` and gradients `[batch, trained.size]` by plain autograd, example by example.
+
+    vectors: `[trained.size, k]`; each gradient is multiplied with them at once, and `[batch, k]` is what is held.
+    """
+    losses, found = list[Tensor](), list[Tensor]()
+    for single in risk.read([[index] for index in batch.indices]):
+        loss, gradient = trained_gradient(risk, single)
+        losses.append(loss)
+        found.append(wide(gradient) if vectors is None else gradient.to(vectors.dtype) @ vectors)
+    return torch.stack(losses), torch.stack(found)

@@ -16,8 +16,7 @@ place of per example. Layer by layer needs models of known layers (`taps`), whic
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,9 +162,7 @@ def one_by_one(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tens
     return torch.stack(losses), torch.stack(dots)
 
 
-@final
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The way to contract, and why. tapped: the model, where the way is layer by layer."""
 
     way: Way
@@ -173,14 +170,11 @@ class Choice:
     tapped: Tapped | None = None
 
 
-def choose(risk: Risk, probe: Batch, columns: int) -> tuple[Way, str]:
-    """The way to contract `columns` adjoints, and why: decided on a probe batch, by counted operations."""
-    found = chosen(risk, probe, columns)
-    return found.way, found.why
+def choose(risk: Risk, probe: Batch, columns: int) -> Choice:
+    """The way to contract `columns` adjoints with the fewest counted operations, and why.
 
-
-def chosen(risk: Risk, probe: Batch, columns: int) -> Choice:
-    """The way with the fewest counted operations among those that give plain autograd's derivatives on the probe."""
+    Only those are chosen that give plain autograd's derivatives on the probe.
+    """
     costs = counted_passes(risk, probe, columns)
     failed: dict[Way, str] = {}
     for way in sorted(costs, key=lambda way: costs[way]):

@@ -82,7 +82,7 @@ class Query:
         trained, inherited = ({name: values[name] for name in space.names} for space in (risk.trained, risk.inherited))
         losses = torch.empty(len(risk.examples), dtype=torch.float64)
         with torch.no_grad():
-            for batch in risk.read_alike():
+            for batch in risk.read_by_size():
                 losses[positions(batch.indices)] = risk.losses(trained, inherited, batch).double().cpu()
         return self.reduce(losses)
 

@@ -22,13 +22,13 @@ from stagetrace.solvers.together import MANY, RANKING
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
-from stagetrace.tracing.alike import check_alike
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.response import Response
+from stagetrace.tracing.same_job import check_same_job
 from stagetrace.tracing.trace import check_not_flat, checked, response_of, say_chosen
 from stagetrace.tracing.usual import usual_solvers
 
@@ -104,7 +104,7 @@ def rank(
     usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, solver_for_order(query), "solver", usual)
     scored = scored_stages(chain, of)
-    check_alike(
+    check_same_job(
         chain,
         query,
         curvature=curvatures,

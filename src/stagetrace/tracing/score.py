@@ -16,7 +16,7 @@ from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.taps import Tapped
-from stagetrace.tracing.contract import Way, chosen, contraction, forward_passes
+from stagetrace.tracing.contract import Way, choose, contraction, forward_passes
 from stagetrace.tracing.room import fitting
 
 PROBED = 6
@@ -50,7 +50,7 @@ class Scorer:
         probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
         with world().together(f"looking how to score {risk.where}"):
             probe = next(iter(risk.read([probed])))
-            found = chosen(risk, probe, adjoints.shape[1])
+            found = choose(risk, probe, adjoints.shape[1])
             most = None if found.tapped is None else fitting(found.tapped, probe)
         return Scorer(risk, adjoints, parts, rows, found.way, found.why, found.tapped, most)
 
@@ -96,7 +96,7 @@ class Scorer:
         losses = self.adjoints.new_empty(len(scored))
         dots = self.adjoints.new_empty(len(scored), self.adjoints.shape[1])
         with world().together(what, self.adjoints):
-            batches = self.risk.read_alike(scored, self.at_once)
+            batches = self.risk.read_by_size(scored, self.at_once)
             for batch, found in by_halves(self.risk, "scoring", batches, self.contract):
                 here = positions([index - scored[0] for index in batch.indices])
                 losses[here], dots[here] = found

@@ -25,7 +25,6 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import notices_at
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.modes import in_ordinary_modes
-from stagetrace.tracing.alike import check_alike
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
@@ -35,6 +34,7 @@ from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.responses.segments import InSegments
+from stagetrace.tracing.same_job import check_same_job
 from stagetrace.tracing.statistics import RunStatistics
 from stagetrace.tracing.usual import chosen, usual_solvers
 
@@ -116,7 +116,7 @@ def trace(
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
     scored = scored_stages(chain, of)
     kept = out is not None
-    check_alike(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
+    check_same_job(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
     statistics = RunStatistics(chain, bars)
     seeds = trained_seeds(chain)
     if seeds:

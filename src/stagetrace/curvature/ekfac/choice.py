@@ -16,11 +16,11 @@ from stagetrace.curvature.ekfac.kept import kept_or_fitted
 from stagetrace.curvature.ekfac.operator import EKFACOperator, GaussNewtonOnce
 from stagetrace.curvature.ekfac.shares import check_shares, coverage_text
 from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
-from stagetrace.curvature.order import by_size
 from stagetrace.curvature.subset import Count, check_subset, subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.sizes import by_size
 from stagetrace.stages.stage import check_count
 from stagetrace.taps.find import Tapped, probe_of, tap
 from stagetrace.taps.groups import groups_of

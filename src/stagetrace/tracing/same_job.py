@@ -14,10 +14,10 @@ from stagetrace.stages.identity import Identity
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing.query import Query
 
-__all__ = ["check_alike"]
+__all__ = ["check_same_job"]
 
 
-def check_alike(chain: Chain, query: Query, **settings: object) -> None:
+def check_same_job(chain: Chain, query: Query, **settings: object) -> None:
     """Refuse processes whose parameters, data or settings differ: their parts would belong to different sums.
 
     settings: by the words for them; what stands at an address in memory is not compared.

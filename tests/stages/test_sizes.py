@@ -10,30 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
-import stagetrace.stages.alike as module
 import stagetrace.stages.data as reading
+import stagetrace.stages.sizes as module
 from stagetrace import Chain, Frozen, Query, Stage
 from stagetrace.curvature.mixed import mixed_product
 from stagetrace.errors import DataError
 from stagetrace.objectives import Classification
-from stagetrace.stages.alike import read_alike, size_of
 from stagetrace.stages.data import Examples
+from stagetrace.stages.sizes import read_by_size, size_of
 from stagetrace.tracing.score import Scorer
+from tests.padded import CLASSES, WORDS, Bag, Pair, padded, widths
 
-WORDS, CLASSES, DIMENSIONS = 7, 3, 2
 LENGTHS = [1 + (7 * place) % 40 for place in range(61)]
-
-Pair = tuple[Tensor, Tensor]
-widths: list[int] = []
-
-
-def padded(items: list[Pair]) -> Pair:
-    words = pad_sequence([words for words, _ in items], batch_first=True)
-    widths.append(words.numel())
-    return words, torch.stack([label for _, label in items])
 
 
 class Texts:
@@ -53,19 +43,6 @@ class Texts:
     def __getitem__(self, index: int) -> Pair:
         self.reads[index] += 1
         return self.rows[index]
-
-
-class Bag(nn.Module):
-    """The tanh of the mean of a text's vectors; word 0 is padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(WORDS, DIMENSIONS)
-        self.head = nn.Linear(DIMENSIONS, CLASSES)
-
-    def forward(self, words: Tensor) -> Tensor:
-        kept = (words > 0).to(self.head.weight).unsqueeze(-1)
-        return self.head(torch.tanh((self.vectors(words) * kept).sum(dim=1) / kept.sum(dim=1)))
 
 
 def examples(data: Any, batch_size: int = 8, workers: int = 0) -> Examples:
@@ -140,7 +117,7 @@ def test_every_example_comes_once_with_its_own_content(lengths: list[int], size:
     data = Texts(lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WINDOW", window)
-        batches = list(read_alike(examples(data), size=size))
+        batches = list(read_by_size(examples(data), size=size))
     assert sorted(index for batch in batches for index in batch.indices) == list(range(len(lengths)))
     assert max(map(len, batches)) <= size
     for batch in batches:
@@ -156,7 +133,7 @@ def test_a_window_is_read_once_and_ordered_by_size() -> None:
     source = examples(data, batch_size=4)
     assert module.differ(source)
     data.reads = [0] * len(LENGTHS)
-    batches = list(read_alike(source))
+    batches = list(read_by_size(source))
     assert data.reads == [1] * len(LENGTHS)
     lengths = [LENGTHS[index] for batch in batches for index in batch.indices]
     assert lengths == sorted(lengths)
@@ -164,21 +141,21 @@ def test_a_window_is_read_once_and_ordered_by_size() -> None:
 
 def test_a_window_is_small_where_examples_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW_NUMBERS", 8 * (1 + max(LENGTHS)))  # two batches of four
-    lengths = [[LENGTHS[i] for i in batch.indices] for batch in read_alike(examples(Texts(LENGTHS), batch_size=4))]
+    lengths = [[LENGTHS[i] for i in batch.indices] for batch in read_by_size(examples(Texts(LENGTHS), batch_size=4))]
     windows = [list(chain.from_iterable(lengths[start : start + 2])) for start in range(0, len(lengths), 2)]
     assert windows == [sorted(LENGTHS[start : start + 8]) for start in range(0, len(LENGTHS), 8)]
 
 
 def test_examples_of_one_size_are_read_as_they_lie() -> None:
     source = examples(Texts([5] * 11), batch_size=4)
-    assert [list(batch.indices) for batch in read_alike(source)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert [list(batch.indices) for batch in read_alike(source, [9, 2, 4], 2)] == [[9, 2], [4]]
+    assert [list(batch.indices) for batch in read_by_size(source)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert [list(batch.indices) for batch in read_by_size(source, [9, 2, 4], 2)] == [[9, 2], [4]]
 
 
 def test_workers_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "WORKERS_PAY", -1)
     source = examples(Texts(LENGTHS), batch_size=4, workers=2)
-    read = [index for batch in read_alike(source) for index in batch.indices]
+    read = [index for batch in read_by_size(source) for index in batch.indices]
     assert sorted(read) == list(range(len(LENGTHS)))
     lengths = [LENGTHS[index] for index in read]
     assert lengths == sorted(LENGTHS[:32]) + sorted(LENGTHS[32:])  # a window for each
@@ -193,7 +170,7 @@ class Broken(Texts):
 
 def test_an_example_that_cannot_be_read_is_named() -> None:
     with pytest.raises(DataError, match=r"^the data: example 21 cannot be read \(ZeroDivisionError: by nothing\)"):
-        list(read_alike(examples(Broken(LENGTHS))))
+        list(read_by_size(examples(Broken(LENGTHS))))
 
 
 def test_sizes() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stagetrace.stages.data import Batch, Examples
 
-__all__ = ["differ", "read_alike", "size_of", "sizes_of"]
+__all__ = ["by_size", "differ", "read_by_size", "size_of", "sizes_of"]
 
 LOOKED_AT = 8
 """Examples spread through the data set: if they have one size, all are assumed to."""
@@ -65,7 +65,21 @@ def differ(examples: Examples) -> bool:
     return not examples.sliceable and len(set(sizes_of(examples, _spread(examples)))) > 1
 
 
-def read_alike(examples: Examples, indices: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
+def by_size(examples: Examples, indices: Sequence[int]) -> tuple[Sequence[int], bool]:
+    """The indices in the order of the examples' sizes, and whether those differ.
+
+    Example:
+        >>> texts = Examples([[1, 2, 3], [1], [1, 2]], 2, list, 0, "texts")
+        >>> by_size(texts, [0, 1, 2])
+        ([1, 2, 0], True)
+    """
+    if not differ(examples):
+        return indices, False
+    sizes = dict(zip(indices, sizes_of(examples, indices), strict=True))
+    return sorted(indices, key=sizes.__getitem__), True
+
+
+def read_by_size(examples: Examples, indices: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
     """The examples of `indices` (all), in batches of up to `size` (the batch size) that hold those of like size.
 
     Where the sizes do not differ these are the batches of `examples.batch_indices(indices, size)`, in that order.
