@@ -29,11 +29,11 @@ from stagetrace.curvature.plan import make_plan
 from stagetrace.curvature.probe import BY_REVERSE, RETAINED
 from stagetrace.hf.collate import Collation
 from stagetrace.objectives import MaskedToken, NextToken
-from stagetrace.stages.sizes import read_by_size
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.sizes import read_by_size
 from stagetrace.tracing.contract import contract, directions
 
 WORDS, LONGEST, FEWEST_WORDS = 2000, 512, 4
