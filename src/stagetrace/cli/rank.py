@@ -35,13 +35,11 @@ def rank_queries(
     from stagetrace.cli import settings, show
     from stagetrace.cli.target import load
     from stagetrace.progress import Bars, Silent
-    from stagetrace.results.lock import refuse_in_use
     from stagetrace.terminal import terminal
     from stagetrace.tracing.ranking import rank, solver_for_order
 
     typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     with parallel.started() as world:
-        world.first(lambda: refuse_in_use(out), "the rankings' folder")
         job = load(target)
         query = replace(job.query, reduction="none")  # whatever the target asks for: each example is a query
         curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))

@@ -13,9 +13,10 @@ from stagetrace.errors import refuse
 from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results import JSON
+from stagetrace.results.files import holds
 from stagetrace.results.parts import Part
 from stagetrace.results.ranking import Ranking, joined, ranked
-from stagetrace.results.rankings import is_kept, read_rankings, write_rankings
+from stagetrace.results.rankings import RECORD, is_kept, read_rankings, write_rankings
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.solvers.together import MANY, RANKING
@@ -96,6 +97,8 @@ def rank(
         refuse(f"rank needs each query example's loss, got the reduction {query.reduction!r}; type reduction='none'")
     check_arguments(chain, query)
     check_options(of, out, progress)
+    if out is not None:  # now, and not after the data have been read
+        world().first(lambda: holds(Path(out), RECORD), "the rankings' folder")
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()
     if trained_seeds(chain):
