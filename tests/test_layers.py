@@ -40,7 +40,7 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Solvers see operators and vectors, never a model, a data set or a process group.
-SOLVERS_MAY_IMPORT = ("errors", "curvature.operator", "curvature.eigen", "solvers")
+SOLVERS_MAY_IMPORT = ("errors", "curvature.operator", "curvature.eigen", "curvature.shares", "solvers")
 
 MODULES = {
     ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -95,6 +95,30 @@ class World:
                 self.from_rank(rank, rows)
             start += length
         return whole
+
+    def piece(self, total: int) -> slice:
+        """Which of a vector's so many entries this rank keeps, where vectors lie in pieces: the last may keep fewer."""
+        size = -(-total // self.size)
+        return slice(min(self.rank * size, total), min((self.rank + 1) * size, total))
+
+    def whole(self, piece: Tensor, total: int) -> Tensor:
+        """Every rank's `piece` `[n, ...]` of vectors with so many entries, put together: `[total, ...]`, on each."""
+        if self.size == 1:
+            return piece
+        size = -(-total // self.size)
+        if len(piece) < size:  # all send as much, and what goes beyond the end is cut off
+            piece = torch.cat([piece, piece.new_zeros(size - len(piece), *piece.shape[1:])])
+        found = piece.new_empty(size * self.size, *piece.shape[1:])
+        with self._reaching_all():
+            dist.all_gather(list(found.split(size)), piece.contiguous())
+        return found[:total]
+
+    def each(self, rows: Tensor) -> Iterator[Tensor]:
+        """The rows `[n_rank, ...]` of one rank after another; no more than one other's are held at once."""
+        lengths: list[int] = self.gather(len(rows))
+        for rank, length in enumerate(lengths):
+            theirs = rows.contiguous() if rank == self.rank else rows.new_empty(length, *rows.shape[1:])
+            yield self.from_rank(rank, theirs) if theirs.numel() else theirs
 
     def from_rank(self, rank: int, tensor: Tensor) -> Tensor:
         """A rank's tensor in the place of every other's, which has the same shape and is contiguous."""

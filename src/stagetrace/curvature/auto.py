@@ -13,6 +13,7 @@ from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import LinearOperator, SumOperator
+from stagetrace.curvature.shares import Shares
 from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, seeded_subset, subset_text
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
@@ -76,6 +77,10 @@ class HessianWithFallback(LinearOperator):
     @property
     def rounding(self) -> float:
         return self.hessian.rounding
+
+    @property
+    def shares(self) -> Shares:
+        return self.hessian.shares
 
     @cached_property
     def _built(self) -> LinearOperator:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from stagetrace.curvature.operations import counted_operations
-from stagetrace.curvature.operator import Factor, Rows, Shares
+from stagetrace.curvature.operator import Factor, Rows
+from stagetrace.curvature.processes import among_processes
 from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
@@ -85,12 +86,12 @@ def gauss_newton_factor(
 def _rows(
     risk: Risk, total: int, mine: Sequence[int], size: int, scale: Tensor, level: float, highest: float, memory: int
 ) -> Rows | None:
-    """Every process's rows, in the order of the processes; size: examples whose rows are computed at once.
+    """This process's rows; size: examples whose rows are computed at once. memory: bytes for them.
 
     Raises:
         SolveError: a loss is not convex in the outputs.
     """
-    found, what = _Collected(level, memory // world().size), "rows of the Gauss-Newton matrix"
+    found, what = _Collected(level, memory), "rows of the Gauss-Newton matrix"
     with world().together(f"{what} of {risk.where}", scale):
         batches = risk.read(risk.examples.batch_indices(mine, size=size))
         for _, rows in by_halves(risk, what, batches, partial(_of_batch, risk)):
@@ -99,16 +100,11 @@ def _rows(
                 break
     if max(world().gather(found.level)) > highest:
         return None
-    matrix = world().joined(found.matrix if found.blocks else scale.new_zeros(0, scale.numel()))
-    squares = world().joined(found.squares if found.blocks else scale.new_zeros(0).double())
-    shares = Shares(_mine, world().joined, world().sum)
-    return Rows(matrix, squares, sum(world().gather(found.left_out)), shares)
-
-
-def _mine(rows: int) -> slice:
-    """Which of so many rows this process works on."""
-    mine = world().shard(range(rows))
-    return slice(mine[0], mine[-1] + 1) if mine else slice(0, 0)
+    matrix = found.matrix if found.blocks else scale.new_zeros(0, scale.numel())
+    squares = found.squares if found.blocks else scale.new_zeros(0).double()
+    first = sum(world().gather(len(matrix))[: world().rank])
+    left_out = sum(world().gather(found.left_out))
+    return Rows(matrix, world().joined(squares), left_out, first, among_processes())
 
 
 @final

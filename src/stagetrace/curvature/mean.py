@@ -11,6 +11,8 @@ from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.factor import gauss_newton_factor
 from stagetrace.curvature.operator import Factor, LinearOperator, SumOperator
 from stagetrace.curvature.plan import Matrix, Plan, make_plan
+from stagetrace.curvature.processes import among_processes
+from stagetrace.curvature.shares import Shares
 from stagetrace.curvature.symmetry import FirstProducts
 from stagetrace.errors import SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
@@ -63,6 +65,10 @@ class MeanCurvature(LinearOperator):
     @property
     def rounding(self) -> float:
         return max(torch.finfo(self.dtype).eps, self.plan.rounding)
+
+    @property
+    def shares(self) -> Shares:
+        return among_processes()
 
     def apply(self, vectors: Tensor) -> Tensor:
         self._multiplied += vectors.shape[1]

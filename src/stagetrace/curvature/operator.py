@@ -14,32 +14,30 @@ from torch import Tensor
 
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.eigen import Eigen
+from stagetrace.curvature.shares import ALONE, Shares
 from stagetrace.errors import DescriptionError
-
-
-@final
-@dataclass(frozen=True)
-class Shares:
-    """How the work on rows is shared out among processes that all hold them: by default this one does it alone.
-
-    mine: of so many rows, those that are this process's. joined: every process's rows below one another. summed: the
-    sum of every process's tensor, which may be in its place.
-    """
-
-    mine: Callable[[int], slice] = slice
-    joined: Callable[[Tensor], Tensor] = lambda rows: rows
-    summed: Callable[[Tensor], Tensor] = lambda total: total
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a factor, `[rows, dim]`, their squared norms in float64, and the sum of those that were left out."""
+    """Some rows of a factor.
+
+    matrix: those that this process holds, `[rows, dim]`. squares: every process's squared norms in float64, in the
+        order of the processes. left_out: the sum of those of the rows that were left out.
+    first: where this process's rows begin among all.
+    """
 
     matrix: Tensor
     squares: Tensor
     left_out: float
-    shares: Shares = Shares()
+    first: int = 0
+    shares: Shares = ALONE
+
+    @property
+    def here(self) -> slice:
+        """This process's rows among all."""
+        return slice(self.first, self.first + len(self.matrix))
 
 
 @final
@@ -49,8 +47,9 @@ class Factor:
 
     most_rows: as many as B can have. diagonal: `[dim]`, of at least 0.
     build, product: floating-point operations of making all rows, and of one product with A as the operator computes it.
-    rows: from a scale `[dim]`, a level, the highest level and bytes: the rows of `B * scale` whose squared norm is
-        above the level, which is raised where they would take more bytes; None where it would pass the highest.
+    rows: from a scale `[dim]`, a level, the highest level and bytes of each process: the rows of `B * scale` whose
+        squared norm is above the level, which is raised where they would take more bytes; None where it would pass the
+        highest.
     """
 
     most_rows: int
@@ -97,6 +96,11 @@ class LinearOperator(ABC):
     def rounding(self) -> float:
         """The relative rounding of a product: that of the dtype, or of a coarser one that it passes through."""
         return torch.finfo(self.dtype).eps
+
+    @property
+    def shares(self) -> Shares:
+        """How the processes that multiply together share what is stored; an operator of one process shares nothing."""
+        return ALONE
 
     @final
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -245,6 +249,10 @@ class SumOperator(LinearOperator):
     @property
     def rounding(self) -> float:
         return max(self.left.rounding, self.right.rounding)
+
+    @property
+    def shares(self) -> Shares:
+        return max(self.left.shares, self.right.shares, key=lambda shares: shares.processes)
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return SumOperator(self.left.subsample(examples, generator), self.right.subsample(examples, generator))

@@ -19,6 +19,7 @@ from typing import Any, final
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.plan import TRACED_BYTES
+from stagetrace.curvature.shares import Shares
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.parallel import world
 from stagetrace.preflight.forecast import Forecast
@@ -113,12 +114,13 @@ def _solving(
     bound: BoundStage, curvature: Curvature, solver: Solver, rows: int, allowed: int, where: str
 ) -> tuple[int, Curvature, Solver]:
     """The first plan that fits, the fastest first, and the bytes it takes at most."""
-    cost = _of_all(curvature.operator(bound).cost())
+    operator = curvature.operator(bound)
+    cost, shares = _of_all(operator.cost()), operator.shares
     held = most_of_all(resident_bytes())
     columns = COLUMNS * rows * (bound.trained.size + bound.inherited.size) * bound.trained.dtype.itemsize
     least, graph, vectors = held, 0, 0
     for graph, memory in _products(curvature, cost):
-        for vectors, kept in _vectors(bound, solver, rows):
+        for vectors, kept in _vectors(bound, solver, rows, shares):
             need = held + int(SLACK * (columns + graph + vectors))
             if need <= allowed:
                 return need, _lowered(curvature, memory), _lowered(solver, kept)
@@ -187,17 +189,17 @@ def _products(curvature: Curvature, cost: Cost | None) -> Iterator[tuple[int, in
     yield 2 * one, max(1, one)
 
 
-def _vectors(bound: BoundStage, solver: Solver, rows: int) -> Iterator[tuple[int, int | None]]:
+def _vectors(bound: BoundStage, solver: Solver, rows: int, shares: Shares) -> Iterator[tuple[int, int | None]]:
     """Bytes of a solver's vectors, and its memory for it (None: as it is), the fastest way first."""
     size, dtype = bound.trained.size, bound.trained.dtype
-    yield solver_bytes(solver, size, dtype, rows), None
+    yield solver_bytes(solver, size, dtype, rows, shares), None
     memory: int | None = getattr(solver, "memory", None)
     if memory is None:
         return
-    memory = min(memory, solver_bytes(solver, size, dtype, rows))
+    memory = min(memory, solver_bytes(solver, size, dtype, rows, shares))
     while memory > SMALLEST:
         memory //= 2
-        yield solver_bytes(_lowered(solver, memory), size, dtype, rows), memory
+        yield solver_bytes(_lowered(solver, memory), size, dtype, rows, shares), memory
 
 
 def _lowered(setting: Any, memory: int | None) -> Any:

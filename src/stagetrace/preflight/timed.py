@@ -11,6 +11,7 @@ from torch import Tensor
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import Factor, LinearOperator, Rows
+from stagetrace.curvature.shares import Shares
 from stagetrace.preflight.meter import Seconds
 
 __all__ = ["OverExamples", "Timed"]
@@ -79,6 +80,10 @@ class Timed(LinearOperator):
     def rounding(self) -> float:
         return self.inner.rounding
 
+    @property
+    def shares(self) -> Shares:
+        return self.inner.shares
+
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
         return Timed(self.inner.subsample(examples, generator), self.seen)
 
@@ -101,7 +106,7 @@ class Timed(LinearOperator):
         def rows(scale: Tensor, level: float, highest: float, memory: int) -> Rows | None:
             with self.seen.timed():
                 made = make(scale, level, highest, memory)
-            self.seen.rows = 0 if made is None else len(made.matrix)
+            self.seen.rows = 0 if made is None else len(made.squares)
             return made
 
         return replace(found, rows=rows)

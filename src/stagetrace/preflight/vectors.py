@@ -2,6 +2,7 @@
 
 import torch
 
+from stagetrace.curvature.shares import ALONE, Shares
 from stagetrace.solvers import CG, Direct, EarlyStopping, Lanczos, LiSSA, Normal
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.krylov import Memory
@@ -19,8 +20,10 @@ OTHERS = 10
 """Vectors a right-hand side, of a solver that is not counted."""
 
 
-def solver_bytes(solver: Solver, size: int, dtype: torch.dtype, columns: int) -> int:
+def solver_bytes(solver: Solver, size: int, dtype: torch.dtype, columns: int, shares: Shares = ALONE) -> int:
     """Bytes, beside the right-hand sides and the answers, for `columns` right-hand sides of `size` entries.
+
+    shares: of the operator, whose processes each store a piece of every basis vector; the bytes are of one of them.
 
     Example:
         >>> solver_bytes(CG(), 1000, torch.float64, 2), solver_bytes(Lanczos(max_steps=20), 1000, torch.float64, 1)
@@ -32,9 +35,10 @@ def solver_bytes(solver: Solver, size: int, dtype: torch.dtype, columns: int) ->
     if isinstance(solver, (Lanczos, EarlyStopping)):
         steps = min(step_limit(solver) or size, size)
         right = torch.empty(size, columns, dtype=dtype, device="meta")
-        plan = Memory.plan(right, 1, steps, solver.memory)
-        each = steps + 2 if plan.full_basis else VECTORS_PER_RUN + VECTORS_PER_SHIFT
-        alone = each * min(plan.group, columns) * vector
+        plan = Memory.plan(right, 1, steps, solver.memory, shares)
+        kept = steps * shares.largest_piece(size) * dtype.itemsize + 2 * vector
+        each = kept if plan.full_basis else (VECTORS_PER_RUN + VECTORS_PER_SHIFT) * vector
+        alone = each * min(plan.group, columns)
         # several share a basis or the rows of the examples, and as much again for a block of them
         return max(alone, 2 * solver.memory) if _shares(solver, columns) else alone
     if isinstance(solver, (CG, Normal, LiSSA)):

@@ -192,7 +192,7 @@ class EarlyStopping:
     def most_products(self, operator: LinearOperator) -> int:
         """The products that one right-hand side takes at most, without the one that measures its residual."""
         columns = torch.empty(operator.size, 1, dtype=operator.dtype, device="meta")
-        kept = Memory.plan(columns, 1, self.max_steps, self.memory).full_basis
+        kept = Memory.plan(columns, 1, self.max_steps, self.memory, operator.shares).full_basis
         one = min(self.max_steps, operator.size) if kept else 2 * self.max_steps - 1
         return one + len(self.earlier) * (one + 1)
 
@@ -209,12 +209,14 @@ class EarlyStopping:
         self, operator: LinearOperator, root: Tensor | None, flow: Flow, columns: Tensor, report: Report
     ) -> ColumnSolutions:
         starts = columns if root is None else root * columns
-        memory = Memory.plan(columns, 1, self.max_steps, self.memory)
+        memory, kept = Memory.plan(columns, 1, self.max_steps, self.memory, operator.shares), operator.shares
         runs: list[Stopped] = []
         products = checks = done = 0
         for group in starts.split(memory.group, dim=1):
             iterations = [
-                run_stopped(c, flow, self.rtol, self.max_steps, kept=memory.full_basis, growth=self.growth)
+                run_stopped(
+                    c, flow, self.rtol, self.max_steps, kept=kept if memory.full_basis else None, growth=self.growth
+                )
                 for c in group.unbind(1)
             ]
             finished = run_batched(operator, iterations, counted_from(report, done))

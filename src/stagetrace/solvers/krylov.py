@@ -7,6 +7,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.shares import ALONE, Shares
 from stagetrace.solvers.base import Status
 from stagetrace.solvers.basis import Basis
 from stagetrace.solvers.filters import Filter
@@ -42,9 +43,11 @@ class Memory:
     group: int
 
     @staticmethod
-    def plan(columns: Tensor, shifts: int, max_steps: int, memory: int) -> "Memory":
+    def plan(columns: Tensor, shifts: int, max_steps: int, memory: int, shares: Shares = ALONE) -> "Memory":
+        """memory: bytes of this process. shares: of the basis it stores a piece of each vector."""
         vector = max(1, columns.shape[0] * columns.element_size())
-        fits = memory // (vector * (min(max_steps, columns.shape[0]) + 2))
+        piece = max(1, shares.largest_piece(columns.shape[0]) * columns.element_size())
+        fits = memory // (piece * min(max_steps, columns.shape[0]) + 2 * vector)
         if fits:
             return Memory(True, fits)
         return Memory(False, max(1, memory // (vector * (VECTORS_PER_RUN + VECTORS_PER_SHIFT * shifts))))
@@ -121,12 +124,14 @@ class _Damped:
         return column
 
 
-def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: float, max_steps: int) -> Iteration[Krylov]:
+def run_lanczos(
+    b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: float, max_steps: int, shares: Shares = ALONE
+) -> Iteration[Krylov]:
     """Run until every damping is done; one that is done is not updated further."""
     length, aim = norm(b), AIM * rtol
     if length == 0:
         return Krylov(tuple(Answer(torch.zeros_like(b), 0.0, True) for _ in filters), 0.0, 0)
-    vectors = vectors_of(b, filters, memory, max_steps)
+    vectors = vectors_of(b, filters, memory, max_steps, shares)
     run = Recurrence(b, length, vectors)
     damped = [_Damped(filter, length) for filter in filters]
     image = steps = 0
@@ -147,8 +152,10 @@ def run_lanczos(b: Tensor, filters: Sequence[Filter], memory: Memory, rtol: floa
     return Krylov(answers, max(one.residual for one in damped), steps, image, run.T.ritz())
 
 
-def vectors_of(b: Tensor, filters: Sequence[Filter], memory: Memory, max_steps: int) -> SolutionVectors:
+def vectors_of(
+    b: Tensor, filters: Sequence[Filter], memory: Memory, max_steps: int, shares: Shares = ALONE
+) -> SolutionVectors:
     """What a run from `b` stores of its vectors: all, or a few where the basis does not fit."""
     if memory.full_basis:
-        return Basis(b, min(max_steps, b.numel()))
+        return Basis(b, min(max_steps, b.numel()), shares)
     return ShortRecurrence(b, len(filters), complex_valued=any(filter.shift.imag for filter in filters))

@@ -44,9 +44,9 @@ class Lanczos:
         semi-definite approximation `G` (the default curvature has), "auto" solves `(G + |smallest| I) x = b`.
     filter: `Tikhonov` (the above) or `Shift` for `(H + damping I) x = b`, then with the least residual of the Krylov
         space (MINRES), safe for indefinite `H`.
-    memory: bytes for the basis. While it fits it is stored and the run stays orthogonal to rounding; several
-        columns are solved in groups that fit. Where a single column's basis does not fit, a short recurrence
-        solves all columns with a few vectors each: the same answer, with somewhat more steps.
+    memory: bytes for the basis, of which each process stores its part. While it fits it is stored and the run stays
+        orthogonal to rounding; several columns are solved in groups that fit. Where a single column's basis does not
+        fit, a short recurrence solves all columns with a few vectors each: the same answer, with somewhat more steps.
     rtol: the relative residual asked for. "auto" is 1e-4, and 1e-2 for 10 or more right-hand sides, which keeps scores
         to about a hundredth; where only the order of scores counts 0.1 does.
     many: how several right-hand sides of `(H + damping I) x = b` are solved. "auto" counts what is cheapest:
@@ -134,12 +134,14 @@ class Lanczos:
         self, operator: LinearOperator, columns: Tensor, filters: Sequence[Filter], report: Report
     ) -> tuple[ColumnSolutions, ...]:
         """The solutions for each filter, the columns in groups whose bases fit into memory."""
-        memory = Memory.plan(columns, len(filters), self.max_steps, self.memory)
+        memory = Memory.plan(columns, len(filters), self.max_steps, self.memory, operator.shares)
         rtol = tolerance(self.rtol, columns.shape[1])
         runs: list[Krylov] = []
         products = done = 0
         for group in columns.split(memory.group, dim=1):
-            iterations = [run_lanczos(b, filters, memory, rtol, self.max_steps) for b in group.unbind(1)]
+            iterations = [
+                run_lanczos(b, filters, memory, rtol, self.max_steps, operator.shares) for b in group.unbind(1)
+            ]
             finished = run_batched(operator, iterations, counted_from(report, done))
             runs.extend(finished.outcomes)
             products += finished.products

@@ -10,6 +10,9 @@ the large ones' inverse. Rows too small even for that are left out, which moves 
 
     |D^1/2 C_s' C_s y| <= sqrt(max D) (sum of the squared norms of the rows left out) |y|.
 
+Several processes share the work as they share the rows: each holds those of its examples and multiplies with them. The
+Gram matrix is made by showing each process's large rows to the others in turn; it is whole, with its factor, in all.
+
 That is added to what the others measure; where it is no longer small, since memory held fewer rows, products with the
 operator take the rows' place. Where rows measure, the operator's own products look at some of the columns too
 (`CHECKED`): by how far the two differ there is added to the residuals of all others, and too far refuses the rows.
@@ -61,7 +64,7 @@ class RowsUnfitError(SolveError):
 class SampleSpace:
     """`(G + damping I) x = b` for a G with a factor.
 
-    memory: bytes for the rows, and again for a block of columns.
+    memory: bytes of each process for its rows, and again for a block of columns.
     """
 
     operator: LinearOperator
@@ -161,6 +164,22 @@ class SampleSpace:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class _Large:
+    """The rows above a squared norm: this process's, where they are among all, and the number of all."""
+
+    rows: Tensor
+    here: slice
+    number: int
+
+    @staticmethod
+    def of(found: Rows, above: float) -> "_Large":
+        large = found.squares > above
+        mine, first = large[found.here], int(large[: found.first].sum())
+        return _Large(found.matrix[mine], slice(first, first + int(mine.sum())), int(large.sum()))
+
+
+@final
 class Woodbury:
     """The inverse by the large rows, and conjugate gradients with all of them, for blocks of columns.
 
@@ -171,28 +190,27 @@ class Woodbury:
     def __init__(
         self,
         rows: Rows,
-        large: Tensor,
+        large: "_Large",
         factor: Tensor,
         root: Tensor,
         rtol: float,
         apply: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self._rows, self._large, self._factor, self._shares = rows.matrix, large, factor, rows.shares
+        self._rows, self._large, self._factor, self._shares = rows.matrix, large.rows, factor, rows.shares
+        self._mine, self._all = large.here, len(rows.squares)
         self._root, self._rtol, self._apply = root, rtol, apply or self._by_rows
-        self.large, self.complete = len(large), False
+        self.large, self.complete = large.number, False
         self.products = self.checks = self.steps = 0
-        self.operations = gram_operations(self.large, large.shape[1])
+        self.operations = gram_operations(self.large, self._large.shape[1])
 
     @staticmethod
     def of(
         found: Rows, root: Tensor, rtol: float, columns: int, apply: Callable[[Tensor], Tensor] | None
     ) -> "Woodbury":
         """root: `D^1/2`, `[dim, 1]`. apply: `(C'C + I) y`; None: all rows are there to do it."""
-        rows = found.matrix
-        _, aim = min(_counted(found.squares, rtol, columns, rows.shape[1]))
-        large = rows[found.squares > aim]
-        mine = found.shares.mine(len(large))
-        products = found.shares.joined(gram(large[mine], large))
+        _, aim = min(_counted(found.squares, rtol, columns, found.matrix.shape[1]))
+        large = _Large.of(found, aim)
+        products = found.shares.joined(torch.cat([gram(large.rows, each) for each in found.shares.each(large.rows)], 1))
         products.diagonal().add_(1.0)
         factor, failed = torch.linalg.cholesky_ex(products)
         if int(failed) or not bool(torch.isfinite(factor).all()):
@@ -228,15 +246,12 @@ class Woodbury:
     def _inverse(self, c: Tensor) -> Tensor:
         """`(C_l' C_l + I)^-1 c`."""
         self.operations += 4.0 * c.numel() * self.large
-        mine = self._shares.mine(len(self._large))
-        here = self._large[mine]
-        solved = torch.cholesky_solve(self._shares.joined(inner(here, c)).double(), self._factor)
-        return c - self._shares.summed(spanned(here, solved[mine].to(c.dtype)))
+        solved = torch.cholesky_solve(self._shares.joined(inner(self._large, c)).double(), self._factor)
+        return c - self._shares.summed(spanned(self._large, solved[self._mine].to(c.dtype)))
 
     def _by_rows(self, y: Tensor) -> Tensor:
         """`(C' C + I) y`."""
-        here = self._rows[self._shares.mine(len(self._rows))]
-        return self._shares.summed(spanned(here, inner(here, y))) + y
+        return self._shares.summed(spanned(self._rows, inner(self._rows, y))) + y
 
     def _measure(self, y: Tensor) -> Tensor:
         self.checks += y.shape[1]
@@ -247,7 +262,7 @@ class Woodbury:
         return self._counted(y)
 
     def _counted(self, y: Tensor) -> Tensor:
-        self.operations += 4.0 * y.numel() * len(self._rows)
+        self.operations += 4.0 * y.numel() * self._all
         return self._apply(y)
 
 

@@ -5,6 +5,7 @@ from typing import final
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.shares import Shares
 
 
 @final
@@ -31,3 +32,7 @@ class ScaledOperator(LinearOperator):
     @property
     def rounding(self) -> float:
         return self.operator.rounding
+
+    @property
+    def shares(self) -> Shares:
+        return self.operator.shares

@@ -29,6 +29,7 @@ from scipy.linalg import cho_factor, cho_solve, solveh_banded
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.shares import Shares
 from stagetrace.solvers.base import ColumnSolutions, Status, counted_from
 from stagetrace.solvers.basis import Basis
 from stagetrace.solvers.batched import run_batched
@@ -96,7 +97,8 @@ class Deflation(LinearOperator):
 class SharedBasis:
     """`(H + damping I) x = b`, all columns by one basis.
 
-    memory: bytes for the basis, and again for groups of columns. forced: share whatever the count says.
+    memory: bytes of each process for its part of the basis, and again for groups of columns. forced: share whatever
+        the count says.
     """
 
     operator: LinearOperator
@@ -113,10 +115,12 @@ class SharedBasis:
             NoSharedBasisError: they are better left to themselves, or H + damping I is not positive definite.
         """
         bytes_each = columns.shape[0] * columns.element_size()
-        limit = min(self.max_steps, columns.shape[0], self.memory // bytes_each - 2)
+        shares = self.operator.shares
+        piece = shares.largest_piece(columns.shape[0]) * columns.element_size()
+        limit = min(self.max_steps, columns.shape[0], (self.memory - 2 * bytes_each) // piece)
         if limit < 1:
             raise NoSharedBasisError(f"no basis fits into {self.memory:,} bytes", 0)
-        run = _SharedRun(columns, self.damping, self.rtol, limit)
+        run = _SharedRun(columns, self.damping, self.rtol, limit, shares)
         products = run_batched(self.operator, [run.steps()], report).products
         trouble = run.trouble(forced=self.forced)
         if trouble:
@@ -173,13 +177,13 @@ class _SharedRun:
     alone: steps after which a column by itself is solved. made: steps so far. outside: the c of `Deflation`.
     """
 
-    def __init__(self, columns: Tensor, damping: float, rtol: float, limit: int) -> None:
+    def __init__(self, columns: Tensor, damping: float, rtol: float, limit: int, shares: Shares) -> None:
         generator = torch.Generator().manual_seed(0)
         sizes = lengths(columns).to(columns.device, columns.dtype)
         drawn = torch.randn(columns.shape[1], generator=generator).to(columns.device, columns.dtype)
         start = spanned(columns.mT, (drawn / sizes).unsqueeze(1)).squeeze(1)
         self.columns, self.damping, self.rtol, self.limit = columns.shape[1], damping, rtol, limit
-        self.basis = Basis(start, limit)
+        self.basis = Basis(start, limit, shares)
         self._run = Recurrence(start, norm(start), self.basis)
         self.alone: int | None = None
         self._totals = list[tuple[int, float]]()

@@ -41,7 +41,8 @@ def extreme_ritz_values(
         to exhaust the operator.
     """
     start = _start(operator, seed)
-    vectors = vectors_of(start, [Shift(0.0)], Memory.plan(start.unsqueeze(1), 1, steps, MEMORY), steps)
+    memory = Memory.plan(start.unsqueeze(1), 1, steps, MEMORY, operator.shares)
+    vectors = vectors_of(start, [Shift(0.0)], memory, steps, operator.shares)
     finished = run_batched(operator, [_run(start, steps, vectors, enough)], report)
     return Spectrum(finished.outcomes[0].T.ritz()), finished.products
 
@@ -60,7 +61,7 @@ class Lowest:
 def lowest_ritz_pair(operator: LinearOperator, steps: int, seed: int = 0) -> Lowest:
     """The smallest Ritz value of a run from a random vector, and its Ritz vector; the basis is stored in full."""
     start = _start(operator, seed)
-    basis = Basis(start, min(steps, operator.size))
+    basis = Basis(start, min(steps, operator.size), operator.shares)
     finished = run_batched(operator, [_run(start, steps, basis, None)], silent)
     values, vectors = finished.outcomes[0].T.pairs()
     return Lowest(float(values[0]), basis.combine(vectors[:, 0].tolist()), float(values[-1]), finished.products)

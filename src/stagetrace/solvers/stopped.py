@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.shares import Shares
 from stagetrace.errors import SolveError
 from stagetrace.solvers.base import Status
 from stagetrace.solvers.basis import Basis
@@ -52,12 +53,12 @@ class Stopped:
 
 
 def run_stopped(
-    b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: bool, growth: float = LARGEST_EXPONENT
+    b: Tensor, flow: Flow, rtol: float, max_steps: int, *, kept: Shares | None, growth: float = LARGEST_EXPONENT
 ) -> Iteration[Stopped]:
     """`phi_t(H) b` for `b` `[dim]`, until the residual passes `rtol`; the last product measures it.
 
     growth: the largest exponent `-t h` of growth along negative curvature that is taken.
-    kept: whether all basis vectors are remembered; where not, a second run makes them once more for the sums.
+    kept: among whom all basis vectors are remembered; None: a second run makes them once more for the sums.
 
     Raises:
         SolveError: negative curvature, along which the answer would grow by more than that.
@@ -65,7 +66,7 @@ def run_stopped(
     length, steps, estimate = norm(b), 0, 1.0
     if length == 0:
         return Stopped(torch.zeros_like(b), 0.0, 0.0, 0, ())
-    basis = Basis(b, min(max_steps, b.numel())) if kept else None
+    basis = None if kept is None else Basis(b, min(max_steps, b.numel()), kept)
     run = Recurrence(b, length, basis or _Sums(b))
     gains: list[np.ndarray] = []
     while steps < max_steps and estimate > AIM * rtol:

@@ -158,7 +158,8 @@ class Many:
     def _worth_rows(self, factor: Factor, counted: dict[Mode, float]) -> bool:
         """Whether to make the rows, whose norms say what the rest costs: where that is little beside the other ways."""
         operator = self.system.operator
-        hopeless = factor.most_rows * operator.size * operator.dtype.itemsize > HOPELESS * self.memory
+        each = operator.shares.largest_piece(factor.most_rows)
+        hopeless = each * operator.size * operator.dtype.itemsize > HOPELESS * self.memory
         return not hopeless and NETWORK * factor.build <= WORTH * min(counted.values())
 
     def _by_rows(

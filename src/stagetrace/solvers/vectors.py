@@ -1,10 +1,10 @@
 """Sums over long vectors: the one place where a solver adds up what a vector holds.
 
-All of them are taken in float64, whatever the vectors' dtype. Vectors are whole on every process; where they were cut
-into pieces instead, each function here would add up the processes' parts, and no solver would change.
+Lengths and inner products are taken in float64, whatever the vectors' dtype. Vectors are whole on every process; those
+that are stored in numbers lie in pieces (`basis.py`), and their coordinates are added up over processes, all at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -94,11 +94,19 @@ def combine(vectors: Sequence[Tensor], coordinates: Sequence[float], like: Tenso
     return total
 
 
-def without(w: Tensor, vectors: Sequence[Tensor]) -> Tensor:
-    """`w` `[dim]` less its components along orthonormal vectors, the rows of matrices `[rows, dim]`."""
-    for rows in vectors:
-        here = w.to(rows.device)
-        w = w - (rows.T @ (rows @ here)).to(w.device)
+def without(w: Tensor, vectors: Sequence[Tensor], summed: Callable[[Tensor], Tensor] = lambda along: along) -> Tensor:
+    """`w` `[dim]` less its components along orthonormal vectors, the rows of matrices `[rows, dim]`.
+
+    summed: where `w` and the rows are pieces of vectors, the sum over the processes that have the others: one of all
+        components, which are therefore taken of the same `w`.
+
+    Example:
+        >>> without(torch.tensor([3.0, 4.0]), [torch.tensor([[1.0, 0.0]])])
+        tensor([0., 4.])
+    """
+    along = summed(torch.cat([(rows @ w.to(rows.device)).to(w.device) for rows in vectors]))
+    for rows, part in zip(vectors, along.split([len(rows) for rows in vectors]), strict=True):
+        w = w - (rows.T @ part.to(rows.device)).to(w.device)
     return w
 
 
