@@ -153,9 +153,9 @@ class World:
         try:
             yield
         except ProcessError:
-            raise  # the others are no longer there to be told
+            raise  # the others are no longer there to be told, or raise it too
         except Exception as cause:
-            if self.size == 1:
+            if self.size == 1 or raised_by(cause) is not None:  # all raise it already
                 raise
             trouble = cause
         if self.size > 1:

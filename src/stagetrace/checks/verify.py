@@ -15,6 +15,7 @@ from stagetrace.checks.precision import data_are_not_cut
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
 from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
+from stagetrace.checks.shards import gradient_in_shards
 from stagetrace.checks.state import keeps_no_state
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.bound import BoundStage
@@ -99,6 +100,9 @@ def _looked_at(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage
     look("independence", lambda: losses_are_their_own(risk, batch, losses, lookout, rounding))
     few = next(iter(risk.read([list(lookout.alone)])))
     look("state", lambda: keeps_no_state(risk, few, bound.fresh_evaluation(), rounding))
+    if risk.evaluation.shapes is not None:
+        look("derivative", lambda: gradient_in_shards(risk, few))
+        return findings
     look("dependence", lambda: depends_on_its_model_only(risk, few, before))
     judged = in_double(risk, few) or (risk, few)
     look("derivative", lambda: gradient_is_the_derivative(*judged, coupled=where != QUERY))

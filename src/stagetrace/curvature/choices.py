@@ -7,6 +7,7 @@ from typing import Protocol, final
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import DiagonalOperator, IdentityOperator, LinearOperator
 from stagetrace.curvature.plan import Matrix
+from stagetrace.curvature.sharded import ShardedCurvature
 from stagetrace.curvature.subset import Count, check_subset, subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
@@ -137,4 +138,8 @@ class Identity:
 
 
 def _mean_and_penalty(bound: BoundStage, matrix: Matrix, indices: Sequence[int], memory: int) -> LinearOperator:
-    return MeanCurvature.planned(bound.risk, matrix, indices, memory) + DiagonalOperator(bound.penalty)
+    if bound.risk.evaluation.shapes is not None:
+        mean: LinearOperator = ShardedCurvature(bound.risk, matrix, indices, memory)
+    else:
+        mean = MeanCurvature.planned(bound.risk, matrix, indices, memory)
+    return mean + DiagonalOperator(bound.penalty)

@@ -12,7 +12,9 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
+from stagetrace.stages.in_step import in_step
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.shards import differentiating
 from stagetrace.stages.space import Params
 
 
@@ -30,6 +32,8 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
         `[inherited.size, k]`.
     """
     total = risk.inherited.zeros(adjoints.shape[1])
+    if risk.evaluation.shapes is not None:
+        return _in_step(risk, indices, adjoints, progress)
     live = [column for column in range(adjoints.shape[1]) if bool(adjoints[:, column].any())]
     if risk.inherited.size == 0 or not live:
         return total
@@ -46,6 +50,21 @@ def mixed_product(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress
             total[:, live] += columns
             advance(len(batch))
     return world().sum(total) / len(indices)
+
+
+def _in_step(risk: Risk, indices: Sequence[int], adjoints: Tensor, progress: Progress | None) -> Tensor:
+    """The same where parameters lie in shards: vectors are pieces, and a batch's part is a sum over processes."""
+    total, what = risk.inherited.zeros(adjoints.shape[1]), f"coupling of {risk.where}"
+    if not any(name in risk.inherited_values for name in risk.inherited.names):
+        return total
+    vectors = [risk.trained.unflatten(column) for column in adjoints.unbind(1)]
+    task = (progress or Silent()).task(what, len(indices), "examples")
+    with task as advance, world().together(what), differentiating():
+        for here, batch in in_step(risk, indices):
+            for place, vector in enumerate(vectors):
+                total[:, place] += risk.inherited.flatten(_reverse(here, batch, vector))
+            advance(len(batch))
+    return total / len(indices)
 
 
 def _loses_tangents(risk: Risk, probe: Batch) -> bool:

@@ -1,9 +1,13 @@
 """The processes of this run, as solvers see them: functions, and no process group."""
 
-from stagetrace.curvature.shares import ALONE, Shares
-from stagetrace.parallel import world
+from dataclasses import replace
+from math import prod
 
-__all__ = ["among_processes"]
+from stagetrace.curvature.shares import ALONE, Entries, Shares
+from stagetrace.parallel import world
+from stagetrace.stages.risk import Risk
+
+__all__ = ["among_processes", "sharing"]
 
 
 def among_processes() -> Shares:
@@ -12,3 +16,16 @@ def among_processes() -> Shares:
     if here.size == 1:
         return ALONE
     return Shares(here.size, here.rank, here.piece, here.whole, here.sum, here.joined, here.each)
+
+
+def sharing(risk: Risk) -> Shares:
+    """The same for vectors of a stage whose parameters lie in shards: each process has the entries of its rows."""
+    shapes, here, total, most = risk.evaluation.shapes, list[slice](), 0, 0
+    assert shapes is not None
+    for name in risk.trained.names:
+        rows, width = (shapes[name][0], prod(shapes[name][1:])) if shapes[name] else (1, 1)
+        mine = world().piece(rows)
+        here.append(slice(total + mine.start * width, total + mine.stop * width))
+        total, most = total + rows * width, most + -(-rows // world().size) * width
+    shared = Shares(world().size, world().rank, summed=world().sum)
+    return replace(shared, entries=Entries(total, most, tuple(here)))

@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from stagetrace.curvature.shares import ALONE, Shares
 from stagetrace.errors import DifferentiationError
 
 __all__ = ["FirstProducts", "asymmetry", "drawn", "not_symmetric"]
@@ -64,10 +65,11 @@ def not_symmetric(where: str, matrix: str, of: str, left: float, right: float) -
 class FirstProducts:
     """Compares the first two products of a curvature, of vectors that are not parallel.
 
-    where, matrix: as messages name it. rounding: relative, of a product.
+    where, matrix: as messages name it. rounding: relative, of a product. shares: of the curvature.
     """
 
-    def __init__(self, where: str, matrix: str, rounding: float) -> None:
+    def __init__(self, where: str, matrix: str, rounding: float, shares: Shares = ALONE) -> None:
+        self._shares = shares
         self._where, self._matrix, self._rounding = where, matrix, rounding
         self._first: tuple[Tensor, Tensor] | None = None
         self._compared = False
@@ -82,19 +84,31 @@ class FirstProducts:
             if self._compared:
                 return
             if self._first is None:
-                self._first = (v.clone(), Hv.clone()) if bool(v.any()) else None
+                self._first = (v.clone(), Hv.clone()) if self._size(v) else None
             else:
                 self._compare(*self._first, v, Hv)
 
     def _compare(self, u: Tensor, Hu: Tensor, v: Tensor, Hv: Tensor) -> None:
-        size_u, size_v = _size(u), _size(v)
-        if abs(_dot(u, v)) >= PARALLEL * size_u * size_v:
+        size_u, size_v, size_Hu, size_Hv = map(self._size, (u, v, Hu, Hv))
+        if abs(self._dot(u, v)) >= PARALLEL * size_u * size_v:
             return
-        left, right = _dot(u, Hv), _dot(v, Hu)
-        noise = min(NOISE * self._rounding, self._rounding**0.5) * (size_u * _size(Hv) + size_v * _size(Hu))
+        left, right = self._dot(u, Hv), self._dot(v, Hu)
+        noise = min(NOISE * self._rounding, self._rounding**0.5) * (size_u * size_Hv + size_v * size_Hu)
         if abs(left - right) > (ASYMMETRY + self._rounding**0.5) * max(abs(left), abs(right)) + noise:
             raise not_symmetric(self._where, self._matrix, "of all its examples", left, right)
         self._first, self._compared = None, True
+
+    def _dot(self, left: Tensor, right: Tensor) -> float:
+        return self._of_all(_dot(left, right))
+
+    def _size(self, vector: Tensor) -> float:
+        here = _size(vector)
+        return here if self._shares.entries is None else self._of_all(here**2) ** 0.5
+
+    def _of_all(self, here: float) -> float:
+        if self._shares.entries is None:
+            return here
+        return float(self._shares.summed(torch.tensor(here, dtype=torch.float64)))
 
 
 def _size(vector: Tensor) -> float:

@@ -18,6 +18,7 @@ from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.iteration import Report, silent
 from stagetrace.solvers.numerics import as_columns
 from stagetrace.solvers.system import Equation, FlowSegments, RecordedSteps, Spectrum, System
+from stagetrace.solvers.vectors import in_pieces
 
 
 @final
@@ -160,7 +161,8 @@ class Prepared:
 
     def solve(self, rhs: Tensor, report: Report = silent) -> Solution:
         """Solve for `rhs` `[dim]` or `[dim, k]`; columns are independent right-hand sides."""
-        found = self._algorithm(as_columns(self.system.operator, rhs), report)
+        with in_pieces(self.system.operator.shares):
+            found = self._algorithm(as_columns(self.system.operator, rhs), report)
         setup, self._uncounted = self._uncounted, 0
         return solution(self.system, found, rhs, setup)
 

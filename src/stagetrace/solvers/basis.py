@@ -49,7 +49,7 @@ class Basis:
 
     @property
     def full(self) -> bool:
-        return self._size == self._like.numel()
+        return self._size == self._shares.dimension(self._like.numel())
 
     def keep(self, q: Tensor) -> None:
         if self._size % BLOCK == 0:

@@ -30,6 +30,7 @@ from torch import Tensor
 from stagetrace.curvature.eigen import require_finite
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.solvers.iteration import Iteration, Matvec, Report, T
+from stagetrace.solvers.vectors import in_pieces
 
 
 @final
@@ -52,6 +53,13 @@ def run_batched(
     Raises:
         SolveError: a product is not, and must be.
     """
+    with in_pieces(operator.shares):
+        return _run_batched(operator, iterations, report, finite=finite)
+
+
+def _run_batched(
+    operator: LinearOperator, iterations: "Sequence[Iteration[T]]", report: Report, *, finite: bool
+) -> BatchedRun[T]:
     outcomes: dict[int, T] = {}
     requests: dict[int, Matvec] = {}
     products = checks = step = 0

@@ -23,7 +23,7 @@ from stagetrace.solvers.batched import run_batched
 from stagetrace.solvers.iteration import Matvec, silent
 from stagetrace.solvers.numerics import relative
 from stagetrace.solvers.settings import check_damping
-from stagetrace.solvers.vectors import norms_of_sum
+from stagetrace.solvers.vectors import nonzero, norms_of_sum
 
 
 @final
@@ -209,7 +209,7 @@ def _columns(matrix: Tensor, chosen: list[int]) -> Tensor:
 
 
 def _nonzero(rhs: Tensor) -> list[int]:
-    return [j for j, nonzero in enumerate((rhs != 0).any(dim=0).tolist()) if nonzero]
+    return [j for j, live in enumerate(nonzero(rhs)) if live]
 
 
 def invertible(filter: Filter, eigenvalues: Tensor, level: float) -> Tensor:

@@ -45,9 +45,9 @@ class Memory:
     @staticmethod
     def plan(columns: Tensor, shifts: int, max_steps: int, memory: int, shares: Shares = ALONE) -> "Memory":
         """memory: bytes of this process. shares: of the basis it stores a piece of each vector."""
-        vector = max(1, columns.shape[0] * columns.element_size())
+        vector = max(1, shares.most_held(columns.shape[0]) * columns.element_size())
         piece = max(1, shares.largest_piece(columns.shape[0]) * columns.element_size())
-        fits = memory // (piece * min(max_steps, columns.shape[0]) + 2 * vector)
+        fits = memory // (piece * min(max_steps, shares.dimension(columns.shape[0])) + 2 * vector)
         if fits:
             return Memory(True, fits)
         return Memory(False, max(1, memory // (vector * (VECTORS_PER_RUN + VECTORS_PER_SHIFT * shifts))))
@@ -157,5 +157,5 @@ def vectors_of(
 ) -> SolutionVectors:
     """What a run from `b` stores of its vectors: all, or a few where the basis does not fit."""
     if memory.full_basis:
-        return Basis(b, min(max_steps, b.numel()), shares)
+        return Basis(b, min(max_steps, shares.dimension(b.numel())), shares)
     return ShortRecurrence(b, len(filters), complex_valued=any(filter.shift.imag for filter in filters))

@@ -43,7 +43,9 @@ def extreme_ritz_values(
     start = _start(operator, seed)
     memory = Memory.plan(start.unsqueeze(1), 1, steps, MEMORY, operator.shares)
     vectors = vectors_of(start, [Shift(0.0)], memory, steps, operator.shares)
-    finished = run_batched(operator, [_run(start, steps, vectors, enough)], report)
+    finished = run_batched(
+        operator, [_run(start, steps, vectors, enough, operator.shares.dimension(operator.size))], report
+    )
     return Spectrum(finished.outcomes[0].T.ritz()), finished.products
 
 
@@ -61,8 +63,8 @@ class Lowest:
 def lowest_ritz_pair(operator: LinearOperator, steps: int, seed: int = 0) -> Lowest:
     """The smallest Ritz value of a run from a random vector, and its Ritz vector; the basis is stored in full."""
     start = _start(operator, seed)
-    basis = Basis(start, min(steps, operator.size), operator.shares)
-    finished = run_batched(operator, [_run(start, steps, basis, None)], silent)
+    basis = Basis(start, min(steps, operator.shares.dimension(operator.size)), operator.shares)
+    finished = run_batched(operator, [_run(start, steps, basis, None, 0)], silent)
     values, vectors = finished.outcomes[0].T.pairs()
     return Lowest(float(values[0]), basis.combine(vectors[:, 0].tolist()), float(values[-1]), finished.products)
 
@@ -77,18 +79,23 @@ class _Projected:
 
 
 def _start(operator: LinearOperator, seed: int) -> Tensor:
-    drawn = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn.to(operator.device, operator.dtype)
+    shares, generator = operator.shares, torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shares.dimension(operator.size), generator=generator, dtype=torch.float64)
+    return shares.taken(drawn).to(operator.device, operator.dtype)
 
 
 def _run(
-    start: Tensor, steps: int, vectors: LanczosVectors, enough: Callable[[Sequence[Extremes]], bool] | None
+    start: Tensor,
+    steps: int,
+    vectors: LanczosVectors,
+    enough: Callable[[Sequence[Extremes]], bool] | None,
+    dimension: int,
 ) -> Iteration[_Projected]:
     run = Recurrence(start, norm(start), vectors)
     seen: list[Extremes] = []
     while len(run.T.alphas) < steps and not run.exhausted:
         run.advance((yield Matvec(run.q, nan)))
-        if enough is not None and start.numel() > steps:
+        if enough is not None and dimension > steps:
             seen.append(run.T.extremes())
             if enough(seen):
                 break

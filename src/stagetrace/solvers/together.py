@@ -30,6 +30,7 @@ from stagetrace.solvers.iteration import Report
 from stagetrace.solvers.sample_space import CHECKED, NETWORK, SampleSpace
 from stagetrace.solvers.shared_basis import NoSharedBasisError, SharedBasis
 from stagetrace.solvers.system import System
+from stagetrace.solvers.vectors import nonzero
 
 __all__ = ["MANY", "MODES", "RANKING", "VALUES", "Many", "Mode", "NotSharedError", "tolerance", "tolerance_note"]
 
@@ -109,7 +110,7 @@ class Many:
             NotSharedError: the columns are to be solved one by one.
             DescriptionError: another mode than "auto" was asked for, and cannot be.
         """
-        live = (columns != 0).any(dim=0)
+        live = torch.tensor(nonzero(columns), device=columns.device)
         number = int(live.sum())
         if self.mode == "separate" or number == 0 or (self.mode == "auto" and columns.shape[1] < 2):
             raise NotSharedError

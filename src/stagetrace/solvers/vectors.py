@@ -2,12 +2,18 @@
 
 Lengths and inner products are taken in float64, whatever the vectors' dtype. Vectors are whole on every process; those
 that are stored in numbers lie in pieces (`basis.py`), and their coordinates are added up over processes, all at once.
+
+Where vectors themselves lie in pieces, `in_pieces` says so, and lengths and inner products here are of whole vectors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+from stagetrace.curvature.shares import Shares
 
 # A float32 vector is widened to float64 this many entries (8 MiB) at a time, never as a whole.
 CHUNK = 1 << 20
@@ -17,6 +23,25 @@ PIECE = 1 << 15
 
 # Of a GPU's memory: what the vectors of a run leave to the passes through the model.
 KEPT_FREE = 0.25
+
+
+_SUMMED: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("summed", default=None)
+
+
+@contextmanager
+def in_pieces(shares: Shares) -> Generator[None]:
+    """Take sums over whole vectors, where they lie in pieces on processes; all of them ask for the same sums."""
+    token = _SUMMED.set(None if shares.entries is None else shares.summed)
+    try:
+        yield
+    finally:
+        _SUMMED.reset(token)
+
+
+def _of_all(total: Tensor) -> Tensor:
+    """A sum over this process's entries, over all entries."""
+    summed = _SUMMED.get()
+    return total if summed is None else summed(total)
 
 
 def dot(left: Tensor, right: Tensor) -> float:
@@ -30,7 +55,7 @@ def dot(left: Tensor, right: Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64, device=left.device)
     for a, b in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
         total += a.double() @ b.double()
-    return float(total)
+    return float(_of_all(total))
 
 
 def norm(vector: Tensor) -> float:
@@ -53,7 +78,7 @@ def norm_of_sum(*settings: tuple[float, Tensor]) -> float:
         for coefficient, piece in zip(coefficients, pieces, strict=True):
             summed += coefficient * piece.double()
         total += summed @ summed
-    return float(total) ** 0.5
+    return float(_of_all(total)) ** 0.5
 
 
 def norms_of_sum(*settings: tuple[float, Tensor]) -> list[float]:
@@ -72,7 +97,7 @@ def norms_of_sum(*settings: tuple[float, Tensor]) -> list[float]:
         for (coefficient, _), piece in zip(settings, pieces, strict=True):
             summed += coefficient * piece.double()
         total += (summed * summed).sum(dim=0)
-    return total.sqrt().tolist()
+    return _of_all(total).sqrt().tolist()
 
 
 def combine(vectors: Sequence[Tensor], coordinates: Sequence[float], like: Tensor) -> Tensor:
@@ -117,7 +142,7 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
         >>> dots(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2))
         tensor([4., 6.])
     """
-    return (left * right).sum(dim=0)
+    return _of_all((left * right).sum(dim=0))
 
 
 def lengths(columns: Tensor) -> Tensor:
@@ -127,7 +152,18 @@ def lengths(columns: Tensor) -> Tensor:
         >>> lengths(torch.tensor([[3.0, 1.0], [4.0, 0.0]]))
         tensor([5., 1.], dtype=torch.float64)
     """
-    return torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64).cpu()
+    here = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    return (here if _SUMMED.get() is None else _of_all(here.square()).sqrt()).cpu()
+
+
+def nonzero(columns: Tensor) -> list[bool]:
+    """Which columns of `[dim, k]` are not zero.
+
+    Example:
+        >>> nonzero(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        [False, True]
+    """
+    return (_of_all((columns != 0).any(dim=0).double()) > 0).tolist()
 
 
 def inner(rows: Tensor, columns: Tensor) -> Tensor:

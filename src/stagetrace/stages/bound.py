@@ -18,8 +18,9 @@ from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import ready_forward_mode
 from stagetrace.stages.links.link import Anchored, Link, pull_of
-from stagetrace.stages.links.names import shared_names
+from stagetrace.stages.links.names import check_shapes, shared_names
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.shards import whole_shapes
 from stagetrace.stages.space import ParameterSpace, Params
 from stagetrace.stages.stage import Stage
 
@@ -70,12 +71,7 @@ class BoundStage:
             )
         pairs = shared_names(stage.link.pairs, stage.model, previous.model, where)
         ours, theirs = dict(stage.model.named_parameters()), dict(previous.model.named_parameters())
-        for name, other in pairs.items():
-            if ours[name].shape != theirs[other].shape:
-                refuse(
-                    f"{where}: parameter '{name}' has shape {list(ours[name].shape)}, but '{other}' of stage "
-                    f"'{previous.name}' has {list(theirs[other].shape)}; share only what the stages have in common"
-                )
+        check_shapes(stage.model, previous.model, pairs, where, previous.name)
         trains = not stage.link.keeps_shared
         anchored = {name: other for name, other in pairs.items() if trains and ours[name].requires_grad}
         inherited = {name: other for name, other in pairs.items() if name not in anchored}
@@ -148,11 +144,11 @@ class BoundStage:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        return Evaluation(self.stage.evaluated)
+        return Evaluation(self.stage.evaluated, whole_shapes(self.stage.model))
 
     def fresh_evaluation(self) -> Evaluation:
         """The model as a function of parameters once more, by a copy that was never called."""
-        return Evaluation(replace(self.stage).evaluated)
+        return Evaluation(replace(self.stage).evaluated, whole_shapes(self.stage.model))
 
     def risk_of(self, where: str, objective: Objective, examples: Examples) -> Risk:
         """The losses of any examples at this stage's parameters."""

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import some_names
+from stagetrace.parallel import world
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.differentiable_norms import running_statistics
+from stagetrace.stages.shards import sizes_of, whole_shapes
 from stagetrace.stages.stage import Stage
 
 MODE_DEPENDENT = (
@@ -56,11 +58,14 @@ def _forgotten(bound: BoundStage) -> list[str]:
     if bound.previous is None:
         return []
     ours, theirs = (dict(stage.model.named_parameters()) for stage in (bound.stage, bound.previous))
-    shared = {*bound.inherited_from, *bound.anchored_to}
+    shared, pieces = {*bound.inherited_from, *bound.anchored_to}, whole_shapes(bound.stage.model) is not None
     same = [
         name
         for name in bound.constant_names
-        if name not in shared and name in theirs and theirs[name].requires_grad and _equal(ours[name], theirs[name])
+        if name not in shared
+        and name in theirs
+        and theirs[name].requires_grad
+        and _equal(ours[name], theirs[name], in_pieces=pieces)
     ]
     if not same:
         return []
@@ -72,8 +77,10 @@ def _forgotten(bound: BoundStage) -> list[str]:
     ]
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.detach(), other.detach().to(one))
+def _equal(one: Tensor, other: Tensor, *, in_pieces: bool) -> bool:
+    """in_pieces: whether both are pieces, of which those of all processes count."""
+    equal = one.shape == other.shape and torch.equal(one.detach(), other.detach().to(one))
+    return all(world().gather(equal)) if in_pieces else equal
 
 
 def changed_statistics(bound: BoundStage) -> list[str]:
@@ -137,13 +144,13 @@ class Coverage:
 
     @staticmethod
     def of(bound: BoundStage) -> "Coverage":
-        sizes = {name: p.numel() for name, p in bound.stage.model.named_parameters()}
+        sizes = sizes_of(bound.stage.model)
         floating = (name for name, b in bound.stage.model.named_buffers() if b.is_floating_point())
         buffers = tuple(name for name in floating if name not in bound.statistics_values)
         constant = sum(sizes[name] for name in bound.constant_names)
         shared, moved = _buffers(bound)
-        sizes_of = bound.trained.size, bound.inherited.size
-        return Coverage(*sizes_of, constant, bound.constant_names, buffers, tuple(shared), tuple(moved))
+        trained, kept = (sum(sizes[name] for name in space.names) for space in (bound.trained, bound.inherited))
+        return Coverage(trained, kept, constant, bound.constant_names, buffers, tuple(shared), tuple(moved))
 
     def __str__(self) -> str:
         total = self.trained + self.kept + self.constant

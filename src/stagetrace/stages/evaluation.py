@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
+from stagetrace.stages.shards import gathering
 
 
 class _Place(NamedTuple):
@@ -27,13 +28,15 @@ class Evaluation:
     A parameter is swapped by identity, in each place that holds it: tied weights, and a module that is reachable under
     two names, stay one. (`torch.func.functional_call` swaps by name, and leaves a swapped tensor behind where a module
     has two.) The model is the library's own copy, and is as it was after each call.
+
+    shapes: where parameters are this process's pieces of those, the whole ones' shapes, by name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, shapes: Mapping[str, torch.Size] | None = None) -> None:
+        self.model, self._shapes = model, None if shapes is None else dict(shapes)
         self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
         self._constants = {name: plain_tensor(parameter) for name, parameter in model.named_parameters()}
-        known = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._names = known = {id(parameter): name for name, parameter in model.named_parameters()}
         self._places = [
             _Place(module._parameters, key, known[id(parameter)])  # pyright: ignore[reportPrivateUsage]
             for module in model.modules()
@@ -50,8 +53,17 @@ class Evaluation:
         with self._at({**self._constants, **params}), differentiable_kernels(**self._kernels):
             return function(self.model, *arguments)
 
+    @property
+    def shapes(self) -> Mapping[str, torch.Size] | None:
+        """The whole shapes of parameters that lie in pieces on several processes; None where they are whole."""
+        return self._shapes
+
     @contextmanager
     def _at(self, values: Mapping[str, Tensor]) -> Generator[None]:
+        if self._shapes is not None:
+            with gathering(self.model, self._names, values, self._shapes):
+                yield
+            return
         places = [*self._places, *(place for place in self._statistics if place.name in values)]
         own = [holder[key] for holder, key, _ in places]
         for holder, key, name in places:

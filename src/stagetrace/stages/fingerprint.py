@@ -1,6 +1,7 @@
 """What identifies a model, a data set and a stage: digests of contents, so that a resumed run is the same run."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from stagetrace.stages.identity import Identity
 from stagetrace.stages.identity.origin import library_of
 from stagetrace.stages.identity.settings import settings_of
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.shards import sizes_of, whole_values
 
 Json = dict[str, Any]
 
@@ -56,7 +58,7 @@ def fingerprint_model(model: nn.Module, identity: Identity | None = None) -> Jso
     """
     identity = identity or Identity()
     walk = identity.walk()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in chain(whole_values(model), model.named_buffers()):
         walk.word("name", name)
         walk.visit(f".{name}", tensor)
     trained = sorted(name for name, p in model.named_parameters() if p.requires_grad)
@@ -69,7 +71,7 @@ def fingerprint_model(model: nn.Module, identity: Identity | None = None) -> Jso
     unidentified = [*values.get("unidentified", ()), *rest.get("unidentified", ())]
     return {
         "class": type(model).__qualname__,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(sizes_of(model).values()),
         "sha256": values["sha256"],
         "attributes": rest["sha256"],
         **({"unidentified": unidentified} if unidentified else {}),

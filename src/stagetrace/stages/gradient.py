@@ -1,5 +1,6 @@
 """Mean gradients over a data set, and the block that couples a stage to the one before it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,8 +14,10 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
+from stagetrace.stages.in_step import in_step
 from stagetrace.stages.per_example import example_gradients, inseparable
 from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.stages.shards import differentiating
 from stagetrace.stages.space import Params
 
 FEW = 16
@@ -129,6 +132,8 @@ def mean_gradient(
 ) -> Gradient:
     """The gradient of the mean (or sum) of the losses, one column; the examples are sharded over processes."""
     chosen = range(len(risk.examples)) if indices is None else indices
+    if risk.evaluation.shapes is not None:
+        return _in_step(risk, chosen, reduction, progress)
     mine, what = world().shard(chosen), f"gradient of {risk.where}"
     trained, inherited = risk.trained.zeros(1), risk.inherited.zeros(1)
     with (progress or Silent()).task(what, len(mine), "examples") as advance, world().together(what):
@@ -139,6 +144,30 @@ def mean_gradient(
             advance(len(batch))
     scale = 1 / len(chosen) if reduction == "mean" else 1.0
     return Gradient(world().sum(trained) * scale, world().sum(inherited) * scale)
+
+
+def _in_step(risk: Risk, chosen: Sequence[int], reduction: str, progress: Progress | None) -> Gradient:
+    """The same where parameters lie in shards: each gradient comes as a piece, summed over processes."""
+    trained, inherited = risk.trained.zeros(1).squeeze(1), risk.inherited.zeros(1).squeeze(1)
+    what, total = f"gradient of {risk.where}", 0.0
+    task = (progress or Silent()).task(what, len(chosen), "examples")
+    with task as advance, world().together(what), differentiating():
+        for here, batch in in_step(risk, chosen):
+            value, first, second = differentiated(here, batch)
+            trained += risk.trained.flatten(first)
+            inherited += risk.inherited.flatten(second)
+            total += float(value)
+            if not math.isfinite(total):
+                raise DataError(
+                    f"{risk.where}: the loss of one of the examples {min(batch.indices)} to {max(batch.indices)} is "
+                    f"{total}; remove the example or fix its data, then run again"
+                )
+            advance(min(len(batch) * world().size, len(chosen)))
+    wrong = (~torch.isfinite(torch.cat([trained, inherited]))).sum().double()
+    if float(world().sum(wrong)):
+        raise DataError(f"{risk.where}: the losses are finite, but the gradient of one is not")
+    scale = 1 / len(chosen) if reduction == "mean" else 1.0
+    return Gradient(trained.unsqueeze(1) * scale, inherited.unsqueeze(1) * scale)
 
 
 def each_gradient(risk: Risk, progress: Progress | None = None) -> Gradient:

@@ -16,6 +16,7 @@ from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
 from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.shards import in_pieces, sizes_of
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
 
@@ -71,6 +72,7 @@ class Stage:
         if not isinstance(self.model, nn.Module):
             refuse(f"{self.where}: model must be a torch.nn.Module, got {type(self.model).__name__}")
         refuse_wrapped(self.model, self.where)
+        object.__setattr__(self, "model", in_pieces(self.model, self.where))  # itself, unless it lies in shards
         refuse_unmade(self.model, self.where)
         if self.link is not None and not isinstance(self.link, Link):
             got = f"the class {self.link.__name__}" if isinstance(self.link, type) else type(self.link).__name__
@@ -107,7 +109,7 @@ class Stage:
         return replace_layers(private_copy(self.model, self.where), self.where)
 
     def __repr__(self) -> str:
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = sum(sizes_of(self.model).values())
         kind, examples = type(self.model).__name__, len(self.examples)
         return f"Stage({self.name!r}: {kind}, {parameters:,} parameters, {examples:,} examples)"
 

@@ -6,7 +6,6 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from stagetrace.errors import refuse
-from stagetrace.parallel import is_sharded
 
 
 def refuse_wrapped(model: nn.Module, where: str) -> None:
@@ -24,18 +23,10 @@ def refuse_wrapped(model: nn.Module, where: str) -> None:
             "(several processes: start the run by torchrun)"
         )
     for name, module in model.named_modules():
-        if type(module).__name__.startswith(("FullyShardedDataParallel", "FSDP")):
+        if type(module).__name__ == "FullyShardedDataParallel":
             refuse(
-                f"{where}: the parameters of {_at(name)} lie in shards ({type(module).__name__}); save the full state "
-                "dict, load it into the plain module, and give that as model="
-            )
-        sharded = next((at for at, value in module.named_parameters(recurse=False) if is_sharded(value)), None)
-        if sharded is not None:
-            refuse(
-                f"{where}: parameter '{sharded}' of {_at(name)} lies in shards (a DTensor, of tensor parallelism or "
-                "fully_shard), whose second derivatives PyTorch does not give; give the plain module with the full "
-                "state, torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
-                "options=StateDictOptions(full_state_dict=True))"
+                f"{where}: the parameters of {_at(name)} lie in flat shards ({type(module).__name__}); wrap the "
+                "plain module by torch.distributed.fsdp.fully_shard instead, or load the full state dict into it"
             )
         if isinstance(module, ScriptModule):
             refuse(

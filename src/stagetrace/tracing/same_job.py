@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from stagetrace.parallel import backends, world
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.identity import Identity
 from stagetrace.stages.risk import Risk
+from stagetrace.stages.shards import whole_values
 from stagetrace.tracing.query import Query
 
 __all__ = ["check_same_job"]
@@ -85,7 +87,7 @@ def _data(risk: Risk) -> dict[str, Any]:
 def _digest(model: nn.Module) -> bytes:
     """Of the values alone, which two copies of a model share."""
     seal = blake2b(digest_size=16)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in chain(whole_values(model), model.named_buffers()):
         seal.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         if tensor.layout is torch.strided:
             seal.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -19,6 +19,9 @@ from stagetrace.stages.coverage import Coverage, notices_at
 from stagetrace.stages.halves import halvings
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
+from stagetrace.tracing.sharded import ShardedScorer
+
+AnyScorer = Scorer | SumScorer | WeightScorer | ShardedScorer
 
 
 @final
@@ -46,7 +49,7 @@ class RunStatistics:
     def record_checks(self, findings: Sequence[Finding]) -> None:
         self._checks = list(findings)
 
-    def record_scores(self, stage: str, scorer: Scorer | SumScorer | WeightScorer, scores: Scores) -> None:
+    def record_scores(self, stage: str, scorer: AnyScorer, scores: Scores) -> None:
         self.scores[stage] = scores
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 

@@ -35,6 +35,7 @@ from stagetrace.tracing.responses.recorded import Replayed
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.responses.segments import InSegments
 from stagetrace.tracing.same_job import check_same_job
+from stagetrace.tracing.sharded import admit
 from stagetrace.tracing.statistics import RunStatistics
 from stagetrace.tracing.usual import chosen, usual_solvers
 
@@ -114,39 +115,41 @@ def trace(
     curvatures = by_stage(chain, curvature, Auto(), "curvature")
     usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
-    scored = scored_stages(chain, of)
-    kept = out is not None
-    check_same_job(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
-    statistics = RunStatistics(chain, bars)
-    seeds = trained_seeds(chain)
-    if seeds:
+    with admit(chain, query, curvatures, solvers):
+        scored = scored_stages(chain, of)
+        kept = out is not None
+        check_same_job(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
+        statistics = RunStatistics(chain, bars)
+        seeds = trained_seeds(chain)
+        if seeds:
+            described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
+            options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
+            return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
+        statistics.record_checks([*say_chosen(solvers, usual), *checked(chain, query, statistics)])
+        # built for all stages first: what cannot be solved is refused now, not after the later stages have been
+        walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
+        responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
+        statistics.record_plan(responses)
         described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
-        options: dict[str, Any] = {"curvature": curvature, "solver": solver, "of": scored, "parts": parts}
-        return _of_trained(chain, query, seeds, described, out, **options, progress=bars)
-    statistics.record_checks([*say_chosen(solvers, usual), *checked(chain, query, statistics)])
-    # built for all stages first: what cannot be solved is refused now, not after the later stages have been
-    walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
-    responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
-    statistics.record_plan(responses)
-    described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
-    with RunFolder.open(out, described) as folder:
-        if folder.complete:
-            return _with_warnings(Trace(*folder.contents()))
-        gradient = query.gradient(chain.last, statistics)
-        check_not_flat(gradient, query)
-        gradient = _columns(gradient, chain, parts=parts)
-        for bound, step in backward_pass(chain, responses, gradient, folder.solution, statistics):
-            folder.write_solution(bound.name, step.solution)
-            if bound.name in scored:
-                scorer = step.scorer(parts=parts, rows=query.rows)
-                done = scorer.run(partial(folder.part, bound.name), partial(folder.write_part, bound.name), statistics)
-                statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))
-            statistics.record_solution(bound.name, step.solution)
-            if scored <= set(statistics.scores):
-                break
-        result = statistics.trace(described)
-        folder.finish(result.statistics)
-    return _with_warnings(result)
+        with RunFolder.open(out, described) as folder:
+            if folder.complete:
+                return _with_warnings(Trace(*folder.contents()))
+            gradient = query.gradient(chain.last, statistics)
+            check_not_flat(gradient, query)
+            gradient = _columns(gradient, chain, parts=parts)
+            for bound, step in backward_pass(chain, responses, gradient, folder.solution, statistics):
+                folder.write_solution(bound.name, step.solution)
+                if bound.name in scored:
+                    scorer = step.scorer(parts=parts, rows=query.rows)
+                    written, write = partial(folder.part, bound.name), partial(folder.write_part, bound.name)
+                    done = scorer.run(written, write, statistics)
+                    statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))
+                statistics.record_solution(bound.name, step.solution)
+                if scored <= set(statistics.scores):
+                    break
+            result = statistics.trace(described)
+            folder.finish(result.statistics)
+        return _with_warnings(result)
 
 
 def _of_trained(
@@ -208,7 +211,8 @@ def check_not_flat(gradient: Gradient, query: Query) -> None:
     Raises:
         DataError: the gradient is zero in every parameter.
     """
-    flat = ~(gradient.trained.any(dim=0) | gradient.inherited.any(dim=0))
+    seen = gradient.trained.any(dim=0) | gradient.inherited.any(dim=0)
+    flat = world().sum(seen.double()) == 0  # a process may have a piece that is zero
     if bool(flat.all()):
         raise DataError(
             "the query: the gradient of its loss is zero in every parameter of the last stage, so every score would be "

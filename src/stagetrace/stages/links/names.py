@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from torch import nn
 
 from stagetrace.errors import refuse, some_names
+from stagetrace.stages.shards import shapes_of, whole_shapes
 
 Shared = str | Sequence[str] | Mapping[str, str]
 """Which parameters are shared: `{this stage's name or prefix: previous stage's}`, or names that agree on both sides.
@@ -83,3 +84,22 @@ def _under(prefix: str, names: Mapping[str, str]) -> list[str]:
 def _renamed(name: str, ours: str, theirs: str) -> str:
     rest = name[len(ours) :].lstrip(".")
     return f"{theirs}.{rest}" if theirs and rest else theirs or rest
+
+
+def check_shapes(model: nn.Module, before: nn.Module, pairs: Mapping[str, str], where: str, earlier: str) -> None:
+    """Refuse shared parameters of two shapes, and a stage in shards beside one that is whole.
+
+    where: how messages name the stage; earlier: the name of the one before.
+    """
+    if (whole_shapes(model) is None) != (whole_shapes(before) is None):
+        refuse(
+            f"{where}: the parameters of one of this stage and '{earlier}' lie in shards (DTensor), and those of the "
+            "other are whole; shard both models over the same processes, or neither"
+        )
+    ours, theirs = shapes_of(model), shapes_of(before)
+    for name, other in pairs.items():
+        if ours[name] != theirs[other]:
+            refuse(
+                f"{where}: parameter '{name}' has shape {list(ours[name])}, but '{other}' of stage '{earlier}' has "
+                f"{list(theirs[other])}; share only what the stages have in common"
+            )

@@ -8,17 +8,21 @@ from stagetrace.curvature.auto import coupling_indices, describe_subset
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.operator import LinearOperator
+from stagetrace.curvature.processes import sharing
 from stagetrace.errors import SolveError
 from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solution, Solver, Status, solve
 from stagetrace.solvers.settings import step_limit
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.coverage import Coverage
 from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.shards import whole_vectors
 from stagetrace.tracing.backward import SolveProgress
 from stagetrace.tracing.pull_back import pull_back
 from stagetrace.tracing.responses.response import BackwardStep
 from stagetrace.tracing.responses.shortfall import shortfall
 from stagetrace.tracing.score import Scorer
+from stagetrace.tracing.sharded import ShardedScorer
 
 
 @final
@@ -50,15 +54,24 @@ class Implicit:
 
     def backward(self, gradient: Gradient, known: Solution | None, progress: Progress) -> BackwardStep:
         """See `Response`; the operator is let go, with what it keeps in memory, once the stage is solved."""
-        solution, bound = known or self._solve(gradient, progress), self.bound
+        bound, shapes = self.bound, self.bound.risk.evaluation.shapes
+        whole = known or self._solve(gradient, progress)
         self._operator = None
-        adjoint = solution.value.to(bound.trained.device)
+        adjoint = whole.value.to(bound.trained.device)
+        if shapes is not None and known is not None:  # as it was written
+            adjoint = sharing(bound.risk).taken(adjoint)
+        elif shapes is not None:
+            columns = whole.value.reshape(len(adjoint), -1)
+            value = whole_vectors(columns, [shapes[name] for name in bound.trained.names])
+            whole = replace(whole, value=value.reshape(-1, *adjoint.shape[1:]))
         indices = coupling_indices(self.curvature, bound, adjoint.shape[1])
 
         def to_previous(previous: BoundStage) -> Gradient:
             return pull_back(bound, previous, adjoint, gradient, indices, progress)
 
-        return BackwardStep(replace(solution, value=adjoint), partial(Scorer.of, bound.risk, adjoint), to_previous)
+        scorer = Scorer.of if shapes is None else ShardedScorer
+        solution = replace(whole, value=adjoint) if shapes is None else whole
+        return BackwardStep(solution, partial(scorer, bound.risk, adjoint), to_previous)
 
     def _solve(self, gradient: Gradient, progress: Progress) -> Solution:
         bound, solver = self.bound, self.solver
@@ -74,7 +87,7 @@ class Implicit:
             return replace(solution, notes=(*solution.notes, *said, *filter(None, [left_out])))
         except SolveError as cause:
             raise SolveError(
-                f"while solving {bound.stage.where} ({bound.trained.size:,} parameters, {solver}): {cause}"
+                f"while solving {bound.stage.where} ({Coverage.of(bound).trained:,} parameters, {solver}): {cause}"
             ) from cause
 
 

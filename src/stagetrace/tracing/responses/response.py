@@ -10,6 +10,7 @@ from stagetrace.solvers.base import Solution
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
+from stagetrace.tracing.sharded import ShardedScorer
 
 
 class Response(Protocol):
@@ -37,7 +38,7 @@ class Response(Protocol):
 class MakesScorer(Protocol):
     """`Scorer.of`, told the stage and its adjoint; `WeightScorer`, told its scores."""
 
-    def __call__(self, *, parts: bool, rows: int | None) -> Scorer | SumScorer | WeightScorer: ...
+    def __call__(self, *, parts: bool, rows: int | None) -> Scorer | SumScorer | WeightScorer | ShardedScorer: ...
 
 
 @final
