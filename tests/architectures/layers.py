@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.body, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first), nn.Linear(4, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        first_is_kept = torch.arange(tokens.shape[1]) > 0
+        first_is_kept = torch.arange(tokens.shape[1], device=tokens.device) > 0
         padding = (tokens == 0) & first_is_kept
         hidden = self.body(self.embedding(tokens), src_key_padding_mask=padding)
         return self.head(hidden[:, 0])
@@ -107,7 +107,9 @@ class Bag(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if not self.flat:
             return self.head(self.bag(tokens))
-        return self.head(self.bag(tokens.reshape(-1), torch.arange(len(tokens)) * tokens.shape[1]))
+        return self.head(
+            self.bag(tokens.reshape(-1), torch.arange(len(tokens), device=tokens.device) * tokens.shape[1])
+        )
 
 
 class FunctionalBag(nn.Module):
