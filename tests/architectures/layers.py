@@ -32,7 +32,7 @@ class Packed(nn.Module):
         self.head = nn.Linear(3, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        lengths = (tokens != 0).sum(dim=1).clamp_min(1)
+        lengths = (tokens != 0).sum(dim=1).clamp_min(1).cpu()  # where packing takes them
         packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
         return self.head(self.core(packed)[1][0][-1])
 

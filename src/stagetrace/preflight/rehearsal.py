@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
@@ -194,7 +195,8 @@ def _over(bound: BoundStage, curvature: Curvature, few: int, of: int) -> LinearO
         return None
     changes: dict[str, Any] = {"examples": few}
     if hasattr(curvature, "memory"):
-        changes["memory"] = max(1, int(getattr(curvature, "memory") * few / of))  # noqa: B009
+        asked = allowance(getattr(curvature, "memory"), bound.trained.device)  # noqa: B009
+        changes["memory"] = max(1, int(asked * few / of))
     if getattr(curvature, "cache", None) is not None:
         changes["cache"] = None
     return replace(curvature, **changes).operator(bound)  # pyright: ignore[reportArgumentType]
