@@ -25,7 +25,7 @@ from stagetrace.curvature.plan import TRACED_BYTES
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.parallel import world
 from stagetrace.preflight.forecast import Forecast
-from stagetrace.preflight.live import growth
+from stagetrace.preflight.live_tensors import growth
 from stagetrace.preflight.meter import resident_bytes
 from stagetrace.preflight.units import as_size, read_size
 from stagetrace.preflight.vectors import solver_bytes
