@@ -1,5 +1,6 @@
 """Models whose parameters lie in shards: the scores of the plain model, or a refusal before anything is computed."""
 
+import importlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,14 +27,18 @@ from stagetrace import (
     Stage,
     trace,
 )
-from stagetrace.errors import DescriptionError, StagetraceWarning
+from stagetrace.checks.shards import gradient_in_shards
+from stagetrace.errors import DescriptionError, DifferentiationError, StagetraceError, StagetraceWarning
 from stagetrace.objectives import Classification
 from stagetrace.parallel import world
+from stagetrace.progress import Silent
+from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.in_step import in_step
 from stagetrace.stages.shards import admitted, differentiating
 from stagetrace.stages.shards.gather import REFUSED
 from stagetrace.tracing import rank as ranked
+from stagetrace.tracing.sharded import ShardedScorer
 from tests import jobs
 from tests.distributed.forks import Outcome, forked
 
@@ -43,6 +48,8 @@ Shard = Callable[[Any], Any]
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
     """What each fork would import by itself, which takes seconds."""
+    for name in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"):
+        importlib.import_module(name)
 
 
 class Scaled(jobs.Net):
@@ -109,11 +116,12 @@ EXACT = {"curvature": Hessian(), "solver": Lanczos(1.0, 1e-3)}
 SQUARES = {"curvature": GaussNewton(memory=1), "solver": CG(1.0, 1e-3)}
 
 CASES: dict[str, tuple[Shard, Link, type[jobs.Net], Mapping[str, Any]]] = {
-    "kept": (fully, KEPT, jobs.Net, EXACT | {"parts": True}),
-    "moved, some in shards": (partly, MOVED, Scaled, SQUARES),
+    "kept": (fully, KEPT, jobs.Net, EXACT),
 }
 SLOW: dict[str, tuple[Shard, Link, type[jobs.Net], Mapping[str, Any]]] = {
-    "by default": (fully, MOVED, Scaled, {}),
+    "moved, some in shards": (partly, MOVED, Scaled, SQUARES),
+    "two parts": (fully, KEPT, jobs.Net, EXACT | {"parts": True}),
+    "by default": (fully, MOVED, jobs.Net, {}),
     "damping from the spectrum": (fully, KEPT, jobs.Net, {"curvature": GaussNewton(examples=4)}),
 }
 
@@ -126,7 +134,9 @@ def assert_same(outcome: Outcome, alone: Mapping[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "cases"), [(2, CASES), pytest.param(3, CASES | SLOW, marks=pytest.mark.slow)], ids=["2", "3"]
+    ("ranks", "cases"),
+    [(2, CASES), pytest.param(2, SLOW, marks=pytest.mark.slow), pytest.param(3, CASES | SLOW, marks=pytest.mark.slow)],
+    ids=["2", "2, more", "3"],
 )
 def test_a_model_in_shards_gives_the_scores_of_the_plain_model(ranks: int, cases: Mapping[str, Any], tmp_path: Path):
     """And a run of it is a run of the plain model: its folder is complete for one process."""
@@ -180,6 +190,42 @@ def test_a_graph_keeps_pieces_of_weights_and_not_weights():
         held, largest = outcome.value
         assert held == (4 * 64 + 64 + 64 * 64 + 64) // 2
         assert 0 < largest <= 64 * 64 // 2  # what is kept of the larger weight, and its gradient
+
+
+def test_a_wrong_derivative_is_noticed():
+    """By differences of the loss, and where forward mode and autograd are two things, by the scores."""
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2.0 * x
+
+        @staticmethod
+        def backward(ctx: Any, slope: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return 3.0 * slope
+
+        @staticmethod
+        def jvp(ctx: Any, along: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return 2.0 * along
+
+    class Net(jobs.Net):
+        def forward(self, x: Tensor) -> Any:
+            return Wrong.apply(super().forward(x))
+
+    def work(rank: int) -> tuple[str, ...]:
+        risks = [chain(fully, KEPT, kind)["a"].risk for kind in (jobs.Net, Net)]
+        _, wrong = risks
+        with admitted():
+            found = [gradient_in_shards(risk, next(iter(risk.read([range(4)]))))[0].name for risk in risks]
+            scorer = ShardedScorer(wrong, wrong.trained.zeros(1) + 1.0, parts=False, rows=None)
+            with pytest.raises(DifferentiationError) as caught:
+                list(scorer.run(lambda _: None, lambda *_: None, Silent()))
+        return *found, str(caught.value)
+
+    (outcome,) = forked(1, work)
+    assert outcome.error is None, outcome.error
+    assert outcome.value[:2] == ("OK", "WARNING")
+    assert "forward mode gives another derivative than autograd" in outcome.value[2]
 
 
 # What is refused, and what ends
@@ -245,31 +291,31 @@ def test_what_is_not_made_for_shards_is_refused():
         assert "is a recurrent layer" in gru
 
 
-def test_an_example_that_one_process_alone_reads_ends_all_with_its_message():
-    def work(rank: int) -> None:
-        made = chain(fully, KEPT)
-        made.stages[0].data.tensors[0][5] = float("inf")
-        with admitted():
-            mean_gradient(made["a"].risk)
+def test_what_goes_wrong_on_one_process_ends_all():
+    """An example that it alone reads, then a model that takes another way on it: none waits for it."""
 
-    for outcome in forked(2, work):
-        assert outcome.kind == "DataError", outcome.error
-        assert "the loss of one of the examples 4 to 6 is nan" in (outcome.error or "")
-
-
-def test_a_model_that_takes_another_way_in_each_process_ends_all():
     class Routed(jobs.Net):
         def forward(self, x: Tensor) -> Tensor:
             first = bool(x[0, 0] > 0)
             return super().forward(x) if first else self.head(x[:, :3])
 
-    def work(rank: int) -> None:
+    def raised(made: BoundStage) -> str:
+        with admitted(), pytest.raises(StagetraceError) as caught:
+            mean_gradient(made.risk)
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    def work(rank: int) -> tuple[str, str]:
+        infinite = chain(fully, KEPT)
+        infinite.stages[0].data.tensors[0][5] = float("inf")
         data = jobs.examples(4, 0)
         data.tensors[0][:, 0] = torch.tensor([1.0, 1.0, -1.0, -1.0])
-        made = Chain(Stage("fit", model=fully(Routed(0)), objective=Classification(), data=data))
-        with admitted():
-            mean_gradient(made["fit"].risk)
+        routed = Chain(Stage("fit", model=fully(Routed(0)), objective=Classification(), data=data))
+        return raised(infinite["a"]), raised(routed["fit"])
 
     for outcome in forked(2, work, seconds=60.0):
-        assert outcome.kind == "ProcessError", outcome.error
-        assert "putting '" in (outcome.error or "")
+        assert outcome.error is None, outcome.error
+        infinite, routed = outcome.value
+        assert infinite.startswith("DataError: ")
+        assert "the loss of one of the examples 4 to 6 is nan" in infinite
+        assert routed.startswith("ProcessError: ")
+        assert "putting '" in routed
