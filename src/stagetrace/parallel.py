@@ -13,7 +13,6 @@ import math
 import os
 import pickle
 import signal
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from stagetrace.errors import ProcessError, StagetraceError, first_line
 
-__all__ = ["PATIENCE", "World", "backends", "is_sharded", "raised_by", "started", "world"]
+__all__ = ["PATIENCE", "World", "backends", "raised_by", "started", "world"]
 
 T = TypeVar("T")
 
@@ -217,12 +216,6 @@ def world() -> World:
 def backends() -> str:
     """What the process group sends tensors by, device by device."""
     return str(dist.get_backend_config())
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is one process's view of a tensor that lies in pieces on several (FSDP2, tensor parallelism)."""
-    module = sys.modules.get("torch.distributed.tensor")  # importing it takes a second; who has such a tensor has it
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def raised_by(error: BaseException) -> int | None:

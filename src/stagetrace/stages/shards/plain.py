@@ -3,6 +3,7 @@
 Modules are of the classes that they were before `fully_shard`, without its hooks; nothing of the given model changes.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import refuse
-from stagetrace.parallel import is_sharded, world
+from stagetrace.parallel import world
 from stagetrace.stages.shards.layout import keep_shapes, piece_of
 
 __all__ = ["in_pieces"]
@@ -48,6 +49,12 @@ def in_pieces(model: nn.Module, where: str) -> nn.Module:
         shapes[name] = parameter.shape
     keep_shapes(plain, shapes)
     return plain
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is one process's view of a tensor that lies in pieces on several (FSDP2, tensor parallelism)."""
+    module = sys.modules.get("torch.distributed.tensor")  # importing it takes a second; who has such a tensor has it
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _fully_sharded(module: nn.Module) -> bool:
