@@ -14,6 +14,7 @@ from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.objectives import Classification, Regression
 from stagetrace.solvers import Status, solve
 from stagetrace.solvers import sample_space as by_rows
+from stagetrace.solvers import woodbury
 from stagetrace.solvers.together import MANY, VALUES, tolerance
 from tests.solvers.cases import Counting, Spectrum, random_operator
 
@@ -225,7 +226,7 @@ def test_rows_that_were_left_out_are_made_up_for():
     norms = norms[norms > 1e-9]  # what rounding leaves of a direction that is none
     for share in (1.0, 0.5, 0.0):  # of the rows that are left to corrections
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(by_rows, "AIMS", ((0, 1e-6 / float(norms.quantile(share))),))
+            patch.setattr(woodbury, "LEVELS", (1e-6 / float(norms.quantile(share)),))
             found = solve(operator, rhs, Lanczos(DAMPING, 1e-6, filter=Shift, many="sample space"))
         check(operator, rhs, found, rounding=0.05)
         products.append(found.products)

@@ -11,7 +11,7 @@ at most the sum of their squared norms.
 Source: Martens (2020), section 8; for the solve in the space of the rows, Woodbury (1950).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import final
 
@@ -21,12 +21,14 @@ from torch.func import grad, jvp
 
 from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import Factor, Rows, Shares
-from stagetrace.errors import SolveError, StagetraceError, first_line
+from stagetrace.errors import DataError, DifferentiationError, SolveError, StagetraceError, first_line
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.per_example import inseparable, output_gradients, taken
 from stagetrace.stages.risk import Risk
+from stagetrace.taps import Tapped, output_rows, tap, uncovered
+from stagetrace.taps.inside import UnseenError
 
 __all__ = ["gauss_newton_factor"]
 
@@ -36,8 +38,8 @@ OUTPUTS = 256
 BLOCK_BYTES = 2**27
 """Memory for the rows that are computed at once."""
 
-FORWARDS = 7.0
-"""Forward passes over an example that one of its rows costs, as a gradient by itself does."""
+FORWARDS, FORWARDS_BY_LAYER = 7.0, 3.0
+"""Forward passes over an example that one of its rows costs, as a gradient by itself does; by a model's taps."""
 
 NEGATIVE = 1e-3
 """How far below zero an eigenvalue of H_i may be, over the largest, before the loss counts as not convex."""
@@ -59,7 +61,8 @@ def gauss_newton_factor(
         SolveError: (from `rows`) a loss is not convex in the outputs, so that G has no real factor.
     """
     probe = next(iter(risk.read([indices[:PROBED]])))
-    why = inseparable(probe)
+    tapped = _tapped(risk)
+    why = inseparable(probe) if tapped is None else None
     if why:
         return why
     with torch.no_grad():
@@ -67,23 +70,45 @@ def gauss_newton_factor(
     each = outputs[0].numel()
     if each > OUTPUTS:
         return f"an example has {each:,} outputs, more than {OUTPUTS}"
-    why = _failure(risk, probe, outputs)
+    why = _failure(risk, tapped, probe, outputs)
     if why:
         return why
     forward = max(counted_operations(risk, probe) / len(probe), 2.0 * risk.trained.size)
     return Factor(
         most_rows=each * len(indices),
         diagonal=torch.zeros(risk.trained.size, dtype=risk.trained.dtype, device=risk.trained.device),
-        build=FORWARDS * forward * each * len(indices),
+        build=(FORWARDS if tapped is None else FORWARDS_BY_LAYER) * forward * each * len(indices),
         product=3 * gradients_per_product * forward * len(indices),
         rows=partial(
-            _rows, risk, len(indices), mine, max(1, min(risk.examples.batch_size, _rows_at_once(risk) // each))
+            _rows,
+            risk,
+            partial(_of_batch, risk, tapped),
+            len(indices),
+            mine,
+            max(1, min(risk.examples.batch_size, _rows_at_once(risk) // each)),
         ),
     )
 
 
+def _tapped(risk: Risk) -> Tapped | None:
+    """The model with its taps, where these cover it and are as autograd is on a few examples."""
+    try:
+        tapped = tap(risk)
+    except (DataError, DifferentiationError):
+        return None
+    return None if uncovered(tapped) else tapped
+
+
 def _rows(
-    risk: Risk, total: int, mine: Sequence[int], size: int, scale: Tensor, level: float, highest: float, memory: int
+    risk: Risk,
+    of_batch: Callable[[Batch], Tensor],
+    total: int,
+    mine: Sequence[int],
+    size: int,
+    scale: Tensor,
+    level: float,
+    highest: float,
+    memory: int,
 ) -> Rows | None:
     """Every process's rows, in the order of the processes; size: examples whose rows are computed at once.
 
@@ -93,8 +118,8 @@ def _rows(
     found, what = _Collected(level, memory // world().size), "rows of the Gauss-Newton matrix"
     with world().together(f"{what} of {risk.where}", scale):
         batches = risk.read(risk.examples.batch_indices(mine, size=size))
-        for _, rows in by_halves(risk, what, batches, partial(_of_batch, risk)):
-            found.add(rows * (scale / total**0.5))
+        for _, rows in by_halves(risk, what, batches, of_batch):
+            found.add(rows.mul_(scale / total**0.5))
             if found.level > highest:
                 break
     if max(world().gather(found.level)) > highest:
@@ -152,20 +177,46 @@ class _Collected:
         self.blocks[place], self._squares[place] = self.blocks[place][above], self._squares[place][above]
 
 
-def _of_batch(risk: Risk, batch: Batch) -> Tensor:
+def _of_batch(risk: Risk, tapped: Tapped | None, batch: Batch) -> Tensor:
     """A batch's rows, `[rows, trained.size]`, without the factor of the mean."""
+    if tapped is not None:
+        try:
+            return _by_layer(risk, tapped, batch)
+        except UnseenError:  # a batch that uses the layers in other ways than the probe
+            pass
     with torch.no_grad():
         outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
+    weights = _weights(risk, batch, outputs)
+    pairs = weights.flatten(2).any(dim=2).nonzero()
+    found = [risk.trained.zeros(0).mT]
+    for some in pairs.split(_rows_at_once(risk)) if len(pairs) else ():
+        k, example = some.unbind(1)
+        gradients = output_gradients(risk, taken(batch, example), weights[k, example])
+        found.append(risk.trained.flatten_columns(gradients).mT.contiguous())
+    return torch.cat(found)
+
+
+def _by_layer(risk: Risk, tapped: Tapped, batch: Batch) -> Tensor:
+    """The same by one forward pass, and a backward pass for each direction of the outputs."""
+    record = tapped.taps.record(batch)
+    if record.scattered:
+        raise UnseenError(f"{risk.where}: a layer gave rows that are not one for each example")
+    sums, found = tapped.sums(record), [risk.trained.zeros(0).mT]
+    for weights in _weights(risk, batch, record.outputs.detach()):
+        live = weights.flatten(1).any(dim=1)
+        if bool(live.any()):
+            rows = output_rows(tapped, record, weights, sums).to(risk.trained.dtype)
+            found.append(rows if bool(live.all()) else rows[live])
+    return torch.cat(found)
+
+
+def _weights(risk: Risk, batch: Batch, outputs: Tensor) -> Tensor:
+    """`sqrt(h_ik) u_ik` for every direction k and example i, `[o, b, *an example's outputs]`."""
     values, vectors = _eigen(risk, batch, outputs)
     # what rounding leaves of an eigenvalue that is zero is no direction
-    pairs = (values > torch.finfo(outputs.dtype).eps * values.amax(dim=1, keepdim=True)).nonzero()
-    found = list[Tensor]()
-    for some in pairs.split(_rows_at_once(risk)):
-        example, k = some.unbind(1)
-        weights = (values[example, k].sqrt().unsqueeze(1) * vectors[example, :, k]).to(outputs.dtype)
-        gradients = output_gradients(risk, taken(batch, example), weights.reshape(len(some), *outputs.shape[1:]))
-        found.append(risk.trained.flatten_columns(gradients).mT)
-    return torch.cat(found) if len(found) > 1 else found[0]
+    values = values.where(values > torch.finfo(outputs.dtype).eps * values.amax(dim=1, keepdim=True), 0.0)
+    weights = (values.sqrt().unsqueeze(1) * vectors).to(outputs.dtype)
+    return weights.permute(2, 0, 1).reshape(-1, *outputs.shape)
 
 
 def _rows_at_once(risk: Risk) -> int:
@@ -188,12 +239,16 @@ def _eigen(risk: Risk, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0.0), vectors
 
 
-def _failure(risk: Risk, probe: Batch, outputs: Tensor) -> str | None:
+def _failure(risk: Risk, tapped: Tapped | None, probe: Batch, outputs: Tensor) -> str | None:
     """None if rows can be made of the probe; otherwise why not. Compared with autograd, one example at a time."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(outputs.shape, generator=generator).to(outputs)
     try:
-        rows = risk.trained.flatten_columns(output_gradients(risk, probe.content, weights)).mT
+        rows = (
+            risk.trained.flatten_columns(output_gradients(risk, probe.content, weights)).mT
+            if tapped is None
+            else output_rows(tapped, tapped.taps.record(probe), weights)
+        )
         _ = _eigen(risk, probe, outputs)
     except SolveError as cause:
         return str(cause)

@@ -1,5 +1,6 @@
 """Whole per-example gradients of losses from taps: contracted with vectors, or as they are."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import final
 
@@ -125,12 +126,15 @@ def gradient_rows(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def output_rows(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
-    """The gradient of every example's `<outputs_i, cotangent_i>`, `[batch, trained.size]`, of a covered model."""
-    gradients, owners, space = record.gradients(cotangent), record.owners(), tapped.risk.trained
+def output_rows(tapped: Tapped, record: Record, cotangent: Tensor, sums: Sequence[Sums] | None = None) -> Tensor:
+    """The gradient of every example's `<outputs_i, cotangent_i>`, `[batch, trained.size]`, of a covered model.
+
+    sums: `tapped.sums(record)`, for several cotangents.
+    """
+    gradients, space = record.gradients(cotangent), tapped.risk.trained
     found = wide(torch.zeros(record.size, space.size, dtype=space.dtype, device=space.device))
-    for group in tapped.tapped:
-        GroupRows(group).add(Sums(group, record, owners), gradients, found)
+    for each in sums or tapped.sums(record):
+        GroupRows(each.group).add(each, gradients, found)
     return found
 
 
