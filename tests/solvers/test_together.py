@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Proximal, Shift, Solution, Stage
-from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, Factor, LinearOperator, Rows
+from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, Factor, LinearOperator, Rows, Shares
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.objectives import Classification, Regression
 from stagetrace.solvers import Status, solve
@@ -194,7 +194,10 @@ def test_rows_make_the_gauss_newton_matrix(dtype: torch.dtype, loss: object):
     scale = torch.linspace(0.5, 2, operator.size).to(dtype)
     scaled = factor.rows(scale, 0.0, 1.0, 2**30)
     assert scaled is not None
-    assert torch.allclose(scaled.matrix, rows.matrix * scale, rtol=1e-4)
+    again = rows.matrix * scale
+    assert torch.allclose(scaled.matrix.mT @ scaled.matrix, again.mT @ again, rtol=1e-4, atol=1e-6)
+    assert bool((scaled.squares.diff() <= 0).all())
+    assert torch.allclose(scaled.matrix.double().square().sum(dim=1), scaled.squares, rtol=1e-5)
     half = factor.rows(ones, 0.0, 10.0, rows.matrix.numel() * rows.matrix.element_size())
     assert half is not None
     assert len(half.matrix) <= len(rows.matrix) / 2 + 1
@@ -307,6 +310,41 @@ def test_rows_of_another_operator_are_found_out():
     wrong = by_rows.SampleSpace(right, replace(factor, rows=halved), DAMPING, 1e-2, 2**30)
     with pytest.raises(by_rows.RowsUnfitError, match="its rows and its products differ by"):
         wrong.solve(wrong.rows(), rhs, lambda step, r, /: None)
+
+
+def test_a_single_column_of_which_the_rows_know_nothing_is_found_out():
+    """Products and rows differ along one direction, which one column of forty has a part in."""
+    right, factor = gauss_newton(network()), gauss_newton(network()).factor()
+    assert isinstance(factor, Factor)
+    rhs, odd = columns(66, 40), columns(66, 1, seed=5)
+    rhs -= odd @ (odd.mT @ rhs) / odd.square().sum()
+    rhs[:, 17] += 0.1 * odd[:, 0]
+    along = right @ odd / odd.norm() + odd
+    wrong = DenseOperator(dense(right) + along @ along.mT)
+    space = by_rows.SampleSpace(wrong, factor, DAMPING, 1e-2, 2**30)
+    with pytest.raises(by_rows.RowsUnfitError, match="its rows and its products differ by"):
+        space.solve(space.rows(), rhs, lambda step, r, /: None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_inverse_that_grows_is_the_inverse_by_all_its_rows(dtype: torch.dtype):
+    rows = (columns(90, 300).mT * torch.logspace(0.7, -3, 300).double().unsqueeze(1)).to(dtype)[:, :90]
+    squares, root = rows.double().square().sum(dim=1), torch.linspace(0.5, 2, 90).to(dtype).unsqueeze(1)
+    c, matrix = columns(90, 50, dtype, seed=1), rows.double().mT @ rows.double() + torch.eye(90).double()
+    sizes, steps = (root * c).double().norm(dim=0), list[int]()
+    for few in (2, 50, 5000):
+        inverse = woodbury.Woodbury(rows, squares, root, 1e-2, Shares())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(woodbury, "BLOCK", 16)
+            inverse.fit(few, c[:, ::4], sizes[::4])
+        y, r = inverse.solved(c.clone(), sizes)
+        true = c.double() - matrix @ y.double()
+        assert float(((root * true).norm(dim=0) / sizes).max()) <= 1e-2
+        apart = (root * (true - r.double())).norm(dim=0) / sizes
+        assert float(apart.max()) <= (1e-10 if dtype == torch.float64 else 1e-3)
+        steps.append(inverse.large)
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < steps[2] < 300
 
 
 def test_the_way_is_chosen_by_count_and_said():

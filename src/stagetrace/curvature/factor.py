@@ -124,8 +124,8 @@ def _rows(
                 break
     if max(world().gather(found.level)) > highest:
         return None
-    matrix = world().joined(found.matrix if found.blocks else scale.new_zeros(0, scale.numel()))
-    squares = world().joined(found.squares if found.blocks else scale.new_zeros(0).double())
+    rows, norms = found.largest_first() if found.blocks else (scale.new_zeros(0, scale.numel()), torch.zeros(0))
+    matrix, squares = world().joined(rows), world().joined(norms.to(scale.device, torch.float64))
     shares = Shares(_mine, world().joined, world().sum)
     return Rows(matrix, squares, sum(world().gather(found.left_out)), shares)
 
@@ -142,39 +142,44 @@ class _Collected:
 
     def __init__(self, level: float, memory: int) -> None:
         self.level, self.memory, self.left_out = level, memory, 0.0
-        self.blocks, self._squares = list[Tensor](), list[Tensor]()
-
-    @property
-    def matrix(self) -> Tensor:
-        return torch.cat(self.blocks)
-
-    @property
-    def squares(self) -> Tensor:
-        return torch.cat(self._squares)
+        self.blocks, self._squares = list[Tensor](), list[Tensor]()  # of a row that is left out: 0
 
     def add(self, rows: Tensor) -> None:
         self.blocks.append(rows)
         self._squares.append(torch.linalg.vector_norm(rows, dim=1).double().square())
-        self._keep(len(self.blocks) - 1)
+        self._leave_out(len(self.blocks) - 1)
         # twice: while the blocks are put together both they and the matrix are held
         while 2 * sum(block.numel() * block.element_size() for block in self.blocks) > self.memory:
             if not self._raised():
                 break
 
+    def largest_first(self) -> tuple[Tensor, Tensor]:
+        """The rows and their squared norms; each row is copied once, from its block to its place."""
+        squares = torch.cat(self._squares)
+        order = squares.argsort(descending=True, stable=True)[: int((squares > 0).sum())]
+        places = torch.full_like(squares, len(order), dtype=torch.long)
+        places[order] = torch.arange(len(order), device=places.device)
+        found = self.blocks[0].new_empty(len(order), self.blocks[0].shape[1])
+        for block, place in zip(self.blocks, places.split([len(block) for block in self.blocks]), strict=True):
+            held = place < len(order)
+            found[place[held]] = block if bool(held.all()) else block[held]
+        return found, squares[order]
+
     def _raised(self) -> bool:
-        """Raise the level; False where no row is left."""
-        smallest = min((float(norms.min()) for norms in self._squares if len(norms)), default=0.0)
+        """Raise the level, and let go of the rows below it; False where no row is left."""
+        smallest = min((float(norms[norms > 0].min()) for norms in self._squares if bool(norms.any())), default=0.0)
         self.level = max(4 * self.level, smallest)
-        for place in range(len(self.blocks)):
-            self._keep(place)
+        for place, block in enumerate(self.blocks):
+            self._leave_out(place)
+            held = self._squares[place] > 0
+            self.blocks[place], self._squares[place] = block[held], self._squares[place][held]
         return any(map(len, self.blocks))
 
-    def _keep(self, place: int) -> None:
-        above = self._squares[place] > self.level
-        if bool(above.all()):
-            return
-        self.left_out += float(self._squares[place][~above].sum())
-        self.blocks[place], self._squares[place] = self.blocks[place][above], self._squares[place][above]
+    def _leave_out(self, place: int) -> None:
+        norms = self._squares[place]
+        below = norms <= self.level
+        self.left_out += float(norms[below].sum())
+        norms.masked_fill_(below, 0.0)
 
 
 def _of_batch(risk: Risk, tapped: Tapped | None, batch: Batch) -> Tensor:

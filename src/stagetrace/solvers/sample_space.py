@@ -15,11 +15,9 @@ That is added to what the others measure; where it is no longer small, since mem
 operator take the rows' place.
 
 Where rows measure, the operator's own products see whether these are its rows. Both are linear, so a product with a
-random combination sees all columns. With E of the columns' differences, over the lengths of the right-hand sides, and a
-standard normal w, the mean of `|E w|^2` is `|E|^2`, and in less than two of a thousand cases all `PROBES` such lengths
-are below `|E| / SURE`. So `SURE` times the largest of them is added to every residual. Where that is too much for the
-tolerance, single columns are measured, and the most that one of these is off by is added to all others. Too far refuses
-the rows.
+random combination sees all columns (`mixtures.py`): `SURE` times the largest length of what `PROBES` of them show is
+added to every residual. Where that is too much for the tolerance, single columns are measured, and the most that one of
+these is off by is added to all others. Too far refuses the rows.
 """
 
 from dataclasses import dataclass
@@ -31,13 +29,11 @@ from torch import Tensor
 from stagetrace.curvature.operator import Factor, LinearOperator, Rows
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.vectors import lengths
+from stagetrace.solvers.mixtures import PROBES, SURE, mixtures
+from stagetrace.solvers.vectors import lengths, spanned
 from stagetrace.solvers.woodbury import SAMPLED, RowsUnfitError, Woodbury, counted
 
 __all__ = ["CHECKED", "NETWORK", "RowsUnfitError", "SampleSpace"]
-
-PROBES, SURE = 4, 4.0
-"""Random combinations of the columns that the operator multiplies; P(|N(0, 1)| < 1/4)^4 is 1.5e-3."""
 
 CHECKED = 8
 """Columns that the operator itself measures where the combinations do not decide."""
@@ -144,9 +140,9 @@ class SampleSpace:
         k, mixed = len(sizes), 0.0
         allowed = max(self.rtol / 2, self.operator.rounding**0.5)
         if k > CHECKED:
-            mix = torch.randn(k, PROBES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            mix = (mix / sizes.unsqueeze(1)).to(b)
-            mixed = float(lengths(self._left(b @ mix, x @ mix) - remainders @ mix).max())
+            mix = mixtures(sizes, b)
+            b_mixed, x_mixed, left = (spanned(columns.mT, mix) for columns in (b, x, remainders))
+            mixed = float(lengths(self._left(b_mixed, x_mixed) - left).max())
             if float(residuals.max()) + SURE * mixed <= self.rtol:
                 words = f"{PROBES} random combinations of the columns by products with G too, which adds "
                 return residuals + SURE * mixed, PROBES, f"{words}{SURE * mixed:.0e}"

@@ -27,7 +27,8 @@ from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.sample_space import NETWORK, PROBES, SampleSpace
+from stagetrace.solvers.mixtures import PROBES
+from stagetrace.solvers.sample_space import NETWORK, SampleSpace
 from stagetrace.solvers.shared_basis import NoSharedBasisError, SharedBasis
 from stagetrace.solvers.system import System
 

@@ -151,7 +151,7 @@ class Woodbury:
         products = self._gram(start, rows)
         products[:, start:].diagonal().add_(1.0)
         beside = torch.linalg.solve_triangular(held, products[:, :start].mT, upper=False).mT
-        corner, failed = torch.linalg.cholesky_ex(products[:, start:] - beside @ beside.mT)
+        corner, failed = torch.linalg.cholesky_ex(products[:, start:] - gram(beside, beside))
         if int(failed) or not bool(torch.isfinite(corner).all()):
             raise RowsUnfitError("the Gram matrix of its rows has no Cholesky factor")
         self._factor = held.new_zeros(rows, rows)
