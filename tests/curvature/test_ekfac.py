@@ -294,7 +294,9 @@ def test_many_columns_are_measured_in_the_basis_as_by_products(monkeypatch: pyte
     assert many.relative_residuals[4] == 0.0
     # the answers' own rounding is all that either sees, so that they agree to its size
     assert 0 < many.relative_residual < 100 * alone.relative_residual < 1e-6
-    turned = replace(operator.eigen(), basis=Skewed())
+    eigen = operator.eigen()
+    assert eigen is not None
+    turned = replace(eigen, basis=Skewed())
     with monkeypatch.context() as patch:  # a basis that is none is not what the products know
         patch.setattr(type(operator), "eigen", lambda self: turned)
         wrong = solve(operator, rhs, Direct(1e-7, Shift))

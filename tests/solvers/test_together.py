@@ -12,9 +12,8 @@ from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Proximal, Shift, So
 from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, Factor, LinearOperator, Rows, Shares
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.objectives import Classification, Regression
-from stagetrace.solvers import Status, solve
+from stagetrace.solvers import Status, solve, woodbury
 from stagetrace.solvers import sample_space as by_rows
-from stagetrace.solvers import woodbury
 from stagetrace.solvers.together import MANY, VALUES, tolerance
 from tests.solvers.cases import Counting, Spectrum, random_operator
 

@@ -101,7 +101,7 @@ def _tapped(risk: Risk) -> Tapped | None:
 
 def _rows(
     risk: Risk,
-    of_batch: Callable[[Batch], Tensor],
+    of_batch: Callable[[Batch], list[Tensor]],
     total: int,
     mine: Sequence[int],
     size: int,
@@ -118,8 +118,9 @@ def _rows(
     found, what = _Collected(level, memory // world().size), "rows of the Gauss-Newton matrix"
     with world().together(f"{what} of {risk.where}", scale):
         batches = risk.read(risk.examples.batch_indices(mine, size=size))
-        for _, rows in by_halves(risk, what, batches, of_batch):
-            found.add(rows.mul_(scale / total**0.5))
+        for _, pieces in by_halves(risk, what, batches, of_batch):
+            for rows in pieces:
+                found.add(rows.mul_(scale / total**0.5))
             if found.level > highest:
                 break
     if max(world().gather(found.level)) > highest:
@@ -149,9 +150,9 @@ class _Collected:
         self._squares.append(torch.linalg.vector_norm(rows, dim=1).double().square())
         self._leave_out(len(self.blocks) - 1)
         # twice: while the blocks are put together both they and the matrix are held
-        while 2 * sum(block.numel() * block.element_size() for block in self.blocks) > self.memory:
-            if not self._raised():
-                break
+        most = self.memory // (2 * rows.shape[1] * rows.element_size())
+        if sum(map(len, self.blocks)) > most:
+            self._raise(most)
 
     def largest_first(self) -> tuple[Tensor, Tensor]:
         """The rows and their squared norms; each row is copied once, from its block to its place."""
@@ -165,15 +166,16 @@ class _Collected:
             found[place[held]] = block if bool(held.all()) else block[held]
         return found, squares[order]
 
-    def _raised(self) -> bool:
-        """Raise the level, and let go of the rows below it; False where no row is left."""
-        smallest = min((float(norms[norms > 0].min()) for norms in self._squares if bool(norms.any())), default=0.0)
-        self.level = max(4 * self.level, smallest)
+    def _raise(self, most: int) -> None:
+        """Let go of rows that are left out, and of so many of the smallest that the next ones have room, too."""
+        norms = torch.cat(self._squares)
+        if int((norms > 0).sum()) > most:
+            self.level = max(self.level, float(norms.sort(descending=True).values[most * 7 // 8]))
         for place, block in enumerate(self.blocks):
             self._leave_out(place)
             held = self._squares[place] > 0
-            self.blocks[place], self._squares[place] = block[held], self._squares[place][held]
-        return any(map(len, self.blocks))
+            if not bool(held.all()):
+                self.blocks[place], self._squares[place] = block[held], self._squares[place][held]
 
     def _leave_out(self, place: int) -> None:
         norms = self._squares[place]
@@ -182,8 +184,8 @@ class _Collected:
         norms.masked_fill_(below, 0.0)
 
 
-def _of_batch(risk: Risk, tapped: Tapped | None, batch: Batch) -> Tensor:
-    """A batch's rows, `[rows, trained.size]`, without the factor of the mean."""
+def _of_batch(risk: Risk, tapped: Tapped | None, batch: Batch) -> list[Tensor]:
+    """A batch's rows, `[rows, trained.size]`, without the factor of the mean, some at a time."""
     if tapped is not None:
         try:
             return _by_layer(risk, tapped, batch)
@@ -192,27 +194,26 @@ def _of_batch(risk: Risk, tapped: Tapped | None, batch: Batch) -> Tensor:
     with torch.no_grad():
         outputs = risk.outputs(risk.trained_values, risk.inherited_values, batch)
     weights = _weights(risk, batch, outputs)
-    pairs = weights.flatten(2).any(dim=2).nonzero()
-    found = [risk.trained.zeros(0).mT]
+    pairs, found = weights.flatten(2).any(dim=2).nonzero(), list[Tensor]()
     for some in pairs.split(_rows_at_once(risk)) if len(pairs) else ():
         k, example = some.unbind(1)
         gradients = output_gradients(risk, taken(batch, example), weights[k, example])
         found.append(risk.trained.flatten_columns(gradients).mT.contiguous())
-    return torch.cat(found)
+    return found
 
 
-def _by_layer(risk: Risk, tapped: Tapped, batch: Batch) -> Tensor:
+def _by_layer(risk: Risk, tapped: Tapped, batch: Batch) -> list[Tensor]:
     """The same by one forward pass, and a backward pass for each direction of the outputs."""
     record = tapped.taps.record(batch)
     if record.scattered:
         raise UnseenError(f"{risk.where}: a layer gave rows that are not one for each example")
-    sums, found = tapped.sums(record), [risk.trained.zeros(0).mT]
+    sums, found = tapped.sums(record), list[Tensor]()
     for weights in _weights(risk, batch, record.outputs.detach()):
         live = weights.flatten(1).any(dim=1)
         if bool(live.any()):
             rows = output_rows(tapped, record, weights, sums).to(risk.trained.dtype)
             found.append(rows if bool(live.all()) else rows[live])
-    return torch.cat(found)
+    return found
 
 
 def _weights(risk: Risk, batch: Batch, outputs: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from stagetrace.solvers.settings import check_count, check_rule, short_repr
 from stagetrace.solvers.system import System
 from stagetrace.solvers.vectors import lengths, spanned
 
-
 FEW = 8
 """Columns up to which residuals are measured by a product for each."""
 

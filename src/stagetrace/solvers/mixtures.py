@@ -1,6 +1,6 @@
 """Random combinations of columns: what is linear in each column is looked at for all of them by a few.
 
-With E `[dim, k]` and a standard normal w, the mean of `|E w|^2` is `|E|^2`; and in less than two of a thousand cases all
+With E `[dim, k]` and a standard normal w, the mean of `|E w|^2` is `|E|^2`. In less than two of a thousand cases all
 `PROBES` such lengths are below `|E| / SURE`: P(|N(0, 1)| < 1/4)^4 is 1.5e-3, were E of rank one, and less otherwise.
 """
 
