@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.eigen import BYTES, Eigen
+from stagetrace.curvature.eigen import Eigen, at_once
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
 from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner
@@ -122,7 +122,7 @@ def _in_coordinates(
         return None
     damping, sizes = system.linear.damping, lengths(columns)
     mix, found, left, mixed = mixtures(sizes, columns).double(), list[Tensor](), list[Tensor](), 0.0
-    step = max(1, BYTES // (8 * columns.shape[0]))
+    step = at_once(columns.shape[0])
     for part, weights in zip(columns.split(step, dim=1), mix.split(step), strict=True):
         coordinates = eigen.into(part)
         found.append(eigen.out(gains.unsqueeze(1) * coordinates).to(columns.dtype))
