@@ -327,14 +327,17 @@ def test_a_single_column_of_which_the_rows_know_nothing_is_found_out():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_an_inverse_that_grows_is_the_inverse_by_all_its_rows(dtype: torch.dtype):
-    rows = (columns(90, 300).mT * torch.logspace(0.7, -3, 300).double().unsqueeze(1)).to(dtype)[:, :90]
-    squares, root = rows.double().square().sum(dim=1), torch.linspace(0.5, 2, 90).to(dtype).unsqueeze(1)
-    c, matrix = columns(90, 50, dtype, seed=1), rows.double().mT @ rows.double() + torch.eye(90).double()
+    directions, sizes = torch.linalg.qr(columns(400, 300)).Q.mT, torch.logspace(1, -2, 300).double()
+    directions = directions + directions.roll(100, 0) / 2  # small rows have to do with large ones
+    rows, root = (directions * sizes.unsqueeze(1)).to(dtype), torch.linspace(0.5, 2, 400).to(dtype).unsqueeze(1)
+    squares, matrix = rows.double().square().sum(dim=1), rows.double().mT @ rows.double() + torch.eye(400).double()
+    c = (directions[165:215].mT @ columns(50, 50, seed=1)).to(dtype)  # so that rows of that size matter
     sizes, steps = (root * c).double().norm(dim=0), list[int]()
     for few in (2, 50, 5000):
         inverse = woodbury.Woodbury(rows, squares, root, 1e-2, Shares())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(woodbury, "BLOCK", 16)
+            patch.setattr(woodbury, "EXPECTED", 1e-9)  # so that it begins with the fewest
             inverse.fit(few, c[:, ::4], sizes[::4])
         y, r = inverse.solved(c.clone(), sizes)
         true = c.double() - matrix @ y.double()
@@ -342,8 +345,9 @@ def test_an_inverse_that_grows_is_the_inverse_by_all_its_rows(dtype: torch.dtype
         apart = (root * (true - r.double())).norm(dim=0) / sizes
         assert float(apart.max()) <= (1e-10 if dtype == torch.float64 else 1e-3)
         steps.append(inverse.large)
+    assert inverse.products == 0  # a wrong factor would be corrected, column by column
     assert steps == sorted(steps)
-    assert 0 < steps[0] < steps[2] < 300
+    assert int((squares > 1e-2 / woodbury.LEVELS[0]).sum()) < steps[2] < 300
 
 
 def test_the_way_is_chosen_by_count_and_said():
