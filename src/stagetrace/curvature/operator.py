@@ -41,6 +41,17 @@ class Rows:
     left_out: float
     shares: Shares = Shares()
 
+    def sorted(self, negligible: float) -> "Rows":
+        """The largest first, without the smallest ones while all that is left out adds up to at most so much."""
+        matrix, squares = self.matrix, self.squares
+        if bool((squares.diff() > 0).any()):
+            order = squares.argsort(descending=True, stable=True)
+            matrix, squares = matrix[order], squares[order]
+        tail = self.left_out + squares.flip(0).cumsum(0).flip(0)  # were it left out from here on
+        kept = int((tail > negligible).sum())
+        left_out = float(tail[kept]) if kept < len(tail) else self.left_out
+        return replace(self, matrix=matrix[:kept], squares=squares[:kept], left_out=left_out)
+
 
 @final
 @dataclass(frozen=True, eq=False)
