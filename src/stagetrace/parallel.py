@@ -15,7 +15,7 @@ import pickle
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -111,13 +111,6 @@ class World:
         with self._reaching_all():
             dist.all_gather(list(found.split(size)), piece.contiguous())
         return found[:total]
-
-    def each(self, rows: Tensor) -> Iterator[Tensor]:
-        """The rows `[n_rank, ...]` of one rank after another; no more than one other's are held at once."""
-        lengths: list[int] = self.gather(len(rows))
-        for rank, length in enumerate(lengths):
-            theirs = rows.contiguous() if rank == self.rank else rows.new_empty(length, *rows.shape[1:])
-            yield self.from_rank(rank, theirs) if theirs.numel() else theirs
 
     def from_rank(self, rank: int, tensor: Tensor) -> Tensor:
         """A rank's tensor in the place of every other's, which has the same shape and is contiguous."""

@@ -1,6 +1,7 @@
 """EK-FAC against dense float64 references that are written out from its definition, and against Gauss-Newton."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from stagetrace.objectives import (
     NextToken,
     Regression,
 )
-from stagetrace.solvers import Status, solve
+from stagetrace.solvers import Status, direct, solve
 from stagetrace.solvers.system import Equation
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
@@ -278,6 +279,42 @@ def test_the_closed_form_is_the_inverse(specimen: Specimen, exact: int) -> None:
     torch.testing.assert_close(solution.value, torch.linalg.solve(matrix + 0.03 * eye, rhs), rtol=1e-8, atol=1e-10)
     # the fit itself is never damped, and the penalty is in once
     torch.testing.assert_close(matrix, dense(specimen, exact=exact) + 0.02 * eye, rtol=1e-9, atol=1e-12)
+
+
+def test_many_columns_are_measured_in_the_basis_as_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, rhs = EKFAC(exact=0).operator(MLP.bound()), rhs_of(MLP.bound(), 30)
+    rhs[:, 4] = 0.0
+    many = solve(operator, rhs, Direct(1e-7, Shift))
+    assert many.checks == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "FEW", 30)
+        alone = solve(operator, rhs, Direct(1e-7, Shift))
+    assert alone.checks == 29
+    torch.testing.assert_close(many.value, alone.value, rtol=1e-12, atol=0)
+    assert many.relative_residuals[4] == 0.0
+    # the answers' own rounding is all that either sees, so that they agree to its size
+    assert 0 < many.relative_residual < 100 * alone.relative_residual < 1e-6
+    eigen = operator.eigen()
+    assert eigen is not None
+    turned = replace(eigen, basis=Skewed())
+    with monkeypatch.context() as patch:  # a basis that is none is not what the products know
+        patch.setattr(type(operator), "eigen", lambda self: turned)
+        wrong = solve(operator, rhs, Direct(1e-7, Shift))
+    assert wrong.checks == 29
+    assert not wrong.converged
+
+
+class Skewed:
+    """Coordinates of twice the size."""
+
+    def into(self, columns: Tensor) -> Tensor:
+        return 2 * columns
+
+    def out(self, coordinates: Tensor) -> Tensor:
+        return coordinates / 2
+
+    def turned(self, diagonal: Tensor) -> Tensor | None:
+        return diagonal
 
 
 def test_without_damping_a_singular_matrix_is_said_to_be_one() -> None:

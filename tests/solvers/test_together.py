@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, GaussNewton, Hessian, Lanczos, Proximal, Shift, Solution, Stage
-from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, Factor, LinearOperator, Rows
+from stagetrace.curvature.operator import DenseOperator, DiagonalOperator, Factor, LinearOperator, Rows, Shares
 from stagetrace.errors import DescriptionError, SolveError
 from stagetrace.objectives import Classification, Regression
-from stagetrace.solvers import Status, solve
+from stagetrace.solvers import Status, solve, woodbury
 from stagetrace.solvers import sample_space as by_rows
 from stagetrace.solvers.together import MANY, VALUES, tolerance
 from tests.solvers.cases import Counting, Spectrum, random_operator
@@ -193,7 +193,10 @@ def test_rows_make_the_gauss_newton_matrix(dtype: torch.dtype, loss: object):
     scale = torch.linspace(0.5, 2, operator.size).to(dtype)
     scaled = factor.rows(scale, 0.0, 1.0, 2**30)
     assert scaled is not None
-    assert torch.allclose(scaled.matrix, rows.matrix * scale, rtol=1e-4)
+    again = rows.matrix * scale
+    assert torch.allclose(scaled.matrix.mT @ scaled.matrix, again.mT @ again, rtol=1e-4, atol=1e-6)
+    assert bool((scaled.squares.diff() <= 0).all())
+    assert torch.allclose(scaled.matrix.double().square().sum(dim=1), scaled.squares, rtol=1e-5)
     half = factor.rows(ones, 0.0, 10.0, rows.matrix.numel() * rows.matrix.element_size())
     assert half is not None
     assert len(half.matrix) <= len(rows.matrix) / 2 + 1
@@ -225,7 +228,7 @@ def test_rows_that_were_left_out_are_made_up_for():
     norms = norms[norms > 1e-9]  # what rounding leaves of a direction that is none
     for share in (1.0, 0.5, 0.0):  # of the rows that are left to corrections
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(by_rows, "AIMS", ((0, 1e-6 / float(norms.quantile(share))),))
+            patch.setattr(woodbury, "LEVELS", (1e-6 / float(norms.quantile(share)),))
             found = solve(operator, rhs, Lanczos(DAMPING, 1e-6, filter=Shift, many="sample space"))
         check(operator, rhs, found, rounding=0.05)
         products.append(found.products)
@@ -306,6 +309,45 @@ def test_rows_of_another_operator_are_found_out():
     wrong = by_rows.SampleSpace(right, replace(factor, rows=halved), DAMPING, 1e-2, 2**30)
     with pytest.raises(by_rows.RowsUnfitError, match="its rows and its products differ by"):
         wrong.solve(wrong.rows(), rhs, lambda step, r, /: None)
+
+
+def test_a_single_column_of_which_the_rows_know_nothing_is_found_out():
+    """Products and rows differ along one direction, which one column of forty has a part in."""
+    right, factor = gauss_newton(network()), gauss_newton(network()).factor()
+    assert isinstance(factor, Factor)
+    rhs, odd = columns(66, 40), columns(66, 1, seed=5)
+    rhs -= odd @ (odd.mT @ rhs) / odd.square().sum()
+    rhs[:, 17] += 0.1 * odd[:, 0]
+    along = right @ odd / odd.norm() + odd
+    wrong = DenseOperator(dense(right) + along @ along.mT)
+    space = by_rows.SampleSpace(wrong, factor, DAMPING, 1e-2, 2**30)
+    with pytest.raises(by_rows.RowsUnfitError, match="its rows and its products differ by"):
+        space.solve(space.rows(), rhs, lambda step, r, /: None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_inverse_that_grows_is_the_inverse_by_all_its_rows(dtype: torch.dtype):
+    directions, sizes = torch.linalg.qr(columns(400, 300)).Q.mT, torch.logspace(1, -2, 300).double()
+    directions = directions + directions.roll(100, 0) / 2  # small rows have to do with large ones
+    rows, root = (directions * sizes.unsqueeze(1)).to(dtype), torch.linspace(0.5, 2, 400).to(dtype).unsqueeze(1)
+    squares, matrix = rows.double().square().sum(dim=1), rows.double().mT @ rows.double() + torch.eye(400).double()
+    c = (directions[165:215].mT @ columns(50, 50, seed=1)).to(dtype)  # so that rows of that size matter
+    sizes, steps = (root * c).double().norm(dim=0), list[int]()
+    for few in (2, 50, 5000):
+        inverse = woodbury.Woodbury(rows, squares, root, 1e-2, Shares())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(woodbury, "BLOCK", 16)
+            patch.setattr(woodbury, "EXPECTED", 1e-9)  # so that it begins with the fewest
+            inverse.fit(few, c[:, ::4], sizes[::4])
+        y, r = inverse.solved(c.clone(), sizes)
+        true = c.double() - matrix @ y.double()
+        assert float(((root * true).norm(dim=0) / sizes).max()) <= 1e-2
+        apart = (root * (true - r.double())).norm(dim=0) / sizes
+        assert float(apart.max()) <= (1e-10 if dtype == torch.float64 else 1e-3)
+        steps.append(inverse.large)
+    assert inverse.products == 0  # a wrong factor would be corrected, column by column
+    assert steps == sorted(steps)
+    assert int((squares > 1e-2 / woodbury.LEVELS[0]).sum()) < steps[2] < 300
 
 
 def test_the_way_is_chosen_by_count_and_said():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace import EKFAC, Chain, Direct, Frozen, GaussNewton, Hessian, Query, Shift, Stage, trace
+from stagetrace.curvature import factor as by_example
 from stagetrace.curvature.factor import gauss_newton_factor
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.mixed import mixed_product
@@ -131,6 +132,7 @@ def test_halves_give_what_the_whole_batch_gives(loop: str, monkeypatch: pytest.M
 def test_single_gradients_and_rows_are_made_of_halves_too(monkeypatch: pytest.MonkeyPatch):
     """These go through the model one by one, batched: the batch is refused where it is taken apart."""
     risk = fitted().risk
+    monkeypatch.setattr(by_example, "_tapped", lambda risk: None)
 
     def rows() -> Tensor:
         factor = gauss_newton_factor(risk, range(EXAMPLES), range(EXAMPLES), 1.0)

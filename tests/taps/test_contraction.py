@@ -17,9 +17,10 @@ from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import batch_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.taps import Contraction, gradient_rows, products, tap, uncovered
+from stagetrace.taps.kinds import Convolution
 from stagetrace.tracing import room
 from stagetrace.tracing.score import Scorer
-from tests.taps.test_gradients import CASES, N, risk_of
+from tests.taps.test_gradients import CASES, PICTURES, N, risk_of
 
 REFUSED = {
     "tied by a function": "'table.weight' is not tapped: used outside table",
@@ -70,6 +71,24 @@ def test_the_order_of_products_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(products, "BYTES", 1)  # an example at a time
         torch.testing.assert_close(Contraction(tapped, vectors)(batch)[1], expected)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": (2, 1), "dilation": (1, 2)}], ids=str)
+def test_convolutions_are_read_off_with_the_channels_last(settings: dict[str, Any]) -> None:
+    layer, given = nn.Conv2d(5, 3, (2, 3), **settings), torch.randn(4, 5, 7, 6)
+    rows, last = Convolution().rows(layer, given), Convolution.channels_last(layer, given)
+    assert last is not None
+    assert torch.equal(last.unflatten(2, (6, 5)).transpose(2, 3).flatten(2), rows)
+    assert Convolution.channels_last(nn.Conv2d(1, 3, 3), torch.randn(4, 1, 9, 9)) is None  # rows are as long
+    one = one_by_one(risk_of(lambda: wide_convolution(settings), PICTURES))
+    risk = risk_of(lambda: wide_convolution(settings), PICTURES)
+    vectors = torch.randn(risk.trained.size, 12, generator=torch.Generator().manual_seed(3)).double()
+    dots = Contraction(tap(risk), vectors)(next(iter(risk.read([range(N)]))))[1]
+    torch.testing.assert_close(dots, one @ vectors, rtol=1e-9, atol=1e-10)
+
+
+def wide_convolution(settings: dict[str, Any]) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 6, 1), nn.Tanh(), nn.Conv2d(6, 3, 2, **settings), nn.Flatten(), nn.LazyLinear(2))
 
 
 def scored(risk: Risk, columns: int) -> tuple[Scorer, Tensor]:

@@ -80,6 +80,9 @@ def test_a_batch_whose_examples_change_places_is_refused() -> None:
         gradient_rows(tapped, batch)
     with pytest.raises(DifferentiationError, match="layer by layer in a batch of 60, is not that of the example by"):
         Contraction(tapped, torch.randn(risk.trained.size, 4).double())(batch)
+    many = torch.cat([1e6 * torch.ones(risk.trained.size, 2), torch.randn(risk.trained.size, 40)], dim=1).double()
+    with pytest.raises(DifferentiationError, match="is not that of the example by itself"):  # by combinations of them
+        Contraction(tapped, many)(batch)
     single = next(iter(risk.read([[RARE]])))
     torch.testing.assert_close(gradient_rows(tapped, single)[1][0], trained_gradient(risk, single)[1])
 

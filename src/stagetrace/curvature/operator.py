@@ -21,23 +21,23 @@ from stagetrace.errors import DescriptionError
 @final
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a factor.
-
-    matrix: those that this process holds, `[rows, dim]`. squares: every process's squared norms in float64, in the
-        order of the processes. left_out: the sum of those of the rows that were left out.
-    first: where this process's rows begin among all.
-    """
+    """Some rows of a factor, `[rows, dim]`, their squared norms in float64, and the sum of those that were left out."""
 
     matrix: Tensor
     squares: Tensor
     left_out: float
-    first: int = 0
     shares: Shares = ALONE
 
-    @property
-    def here(self) -> slice:
-        """This process's rows among all."""
-        return slice(self.first, self.first + len(self.matrix))
+    def sorted(self, negligible: float) -> "Rows":
+        """The largest first, without the smallest ones while all that is left out adds up to at most so much."""
+        matrix, squares = self.matrix, self.squares
+        if bool((squares.diff() > 0).any()):
+            order = squares.argsort(descending=True, stable=True)
+            matrix, squares = matrix[order], squares[order]
+        tail = self.left_out + squares.flip(0).cumsum(0).flip(0)  # were it left out from here on
+        kept = int((tail > negligible).sum())
+        left_out = float(tail[kept]) if kept < len(tail) else self.left_out
+        return replace(self, matrix=matrix[:kept], squares=squares[:kept], left_out=left_out)
 
 
 @final
@@ -47,9 +47,8 @@ class Factor:
 
     most_rows: as many as B can have. diagonal: `[dim]`, of at least 0.
     build, product: floating-point operations of making all rows, and of one product with A as the operator computes it.
-    rows: from a scale `[dim]`, a level, the highest level and bytes of each process: the rows of `B * scale` whose
-        squared norm is above the level, which is raised where they would take more bytes; None where it would pass the
-        highest.
+    rows: from a scale `[dim]`, a level, the highest level and bytes: the rows of `B * scale` whose squared norm is
+        above the level, which is raised where they would take more bytes; None where it would pass the highest.
     """
 
     most_rows: int

@@ -15,7 +15,13 @@ def among_processes() -> Shares:
     here = world()
     if here.size == 1:
         return ALONE
-    return Shares(here.size, here.rank, here.piece, here.whole, here.sum, here.joined, here.each)
+    return Shares(here.size, here.rank, here.piece, here.whole, here.sum, here.joined, _mine)
+
+
+def _mine(rows: int) -> slice:
+    """Which of so many rows this process works on."""
+    mine = world().shard(range(rows))
+    return slice(mine[0], mine[-1] + 1) if mine else slice(0, 0)
 
 
 def sharing(risk: Risk) -> Shares:

@@ -2,8 +2,8 @@
 
 Vectors of a solve are whole in every process, and the same in all. What is stored of them in numbers, the Krylov basis,
 lies in pieces: each process keeps the same entries of every vector, `piece`. An inner product is then a sum over
-processes, and a combination of stored vectors is put together from all. Rows of a factor lie with the process whose
-examples they belong to.
+processes, and a combination of stored vectors is put together from all. The work on a factor's rows, which all hold, is
+shared out.
 
 Where a model's parameters lie in shards, so do all vectors of a solve (`entries`), and every sum over entries is one
 over processes (`solvers/vectors.py`). Basis vectors are then stored as they are.
@@ -12,7 +12,7 @@ An operator says how its own processes share (`LinearOperator.shares`): whoever 
 others anyway, since each product is a sum over all.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -33,10 +33,6 @@ def _itself(tensor: Tensor) -> Tensor:
 def _as_it_is(piece: Tensor, total: int) -> Tensor:
     del total
     return piece
-
-
-def _alone(rows: Tensor) -> Iterable[Tensor]:
-    return (rows,)
 
 
 @final
@@ -62,7 +58,7 @@ class Shares:
     whole: every process's piece `[n, ...]` of vectors with so many entries, put together.
     summed: the sum of every process's tensor, which may be in its place.
     joined: every process's rows, whatever their number, below one another.
-    each: the rows of one process after another.
+    mine: of so many rows that all processes hold, those that this one works on.
     entries: where all vectors lie in pieces; None where they are whole in every process.
     """
 
@@ -72,7 +68,7 @@ class Shares:
     whole: Callable[[Tensor, int], Tensor] = _as_it_is
     summed: Callable[[Tensor], Tensor] = _itself
     joined: Callable[[Tensor], Tensor] = _itself
-    each: Callable[[Tensor], Iterable[Tensor]] = _alone
+    mine: Callable[[int], slice] = _all_of
     entries: Entries | None = None
 
     def largest_piece(self, total: int) -> int:

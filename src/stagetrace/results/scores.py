@@ -205,8 +205,8 @@ def check_values(where: str, values: Tensor, via_shared: Tensor | None, via_head
 
 def check_finite(where: str, tensor: Tensor | None, first: int = 0) -> None:
     """Refuse a score that is not finite, by the index of its example; `first` is that of the tensor's first one."""
-    if tensor is None or bool(torch.isfinite(tensor).all()):
-        return
+    if tensor is None or bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all()):
+        return  # the sum of what is not finite is not finite either
     place = torch.nonzero(~torch.isfinite(tensor))[0]
     raise DataError(
         f"{where}: example {first + int(place[-1])} has the score {tensor[tuple(place)].item()}; "

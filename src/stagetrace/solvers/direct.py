@@ -7,16 +7,21 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.eigen import Eigen
+from stagetrace.curvature.eigen import Eigen, at_once
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
 from stagetrace.solvers.base import ColumnSolutions, Damping, Prepared, Status, refuse_preconditioner
 from stagetrace.solvers.closed_form import FromEigenvalues, spectrum_of
 from stagetrace.solvers.damping import rule_of
-from stagetrace.solvers.filters import Filter, Tikhonov, invertible
+from stagetrace.solvers.filters import Filter, Measured, Shift, Tikhonov, invertible
 from stagetrace.solvers.iteration import Report
+from stagetrace.solvers.mixtures import SURE, mixtures
 from stagetrace.solvers.settings import check_count, check_rule, short_repr
 from stagetrace.solvers.system import System
+from stagetrace.solvers.vectors import lengths, spanned
+
+FEW = 8
+"""Columns up to which residuals are measured by a product for each."""
 
 
 @final
@@ -86,8 +91,11 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Col
     usable = _usable(system, eigen)
     tolerance = max(torch.finfo(columns.dtype).eps, system.operator.rounding) ** 0.5
     gains = torch.where(usable, system.linear(eigen.values), 0.0)
-    value = eigen.scaled(gains, columns)
-    measured = system.linear.measure(system.operator, columns, value)
+    found = _in_coordinates(system, eigen, gains, columns, tolerance) if columns.shape[1] > FEW else None
+    if found is None:
+        value = eigen.scaled(gains, columns)
+        found = value, system.linear.measure(system.operator, columns, value)
+    value, measured = found
     report(1, max(measured.residuals, default=0.0))
     return ColumnSolutions(
         value=value,
@@ -100,6 +108,34 @@ def _solve(system: System, eigen: Eigen, columns: Tensor, report: Report) -> Col
         spectrum=spectrum_of(eigen),
         notes=_notes(usable),
     )
+
+
+def _in_coordinates(
+    system: System, eigen: Eigen, gains: Tensor, columns: Tensor, tolerance: float
+) -> tuple[Tensor, Measured] | None:
+    """The value and its residuals, `|V'b - (values + damping) V'x|`: a turn of each column less than by products.
+
+    Products see all columns at once in random combinations. None where they do not agree, the basis is a matrix, or the
+    system is another than `(H + damping I) x = b`.
+    """
+    if not isinstance(system.linear, Shift) or eigen.basis is None:
+        return None
+    damping, sizes = system.linear.damping, lengths(columns)
+    mix, found, left, mixed = mixtures(sizes, columns).double(), list[Tensor](), list[Tensor](), 0.0
+    step = at_once(columns.shape[0])
+    for part, weights in zip(columns.split(step, dim=1), mix.split(step), strict=True):
+        coordinates = eigen.into(part)
+        found.append(eigen.out(gains.unsqueeze(1) * coordinates).to(columns.dtype))
+        coordinates = coordinates - (eigen.values + damping).unsqueeze(1) * eigen.into(found[-1])
+        left.append(lengths(coordinates))
+        mixed = mixed + spanned(coordinates.mT, weights)
+    value = torch.cat(found, dim=1) if found[1:] else found[0]
+    b, x = (spanned(each.mT, mix.to(each)) for each in (columns, value))
+    apart = b - system.operator @ x - damping * x - eigen.out(torch.as_tensor(mixed)).to(b)
+    if not float(lengths(apart).max()) <= SURE * tolerance:
+        return None
+    residuals = torch.where(sizes > 0, torch.cat(left) / sizes, 0.0)
+    return value, Measured(tuple(residuals.tolist()), mix.shape[1])
 
 
 def _usable(system: System, eigen: Eigen) -> Tensor:

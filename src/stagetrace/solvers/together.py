@@ -27,7 +27,8 @@ from stagetrace.errors import SolveError, refuse
 from stagetrace.solvers.base import ColumnSolutions, Status
 from stagetrace.solvers.filters import Shift
 from stagetrace.solvers.iteration import Report
-from stagetrace.solvers.sample_space import CHECKED, NETWORK, SampleSpace
+from stagetrace.solvers.mixtures import PROBES
+from stagetrace.solvers.sample_space import NETWORK, SampleSpace
 from stagetrace.solvers.shared_basis import NoSharedBasisError, SharedBasis
 from stagetrace.solvers.system import System
 from stagetrace.solvers.vectors import nonzero
@@ -159,8 +160,7 @@ class Many:
     def _worth_rows(self, factor: Factor, counted: dict[Mode, float]) -> bool:
         """Whether to make the rows, whose norms say what the rest costs: where that is little beside the other ways."""
         operator = self.system.operator
-        each = operator.shares.largest_piece(factor.most_rows)
-        hopeless = each * operator.size * operator.dtype.itemsize > HOPELESS * self.memory
+        hopeless = factor.most_rows * operator.size * operator.dtype.itemsize > HOPELESS * self.memory
         return not hopeless and NETWORK * factor.build <= WORTH * min(counted.values())
 
     def _by_rows(
@@ -170,7 +170,7 @@ class Many:
         space = SampleSpace(self.system.operator, factor, self.system.linear.damping, self.rtol, self.memory)
         rows = space.rows()
         others = min(counted.values())
-        checks = NETWORK * factor.product * min(columns.shape[1], CHECKED)
+        checks = NETWORK * factor.product * min(columns.shape[1], PROBES)
         counted["sample space"] = NETWORK * factor.build + space.operations(rows, columns.shape[1]) + checks
         if self.mode == "auto" and counted["sample space"] - NETWORK * factor.build > others:
             return None

@@ -145,15 +145,23 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
     return _of_all((left * right).sum(dim=0))
 
 
-def lengths(columns: Tensor) -> Tensor:
-    """The Euclidean length of each column, `[k]`, in float64 on the CPU.
+def lengths(columns: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The Euclidean length of each column, `[k]`, in float64 on the CPU; scale: `[dim, 1]`, of each entry.
+
+    Some rows at a time: a sum down the columns of a wide matrix goes through the memory against its grain.
 
     Example:
         >>> lengths(torch.tensor([[3.0, 1.0], [4.0, 0.0]]))
         tensor([5., 1.], dtype=torch.float64)
     """
-    here = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
-    return (here if _SUMMED.get() is None else _of_all(here.square()).sqrt()).cpu()
+    total = torch.zeros(columns.shape[1], dtype=torch.float64, device=columns.device)
+    rows = max(1, (CHUNK >> 2) // max(1, columns.shape[1]))
+    for start in range(0, columns.shape[0], rows):
+        piece = columns[start : start + rows].to(torch.float64, copy=True)
+        if scale is not None:
+            piece *= scale[start : start + rows]
+        total += piece.square_().sum(dim=0)
+    return _of_all(total).sqrt().cpu()
 
 
 def nonzero(columns: Tensor) -> list[bool]:

@@ -2,7 +2,7 @@
 of each example, layer by layer, without forming any by autograd.
 """
 
-from stagetrace.taps.contraction import Contraction, gradient_rows, uncovered
+from stagetrace.taps.contraction import Contraction, gradient_rows, output_rows, uncovered
 from stagetrace.taps.find import Tapped, tap
 from stagetrace.taps.groups import Group
 from stagetrace.taps.layout import Layout
@@ -16,6 +16,7 @@ __all__ = [
     "Tapped",
     "Taps",
     "gradient_rows",
+    "output_rows",
     "tap",
     "uncovered",
 ]

@@ -1,5 +1,6 @@
 """Whole per-example gradients of losses from taps: contracted with vectors, or as they are."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import final
 
@@ -11,7 +12,7 @@ from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import trained_gradient
 from stagetrace.stages.risk import Risk
 from stagetrace.taps.find import Tapped
-from stagetrace.taps.gradients import Sums, wide
+from stagetrace.taps.gradients import BYTES, Sums, wide
 from stagetrace.taps.groups import Group
 from stagetrace.taps.inside import UnseenError
 from stagetrace.taps.products import GroupProducts, GroupRows
@@ -19,6 +20,9 @@ from stagetrace.taps.record import Record
 from stagetrace.taps.spot import CHECKED_EVERY, check_one
 
 __all__ = ["Contraction", "check_covered", "gradient_rows", "output_rows", "uncovered"]
+
+MIXED = 8
+"""Combinations of the vectors that an example is checked on."""
 
 
 def uncovered(tapped: Tapped) -> str | None:
@@ -89,12 +93,25 @@ class Contraction:
         self._unchecked += len(batch)
         if self._unchecked >= CHECKED_EVERY and len(batch) > 1:
             self._unchecked = 0
-            check_one(self.tapped.risk, batch, found, self._like, self._lengths)
+            mix, mixed, lengths = self._mixtures
+            check_one(self.tapped.risk, batch, found @ mix, mixed, lengths)
         return losses, found
 
     @cached_property
-    def _lengths(self) -> Tensor:
-        return self._like.norm(dim=0)
+    def _mixtures(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of many vectors, random combinations for the check to look at, which then costs the same for any number.
+
+        Their weights `[k, m]`, over the vectors' lengths so that each counts as much; the combinations
+        `[trained.size, m]`, and their lengths.
+        """
+        pieces = self._like.split(max(1, BYTES // 512 // self._width))  # as much as stays in a processor's cache
+        lengths = torch.stack([piece.square().sum(dim=0) for piece in pieces]).sum(dim=0).sqrt()
+        weights = torch.eye(self._width)
+        if self._width > MIXED:
+            weights = torch.randn(self._width, MIXED, generator=torch.Generator().manual_seed(0))
+        weights = weights.to(self._like) * torch.where(lengths > 0, 1 / lengths, 0.0).unsqueeze(1)
+        mixed = self._like @ weights
+        return weights, mixed, mixed.norm(dim=0)
 
     def _by_layer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         record, losses, slopes = _recorded(self.tapped, batch)
@@ -125,12 +142,15 @@ def gradient_rows(tapped: Tapped, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def output_rows(tapped: Tapped, record: Record, cotangent: Tensor) -> Tensor:
-    """The gradient of every example's `<outputs_i, cotangent_i>`, `[batch, trained.size]`, of a covered model."""
-    gradients, owners, space = record.gradients(cotangent), record.owners(), tapped.risk.trained
+def output_rows(tapped: Tapped, record: Record, cotangent: Tensor, sums: Sequence[Sums] | None = None) -> Tensor:
+    """The gradient of every example's `<outputs_i, cotangent_i>`, `[batch, trained.size]`, of a covered model.
+
+    sums: `tapped.sums(record)`, for several cotangents.
+    """
+    gradients, space = record.gradients(cotangent), tapped.risk.trained
     found = wide(torch.zeros(record.size, space.size, dtype=space.dtype, device=space.device))
-    for group in tapped.tapped:
-        GroupRows(group).add(Sums(group, record, owners), gradients, found)
+    for each in sums or tapped.sums(record):
+        GroupRows(each.group).add(each, gradients, found)
     return found
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, vjp, vmap
 
 from stagetrace.errors import DifferentiationError
 from stagetrace.taps.groups import Group, Use
-from stagetrace.taps.kinds import Lookup
+from stagetrace.taps.kinds import Convolution, Lookup
 from stagetrace.taps.record import Call, Record
 
 __all__ = ["BYTES", "Sums", "pulled", "wide"]
@@ -43,7 +43,10 @@ class Sums:
         self.group, self.size, self._owners = group, record.size, owners
         self._like = wide(record.outputs.detach().flatten()[:0])
         self._calls = [(use, call, number) for use in group.uses for number, call in enumerate(record.calls[use.place])]
-        self._read = [self._read_off(*each) for each in self._calls] if group.how == "matrix" else []
+
+    @cached_property
+    def _read(self) -> list[Tensor]:
+        return [self._read_off(*each) for each in self._calls] if self.group.how == "matrix" else []
 
     @property
     def bytes(self) -> int:
@@ -63,18 +66,29 @@ class Sums:
         """The same of every call without the ones of a bias, and the layer that was called."""
         return [(use, read) for (use, _, _), read in zip(self._calls, self._read, strict=True)]
 
+    def channels_last(self) -> list[tuple[Use, Tensor]] | None:
+        """What `read` gives of convolutions, with the channels last; None where that is not to be had or no gain."""
+        found: list[tuple[Use, Tensor]] = []
+        for use, call, number in self._calls:
+            if not isinstance(use.kind, Convolution) or self._owners[use.place][number] is not None:
+                return None
+            rows = use.kind.channels_last(use.module, call.input)
+            if rows is None:
+                return None
+            found.append((use, wide(rows)))
+        return found
+
     def outs(self, gradients: dict[str, list[Tensor]]) -> list[Tensor]:
         """The gradients in every call's output: `[batch, positions, m]`; 0 at the padding of a table."""
         found: list[Tensor] = []
-        for (use, call, number), rows in zip(self._calls, self._read, strict=True):
+        for place, (use, _, number) in enumerate(self._calls):
             assert use.kind is not None
             given, owner = wide(gradients[use.place][number]), self._owners[use.place][number]
             outs = self._by_example(_units(use, given, "outputs", owner), owner, use)
             padding = getattr(use.module, "padding_idx", None)
             if isinstance(use.kind, Lookup) and padding is not None:
-                outs = outs.masked_fill((rows == padding).unsqueeze(-1), 0.0)
+                outs = outs.masked_fill((self._read[place] == padding).unsqueeze(-1), 0.0)
             found.append(outs)
-            del call
         return found
 
     def matrices(self, gradients: dict[str, list[Tensor]]) -> Iterator[tuple[slice, Tensor]]:

@@ -80,20 +80,23 @@ class Convolution(Kind):
         return isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1 and _computes_as(module, type(module))
 
     def rows(self, module: Any, given: Tensor) -> Tensor:
-        padded, padding = given, tuple(module.padding) if not isinstance(module.padding, str) else None
-        if padding is None or module.padding_mode != "zeros":  # PyTorch's own names for what it adds on each side
-            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            padded, padding = (
-                F.pad(given, module._reversed_padding_repeated_twice, mode=mode),
-                (0,) * module.weight[0, 0].ndim,
-            )
-        kernel, dilation, stride = tuple(module.kernel_size), tuple(module.dilation), tuple(module.stride)
-        if len(kernel) == 1:
-            padded, kernel, dilation, stride = padded.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
-            padding = (0, *padding)
-        if any(padding):
-            padded = F.pad(padded, (padding[1], padding[1], padding[0], padding[0]))
-        return _patches(padded, kernel, dilation, stride).mT
+        return _patches(*_padded(module, given)).mT
+
+    @staticmethod
+    def channels_last(module: Any, given: Tensor) -> Tensor | None:
+        """The same rows with the channels last, `[units, positions, kernel x channels]`; None where that gains nothing.
+
+        What is copied in one piece is then a kernel's row of all channels, and not a row of the output.
+        """
+        padded, kernel, dilation, stride = _padded(module, given)
+        height, width = _places(padded, kernel, dilation, stride)
+        if height * width == 1 or kernel[1] * padded.shape[1] <= width:
+            return None
+        last = padded.permute(0, 2, 3, 1).contiguous()
+        units, down, right, channels = last.stride()
+        strides = (units, down * stride[0], right * stride[1], down * dilation[0], right * dilation[1], channels)
+        seen = last.as_strided((len(last), height, width, *kernel, last.shape[3]), strides)
+        return seen.reshape(len(last), height * width, -1)
 
     def outputs(self, given: Tensor) -> Tensor:
         return given.flatten(2).mT
@@ -126,12 +129,37 @@ def kind_of(module: nn.Module) -> Kind | None:
     return next((kind for kind in KINDS if kind.recognises(module)), None)
 
 
-def _patches(given: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """What a kernel sees at each of its places, `[units, channels x kernel, places]`: `F.unfold` as a strided copy."""
+_Two = tuple[int, ...]
+
+
+def _padded(module: Any, given: Tensor) -> tuple[Tensor, _Two, _Two, _Two]:
+    """The input as a convolution over two axes sees it, and its kernel, dilation and stride."""
+    padded, padding = given, tuple(module.padding) if not isinstance(module.padding, str) else None
+    if padding is None or module.padding_mode != "zeros":  # PyTorch's own names for what it adds on each side
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        padded = F.pad(given, module._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * module.weight[0, 0].ndim
+    kernel, dilation, stride = tuple(module.kernel_size), tuple(module.dilation), tuple(module.stride)
+    if len(kernel) == 1:
+        padded, kernel, dilation, stride = padded.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
+        padding = (0, *padding)
+    if any(padding):
+        padded = F.pad(padded, (padding[1], padding[1], padding[0], padding[0]))
+    return padded, kernel, dilation, stride
+
+
+def _places(given: Tensor, kernel: _Two, dilation: _Two, stride: _Two) -> tuple[int, int]:
+    """Places of a kernel, down and across."""
     height, width = (
         (size - reach * (length - 1) - 1) // step + 1
         for size, length, reach, step in zip(given.shape[2:], kernel, dilation, stride, strict=True)
     )
+    return height, width
+
+
+def _patches(given: Tensor, kernel: _Two, dilation: _Two, stride: _Two) -> Tensor:
+    """What a kernel sees at each of its places, `[units, channels x kernel, places]`: `F.unfold` as a strided copy."""
+    height, width = _places(given, kernel, dilation, stride)
     units, channels, down, right = given.stride()
     strides = (units, channels, down * dilation[0], right * dilation[1], down * stride[0], right * stride[1])
     seen = given.as_strided((*given.shape[:2], *kernel, height, width), strides, given.storage_offset())

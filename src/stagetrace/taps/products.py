@@ -49,7 +49,8 @@ class GroupProducts:
                 into[part].addmm_(matrices.squeeze(-1).to(into.dtype), self._column)
             return
         dense: dict[str, Calls] = {}
-        for (use, rows), gave in zip(sums.read(), sums.outs(gradients), strict=True):
+        last = sums.channels_last()
+        for (use, rows), gave in zip(last or sums.read(), sums.outs(gradients), strict=True):
             outs = gave.to(into.dtype)
             if "bias" in use.keys and not use.looks_up:
                 into.addmm_(outs.sum(dim=1), self._part(self._pieces[use.keys["bias"]]))
@@ -60,7 +61,10 @@ class GroupProducts:
             else:
                 dense.setdefault(use.keys["weight"], []).append((rows.to(into.dtype), outs))
         for name, calls in dense.items():
-            self._multiply(self._pieces[name], calls, into)
+            if last:
+                self._multiply_formed(self._pieces[name], calls, self._channels_last(name), into)
+            else:
+                self._multiply(self._pieces[name], calls, into)
 
     def _part(self, piece: Piece) -> Tensor:
         return self._vectors[piece.start : piece.start + piece.size]
@@ -77,8 +81,23 @@ class GroupProducts:
             for rows, outs in calls:
                 self._side_at_a_time(piece, rows, outs, into)
             return
-        for part in _parts(len(into), m * n * into.element_size()):
-            into[part].addmm_(_formed(piece, calls, part), self._part(piece))
+        self._multiply_formed(piece, calls, self._part(piece), into)
+
+    @staticmethod
+    def _multiply_formed(piece: Piece, calls: Calls, vectors: Tensor, into: Tensor) -> None:
+        for part in _parts(len(into), piece.size * into.element_size()):
+            into[part].addmm_(_formed(piece, calls, part), vectors)
+
+    def _channels_last(self, name: str) -> Tensor:
+        """A convolution's vectors with the channels last; kept."""
+        if name not in self._turned:
+            piece, shape = self._pieces[name], self._weight_shape(name)
+            each = self._part(piece).reshape(shape[0], shape[1], shape[2:].numel(), -1)
+            self._turned[name] = each.transpose(1, 2).reshape(piece.size, -1)
+        return self._turned[name]
+
+    def _weight_shape(self, name: str) -> torch.Size:
+        return next(use.module.get_parameter("weight").shape for use in self.group.uses if name in use.keys.values())
 
     def _side_at_a_time(self, piece: Piece, rows: Tensor, outs: Tensor, into: Tensor) -> None:
         """`sum_t d_t' V_k a_t` by the side first that leaves the fewest numbers."""

@@ -106,7 +106,7 @@ class Scorer:
             check_finite(dots.sum(dim=1), scored, self.risk.where, "the score")
         # a matrix holds as many digits as the parameters do, at least those of float32; single numbers are float64
         dtype = torch.float64 if self.rows is None else torch.promote_types(dots.dtype, torch.float32)
-        scores = -world().joined(dots).to("cpu", dtype).mT  # [k, examples of the part]
+        scores = world().joined(dots.neg_()).to("cpu", dtype).mT  # [k, examples of the part]
         return as_part(indices.start, scores, len(self.risk.examples), parts=self.parts, rows=self.rows)
 
 
