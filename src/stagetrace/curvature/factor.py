@@ -67,7 +67,7 @@ def gauss_newton_factor(
     each = outputs[0].numel()
     if each > OUTPUTS:
         return f"an example has {each:,} outputs, more than {OUTPUTS}"
-    why = _failure(risk, probe, outputs)
+    why = _failure(risk.exact, probe, outputs)
     if why:
         return why
     forward = max(counted_operations(risk, probe) / len(probe), 2.0 * risk.trained.size)

@@ -31,7 +31,7 @@ MODES_APART = 0.05
 def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` with the tangent map J traced once and the graph for J' retained."""
     function = _outputs(risk, batch)
-    outputs, tangent = traced(function, risk.trained_values)
+    outputs, tangent = traced(function, risk.trained_values, risk.rounding)
     _, transposed = _pulled(function, risk.trained_values)
     return by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
 

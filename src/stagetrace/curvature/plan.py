@@ -19,7 +19,7 @@ import torch
 from stagetrace.curvature.chunk import Product, hessian_linearised
 from stagetrace.curvature.gauss_newton import gauss_newton_linearised
 from stagetrace.curvature.operations import Operations
-from stagetrace.curvature.probe import BY_REVERSE, RETAINED, Matrix, probed, recorded
+from stagetrace.curvature.probe import BY_REVERSE, RETAINED, Matrix, probed, recorded, with_rounding
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
@@ -82,6 +82,7 @@ class Plan:
     rounding: relative, of the coarsest dtype that the model computes in.
     traced_from: the number of products with one vector at which tracing has paid; None where it never does.
     over_forward: bytes of the graphs that are kept, over those that a product with forward mode would keep.
+    error: of products in a precision that was chosen: how far one was from that without, over its size.
     """
 
     matrix: Matrix
@@ -94,6 +95,7 @@ class Plan:
     rounding: float = 0.0
     traced_from: int | None = None
     over_forward: float = 1.0
+    error: float | None = None
 
     @property
     def caches(self) -> bool:
@@ -149,11 +151,14 @@ def make_plan(
     """
     places = [(len(indices) - 1) * sixth // 6 for sixth in (3, 1, 5)] if differ else [0]
     probe, *others = risk.read([[indices[place]] for place in places])
-    operations, seen = Operations(), RoundedTo(risk.trained.dtype)
+    exact, operations, seen = risk.exact, Operations(), RoundedTo(risk.trained.dtype)
     with torch.no_grad(), operations, seen:
-        risk.losses(risk.trained_values, risk.inherited_values, probe)
+        exact.losses(exact.trained_values, exact.inherited_values, probe)
     rounding = torch.finfo(seen.coarsest).eps
-    found = probed(risk, matrix, probe, rounding)
+    found, error = probed(exact, matrix, probe, rounding), None
+    if exact is not risk:
+        found, error = with_rounding(risk, matrix, found, probe)
+        rounding = max(rounding, risk.rounding, error)
     sizes = [found.size, *(recorded(risk, found.way, other)[1] for other in others)]
     per_example, largest, per_chunk = max(1, sum(sizes) // len(sizes)), max(1, *sizes), 0
     if share * largest > memory and len(indices) > 1:  # part of it may be the chunk's, whatever its size
@@ -171,6 +176,7 @@ def make_plan(
         per_example * share + per_chunk * chunks,
         found.missing,
         rounding=rounding,
+        error=error,
     )
     if plan.cached_bytes > memory:
         return plan.without_caching()

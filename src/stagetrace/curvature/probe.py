@@ -7,7 +7,7 @@ multiplied in both, and the operations are counted; that both give one tangent s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, final
 
@@ -30,12 +30,15 @@ from stagetrace.errors import DifferentiationError, StagetraceError, first_line
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
-__all__ = ["BY_REVERSE", "RETAINED", "Matrix", "Probed", "probed", "recorded"]
+__all__ = ["BY_REVERSE", "RETAINED", "Matrix", "Probed", "probed", "recorded", "with_rounding"]
 
 Matrix = Literal["Hessian", "GaussNewton"]
 
 RETAINED = {"Hessian": hessian_retained_graph, "GaussNewton": gauss_newton_retained_graph}
 BY_REVERSE = {"Hessian": hessian_retained_graph, "GaussNewton": gauss_newton_by_reverse}
+
+MOST_ROUNDED = 0.25
+"""The relative error of a product in a chosen precision above which nothing is solved with it."""
 
 FEWER = 0.9
 """Operations of a Gauss-Newton product in reverse mode, over those with forward mode, up to which its graph is kept."""
@@ -120,6 +123,28 @@ def _both_modes(risk: Risk, probe: Batch, rounding: float) -> Probed | None:
 def recorded(risk: Risk, way: Callable[[Risk, Batch], Product], batch: Batch) -> tuple[Product, int]:
     """A batch's product on retained graphs, and the bytes that these hold."""
     return graph_bytes(risk, batch, partial(way, risk, batch))
+
+
+def with_rounding(risk: Risk, matrix: Matrix, found: Probed, probe: Batch) -> tuple[Probed, float]:
+    """The same with products in the precision that was chosen, and how far one is from that without, over its size.
+
+    found: of `risk.exact`, whose derivatives are right and whose matrix is symmetric: so is the rounded one to so much.
+
+    Raises:
+        DifferentiationError: rounding leaves little of a product.
+    """
+    vector = drawn(risk.trained.zeros(1)[:, 0], 0).unsqueeze(1)
+    right = found.way(risk.exact, probe)(vector)
+    product, size = recorded(risk, found.way, probe)
+    norm = float(torch.linalg.vector_norm(right))
+    error = float(torch.linalg.vector_norm(product(vector) - right)) / norm if norm else 0.0
+    if not error <= MOST_ROUNDED:
+        raise DifferentiationError(
+            f"{risk.where}: with precision={risk.evaluation.precision!r} a product of the {matrix} with a random "
+            f"vector is off by {error:.0%} on example {probe.indices[0]}; leave precision= out"
+        )
+    reverse = None if found.reverse is None else recorded(risk, gauss_newton_by_reverse, probe)[1]
+    return replace(found, size=size, reverse=reverse), error
 
 
 INSTEAD = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
+from stagetrace.stages.precision import Precision, products_in, widened
 
 
 class _Place(NamedTuple):
@@ -27,10 +29,13 @@ class Evaluation:
     A parameter is swapped by identity, in each place that holds it: tied weights, and a module that is reachable under
     two names, stay one. (`torch.func.functional_call` swaps by name, and leaves a swapped tensor behind where a module
     has two.) The model is the library's own copy, and is as it was after each call.
+
+    precision: of its matrix products, see `precision.py`; None leaves that of the parameters.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, precision: Precision | None = None) -> None:
         self.model = model
+        self.precision: Precision | None = precision
         self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
         self._constants = {name: plain_tensor(parameter) for name, parameter in model.named_parameters()}
         known = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -48,7 +53,15 @@ class Evaluation:
     def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """`function(model, *arguments)` at these values of the parameters."""
         with self._at({**self._constants, **params}), differentiable_kernels(**self._kernels):
-            return function(self.model, *arguments)
+            if self.precision is None:
+                return function(self.model, *arguments)
+            with products_in(self.precision, next(iter(self._constants.values())).device):
+                return widened(function(self.model, *arguments))
+
+    @cached_property
+    def exact(self) -> "Evaluation":
+        """The same model with its products in the precision of the parameters."""
+        return self if self.precision is None else Evaluation(self.model)
 
     @contextmanager
     def _at(self, values: Mapping[str, Tensor]) -> Generator[None]:

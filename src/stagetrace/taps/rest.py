@@ -65,7 +65,9 @@ class Rest:
         except (RuntimeError, NotImplementedError, ValueError, TypeError):
             return False
         right = self.whole(batch, cotangents[0])
-        return bool((found[0] - right).norm() <= torch.finfo(found.dtype).eps ** 0.5 * right.norm())
+        return bool(
+            (found[0] - right).norm() <= max(torch.finfo(found.dtype).eps, self.risk.rounding) ** 0.5 * right.norm()
+        )
 
     def _together(self, batch: Batch, cotangents: Tensor) -> Tensor:
         def one(content: object, along: Tensor) -> Tensor:
