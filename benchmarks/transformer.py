@@ -154,12 +154,12 @@ def products(report: Report) -> None:
     report.target("the chosen Gauss-Newton product on transformers, in gradients", worst, PRODUCT)
 
 
-def language_model(shape: str, longest: int, width: int, layers: int) -> Any:
+def language_model(shape: str, longest: int, width: int, layers: int, words: int = WORDS) -> Any:
     """A model of that shape with random weights, without dropout."""
     import transformers
 
     heads = max(2, width // 64)
-    common: dict[str, Any] = {"vocab_size": WORDS, "bos_token_id": 0, "eos_token_id": 0}
+    common: dict[str, Any] = {"vocab_size": words, "bos_token_id": 0, "eos_token_id": 0}
     if shape == "GPT-2":
         common |= {"n_positions": longest, "n_embd": width, "n_layer": layers, "n_head": heads}
         dropout: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)

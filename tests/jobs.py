@@ -93,6 +93,14 @@ def frozen() -> tuple[Chain, Query, Mapping[str, Any]]:
     return chain(Frozen("embedding"), sizes=(37, 23)), Query(examples(6, 9)), {"solver": Lanczos(rtol=1e-9)}
 
 
+def frozen_on_gpu() -> tuple[Chain, Query, Mapping[str, Any]]:
+    """As `frozen`, with both models on the GPU."""
+    made, query, options = frozen()
+    for stage in made.stages:
+        stage.model.to("cuda")
+    return made.refreshed(), query, options
+
+
 def unconverged() -> tuple[Chain, Query, Mapping[str, Any]]:
     """As `frozen`, but every solve stops early and every curvature is indefinite: a warning of each."""
     return (

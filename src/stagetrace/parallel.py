@@ -211,12 +211,15 @@ def started() -> Generator[World]:
     """Join the process group that `torchrun` describes in the environment; without one, do nothing.
 
     One GPU per local rank and NCCL for what lies on it where CUDA is there; gloo for what lies on the CPU.
+
+    Raises:
+        ProcessError: this machine has fewer GPUs than processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield world()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_own_gpu())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     before = _on_termination(_stopped)
     try:
@@ -224,6 +227,17 @@ def started() -> Generator[World]:
     finally:
         _on_termination(before)
         dist.destroy_process_group()
+
+
+def _own_gpu() -> int:
+    """The number of this process's GPU."""
+    rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= gpus:
+        raise ProcessError(
+            f"process {rank} of this machine has no GPU of its own: PyTorch sees {gpus}. Start at most {gpus} here "
+            f"(torchrun --nproc-per-node {gpus}), or all of them on the CPU (CUDA_VISIBLE_DEVICES= torchrun ...)"
+        )
+    return rank
 
 
 def _stopped(number: int, frame: Any) -> NoReturn:

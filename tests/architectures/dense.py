@@ -117,8 +117,8 @@ def expected(case: Case) -> dict[str, Tensor]:
     return {"before": -gradients @ before, "after": -gradients @ after}
 
 
-def traced(case: Case) -> dict[str, Tensor]:
-    before, after = case.stage(case.model(), name="before"), case.model()
+def traced(case: Case, device: str = "cpu") -> dict[str, Tensor]:
+    before, after = case.stage(case.model().to(device), name="before"), case.model().to(device)
     chain = Chain(before, case.stage(after, name="after", link=Proximal("", alpha=ALPHA)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the models are not trained, and some compute in float32 inside

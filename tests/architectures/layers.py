@@ -32,7 +32,7 @@ class Packed(nn.Module):
         self.head = nn.Linear(3, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        lengths = (tokens != 0).sum(dim=1).clamp_min(1)
+        lengths = (tokens != 0).sum(dim=1).clamp_min(1).cpu()  # where packing takes them
         packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
         return self.head(self.core(packed)[1][0][-1])
 
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.body, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first), nn.Linear(4, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        first_is_kept = torch.arange(tokens.shape[1]) > 0
+        first_is_kept = torch.arange(tokens.shape[1], device=tokens.device) > 0
         padding = (tokens == 0) & first_is_kept
         hidden = self.body(self.embedding(tokens), src_key_padding_mask=padding)
         return self.head(hidden[:, 0])
@@ -107,7 +107,9 @@ class Bag(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if not self.flat:
             return self.head(self.bag(tokens))
-        return self.head(self.bag(tokens.reshape(-1), torch.arange(len(tokens)) * tokens.shape[1]))
+        return self.head(
+            self.bag(tokens.reshape(-1), torch.arange(len(tokens), device=tokens.device) * tokens.shape[1])
+        )
 
 
 class FunctionalBag(nn.Module):

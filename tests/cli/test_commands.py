@@ -374,6 +374,7 @@ def test_the_summary_is_on_standard_output_and_all_else_on_standard_error(stage_
     assert len([line for line in ended.errors if line.startswith("warning: stage '")]) == 3
 
 
+@pytest.mark.slow
 def test_words_are_whole_in_80_columns(stage_trace: Command, tmp_path: Path):
     out = stage_trace("score", f"{jobs.FILE}:unconverged", "--out", tmp_path / "run", "--top", 2, "--parts").out
     lines = [line for line in out.splitlines() if not line.startswith(("saved to", "to look at it, open"))]
@@ -386,7 +387,7 @@ def test_words_are_whole_in_80_columns(stage_trace: Command, tmp_path: Path):
     assert [table.count(word) for word in ("stopped", "step", "limit,", "asked")] == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("top", [0, 1, 3])
+@pytest.mark.parametrize("top", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 def test_top_says_how_many_examples_are_shown(stage_trace: Command, top: int, tmp_path: Path):
     out = stage_trace("score", TARGET, "--out", tmp_path / "run", "--top", top).out
     shown = re.findall(r"^ +(\d+) +([+-]\d\.\d+e[+-]\d\d) +[+-]\d\.\d+e[+-]\d\d\b", out, flags=re.MULTILINE)
@@ -498,6 +499,7 @@ def test_an_interrupted_run_says_how_to_go_on(stage_trace: Command, tmp_path: Pa
     assert (tmp_path / "run" / "adjoints" / "finetune.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
     """Exit code and streams of `python -m stagetrace` itself; `test_hostile_runs` has a traceback."""
     ended = jobs.score("nope", tmp_path / "run")

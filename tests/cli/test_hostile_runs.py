@@ -120,6 +120,7 @@ def test_errors_and_warnings_of_others_do_not_act(stage_trace: Command, tmp_path
     assert hostile.acting(out + err) == set()
 
 
+@pytest.mark.slow
 def test_a_traceback_does_not_act(tmp_path: Path):
     ended = jobs.run("-m", "stagetrace", "show", str(tmp_path / "\x1b[31mred"), "--debug")
     assert ended.returncode == 1

@@ -225,6 +225,7 @@ def test_an_interrupted_command_goes_on_with_what_is_left(
     assert said(tmp_path / "cut")["choices"] == said(tmp_path / "whole")["choices"]
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused(validate: Command, tmp_path: Path):
     assert validate(TARGET, "--out", tmp_path, *QUICK, *FEW).code == 0
     ended = validate(TARGET, "--out", tmp_path, *QUICK, *FEW, "--retrain", "lr=0.06")
@@ -244,6 +245,7 @@ def test_a_folder_in_use_is_refused_before_the_target_is_loaded(validate: Comman
 # How stages are retrained
 
 
+@pytest.mark.slow
 def test_the_default_is_resolve_in_double_precision_and_adam_below(validate: Command, tmp_path: Path):
     words = "--largest", 3, "--random", 3, "--processes", 1
     assert validate(TARGET, "--stage", "finetune", "--out", tmp_path / "double", *words).code == 0

@@ -89,6 +89,7 @@ def test_the_trace_is_gauss_newton_s_and_all_is_tapped(kind: str) -> None:
         assert abs(sum(several) / 8 / expected - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_of_many_words() -> None:
     bound = bound_of("gpt2", words=40)
     assert any("1 label drawn of 40 at each position" in note for note in EKFAC().operator(bound).notes)

@@ -18,9 +18,9 @@ from stagetrace.checks.lookout import Lookout
 from stagetrace.curvature import Auto
 from stagetrace.curvature.factor import gauss_newton_factor
 from stagetrace.curvature.mean import MeanCurvature
-from stagetrace.errors import StagetraceWarning
+from stagetrace.errors import ProcessError, StagetraceWarning
 from stagetrace.objectives import Classification
-from stagetrace.parallel import World, world
+from stagetrace.parallel import World, started, world
 from stagetrace.tracing import rank as ranked
 from stagetrace.tracing import score as scoring
 from tests import jobs
@@ -263,3 +263,12 @@ def test_memory_that_runs_out_on_one_process_changes_no_score(monkeypatch: pytes
         assert notices == [
             f"stage '{name}': memory ran out, so that scoring took 2 examples at once (process 1)" for name in alone
         ]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ProcessError, match=r"process 2 .* PyTorch sees 2\. Start at most 2 here"), started():
+        pass

@@ -195,6 +195,7 @@ def test_adapters_without_their_head_are_refused(tmp_path: Path):
         hf.stage("second", tmp_path / "adapters", DATA["labelled"])
 
 
+@pytest.mark.slow
 def test_a_chain_is_the_same_after_a_pause(tmp_path: Path):
     """A run from folders is resumed: models, data, masks and links are recognised."""
     before, tokenizer = tiny.model("BertForMaskedLM"), tiny.tokenizer()

@@ -72,6 +72,7 @@ def test_checkpoints_of_an_older_run_in_the_same_folder_are_refused(tmp_path: Pa
             hf.checkpoints(source, model)
 
 
+@pytest.mark.slow
 def test_a_pretraining_by_a_trainer_before_a_recorded_fine_tuning(tmp_path: Path):
     """The default of the pretraining is chosen by what the Trainer left, and said."""
     first = trained(tmp_path / "first", **SAVED)

@@ -187,6 +187,7 @@ def test_another_class_takes_a_loss_of_one_s_own():
     assert stage.loss.losses(stage.loss.outputs(stage.model, batch.content), batch.content).shape == (2,)
 
 
+@pytest.mark.slow
 def test_the_package_alone_does_not_import_transformers():
     code = "import sys, stagetrace.hf; print([m for m in ('transformers', 'peft', 'datasets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -58,6 +58,7 @@ def of_masks(folder: Path, **settings: Any) -> Any:
     return trainer(folder, tiny.model("BertForMaskedLM"), tokenised(), collator)
 
 
+@pytest.mark.slow
 def test_two_trainers_are_a_chain(tmp_path: Path):
     pretrained = of_masks(tmp_path / "a", mlm_probability=0.3)
     model = tiny.grown("BertForSequenceClassification", pretrained.model)

@@ -42,7 +42,9 @@ class Language(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         del attention_mask  # padding follows, and nothing looks ahead
-        before = self.table(input_ids).cumsum(1) / torch.arange(1, input_ids.shape[1] + 1).unsqueeze(1)
+        before = self.table(input_ids).cumsum(1) / torch.arange(
+            1, input_ids.shape[1] + 1, device=input_ids.device
+        ).unsqueeze(1)
         return self.head(torch.tanh(self.mix(before)))
 
 

@@ -30,11 +30,11 @@ from stagetrace.curvature.plan import TRACED_BYTES
 from stagetrace.objectives import Classification
 from stagetrace.preflight import Forecast, predict, rehearsal
 from stagetrace.preflight.forecast import Phase
-from stagetrace.preflight.live import Live, growth
+from stagetrace.preflight.live_tensors import LiveTensors, growth
 from stagetrace.preflight.meter import Seconds, metered, resident_bytes
-from stagetrace.preflight.rehearsed import Rehearsed
-from stagetrace.preflight.timed import OverExamples, Timed
-from stagetrace.preflight.traced import traced
+from stagetrace.preflight.solve_estimate import SolveEstimate
+from stagetrace.preflight.timed_operator import OverExamples, TimedOperator
+from stagetrace.preflight.tracing_cost import with_tracing
 from stagetrace.preflight.vectors import solver_bytes
 from stagetrace.solvers import solve
 from stagetrace.solvers.basis import Basis
@@ -73,7 +73,7 @@ def phase(found: Forecast, where: str, what: str) -> Phase:
 
 def test_live_bytes_are_those_of_the_tensors_that_are_held() -> None:
     before = torch.ones(500)
-    with Live() as seen:
+    with LiveTensors() as seen:
         double = before.double()
         view = double[100:]
         assert (seen.now, seen.peak) == (4000, 4000)
@@ -99,7 +99,7 @@ def test_growth_tells_what_an_example_adds_from_what_it_does_not() -> None:
 
 
 def test_a_basis_takes_the_bytes_that_are_counted() -> None:
-    with Live() as seen:
+    with LiveTensors() as seen:
         basis = Basis(torch.zeros(1000, dtype=torch.float64), 40)
         before = seen.now
         for _ in range(40):
@@ -119,7 +119,7 @@ def test_a_solver_holds_no_more_than_is_counted(solver: Lanczos | CG | Direct, c
     size = 400
     operator = DiagonalOperator(torch.linspace(0.5, 40.0, size, dtype=torch.float64))
     b = torch.randn(size, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with Live() as seen:
+    with LiveTensors() as seen:
         solve(operator, b, solver)
     counted = solver_bytes(solver, size, torch.float64, columns)
     assert seen.peak <= counted + 10 * columns * size * 8
@@ -181,9 +181,9 @@ def test_tracing_is_in_the_plan_of_a_run_that_will_trace() -> None:
     assert isinstance(whole.left, MeanCurvature)
     whole.left.plan = replace(whole.left.plan, traced_from=30)
     before = Seconds(50.0, 50.0)
-    found = Rehearsed(torch.zeros(0), None, before, Seconds(), 0, 10, 60, 50, True, 0)
-    assert traced(found, small, whole, 29, 60) is found
-    later = traced(found, small, whole, 50, 60)
+    found = SolveEstimate(torch.zeros(0), None, before, Seconds(), 0, 10, 60, 50, True, 0)
+    assert with_tracing(found, small, whole, 29, 60) is found
+    later = with_tracing(found, small, whole, 50, 60)
     kept = TRACED_BYTES["GaussNewton"] * whole.left.plan.cached_bytes
     assert later.over.cpu > 29.0  # 29 of 50 products as before
     assert later.peak >= resident_bytes() / 2 + kept / 4
@@ -211,7 +211,7 @@ def test_residuals_that_fall_geometrically_are_continued() -> None:
 def test_what_goes_over_examples_is_told_from_the_rest() -> None:
     seen = OverExamples()
     inner = DiagonalOperator(torch.arange(1.0, 5.0).double())
-    timed = Timed(inner, seen)
+    timed = TimedOperator(inner, seen)
     assert torch.equal(timed @ torch.ones(4, 2).double(), inner @ torch.ones(4, 2).double())
     assert (seen.products, timed.products, timed.psd_approximation, len(timed.parts())) == (2, 2, None, 1)
     with metered() as taken:

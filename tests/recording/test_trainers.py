@@ -39,9 +39,9 @@ def agreement(trained: Any, folder: Any, **settings: Any) -> tuple[float, Trace]
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("BertForMaskedLM", {}),
+        pytest.param("BertForMaskedLM", {}, marks=pytest.mark.slow),
         ("BertForMaskedLM", {"train_sampling_strategy": "group_by_length", "dataloader_num_workers": 1}),
-        ("GPT2LMHeadModel", {"max_grad_norm": 0.0}),
+        pytest.param("GPT2LMHeadModel", {"max_grad_norm": 0.0}, marks=pytest.mark.slow),
         ("GPT2LMHeadModel", {"bf16": True}),
         (CLASSIFIER, {"checkpointed": True}),
     ],
@@ -105,6 +105,7 @@ def test_the_derivative_is_that_of_the_trainer_run_again(tmp_path: Path):
         assert float(found["only"].values[index]) == pytest.approx(slope, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_frozen_base_that_was_trained_before(tmp_path: Path):
     first = of.trainer(tmp_path / "first", of.model("BertForMaskedLM"), of.data())
     Recording.of(first, tmp_path / "pretrain")

@@ -70,7 +70,7 @@ def data_of(examples: int, classes: int, seed: int) -> list[tuple[Tensor, Tensor
 
 def train(run: Run, model: Net, data: Sequence[Any], weights: Tensor, seed: int, folder: Path | None) -> None:
     """The loop; weights are those of the examples' losses, all 1 where it is recorded."""
-    optimizer = run.optimizer(run.groups(model))
+    optimizer, device = run.optimizer(run.groups(model)), model.head.weight.device
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12) if run.schedule else None
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
@@ -82,8 +82,8 @@ def train(run: Run, model: Net, data: Sequence[Any], weights: Tensor, seed: int,
     with recording or nullcontext():
         for _ in range(run.epochs):
             for x, y, *index in loader if recording is None else recording.loader(loader):
-                losses = F.cross_entropy(model(x), y, reduction="none")
-                losses = losses * weights[index[0]] if index else losses
+                losses = F.cross_entropy(model(x.to(device)), y.to(device), reduction="none")
+                losses = losses * weights[index[0]].to(device) if index else losses
                 (losses.mean() / run.accumulate).backward()
                 if run.thaws > batches:
                     for p in model.body.parameters():
@@ -102,10 +102,11 @@ def train(run: Run, model: Net, data: Sequence[Any], weights: Tensor, seed: int,
 
 @dataclass(frozen=True)
 class Stages:
-    """A chain of runs, each stage with one class more than the one before."""
+    """A chain of runs, each stage with one class more than the one before; device: where the models are trained."""
 
     runs: tuple[Run, ...]
     examples: tuple[int, ...]
+    device: str = "cpu"
 
     def data(self, stage: int) -> list[tuple[Tensor, Tensor]]:
         return data_of(self.examples[stage], 2 + stage, seed=10 + stage)
@@ -119,7 +120,7 @@ class Stages:
         models = list[Net]()
         for stage, run in enumerate(self.runs):
             torch.manual_seed(stage)
-            model = Net(2 + stage, run.dropout, run.body).double()
+            model = Net(2 + stage, run.dropout, run.body).double().to(self.device)
             if models:
                 model.body.load_state_dict(models[-1].body.state_dict())
             model.body.requires_grad_(not run.freezes)
@@ -137,7 +138,7 @@ class Stages:
         model = self.models(weights)[-1]
         x, y = (torch.stack(each) for each in zip(*self.queries, strict=True))
         with torch.no_grad():
-            return F.cross_entropy(model(x), y, reduction="none")
+            return F.cross_entropy(model(x.to(self.device)), y.to(self.device), reduction="none").cpu()
 
     def chain(self, folder: Path) -> Chain:
         """The chain as recorded in a folder."""

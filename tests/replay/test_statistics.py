@@ -47,6 +47,9 @@ CASES = {
     "kept-at-rest": stages(lambda: flat(partial(nn.BatchNorm1d, momentum=None)), freezes=True, rests="body"),
 }
 
+QUICK = {"moved", "moved-image", "kept-at-rest"}
+"""The others take long."""
+
 
 def off(stages: Stages, scores: Tensor, stage: int, example: int) -> float:
     """How far the scores `[queries]` of an example are from those of training again, relative to the largest."""
@@ -54,7 +57,7 @@ def off(stages: Stages, scores: Tensor, stage: int, example: int) -> float:
     return float((scores[:, example] - slope).abs().max() / slope.abs().max())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(k, marks=[pytest.mark.slow] * (k not in QUICK)) for k in CASES])
 def test_scores_are_the_slopes_of_training_again(case: str, tmp_path: Path):
     stages = CASES[case]
     result = trace(stages.chain(tmp_path), stages.query())

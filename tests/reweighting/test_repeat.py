@@ -86,6 +86,7 @@ def test_what_was_kept_must_come_out_again(tmp_path: Path):
         changed.slopes(stages.query("mean"), Silent())
 
 
+@pytest.mark.slow
 def test_another_order_is_differentiated_too(tmp_path: Path):
     stages = CASES["moved"]
     chain, query = stages.chain(tmp_path / "recorded"), stages.query("mean")

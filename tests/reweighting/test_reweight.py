@@ -80,6 +80,7 @@ def test_a_short_step_does_what_was_predicted(case: str, tmp_path: Path, monkeyp
     assert after - before == pytest.approx(tried.true, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_several_orders_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(f"{LOOP}.FIRST", 1e-6)
     stages = CASES["moved"]

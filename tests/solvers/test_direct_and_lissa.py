@@ -129,6 +129,7 @@ def test_lissa_survives_products_that_overflow() -> None:
     assert torch.isfinite(solution.value).all()
 
 
+@pytest.mark.slow
 def test_lissa_drawing_examples_is_seeded_close_and_honest() -> None:
     examples = torch.from_numpy(np.random.default_rng(0).standard_normal((400, 10)))
     operator = Average(examples)

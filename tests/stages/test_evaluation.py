@@ -320,6 +320,7 @@ trace(Chain(Stage("only", model=torch.nn.Linear(2, 1), objective=loss, data=data
 """
 
 
+@pytest.mark.slow
 def test_the_first_use_of_forward_mode_says_nothing_of_pytorchs_own():
     """In a process of its own: PyTorch compiles its rules once, and warns of how."""
     ended = jobs.run("-W", "always", "-c", FIRST_USE)

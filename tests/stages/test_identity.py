@@ -463,6 +463,7 @@ def test_a_loss_of_the_model_itself_differs_from_one_of_a_copy_of_it():
     assert fingerprint_objective(Weighted(net), net) == against_itself
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same(tmp_path: Path):
     """With other addresses and another order of sets."""
     script = tmp_path / "job.py"

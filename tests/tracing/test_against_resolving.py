@@ -92,7 +92,9 @@ def test_the_examples_of_every_stage_matter(case: ChainCase):
 # Scores
 
 
-@named(CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in SOME)) for case in CASES]
+)
 def test_scores_equal_the_resolved_query_loss(case: ChainCase):
     result = traced(case)
     for position, stage in enumerate(case.stages):

@@ -392,6 +392,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_another_process_goes_on_with_the_same_run_and_not_with_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -56,6 +56,7 @@ def peak(n: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_examples():
     pytest.importorskip("resource")
     assert BATCH * WIDTH * 4 * (MANY - FEW) // BATCH > 10 * ALLOWED, "a run that keeps every batch is caught"

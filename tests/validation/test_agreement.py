@@ -77,6 +77,7 @@ def test_intervals_are_those_of_scipys_bootstrap():
         assert interval == pytest.approx((theirs.low, theirs.high), abs=0.015)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_the_docstring_says():
     truth, hits = 0.8, 0
     for seed in range(300):

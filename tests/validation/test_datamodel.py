@@ -59,6 +59,7 @@ def test_the_interval_is_that_of_whole_groups_one_sample_at_a_time(monkeypatch: 
     assert found.interval == pytest.approx(np.quantile(means, [0.025, 0.975]))
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_scipys_bootstrap():
     p, t = changes(2, queries=1, groups=25)
     theirs = scipy.stats.bootstrap(

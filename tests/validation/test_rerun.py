@@ -299,6 +299,7 @@ def test_a_training_in_another_order_is_that_of_a_loop_by_hand(tmp_path: Path):
     assert all(torch.equal(found[name], value) for name, value in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_other_orders_are_drawn_by_the_seed_and_paired(tmp_path: Path):
     """Dropout and all: the control does not depend on what it is trained beside."""
     stages = CASES["moved"]

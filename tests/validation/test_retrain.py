@@ -72,7 +72,9 @@ FITS: dict[str, Callable[[ChainCase], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("fit", "together"), [("steps", 1), ("resolve", 3), ("closures", 1)])
+@pytest.mark.parametrize(
+    ("fit", "together"), [("steps", 1), pytest.param("resolve", 3, marks=pytest.mark.slow), ("closures", 1)]
+)
 def test_two_processes_find_what_one_finds(fit: str, together: int):
     retraining = retraining_of(STRONG_LOGISTIC, FITS[fit](STRONG_LOGISTIC))
     alone = in_order(list(run_jobs(retraining, works(together), 1)))

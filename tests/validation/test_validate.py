@@ -183,7 +183,7 @@ def run(fit: Fit, out: Path | None, **settings: Any) -> Tensor:
     return torch.cat([measured.effects.flatten() for measured in found.measured])
 
 
-@pytest.mark.parametrize("fit", [STEPS, Resolve()], ids=["steps", "resolve"])
+@pytest.mark.parametrize("fit", [STEPS, pytest.param(Resolve(), marks=pytest.mark.slow)], ids=["steps", "resolve"])
 def test_runs_that_were_cut_off_end_as_one_in_one_go(tmp_path: Path, fit: Fit):
     """Twice, between pieces of work; and nothing is trained twice. The third choice's removals are the first's."""
     whole = Counting(fit)

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.choices import GIB, Curvature, GaussNewton, Hessian
+from stagetrace.curvature.choices import Curvature, GaussNewton, Hessian
 from stagetrace.curvature.cost import Cost
 from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.mean import MeanCurvature
@@ -43,7 +43,7 @@ class Auto:
 
     examples: Count = "auto"
     seed: int = 0
-    memory: int = 2 * GIB
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         Hessian(self.examples, self.seed, self.memory)  # checks the settings

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Protocol, final
 
 from stagetrace.curvature.mean import MeanCurvature
+from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.operator import DiagonalOperator, IdentityOperator, LinearOperator
 from stagetrace.curvature.plan import Matrix
 from stagetrace.curvature.subset import Count, check_subset, subset
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
-
-GIB = 2**30
 
 
 class Curvature(Protocol):
@@ -39,7 +38,8 @@ class Hessian:
             rule says (`subset.py`). A subset is drawn without replacement by `seed` and used for the coupling between
             stages too.
         seed: of the draw.
-        memory: bytes that intermediates may take per process; beyond it products are recomputed, chunk by chunk.
+        memory: bytes that intermediates may take per process; beyond it products are recomputed, chunk by chunk. None
+            is 2 GiB on a CPU and a third of a GPU's memory.
 
     Source: Chen et al. (2020), eq. 9-15; Pearlmutter (1994) for the products.
 
@@ -59,7 +59,7 @@ class Hessian:
 
     examples: Count = None
     seed: int = 0
-    memory: int = 2 * GIB
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         check_subset("Hessian", self.examples, self.seed, self.memory)
@@ -100,7 +100,7 @@ class GaussNewton:
 
     examples: Count = None
     seed: int = 0
-    memory: int = 2 * GIB
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         check_subset("GaussNewton", self.examples, self.seed, self.memory)
@@ -136,5 +136,6 @@ class Identity:
         return range(len(bound.stage.examples))
 
 
-def _mean_and_penalty(bound: BoundStage, matrix: Matrix, indices: Sequence[int], memory: int) -> LinearOperator:
+def _mean_and_penalty(bound: BoundStage, matrix: Matrix, indices: Sequence[int], memory: int | None) -> LinearOperator:
+    memory = allowance(memory, bound.trained.device)
     return MeanCurvature.planned(bound.risk, matrix, indices, memory) + DiagonalOperator(bound.penalty)

@@ -1,4 +1,4 @@
-"""What a graph of autograd keeps in memory: counted once, while it is recorded."""
+"""How much memory products may take, and what a graph of autograd keeps of it: counted once, while it is recorded."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +12,25 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.sparse import storages_of
 
 T = TypeVar("T")
+
+GIB = 2**30
+ON_CPU, OF_GPU = 2 * GIB, 1 / 3
+"""What intermediates may take where nothing was said: bytes, and the share of a GPU's memory, of which what lies there
+and vectors take the rest."""
+
+
+def allowance(memory: int | None, device: torch.device) -> int:
+    """Bytes that intermediates may take per process: as asked for, else 2 GiB on a CPU and a third of a GPU's memory.
+
+    Example:
+        >>> allowance(None, torch.device("cpu")), allowance(1000, torch.device("cpu"))
+        (2147483648, 1000)
+    """
+    if memory is not None:
+        return memory
+    if device.type != "cuda":
+        return ON_CPU
+    return int(OF_GPU * torch.cuda.get_device_properties(device).total_memory)
 
 
 def graph_bytes(risk: Risk, batch: Batch, record: Callable[[], T]) -> tuple[T, int]:

@@ -76,7 +76,7 @@ def subset_text(chosen: int, total: int, examples: Count, seed: int) -> str:
     )
 
 
-def check_subset(what: str, examples: Count, seed: int, memory: int) -> None:
+def check_subset(what: str, examples: Count, seed: int, memory: int | None) -> None:
     """Refuse settings out of range.
 
     Raises:
@@ -86,6 +86,7 @@ def check_subset(what: str, examples: Count, seed: int, memory: int) -> None:
         refuse(f"{what}(examples=...) must be a number, 'auto' (the rule's) or None (all), got {examples!r}")
     if examples is not None and examples != "auto":
         check_count(examples, f"{what}(examples=...)")
-    check_count(memory, f"{what}(memory=...), in bytes,")
+    if memory is not None:
+        check_count(memory, f"{what}(memory=...), in bytes,")
     if not isinstance(seed, int):
         refuse(f"{what}(seed=...) must be a whole number, got {seed!r}")

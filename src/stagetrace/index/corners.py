@@ -39,7 +39,7 @@ class Corner:
         if self.left is not None:
             lines = self.left.mT.to(matrices) @ matrices
         else:
-            lines, rows = matrices[:, rows], torch.arange(len(rows))
+            lines, rows = matrices[:, rows], torch.arange(len(rows), device=rows.device)
         cells = lines if self.right is None else lines @ self.right.to(matrices)
         return cells[:, rows, self.columns]
 

@@ -16,13 +16,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+import torch
+
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.cost import Cost
+from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.plan import TRACED_BYTES
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.parallel import world
 from stagetrace.preflight.forecast import Forecast
-from stagetrace.preflight.live import growth
+from stagetrace.preflight.live_tensors import growth
 from stagetrace.preflight.meter import resident_bytes
 from stagetrace.preflight.units import as_size, read_size
 from stagetrace.preflight.vectors import solver_bytes
@@ -172,7 +175,7 @@ def _products(curvature: Curvature, cost: Cost | None) -> Iterator[tuple[int, in
     if cost is None or not hasattr(curvature, "memory"):
         yield (0 if cost is None else cost.held_bytes), None
         return
-    asked: int = getattr(curvature, "memory")  # noqa: B009
+    asked = _memory_of(curvature)
     if cost.cached_bytes:
         traced = max(TRACED_BYTES.values()) * cost.cached_bytes
         yield min(traced, max(asked, cost.cached_bytes)), None
@@ -200,6 +203,11 @@ def _vectors(bound: BoundStage, solver: Solver, rows: int) -> Iterator[tuple[int
         yield solver_bytes(_lowered(solver, memory), size, dtype, rows), memory
 
 
+def _memory_of(setting: Any) -> int:
+    """Bytes that a curvature or a solver may take on the CPU."""
+    return allowance(setting.memory, torch.device("cpu"))
+
+
 def _lowered(setting: Any, memory: int | None) -> Any:
     return setting if memory is None else replace(setting, memory=max(1, memory))
 
@@ -208,9 +216,8 @@ def _changes(bound: BoundStage, before: Any, asked: Any, after: Any, found: Any)
     words = list[str]()
     for what, one, other in (("what products keep", before, after), ("the solver's vectors", asked, found)):
         if one != other:
-            words.append(
-                f"{bound.stage.where}: {what} may take {as_size(other.memory)} instead of {as_size(one.memory)}"
-            )
+            less, more = as_size(_memory_of(other)), as_size(_memory_of(one))
+            words.append(f"{bound.stage.where}: {what} may take {less} instead of {more}")
     return words
 
 

@@ -19,7 +19,7 @@ from stagetrace.curvature.choices import Curvature
 from stagetrace.preflight.forecast import Forecast, Phase
 from stagetrace.preflight.meter import Seconds, Taken, metered, over_batches, resident_bytes, typical_batches
 from stagetrace.preflight.rehearsal import rehearse
-from stagetrace.preflight.rehearsed import Rehearsed
+from stagetrace.preflight.solve_estimate import SolveEstimate
 from stagetrace.progress import Silent
 from stagetrace.results.jsonable import json_text, to_json
 from stagetrace.results.parts import Part, part_size, write_part
@@ -191,7 +191,7 @@ class Predictor:
         )
         return passed[0]
 
-    def _scored(self, bound: BoundStage, found: Rehearsed) -> None:
+    def _scored(self, bound: BoundStage, found: SolveEstimate) -> None:
         adjoint = found.adjoint
         examples, columns, rows = len(bound.risk.examples), adjoint.shape[1], self.query.rows
         with metered() as taken:
@@ -213,7 +213,7 @@ class Predictor:
         if self.kept:
             self._written(bound, found, rows)
 
-    def _written(self, bound: BoundStage, found: Rehearsed, rows: int | None) -> None:
+    def _written(self, bound: BoundStage, found: SolveEstimate, rows: int | None) -> None:
         """Of a part of random scores, which hardly compress, as scores do not; and of the solution."""
         examples, adjoint = len(bound.risk.examples), found.adjoint
         size = min(examples, part_size(rows), max(1, 2**20 // (rows or 1)))

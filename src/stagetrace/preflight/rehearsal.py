@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import LinearOperator
 from stagetrace.errors import SolveError
 from stagetrace.preflight.meter import Seconds, metered
-from stagetrace.preflight.rehearsed import Rehearsed
-from stagetrace.preflight.timed import OverExamples, Timed
-from stagetrace.preflight.traced import traced
+from stagetrace.preflight.solve_estimate import SolveEstimate
+from stagetrace.preflight.timed_operator import OverExamples, TimedOperator
+from stagetrace.preflight.tracing_cost import with_tracing
 from stagetrace.solvers import Direct
 from stagetrace.solvers.base import Solver, solve
 from stagetrace.solvers.settings import step_limit
@@ -56,7 +57,7 @@ class _EnoughError(Exception):
 
 def rehearse(
     bound: BoundStage, curvature: Curvature, planned: LinearOperator, solver: Solver, rhs: Tensor
-) -> Rehearsed:
+) -> SolveEstimate:
     """Solve for `rhs` `[dim, k]` over as many examples as `OPERATIONS` allow.
 
     planned: the curvature's operator over all its examples.
@@ -82,7 +83,7 @@ def rehearse(
             raise _EnoughError
 
     seen.enough = enough
-    timed = Timed(operator, seen)
+    timed = TimedOperator(operator, seen)
     found = _solved(timed, solver, rhs, few, of)
     seen.enough = lambda: None  # what follows is a product or two
     products = [round(part.products * found.products / max(1, seen.products)) for part in timed.parts()]
@@ -92,13 +93,13 @@ def rehearse(
     chunk = min(of, max(few, cost.chunk_examples), max(few, int(OPERATIONS / (4 * each))))
     if chunk > few:
         found = _at_size(found, timed, bound, curvature, chunk)
-    whole = Timed(planned, OverExamples()).parts(asked=timed)
+    whole = TimedOperator(planned, OverExamples()).parts(asked=timed)
     for part, large, number in zip(timed.parts(), whole, products, strict=True):
-        found = traced(found, part.inner, large.inner, number, cost.chunk_examples)
+        found = with_tracing(found, part.inner, large.inner, number, cost.chunk_examples)
     return found
 
 
-def _solved(timed: Timed, solver: Solver, rhs: Tensor, few: int, of: int) -> Rehearsed:
+def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, few: int, of: int) -> SolveEstimate:
     seen, solution, history, ended = timed.seen, None, list[float](), True
 
     def report(step: int, residual: float, /) -> None:
@@ -121,16 +122,18 @@ def _solved(timed: Timed, solver: Solver, rhs: Tensor, few: int, of: int) -> Reh
     held = int(max((cost.cached_bytes for cost in timed.costs()), default=0) * (scale - 1))
     adjoint = rhs if solution is None else solution.value.reshape(rhs.shape)
     products = round(seen.products * more)
-    return Rehearsed(adjoint, solution, over, beside, taken.peak + held, few, of, products, ended, seen.rows)
+    return SolveEstimate(adjoint, solution, over, beside, taken.peak + held, few, of, products, ended, seen.rows)
 
 
-def _at_size(found: Rehearsed, timed: Timed, bound: BoundStage, curvature: Curvature, chunk: int) -> Rehearsed:
+def _at_size(
+    found: SolveEstimate, timed: TimedOperator, bound: BoundStage, curvature: Curvature, chunk: int
+) -> SolveEstimate:
     """The rehearsal with what two products over a chunk of the run's size say: how slow an example is, and the peak."""
     whole = _over(bound, curvature, chunk, found.of)
     if whole is None:
         return found
     peak, slower, vector = found.peak, 1.0, torch.randn(bound.trained.size, 1).to(timed.device, timed.dtype)
-    for small, large in zip(timed.parts(), Timed(whole, OverExamples()).parts(asked=timed), strict=True):
+    for small, large in zip(timed.parts(), TimedOperator(whole, OverExamples()).parts(asked=timed), strict=True):
         small.apply(vector)
         started = Seconds.now()
         small.apply(vector)
@@ -164,7 +167,7 @@ def _continued(history: list[float], rtol: float, solver: Any) -> float:
     return min((before + len(falling) + left) / len(history), max(1.0, limit))
 
 
-def _dense(bound: BoundStage, operator: LinearOperator, rhs: Tensor, few: int, of: int) -> Rehearsed:
+def _dense(bound: BoundStage, operator: LinearOperator, rhs: Tensor, few: int, of: int) -> SolveEstimate:
     """A direct solve from a few columns of its matrix and the decomposition of a smaller one."""
     size, block = bound.trained.size, min(BLOCK, bound.trained.size)
     with metered() as taken:
@@ -177,7 +180,7 @@ def _dense(bound: BoundStage, operator: LinearOperator, rhs: Tensor, few: int, o
         torch.linalg.eigh(small + small.mT)
         decomposed = (Seconds.now() - first) * (size / len(small)) ** 3
     work_space = 4 * 8 * size**2
-    return Rehearsed(rhs, None, product * size, decomposed, taken.peak + work_space, few, of, size, True, 0)
+    return SolveEstimate(rhs, None, product * size, decomposed, taken.peak + work_space, few, of, size, True, 0)
 
 
 def _examples(bound: BoundStage, curvature: Curvature, planned: LinearOperator) -> int:
@@ -194,7 +197,8 @@ def _over(bound: BoundStage, curvature: Curvature, few: int, of: int) -> LinearO
         return None
     changes: dict[str, Any] = {"examples": few}
     if hasattr(curvature, "memory"):
-        changes["memory"] = max(1, int(getattr(curvature, "memory") * few / of))  # noqa: B009
+        asked = allowance(getattr(curvature, "memory"), bound.trained.device)  # noqa: B009
+        changes["memory"] = max(1, int(asked * few / of))
     if getattr(curvature, "cache", None) is not None:
         changes["cache"] = None
     return replace(curvature, **changes).operator(bound)  # pyright: ignore[reportArgumentType]

@@ -41,6 +41,7 @@ class Sums:
 
     def __init__(self, group: Group, record: Record, owners: dict[str, list[Tensor | None]]) -> None:
         self.group, self.size, self._owners = group, record.size, owners
+        self._like = wide(record.outputs.detach().flatten()[:0])
         self._calls = [(use, call, number) for use in group.uses for number, call in enumerate(record.calls[use.place])]
         self._read = [self._read_off(*each) for each in self._calls] if group.how == "matrix" else []
 
@@ -106,7 +107,7 @@ class Sums:
 
     def _nothing(self) -> Tensor:
         """Of a layer that was not called."""
-        return torch.zeros(self.size, *self.group.layout.shape)
+        return self._like.new_zeros(self.size, *self.group.layout.shape)
 
     def _read_off(self, use: Use, call: Call, number: int) -> Tensor:
         assert use.kind is not None

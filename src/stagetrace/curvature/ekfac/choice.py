@@ -8,13 +8,13 @@ from typing import final
 
 import torch
 
-from stagetrace.curvature.choices import GIB
 from stagetrace.curvature.ekfac.blocks import Block
 from stagetrace.curvature.ekfac.factors import Factor, factor_of
 from stagetrace.curvature.ekfac.fit import Plan, fit, fitting
 from stagetrace.curvature.ekfac.kept import kept_or_fitted
 from stagetrace.curvature.ekfac.operator import EKFACOperator, GaussNewtonOnce
 from stagetrace.curvature.ekfac.shares import check_shares, coverage_text
+from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.operator import DiagonalOperator, LinearOperator
 from stagetrace.curvature.subset import Count, check_subset, subset
 from stagetrace.errors import refuse
@@ -72,7 +72,7 @@ class EKFAC:
 
     examples: Count = "auto"
     seed: int = 0
-    memory: int = 2 * GIB
+    memory: int | None = None
     draws: int = 1
     exact: int = 512
     cache: str | Path | None = None
@@ -96,7 +96,8 @@ class EKFAC:
         indices, _ = by_size(risk.examples, self.indices(bound))
         check_shares(tapped)
         notes = [coverage_text(tapped, self.exact, factor, self.draws)]
-        plan = Plan(indices, self.draws, self.seed, self.exact, self.memory, fitting(tapped, self.memory))
+        memory = allowance(self.memory, bound.trained.device)
+        plan = Plan(indices, self.draws, self.seed, self.exact, memory, fitting(tapped, memory))
         exact = GaussNewtonOnce(risk, indices, plan.batch_size)
         fitted = partial(self._fitted, bound, tapped, factor, plan)
         return EKFACOperator(risk.trained, fitted, exact, notes) + DiagonalOperator(bound.penalty)

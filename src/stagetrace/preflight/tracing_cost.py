@@ -12,17 +12,19 @@ import torch
 from stagetrace.curvature.auto import HessianWithFallback
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import LinearOperator, SumOperator
-from stagetrace.preflight.live import Live
+from stagetrace.preflight.live_tensors import LiveTensors
 from stagetrace.preflight.meter import Seconds, resident_bytes
-from stagetrace.preflight.rehearsed import Rehearsed
+from stagetrace.preflight.solve_estimate import SolveEstimate
 
-__all__ = ["traced"]
+__all__ = ["with_tracing"]
 
 FEW, MORE = 2, 6
 """Examples that are traced."""
 
 
-def traced(found: Rehearsed, part: LinearOperator, whole: LinearOperator, number: int, chunk: int) -> Rehearsed:
+def with_tracing(
+    found: SolveEstimate, part: LinearOperator, whole: LinearOperator, number: int, chunk: int
+) -> SolveEstimate:
     """The rehearsal, with the seconds and the peak of tracing where the run will trace.
 
     part: what was multiplied by in the rehearsal; whole: the same over all examples. number: of the run's products with
@@ -46,7 +48,7 @@ def traced(found: Rehearsed, part: LinearOperator, whole: LinearOperator, number
         products.append(Seconds.now() - started)
         set_up.append(first - products[-1])
         operator.release()
-        with Live() as seen:
+        with LiveTensors() as seen:
             operator.apply(vector)
         bytes_at.append(seen.peak)
         kept_at.append(seen.now)
@@ -60,7 +62,7 @@ def traced(found: Rehearsed, part: LinearOperator, whole: LinearOperator, number
     )
 
 
-def _seconds(found: Rehearsed, number: int, mean: MeanCurvature, products: list[Seconds]) -> Seconds:
+def _seconds(found: SolveEstimate, number: int, mean: MeanCurvature, products: list[Seconds]) -> Seconds:
     """Of all products: those before tracing as they were, and those after it by their ratio to a retained graph's."""
     retained = MeanCurvature(mean.risk, mean.indices[:MORE], replace(mean.plan, traced_from=None))
     vector = torch.randn(mean.size, 1).to(mean.device, mean.dtype)

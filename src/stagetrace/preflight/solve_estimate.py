@@ -10,12 +10,12 @@ from stagetrace.solvers.base import Solution
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.cached import BATCH_BYTES, bytes_of
 
-__all__ = ["Rehearsed"]
+__all__ = ["SolveEstimate"]
 
 
 @final
 @dataclass(frozen=True)
-class Rehearsed:
+class SolveEstimate:
     """A stage's solve as rehearsed.
 
     adjoint: `[dim, k]`, of the rehearsal; the right-hand side where it did not end. solution: where it did.

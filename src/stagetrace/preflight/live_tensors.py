@@ -11,19 +11,19 @@ from torch.utils._pytree import tree_leaves
 from stagetrace.stages.sparse import parts_of
 from stagetrace.stages.watch import Watch
 
-__all__ = ["Live", "growth"]
+__all__ = ["LiveTensors", "growth"]
 
 T = TypeVar("T")
 
 
 @final
-class Live(Watch):
+class LiveTensors(Watch):
     """Counts the storages that operations make, for as long as anything holds them; views cost nothing.
 
     now, peak: bytes. What was there before does not count, nor what an operation takes for itself while it runs.
 
     Example:
-        >>> with Live() as seen:
+        >>> with LiveTensors() as seen:
         ...     a = torch.ones(1000).double()
         ...     b = a[10:] + 1
         ...     del a
@@ -64,7 +64,7 @@ def growth(work: Callable[[int], object], few: int = 2) -> tuple[int, int]:
     """
     peaks = list[int]()
     for number in (few, 2 * few):
-        with Live() as seen:
+        with LiveTensors() as seen:
             work(number)
         peaks.append(seen.peak)
     each = max(0, peaks[1] - peaks[0]) // few

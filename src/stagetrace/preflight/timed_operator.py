@@ -13,7 +13,7 @@ from stagetrace.curvature.eigen import Eigen
 from stagetrace.curvature.operator import Factor, LinearOperator, Rows
 from stagetrace.preflight.meter import Seconds
 
-__all__ = ["OverExamples", "Timed"]
+__all__ = ["OverExamples", "TimedOperator"]
 
 
 @final
@@ -39,7 +39,7 @@ class OverExamples:
 
 
 @final
-class Timed(LinearOperator):
+class TimedOperator(LinearOperator):
     """The operator as it is; what goes over examples is added up in `seen`, of what it hands on, too.
 
     products: vectors that this one has multiplied.
@@ -49,7 +49,7 @@ class Timed(LinearOperator):
         self.inner, self.seen = inner, seen
         self.size, self.dtype, self.device = inner.size, inner.dtype, inner.device
         self.products = 0
-        self._beside: Timed | None = None
+        self._beside: TimedOperator | None = None
 
     def apply(self, vectors: Tensor) -> Tensor:
         with self.seen.timed():
@@ -60,16 +60,16 @@ class Timed(LinearOperator):
         return found
 
     @property
-    def psd_approximation(self) -> "Timed | None":
+    def psd_approximation(self) -> "TimedOperator | None":
         other = self.inner.psd_approximation
         if self._beside is None and other is not None:
-            self._beside = Timed(other, self.seen)
+            self._beside = TimedOperator(other, self.seen)
         return self._beside
 
     @property
     def approximates(self) -> LinearOperator | None:
         other = self.inner.approximates
-        return None if other is None else Timed(other, self.seen)
+        return None if other is None else TimedOperator(other, self.seen)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class Timed(LinearOperator):
         return self.inner.rounding
 
     def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
-        return Timed(self.inner.subsample(examples, generator), self.seen)
+        return TimedOperator(self.inner.subsample(examples, generator), self.seen)
 
     def cost(self) -> Cost | None:
         return self.inner.cost()
@@ -106,7 +106,7 @@ class Timed(LinearOperator):
 
         return replace(found, rows=rows)
 
-    def parts(self, asked: "Timed | None" = None) -> list["Timed"]:
+    def parts(self, asked: "TimedOperator | None" = None) -> list["TimedOperator"]:
         """The operator, and what was multiplied by in its place, here or where it was `asked` for."""
         was_asked = (asked or self)._beside is not None
         beside = self.psd_approximation if was_asked else None
