@@ -26,6 +26,7 @@ from torch.func import functionalize, grad, jvp, linearize, vmap
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.stages.data import Batch
+from stagetrace.stages.recomputing import kept
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
@@ -74,7 +75,7 @@ def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, c
     """
     trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inputs = tuple(trained.values())
-    with torch.enable_grad():
+    with torch.enable_grad(), kept():  # the graph of a gradient holds all activations
         losses = risk.losses(trained, risk.inherited_values, batch)
         total = losses.sum() if weights is None else weights @ losses
         if not total.requires_grad:  # a loss without the parameters

@@ -1,8 +1,8 @@
 """A model as a function of its parameters: during a call other values take the places of its parameters."""
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
 from stagetrace.stages.precision import Precision, products_in, widened
+from stagetrace.stages.recomputing import recomputing_within
 
 
 class _Place(NamedTuple):
@@ -52,16 +53,25 @@ class Evaluation:
 
     def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """`function(model, *arguments)` at these values of the parameters."""
-        with self._at({**self._constants, **params}), differentiable_kernels(**self._kernels):
-            if self.precision is None:
-                return function(self.model, *arguments)
-            with products_in(self.precision, next(iter(self._constants.values())).device):
-                return widened(function(self.model, *arguments))
+        with self._placed({**self._constants, **params}):
+            found = function(self.model, *arguments)
+        return found if self.precision is None else widened(found)
 
     @cached_property
     def exact(self) -> "Evaluation":
         """The same model with its products in the precision of the parameters."""
         return self if self.precision is None else Evaluation(self.model)
+
+    @contextmanager
+    def _placed(self, values: Mapping[str, Tensor]) -> Generator[None]:
+        """All that a derivative of the model at these values depends on; blocks that are computed anew find it again."""
+        with ExitStack() as stack:
+            stack.enter_context(self._at(values))
+            stack.enter_context(differentiable_kernels(**self._kernels))
+            if self.precision is not None:
+                stack.enter_context(products_in(self.precision, next(iter(self._constants.values())).device))
+            stack.enter_context(recomputing_within(partial(self._placed, values)))
+            yield
 
     @contextmanager
     def _at(self, values: Mapping[str, Tensor]) -> Generator[None]:

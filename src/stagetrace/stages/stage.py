@@ -17,6 +17,7 @@ from stagetrace.stages.data import Examples
 from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.precision import Precision, check_precision
+from stagetrace.stages.recomputing import recompute_blocks
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
 
@@ -109,7 +110,7 @@ class Stage:
     @cached_property
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
-        return replace_layers(private_copy(self.model, self.where), self.where)
+        return recompute_blocks(replace_layers(private_copy(self.model, self.where), self.where))
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
