@@ -19,13 +19,12 @@ from stagetrace.checks.second import second_derivative_is_right
 from stagetrace.checks.state import keeps_no_state
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.data import Batch
+from stagetrace.stages.device import to_device
 from stagetrace.stages.halves import is_out_of_memory, shrink
 from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.stages.stage import Stage
-
-ROUNDED = 2
-"""Examples, the shortest, on which a chosen precision is compared with none."""
 
 QUERY = "query"
 """How findings name the query; no curvature is taken of it."""
@@ -106,14 +105,21 @@ def _looked_at(chosen: Risk, bound: BoundStage, where: str, before: Sequence[Sta
     few = next(iter(risk.read([list(lookout.alone)])))
     look("state", lambda: keeps_no_state(risk, few, bound.fresh_evaluation(), rounding))
     look("dependence", lambda: depends_on_its_model_only(risk, few, before))
-    judged = in_double(risk, few) or (risk, few)
-    look("derivative", lambda: gradient_is_the_derivative(*judged, coupled=where != QUERY))
+    short = next(iter(risk.read([list(lookout.short)])))
+    wide = in_double(risk, few)
+    look("derivative", lambda: gradient_is_the_derivative(*(wide or (risk, few)), coupled=where != QUERY))
     if where != QUERY and findings[-1].level is Level.OK:
-        look("second derivative", lambda: second_derivative_is_right(*judged))
+        look("second derivative", lambda: second_derivative_is_right(*_same_in(risk, short, wide)))
     if chosen is not risk:
-        short = next(iter(risk.read([list(lookout.by_length[:ROUNDED])])))
         look(f"products in {chosen.evaluation.precision}", lambda: rounding_is_small(chosen, short))
     return findings
+
+
+def _same_in(risk: Risk, batch: Batch, wide: tuple[Risk, Batch] | None) -> tuple[Risk, Batch]:
+    """A batch for the risk in float64, where there is one."""
+    if wide is None:
+        return risk, batch
+    return wide[0], Batch(batch.indices, to_device(batch.content, torch.float64, risk.trained.device))
 
 
 def _chosen(lookout: Lookout, total: int) -> str:

@@ -67,7 +67,7 @@ def check_adjoint(tangent: Tensor, cotangent: Tensor, vector: Params, pulled: Pa
         RuntimeError: they are apart; a derivative rule can be wrong and say nothing.
     """
     forward = float((tangent.double() * cotangent.double()).sum())
-    reverse = sum(float((value * pulled[name]).sum(dtype=torch.float64)) for name, value in vector.items())
+    reverse = sum(float(torch.dot(value.reshape(-1), pulled[name].reshape(-1))) for name, value in vector.items())
     size = float(torch.linalg.vector_norm(tangent) * torch.linalg.vector_norm(cotangent))
     if abs(forward - reverse) > MODES_APART * size:
         raise RuntimeError("forward mode gives another derivative than reverse mode")

@@ -37,6 +37,8 @@ class Evaluation:
     def __init__(self, model: nn.Module, precision: Precision | None = None) -> None:
         self.model = model
         self.precision: Precision | None = precision
+        self.recomputes = False
+        """Whether a block has been seen whose activations are computed anew."""
         self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
         self._constants = {name: plain_tensor(parameter) for name, parameter in model.named_parameters()}
         known = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -64,14 +66,17 @@ class Evaluation:
 
     @contextmanager
     def _placed(self, values: Mapping[str, Tensor]) -> Generator[None]:
-        """All that a derivative of the model at these values depends on; blocks that are computed anew find it again."""
+        """All that a derivative at these values depends on; blocks that are computed anew find it again."""
         with ExitStack() as stack:
             stack.enter_context(self._at(values))
             stack.enter_context(differentiable_kernels(**self._kernels))
             if self.precision is not None:
                 stack.enter_context(products_in(self.precision, next(iter(self._constants.values())).device))
-            stack.enter_context(recomputing_within(partial(self._placed, values)))
+            stack.enter_context(recomputing_within(partial(self._placed, values), self._drops))
             yield
+
+    def _drops(self) -> None:
+        self.recomputes = True
 
     @contextmanager
     def _at(self, values: Mapping[str, Tensor]) -> Generator[None]:

@@ -6,10 +6,10 @@ any other point would be wrong without an error. So while a model is evaluated, 
 function that puts all of that back first. It is always the kind without reentry, which knows parameters, keyword
 arguments and derivatives of derivatives; a block checkpointed with `use_reentrant=True` gives the same numbers by it.
 
-Transformers' blocks drop their activations in training mode only, since dropout would have to be repeated. The library's
-copy is in eval mode and has none, so there the blocks of a model with gradient checkpointing on drop theirs all the
-same: a block is wrapped, and its mode stays. It is not done where nothing is saved or hooks would see a block twice: under
-`kept()`, under `torch.func`, and for a block that is given a cache with something in it.
+Transformers' blocks drop their activations in training mode only, since dropout would have to be repeated. The
+library's copy is in eval mode and has none, so there the blocks of a model with gradient checkpointing on drop theirs
+all the same: a block is wrapped, and its mode stays. It is not done where nothing is saved or hooks would see a block
+twice: under `kept()`, under `torch.func`, and for a block that is given a cache with something in it.
 """
 
 import sys
@@ -41,8 +41,13 @@ def kept() -> Generator[None]:
 
 
 @contextmanager
-def recomputing_within(placed: Callable[[], AbstractContextManager[None]]) -> Generator[None]:
-    """While a model is evaluated within `placed()`, have its checkpointed blocks computed anew within it too."""
+def recomputing_within(
+    placed: Callable[[], AbstractContextManager[None]], noticed: Callable[[], None]
+) -> Generator[None]:
+    """While a model is evaluated within `placed()`, have its checkpointed blocks computed anew within it too.
+
+    noticed: called where there is such a block.
+    """
     module = sys.modules.get("torch.utils.checkpoint")
     before = [getattr(module, place, None) for place in _PLACES]
     if module is None or None in before:
@@ -51,6 +56,7 @@ def recomputing_within(placed: Callable[[], AbstractContextManager[None]]) -> Ge
     drop: Any = before[0]
 
     def generator(function: Callable[..., Any], *settings: Any, **named: Any) -> Generator[None]:
+        noticed()
         if _keeps():
             return _nothing()
 

@@ -107,8 +107,8 @@ class Rest:
             return torch.autograd.grad(paired, values, retain_graph=True, materialize_grads=True)
         except RuntimeError as cause:
             raise DifferentiationError(
-                f"{self.risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); give "
-                "the model without torch.utils.checkpoint, or another curvature than EKFAC()"
+                f"{self.risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); use "
+                "another curvature than EKFAC()"
             ) from cause
 
     @property
