@@ -240,6 +240,7 @@ def test_a_model_in_half_precision_is_summed_in_single() -> None:
     assert not tapped.rest
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # where the test calls it
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_layer_in_a_block_that_is_computed_anew_is_tapped_once(reentrant: bool) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
