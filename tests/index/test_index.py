@@ -194,6 +194,20 @@ def test_a_query_is_answered_alike_alone_and_among_others(job, rough):
     del chain
 
 
+def test_queries_in_blocks_are_answered_as_all_at_once(job, rough):
+    chain, query = job
+    several = replace(query, reduction="none")
+    whole = rough.search(several, top=3, **SOLVED)
+    size = max(bound.trained.size for bound in chain.bound_stages) * 8
+    for name, hits in rough.search(several, top=3, memory=4 * 8 * size, **SOLVED).items():  # of six four, then two
+        assert torch.equal(hits.ranking.harmful, whole[name].ranking.harmful)
+        assert torch.equal(hits.ranking.helpful, whole[name].ranking.helpful)
+        torch.testing.assert_close(hits.ranking.harmful_scores, whole[name].ranking.harmful_scores)
+        assert hits.rescored == whole[name].rescored
+        assert hits.ranking.solution is not None
+        assert len(hits.ranking.solution.relative_residuals) == 6
+
+
 def test_the_ends_of_blocks_are_those_of_the_whole():
     scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(3))
     ends = Ends(4)

@@ -3,7 +3,7 @@
 # pyarrow has no type information.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from stagetrace.errors import refuse
 from stagetrace.index.recall import AIM, Recall
 from stagetrace.results.files import atomic
-from stagetrace.results.ranking import Ranking
+from stagetrace.results.ranking import Ranking, joined
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import Top
 
-__all__ = ["Hits", "save"]
+__all__ = ["Hits", "joined_hits", "save"]
 
 
 @final
@@ -85,6 +85,14 @@ class Hits:
             f"{words}. THIS IS LOW: more candidates (--rescore {_more(self.rescored, n):,}), an index of more numbers "
             "(stagetrace index --numbers), or all examples: stagetrace score"
         )
+
+
+def joined_hits(hits: Sequence[Hits]) -> Hits:
+    """Those of several blocks of queries as one; seconds are added up."""
+    first = hits[0]
+    seconds = {part: sum(each.seconds[part] for each in hits) for part in first.seconds}
+    fewest = min(each.rescored for each in hits)
+    return replace(first, ranking=joined([each.ranking for each in hits]), rescored=fewest, seconds=seconds)
 
 
 def _more(rescored: int, n: int) -> int:

@@ -16,7 +16,7 @@ from stagetrace.index.agreement import check_kept, check_recorded
 from stagetrace.index.choose import opened_store
 from stagetrace.index.files import basis_name, check_files, read_tensors
 from stagetrace.index.gradients import ExampleGradients
-from stagetrace.index.hits import Hits
+from stagetrace.index.hits import Hits, joined_hits
 from stagetrace.index.lookup import lookup
 from stagetrace.index.manifest import IndexManifest, StageIndex, read_index_manifest
 from stagetrace.index.recall import tried
@@ -32,6 +32,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.arguments import check_arguments, check_options
+from stagetrace.tracing.blocks import blocks
 from stagetrace.tracing.describe import by_stage
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.trace import checked
@@ -106,6 +107,7 @@ class Index:
         of: Iterable[str] | str | None = None,
         curvature: Curvature | str | Mapping[str, Curvature | str] | None = None,
         solver: Solver | str | Mapping[str, Solver | str] | None = None,
+        memory: int = 4 * 2**30,
         progress: Progress | bool = False,
     ) -> dict[str, Hits]:
         """The most harmful and most helpful examples of each stage for a query, among those that the index names.
@@ -119,6 +121,7 @@ class Index:
             rescore: examples scored exactly for each query, half from either end: a number, or a share of the stage's
                 as a float below 1. None takes as many as measured recall needs to reach 0.95, at most a tenth.
             of, curvature, solver, progress: as for `trace`.
+            memory: bytes for the queries' vectors of parameters; more queries are solved and looked up in blocks.
 
         Returns:
             `Hits` by stage name, in chain order; one row for each query.
@@ -130,19 +133,23 @@ class Index:
         check_arguments(self.chain, query)
         check_options(of, None, progress)
         check_count(top, "Index.search(top=...)")
+        check_count(memory, "Index.search(memory=...), in bytes,")
         stages = self._asked(of)
         numbers = {name: self._rescored(name, rescore, top) for name in stages}
         bars = progress if not isinstance(progress, bool) else Bars() if progress else Silent()
         curvatures = by_stage(self.chain, curvature, Auto(), "curvature")
         solvers = by_stage(self.chain, solver, Lanczos(), "solver", usual_solvers(self.chain, curvatures))
         checked(self.chain, query, bars)
-        found, started = dict[str, Hits](), time.perf_counter()
-        for bound, solution in adjoints(self.chain, query, stages, curvatures, solvers, bars):
-            solved = time.perf_counter()
-            hits = self._hits(bound, solution, numbers[bound.name], top, bars)
-            found[bound.name] = replace(hits, seconds={"solving": solved - started, **hits.seconds})
-            started = time.perf_counter()
-        return {name: found[name] for name in self.manifest.stages if name in found}
+        walked = self.chain.bound_stages[min(map(self.chain.names.index, stages)) :]
+        found, started = dict[str, list[Hits]](), time.perf_counter()
+        for some in blocks(query, walked, memory):
+            for bound, solution in adjoints(self.chain, some, stages, curvatures, solvers, bars):
+                solved = time.perf_counter()
+                hits = self._hits(bound, solution, numbers[bound.name], top, bars)
+                told = replace(hits, seconds={"solving": solved - started, **hits.seconds})
+                found.setdefault(bound.name, []).append(told)
+                started = time.perf_counter()
+        return {name: joined_hits(found[name]) for name in self.manifest.stages if name in found}
 
     def _asked(self, of: Iterable[str] | str | None) -> list[str]:
         names = [of] if isinstance(of, str) else list(self.stages) if of is None else list(of)

@@ -1,11 +1,9 @@
 """`rank`: for each of many queries the examples at both ends of its ranking, in memory that does not grow with them."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-from torch.utils.data import Subset
 
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
@@ -25,6 +23,7 @@ from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
 from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
+from stagetrace.tracing.blocks import blocks
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
@@ -34,9 +33,6 @@ from stagetrace.tracing.trace import check_not_flat, checked, response_of, say_c
 from stagetrace.tracing.usual import usual_solvers
 
 __all__ = ["rank", "solver_for_order"]
-
-VECTORS = 8
-"""Vectors of parameters that a query takes at once: its gradient, its adjoint, and what solving it needs."""
 
 
 @in_ordinary_modes
@@ -126,8 +122,7 @@ def rank(
     _ = say_chosen(solvers, usual), checked(chain, query, bars)
     walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
     found: dict[str, list[Ranking]] = {}
-    largest = max(bound.trained.size * bound.trained.dtype.itemsize for bound in walked)
-    for some in _blocks(query, largest, memory):
+    for some in blocks(query, walked, memory):
         responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
         for stage, ranking in _ranked(chain, some, responses, scored, top, bars).items():
             found.setdefault(stage, []).append(ranking)
@@ -163,17 +158,6 @@ def _ranked(
         if scored <= set(found):
             break
     return found
-
-
-def _blocks(query: Query, bytes_each: int, memory: int) -> Iterator[Query]:
-    """The query in blocks of examples whose vectors fit, or as it is."""
-    total = query.rows or 1
-    size = max(1, memory // (VECTORS * bytes_each))
-    if size >= total:
-        yield query
-        return
-    for start in range(0, total, size):
-        yield replace(query, data=Subset(query.data, range(start, min(total, start + size))))
 
 
 def solver_for_order(query: Query) -> Lanczos:
