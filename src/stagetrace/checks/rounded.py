@@ -8,7 +8,7 @@ from torch.utils.flop_counter import flop_registry
 
 from stagetrace.checks.directions import weights_of
 from stagetrace.checks.finding import Level
-from stagetrace.errors import DescriptionError
+from stagetrace.errors import refuse
 from stagetrace.stages.data import Batch
 from stagetrace.stages.gradient import differentiated
 from stagetrace.stages.precision import PRECISIONS
@@ -35,7 +35,7 @@ def rounding_is_small(risk: Risk, batch: Batch) -> tuple[Level, str]:
         right = risk.exact.losses(risk.trained_values, risk.inherited_values, batch)
     half = counted.total / 2  # the second of the two evaluations rounds nothing
     if not counted.rounded:
-        raise DescriptionError(
+        refuse(
             f"{risk.where}: precision={risk.evaluation.precision!r} rounds matrix products, and the model has none to "
             "round (operations of its own, or autocast switched off inside?); leave it out"
         )

@@ -83,8 +83,8 @@ class Plan:
     traced_from: the number of products with one vector at which tracing has paid; None where it never does.
     over_forward: bytes of the graphs that are kept, over those that a product with forward mode would keep.
     error: of products in a precision that was chosen: how far one was from that without, over its size.
-    recomputes: whether the model drops activations (`stages/recomputing.py`): a kept Gauss-Newton graph is then
-        smaller, and its product a forward pass dearer.
+    recomputes: whether the model drops activations (`stages/recomputing.py`) of Gauss-Newton's graph, which is then
+        smaller, and its product a forward pass dearer; the Hessian's graph holds them.
     """
 
     matrix: Matrix
@@ -132,8 +132,7 @@ class Plan:
         """Expected cost of one product in gradients over the same examples."""
         if self.missing is not None:  # Gauss-Newton is multiplied as the Hessian is
             return COST["Hessian"][self.way]
-        anew = self.recomputes and self.matrix == "GaussNewton"  # of the Hessian's graph nothing is dropped
-        return COST[self.matrix][self.way] + (FORWARD if anew else 0.0)
+        return COST[self.matrix][self.way] + (FORWARD if self.recomputes else 0.0)
 
     def chunk(self, risk: Risk, batch: Batch) -> Product:
         """The product of one chunk."""
@@ -176,7 +175,7 @@ def make_plan(
         per_chunk = max(0, min(2 * found.size - recorded(risk, found.way, pair)[1], min(sizes) - 1))
         per_example, largest = per_example - per_chunk, largest - per_chunk
     most = SMALL_CHUNK if differ else CHUNK_EXAMPLES
-    recomputes = risk.evaluation.recomputes
+    recomputes = matrix == "GaussNewton" and risk.evaluation.recomputes
     if recomputes:  # of a chunk all activations may be there while a product is made, block by block or at once
         with kept():
             most = max(1, min(most, memory // max(1, recorded(risk, found.way, probe)[1])))
@@ -196,7 +195,7 @@ def make_plan(
     if plan.cached_bytes > memory:
         return plan.without_caching()
     traceable = found.missing is None and plan.cached_bytes * TRACED_BYTES[matrix] <= memory
-    if recomputes and matrix == "GaussNewton":  # a trace holds what the graph was to drop
+    if recomputes:  # a trace holds what the graph was to drop
         traceable = False
     if found.reverse is not None and plan.cached_bytes * found.reverse / max(1, found.size) <= memory:
         plan = plan.in_reverse(found.reverse / max(1, found.size))
