@@ -165,9 +165,12 @@ def _both_modes(risk: Risk, probe: Batch) -> Probed | None:
         check_adjoint(forward, curved, vector, pulled)
     except (RuntimeError, NotImplementedError):
         return None
-    apart = float(torch.linalg.vector_norm((forward - reverse).double()))
-    if apart > (MODES_APART + seen.rounding**0.5) * float(torch.linalg.vector_norm(forward.double())):
+    del tangent, pulled, vector  # let go of at once: each is as large as the parameters, or as the outputs
+    size = float(torch.linalg.vector_norm(forward, dtype=torch.float64))
+    apart = float(torch.linalg.vector_norm(forward.sub_(reverse), dtype=torch.float64))
+    if apart > (MODES_APART + seen.rounding**0.5) * size:
         return None
+    del forward
 
     def curved_as_column(cotangent: Tensor) -> Tensor:
         return graph.curved(cotangent.view_as(reverse)).reshape(-1, 1)
