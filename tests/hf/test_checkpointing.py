@@ -103,9 +103,19 @@ def scores(stage: BoundStage) -> Tensor:
     return scorer.part(range(SEQUENCES), lambda *_, **__: None).values
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("reentrant", [False, True], ids=["without reentry", "reentry"])
-@pytest.mark.parametrize("kind", ["torch", *MODELS])
+WAYS = [(False, False), (True, True), (False, True), (True, False)]
+QUICK = {"torch": WAYS[:2], "GPT-2": WAYS[:2], "Llama": WAYS[:1], "BERT": WAYS[1:2]}
+"""Which ways of each kind are not slow."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "reentrant", "train"),
+    [
+        pytest.param(kind, *way, marks=() if way in QUICK[kind] else pytest.mark.slow)
+        for kind in ("torch", *MODELS)
+        for way in WAYS
+    ],
+)
 def test_checkpointed_models_have_the_numbers_of_plain_ones(kind: str, reentrant: bool, train: bool) -> None:
     expected, found = numbers(make(kind, None)), numbers(make(kind, reentrant, train))
     for name, each in found.items():
