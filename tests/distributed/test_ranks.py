@@ -1,6 +1,7 @@
 """Any number of processes gives the same numbers and ends with the same message; forks of this process, in a moment."""
 
 import os
+import re
 import signal
 import time
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from stagetrace import EKFAC, Chain, Direct, Frozen, GaussNewton, Lanczos, Query, Shift, Stage, trace
 from stagetrace.checks.lookout import Lookout
@@ -177,13 +179,25 @@ def test_a_folder_that_cannot_be_written_ends_all(tmp_path: Path):
         assert outcome.kind == "ResultsError"
 
 
+def weighing(weight: float) -> Callable[[Any, Any], Tensor]:
+    """A loss that holds a number in a closure."""
+    return lambda model, batch: weight * torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
 def differing(what: str) -> list[Outcome]:
     def work(rank: int) -> None:
         model = jobs.Net(rank if what == "weights" else 0)
-        data = jobs.examples(9, rank if what == "data" else 0)
-        stage = Stage("fit", model=model, objective=Classification(), data=data)
+        if what == "attribute":
+            model.scale = float(rank)  # pyright: ignore[reportArgumentType]
+        model.embedding.bias.requires_grad_(what != "trained" or rank == 0)
+        data = jobs.examples(40, rank if what == "data" else 0)
+        if what == "order":
+            data = Subset(data, [0, *([*range(19, 0, -1)] if rank else range(1, 20)), *range(20, 40)])
+        losses: Any = weighing(1.0 + rank) if what == "closure" else Classification()
+        asked = Query(jobs.examples(6, 9), objective=weighing(1.0 + rank)) if what == "query" else single()
+        stage = Stage("fit", model=model, objective=losses, data=data)
         with quiet():
-            trace(Chain(stage), single(), solver=Lanczos(0.1 + rank if what == "damping" else 0.1))
+            trace(Chain(stage), asked, solver=Lanczos(0.1 + rank if what == "damping" else 0.1))
 
     return forked(2, work)
 
@@ -192,14 +206,37 @@ def differing(what: str) -> list[Outcome]:
     ("what", "words"),
     [
         ("weights", "stage 'fit': the value of a parameter or buffer differs"),
+        ("attribute", "stage 'fit': the model's class, code or attributes differs"),
+        ("trained", "stage 'fit': which parameters are trained differs"),
+        ("closure", "stage 'fit': the objective differs"),
+        ("query", "the query's objective differs"),
         ("data", "stage 'fit': example 0 differs"),
+        ("order", r"stage 'fit': example \d+ differs"),
         ("damping", "solver differs"),
     ],
 )
 def test_processes_with_different_jobs_are_refused(what: str, words: str):
     for outcome in differing(what):
         assert outcome.kind == "DescriptionError"
-        assert f"process 1 was given another job than process 0: {words}" in (outcome.error or "")
+        assert re.search(f"process 1 was given another job than process 0: {words}", outcome.error or "")
+
+
+def test_what_cannot_be_compared_is_said():
+    def work(rank: int) -> list[str]:
+        stream = iter([rank])
+
+        def loss(model: Any, batch: Any) -> Tensor:
+            assert stream is not None
+            return weighing(1.0)(model, batch)
+
+        stage = Stage("fit", model=jobs.Net(0), objective=loss, data=jobs.examples(9, 0))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trace(Chain(stage), single(), solver=Lanczos(0.1))
+        return [str(each.message) for each in caught]
+
+    first, _ = forked(2, work)
+    assert any("not known of stage 'fit': the objective" in said for said in first.value)
 
 
 def test_processes_that_came_apart_stop():

@@ -27,7 +27,7 @@ from stagetrace.parallel import world
 from stagetrace.preflight.forecast import Forecast
 from stagetrace.preflight.live_tensors import growth
 from stagetrace.preflight.meter import resident_bytes
-from stagetrace.preflight.units import as_size, read_size
+from stagetrace.preflight.units import as_size, enough, read_size
 from stagetrace.preflight.vectors import solver_bytes
 from stagetrace.solvers import Direct
 from stagetrace.solvers.base import Solver
@@ -108,7 +108,7 @@ def check_budget(forecast: Forecast, budget: int | str, where: str) -> None:
         size = as_size(largest.memory)
         refuse(
             f"{where}: {largest.what} ({largest.where}) is expected to take {size} of memory, and {as_size(allowed)} "
-            f"are allowed; type {where} {size.replace(' ', '')} or more, fewer queries, or a smaller batch_size"
+            f"are allowed; type {where} {enough(largest.memory)} or more, fewer queries, or a smaller batch_size"
         )
 
 
@@ -237,10 +237,10 @@ def _too_much(
     if held >= allowed:
         return DescriptionError(
             f"{where}: {phase} is left {as_size(max(0, allowed))}, but Python, PyTorch, models and data hold "
-            f"{as_size(held)} already; type {where} {as_size(need).replace(' ', '')} or more"
+            f"{as_size(held)} already; type {where} {enough(need)} or more"
         )
     said = ", ".join(f"{as_size(size)} for {part}" for part, size in parts.items() if size)
     return DescriptionError(
         f"{where}: {phase} needs {as_size(need)} of memory at least ({as_size(held)} held already, {said}), and "
-        f"{as_size(allowed)} are allowed; type {advice}, or a budget of {as_size(need).replace(' ', '')}"
+        f"{as_size(allowed)} are allowed; type {advice}, or a budget of {enough(need)}"
     )

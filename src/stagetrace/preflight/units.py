@@ -1,10 +1,11 @@
 """Sizes in bytes, as they are typed and as they are said."""
 
 import re
+from math import ceil
 
 from stagetrace.errors import refuse
 
-__all__ = ["as_size", "read_size"]
+__all__ = ["as_size", "enough", "read_size"]
 
 DECIMAL = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS = {**DECIMAL, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -25,7 +26,7 @@ def read_size(word: str | int, where: str) -> int:
     if isinstance(word, int):
         size = word
     else:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", word.strip())
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", word.strip())
         unit = None if found is None else UNITS.get(found[2])
         if found is None or unit is None:
             refuse(
@@ -51,3 +52,15 @@ def as_size(size: float) -> str:
             return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
         value /= 1024
     raise AssertionError
+
+
+def enough(size: float) -> str:
+    """A size to type that is no less than so many bytes: whole mebibytes, or whole tenths of a gibibyte.
+
+    Example:
+        >>> enough(255.4 * 2**20), enough(8 * 2**30), enough(8.01 * 2**30)
+        ('256MiB', '8GiB', '8.1GiB')
+    """
+    if size < 1000 * 2**20:
+        return f"{ceil(size / 2**20)}MiB"
+    return f"{ceil(10 * size / 2**30) / 10:g}GiB"

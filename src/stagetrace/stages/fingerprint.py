@@ -42,7 +42,7 @@ def fingerprint_stage(
         "objective": fingerprint_objective(stage.loss, stage.model, identity),
         "data": fingerprint_examples(stage.examples, progress, identity, read=read),
         "collate": fingerprint_collate(stage.collate, stage.data, identity),
-        "link": _link(stage.link, identity),
+        "link": fingerprint_link(stage.link, identity),
         "weight_decay": stage.weight_decay,
         "batch_size": stage.batch_size,
         **({} if stage.precision is None else {"precision": stage.precision}),
@@ -140,7 +140,7 @@ def known_of(model: nn.Module, *, modules: bool = False) -> dict[int, str]:
     return known | ({id(module): f"module {name}" for name, module in model.named_modules()} if modules else {})
 
 
-def _link(link: Link | None, identity: Identity) -> Json | None:
+def fingerprint_link(link: Link | None, identity: Identity) -> Json | None:
     """A link's name, pairs and settings; of a link of the user's own also a digest of its code and all it holds."""
     if link is None:
         return None

@@ -47,7 +47,6 @@ WITHOUT_NUMBERS = (
 
 _TEXTS: tuple[Any, ...] = (
     torch.dtype,
-    torch.device,
     torch.layout,
     torch.memory_format,
     types.GenericAlias,
@@ -157,6 +156,11 @@ def _operation(walk: Walk, operation: Any) -> None:
     walk.word("operation", str(operation))
 
 
+def _device(walk: Walk, device: torch.device) -> None:
+    """Its kind: which of several GPUs computes is no part of a job, and differs between the processes of one."""
+    walk.word("device", device.type)
+
+
 _RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     (WITHOUT_NUMBERS, _nothing),
     ((Tensor,), add_tensor),
@@ -164,6 +168,7 @@ _RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     ((np.ndarray, np.generic), add_array),
     ((torch.Generator,), add_generator),
     (_RUNNING, _running),
+    ((torch.device,), _device),
     (_TEXTS, add_text_of),
     ((type,), add_class),
     ((types.FunctionType,), add_function),
