@@ -12,6 +12,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
+from stagetrace.stages.recomputing import kept
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
@@ -96,7 +97,7 @@ def _reverse(risk: Risk, batch: Batch, vector: Params) -> Params:
     trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), kept():  # the graph of a gradient holds all activations
             total = risk.losses(trained, inherited, batch).sum()
             slopes = torch.autograd.grad(total, tuple(trained.values()), create_graph=True, materialize_grads=True)
             check_differentiable_again(slopes)
