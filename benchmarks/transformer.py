@@ -22,6 +22,7 @@ from benchmarks.products import counted
 from benchmarks.report import Report, Row
 from benchmarks.setting import Asked, batch_of, parameters
 from benchmarks.timing import Work, in_turn
+from benchmarks.transformer_memory import dropped, planning, rounded
 from experiments.texts import new_tokenizer, read_texts
 from stagetrace import Stage
 from stagetrace.curvature.chunk import Product
@@ -48,10 +49,13 @@ CHANGED = 0.15
 
 
 def run(report: Report) -> None:
-    """Texts first, then products."""
+    """Texts first, then products, plans, and what takes less memory."""
     torch.manual_seed(report.asked.seed)
     padding(report)
     products(report)
+    planning(report, language_model)
+    rounded(report, language_model, SHAPES)
+    dropped(report, language_model, SHAPES)
 
 
 def padding(report: Report) -> None:

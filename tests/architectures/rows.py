@@ -21,7 +21,6 @@ WORDS = {
         "clip the table once, by the line in the error",
     ),
     "the bag as a function": ("`F.embedding_bag`", "`nn.EmbeddingBag`, or `curvature=Identity()`"),
-    "checkpoint with reentry": ("`checkpoint(..., use_reentrant=True)`", "`use_reentrant=False`"),
     "fused weight norm": ("`torch.nn.utils.weight_norm`, the old one", "`parametrizations.weight_norm`"),
     "a list": ("a model that returns a list", "an objective whose `outputs` gives the tensor"),
 }

@@ -97,11 +97,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[StagetraceError], str]] = {
         DifferentiationError,
         r"_embedding_bag.*replace that operation, or use curvature=Identity\(\) for this stage: use nn\.EmbeddingBag",
     ),
-    "checkpoint with reentry": (
-        lambda: mean_gradient(BoundStage.of(stage(layers.Checkpointed(reentrant=True)), None).risk),
-        DifferentiationError,
-        r"use_reentrant",
-    ),
     "fused weight norm": (
         lambda: multiply(OldWeightNorm()),
         DifferentiationError,

@@ -238,6 +238,7 @@ LAYERS = [
     plain("function with everything", lambda: Through(layers.FullSine.apply), ROWS),
     plain("function, once", lambda: Through(layers.OnceSine.apply), ROWS, second=False, way=BY_LAYER),
     plain("checkpoint", lambda: layers.Checkpointed(reentrant=False), ROWS, way=None),
+    plain("checkpoint with reentry", lambda: layers.Checkpointed(reentrant=True), ROWS, way=None),
     plain("returns a tuple", lambda: layers.Returning(lambda z: (z, z.mean())), ROWS),
     plain("returns a dict", lambda: layers.Returning(lambda z: {"logits": z}), ROWS),
     plain("returns an object", lambda: layers.Returning(layers.Answer), ROWS),

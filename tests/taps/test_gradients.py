@@ -240,13 +240,18 @@ def test_a_model_in_half_precision_is_summed_in_single() -> None:
     assert not tapped.rest
 
 
-def test_checkpointing_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # where the test calls it
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_in_a_block_that_is_computed_anew_is_tapped_once(reentrant: bool) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        return m.head(checkpoint(lambda h: m.second(m.first(h).tanh()), x, use_reentrant=False).tanh())
+        return m.head(checkpoint(lambda h: m.second(m.first(h).tanh()), x, use_reentrant=reentrant).tanh())
 
     risk = risk_of(lambda: Of(forward, first=linear(4, 4), second=linear(4, 4), head=linear(4, 2)), ROWS)
-    with pytest.raises(DifferentiationError, match=r"without torch\.utils\.checkpoint"):
-        tap(risk)
+    tapped = tap(risk)
+    assert not tapped.rest
+    record = tapped.taps.record(next(iter(risk.read([range(N)]))))
+    _ = record.gradients(torch.ones_like(record.outputs))
+    assert {place: len(calls) for place, calls in record.calls.items()} == {"first": 1, "second": 1, "head": 1}
 
 
 def test_the_model_is_left_as_it_was() -> None:

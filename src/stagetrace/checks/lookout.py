@@ -36,7 +36,7 @@ class Lookout:
     """Some examples: the shortest and the longest, the first, the last, and others drawn at random.
 
     together: a batch of the real size, short and long ones in turn, so that a collation that reorders is seen too;
-        by_length: the same, from the shortest to the longest; alone: a few of these.
+        by_length: the same, from the shortest to the longest; alone: a few of the former.
     measured: of how many examples the length is known; 0 where all have the same by construction.
     """
 
@@ -44,6 +44,12 @@ class Lookout:
     by_length: tuple[int, ...]
     alone: tuple[int, ...]
     measured: int
+
+    @property
+    def short(self) -> tuple[int, ...]:
+        """Two short ones, and not the shortest, which may be empty: a sixth and a third of the way to the longest."""
+        places = {len(self.by_length) // 6, len(self.by_length) // 3}
+        return tuple(self.by_length[place] for place in sorted(places))
 
     @staticmethod
     def over(examples: Examples, seed: int = 0) -> "Lookout":

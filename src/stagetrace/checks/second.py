@@ -30,6 +30,9 @@ Way = Callable[[], Tensor]
 def second_derivative_is_right(risk: Risk, batch: Batch) -> tuple[Level, str]:
     """Compare products by autograd with differences of the gradient; only float64 can judge them.
 
+    batch: two short examples are enough. What is judged are the operations, each by a direction that is random in every
+        entry: a long example goes through the same ones, and all of a product's work grows with its length.
+
     Returns:
         How much it matters, and what was found: a warning where a second derivative is not that of the gradient.
     """

@@ -13,12 +13,15 @@ from stagetrace.checks.independence import losses_are_their_own
 from stagetrace.checks.lookout import CHECKS, Lookout
 from stagetrace.checks.precision import data_are_not_cut
 from stagetrace.checks.repeats import examples_repeat, losses_repeat
+from stagetrace.checks.rounded import rounding_is_small
 from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
 from stagetrace.checks.shards import gradient_in_shards
 from stagetrace.checks.state import keeps_no_state
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.data import Batch
+from stagetrace.stages.device import to_device
 from stagetrace.stages.halves import is_out_of_memory, shrink
 from stagetrace.stages.labelled import check_some_labelled
 from stagetrace.stages.risk import Risk, check_finite
@@ -52,7 +55,8 @@ def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = 
     """Look at some examples, their losses and the derivative of these, before anything is built on them.
 
     A few batches are evaluated, whatever the size of the data set. What fails is refused; what cannot be judged, and a
-    backward that is not the derivative, is among the findings.
+    backward that is not the derivative, is among the findings. All of it in the precision of the parameters, where
+    nothing hides behind rounding; what a chosen precision changes is measured by itself.
 
     where: how the findings name it: a stage's name, or "query".
     before: the chain's earlier stages.
@@ -74,8 +78,9 @@ def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = 
                 shrink(examples, CHECKS, len(Lookout.over(examples).together), error)
 
 
-def _looked_at(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage]) -> list[Finding]:
+def _looked_at(chosen: Risk, bound: BoundStage, where: str, before: Sequence[Stage]) -> list[Finding]:
     findings: list[Finding] = []
+    risk = chosen.exact
 
     def look(what: str, check: Callable[[], tuple[Level, str] | str]) -> None:
         started = time.perf_counter()
@@ -85,8 +90,8 @@ def _looked_at(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage
 
     started = time.perf_counter()
     lookout = Lookout.over(risk.examples)
-    chosen = time.perf_counter() - started
-    findings.append(Finding(where, "examples", Level.OK, _chosen(lookout, len(risk.examples)), chosen))
+    seconds = time.perf_counter() - started
+    findings.append(Finding(where, "examples", Level.OK, _chosen(lookout, len(risk.examples)), seconds))
     look("reading", lambda: examples_repeat(risk, lookout.together))
     check_some_labelled(risk, list(lookout.together))
     batch = next(iter(risk.read([list(lookout.together)])))
@@ -104,11 +109,21 @@ def _looked_at(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage
         look("derivative", lambda: gradient_in_shards(risk, few))
         return findings
     look("dependence", lambda: depends_on_its_model_only(risk, few, before))
-    judged = in_double(risk, few) or (risk, few)
-    look("derivative", lambda: gradient_is_the_derivative(*judged, coupled=where != QUERY))
+    short = next(iter(risk.read([list(lookout.short)])))
+    wide = in_double(risk, few)
+    look("derivative", lambda: gradient_is_the_derivative(*(wide or (risk, few)), coupled=where != QUERY))
     if where != QUERY and findings[-1].level is Level.OK:
-        look("second derivative", lambda: second_derivative_is_right(*judged))
+        look("second derivative", lambda: second_derivative_is_right(*_same_in(risk, short, wide)))
+    if chosen is not risk:
+        look(f"products in {chosen.evaluation.precision}", lambda: rounding_is_small(chosen, short))
     return findings
+
+
+def _same_in(risk: Risk, batch: Batch, wide: tuple[Risk, Batch] | None) -> tuple[Risk, Batch]:
+    """A batch for the risk in float64, where there is one."""
+    if wide is None:
+        return risk, batch
+    return wide[0], Batch(batch.indices, to_device(batch.content, torch.float64, risk.trained.device))
 
 
 def _chosen(lookout: Lookout, total: int) -> str:

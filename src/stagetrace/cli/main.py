@@ -85,6 +85,7 @@ def score(
         bool, typer.Option("--sweep", help="Also score at a tenth and ten times the damping: how stable is the order?")
     ] = False,
     budget: options.Budget = None,
+    precision: options.Precision = [],  # noqa: B006
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="Rows of the most harmful and helpful.")] = 5,
     debug: options.Debug = False,
 ) -> None:
@@ -103,7 +104,7 @@ def score(
     typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     with parallel.started() as world:
         world.first(lambda: refuse_in_use(out), "the run's folder")  # before the target's models are loaded
-        job = load(target)
+        job = load(target, precision)
         how = _how(job, typed, Bars() if world.is_first else Silent())
         lines = settings.within(budget, job.chain, job.query, how)
         for line in (*lines, *settings.subsets(job.chain, how["curvature"])) if world.is_first else ():
@@ -134,6 +135,7 @@ def check(
     quick: options.Quick = False,
     exact: options.Exact = False,
     budget: options.Budget = None,
+    precision: options.Precision = [],  # noqa: B006
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="A run's folder: its report then shows the findings.")
     ] = None,
@@ -160,7 +162,7 @@ def check(
     typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     if out is not None:
         read_manifest(out)  # a folder without a run is refused now: `score` would not take it afterwards
-    job = load(target)
+    job = load(target, precision)
     findings = inspect(job.chain, job.query, **_how(job, typed, Bars()), budget=budget)
     if smoothness:
         from stagetrace.validation.smoothness import findings_of_smoothness

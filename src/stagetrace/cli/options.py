@@ -57,6 +57,15 @@ Budget = Annotated[
         "anything is spent where no plan fits.",
     ),
 ]
+Precision = Annotated[
+    list[str],
+    typer.Option(
+        "--precision",
+        metavar="[STAGE=]bf16",
+        help="Compute the model's matrix products in bfloat16, all else in float32: of every stage, or of one; "
+        "repeatable. How far off that is, is measured and printed.",
+    ),
+]
 Quick = Annotated[
     bool,
     typer.Option(

@@ -18,6 +18,7 @@ def rank_queries(
     quick: options.Quick = False,
     exact: options.Exact = False,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Rank only this stage's examples.")] = [],  # noqa: B006
+    precision: options.Precision = [],  # noqa: B006
     keep: Annotated[
         int, typer.Option("--keep", metavar="N", min=1, help="Examples kept at either end, for each query.")
     ] = 100,
@@ -40,7 +41,7 @@ def rank_queries(
 
     typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     with parallel.started() as world:
-        job = load(target)
+        job = load(target, precision)
         query = replace(job.query, reduction="none")  # whatever the target asks for: each example is a query
         curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
         solver = settings.solvers(job.chain, typed, job.options.get("solver"), curvature, solver_for_order(query))

@@ -3,8 +3,8 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
@@ -34,8 +34,10 @@ class Target:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def load(target: str) -> Target:
+def load(target: str, precision: Sequence[str] = ()) -> Target:
     """Import the target, call it, and check what it returns.
+
+    precision: each value of `--precision`, which takes the place of what the target says of a stage.
 
     Raises:
         DescriptionError: no such file, module or function, or it returned something else.
@@ -49,7 +51,22 @@ def load(target: str) -> Target:
     if not callable(function):
         functions = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         refuse(f"'{place}' has no function '{name}'; it has {', '.join(functions) or 'none'}")
-    return _checked(_call(function, target), target)
+    return _in_precision(_checked(_call(function, target), target), precision)
+
+
+def _in_precision(job: Target, typed: Sequence[str]) -> Target:
+    """The same, its stages' matrix products in the precision that was typed.
+
+    Raises:
+        DescriptionError: no such stage or precision, or one that does not fit the stage.
+    """
+    if not typed:
+        return job
+    words = [word.rpartition("=")[::2] for word in typed]
+    job.chain.check_names([stage for stage, _ in words if stage], "--precision")
+    chosen = {stage: word for stage, word in words if not stage} | {stage: word for stage, word in words if stage}
+    stages = [replace(s, precision=chosen.get(s.name, chosen.get("", s.precision))) for s in job.chain.stages]
+    return replace(job, chain=Chain(*stages))
 
 
 def _import(place: str, target: str) -> ModuleType:

@@ -26,6 +26,7 @@ from torch.func import functionalize, grad, jvp, linearize, vmap
 from torch.utils._pytree import tree_leaves
 
 from stagetrace.stages.data import Batch
+from stagetrace.stages.recomputing import kept
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import Params
 
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 def hessian_linearised(risk: Risk, batch: Batch) -> Product:
     """The tangent map of the chunk's gradient, traced once: each product replays it without the primal part."""
-    _, tangent = traced(_gradient(risk, batch), risk.trained_values)
+    _, tangent = traced(_gradient(risk, batch), risk.trained_values, risk.rounding)
     return by_columns(risk, tangent)
 
 
@@ -74,7 +75,7 @@ def gradient_graph(risk: Risk, batch: Batch, weights: Tensor | None = None, *, c
     """
     trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inputs = tuple(trained.values())
-    with torch.enable_grad():
+    with torch.enable_grad(), kept():  # the graph of a gradient holds all activations
         losses = risk.losses(trained, risk.inherited_values, batch)
         total = losses.sum() if weights is None else weights @ losses
         if not total.requires_grad:  # a loss without the parameters
@@ -108,12 +109,14 @@ def inner(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor | N
         return torch.stack(terms).sum() if terms else None
 
 
-def traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Params], T]]:
+def traced(function: Callable[[Params], T], at: Params, rounding: float = 0.0) -> tuple[T, Callable[[Params], T]]:
     """The value of a function and its tangent map at a point, traced once and checked.
 
     Where a layer works in place (recurrent layers, attention) the tracer can silently record wrong views, or a buffer
     that the next call overwrites. Tracing the function without its in-place operations avoids that, but makes products
     slower by a quarter to a half, so it is done only where the plain trace is wrong.
+
+    rounding: relative, of the coarsest products in it.
 
     Raises:
         RuntimeError: neither trace is the tangent map.
@@ -122,28 +125,30 @@ def traced(function: Callable[[Params], T], at: Params) -> tuple[T, Callable[[Pa
         with warnings.catch_warnings():  # the tracer warns of its own bookkeeping
             warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
             value, tangent = linearize(candidate, at)
-        if _is_tangent_of(tangent, function, at):
+        if _is_tangent_of(tangent, function, at, rounding):
             return value, tangent
     raise RuntimeError("the traced derivative is wrong, since an operation works in place")
 
 
-def _is_tangent_of(tangent: Callable[[Params], Any], function: Callable[[Params], Any], at: Params) -> bool:
+def _is_tangent_of(
+    tangent: Callable[[Params], Any], function: Callable[[Params], Any], at: Params, rounding: float
+) -> bool:
     """Whether a traced tangent map agrees with forward mode; twice, since a wrong one may change with each call."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         along = {name: torch.randn(p.shape, generator=generator).to(p) for name, p in at.items()}
         pairs = zip(tree_leaves(jvp(function, (at,), (along,))[1]), tree_leaves(tangent(along)), strict=True)
-        if any(_far_apart(expected, traced) for expected, traced in pairs):
+        if any(_far_apart(expected, traced, rounding) for expected, traced in pairs):
             return False
     return True
 
 
-def _far_apart(one: Tensor, other: Tensor) -> bool:
+def _far_apart(one: Tensor, other: Tensor, rounding: float) -> bool:
     if not one.numel():
         return False
     # a model may compute in single precision whatever its parameters are, and a wrong trace is wrong by far more
-    rounding = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)
-    return bool((one - other).abs().max() > rounding**0.5 * one.abs().max())
+    coarsest = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps, rounding)
+    return bool((one - other).abs().max() > coarsest**0.5 * one.abs().max())
 
 
 def check_differentiable_again(gradients: Iterable[Tensor]) -> None:

@@ -14,6 +14,8 @@ class Cost:
     cached_bytes: held between products, in each process.
     no_forward_mode, not_traced: why a faster way was not taken, where one was not.
     rounding: relative, of a product, where it is coarser than the parameters' dtype.
+    precision: of matrix products, where it was chosen; product_error: how far a product was from one without, over its
+        size, on the example that was looked at.
     chunk_examples: how many are multiplied at once; chunk_bytes: of their intermediates.
     """
 
@@ -27,6 +29,8 @@ class Cost:
     rounding: float | None = None
     chunk_examples: int = 0
     chunk_bytes: int = 0
+    precision: str | None = None
+    product_error: float | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -50,4 +54,5 @@ class Cost:
             "no forward mode": self.no_forward_mode,
             "not traced": self.not_traced,
             **({} if self.rounding is None else {"rounding": self.rounding}),
+            **({} if self.precision is None else {"precision": self.precision, "product error": self.product_error}),
         }

@@ -71,7 +71,8 @@ def gauss_newton_factor(
     each = outputs[0].numel()
     if each > OUTPUTS:
         return f"an example has {each:,} outputs, more than {OUTPUTS}"
-    why = _failure(risk, tapped, probe, outputs)
+    # rounded products would hide small differences; taps were compared without them
+    why = _failure(risk.exact if tapped is None else risk, tapped, probe, outputs)
     if why:
         return why
     forward = max(counted_operations(risk, probe) / len(probe), 2.0 * risk.trained.size)
@@ -256,7 +257,7 @@ def _failure(risk: Risk, tapped: Tapped | None, probe: Batch, outputs: Tensor) -
         raise
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as cause:
         return f"no gradients of single outputs: {first_line(cause)}"
-    allowed = max(DISAGREEMENT, torch.finfo(rows.dtype).eps ** 0.5)
+    allowed = max(DISAGREEMENT, risk.rounding**0.5)
     for row, weight, single in zip(rows, weights, risk.read([[index] for index in probe.indices]), strict=True):
         truth = _by_autograd(risk, single, weight)
         if bool(torch.linalg.vector_norm(row - truth) > allowed * torch.linalg.vector_norm(truth)):

@@ -31,7 +31,7 @@ MODES_APART = 0.05
 def gauss_newton_linearised(risk: Risk, batch: Batch) -> Product:
     """`J' H_out J v` with the tangent map J traced once and the graph for J' retained."""
     function = _outputs(risk, batch)
-    outputs, tangent = traced(function, risk.trained_values)
+    outputs, tangent = traced(function, risk.trained_values, risk.rounding)
     _, transposed = _pulled(function, risk.trained_values)
     return by_columns(risk, lambda v: transposed(_output_curvature(risk, batch, outputs, tangent(v))))
 
@@ -66,11 +66,17 @@ def check_adjoint(tangent: Tensor, cotangent: Tensor, vector: Params, pulled: Pa
     Raises:
         RuntimeError: they are apart; a derivative rule can be wrong and say nothing.
     """
-    forward = float((tangent.double() * cotangent.double()).sum())
-    reverse = sum(float((value * pulled[name]).sum(dtype=torch.float64)) for name, value in vector.items())
+    forward = _dot(tangent, cotangent)
+    reverse = sum(_dot(value, pulled[name]) for name, value in vector.items())
     size = float(torch.linalg.vector_norm(tangent) * torch.linalg.vector_norm(cotangent))
     if abs(forward - reverse) > MODES_APART * size:
         raise RuntimeError("forward mode gives another derivative than reverse mode")
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    """Without a copy, which would be as large as the parameters."""
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return float(torch.dot(left.reshape(-1).to(wide), right.reshape(-1).to(wide)))
 
 
 def gauss_newton_by_reverse(risk: Risk, batch: Batch) -> Product:

@@ -136,6 +136,8 @@ class MeanCurvature(LinearOperator):
             self.rounding if self.rounding > torch.finfo(self.dtype).eps else None,
             min(plan.chunk_examples, len(self._mine)),
             plan.bytes_per_example * min(plan.chunk_examples, len(self._mine)),
+            self.risk.evaluation.precision,
+            plan.error,
         )
 
     def factor(self) -> Factor | str:

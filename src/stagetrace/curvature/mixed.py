@@ -13,6 +13,7 @@ from stagetrace.progress import Progress, Silent
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.in_step import in_step
+from stagetrace.stages.recomputing import kept
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.shards import differentiating
 from stagetrace.stages.space import Params
@@ -115,7 +116,7 @@ def _reverse(risk: Risk, batch: Batch, vector: Params) -> Params:
     trained = {name: value.detach().requires_grad_() for name, value in risk.trained_values.items()}
     inherited = {name: value.detach().requires_grad_() for name, value in risk.inherited_values.items()}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), kept():  # the graph of a gradient holds all activations
             total = risk.losses(trained, inherited, batch).sum()
             slopes = torch.autograd.grad(total, tuple(trained.values()), create_graph=True, materialize_grads=True)
             check_differentiable_again(slopes)

@@ -14,14 +14,11 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal, final
 
-import torch
-
 from stagetrace.curvature.chunk import Product, hessian_linearised
 from stagetrace.curvature.gauss_newton import gauss_newton_linearised
-from stagetrace.curvature.operations import Operations
-from stagetrace.curvature.probe import BY_REVERSE, RETAINED, Matrix, probed, recorded
-from stagetrace.curvature.rounding import RoundedTo
+from stagetrace.curvature.probe import BY_REVERSE, RETAINED, Matrix, probed, recorded, with_rounding
 from stagetrace.stages.data import Batch
+from stagetrace.stages.recomputing import kept
 from stagetrace.stages.risk import Risk
 
 __all__ = ["COST", "Matrix", "Plan", "Way", "make_plan"]
@@ -47,6 +44,9 @@ COST: dict[Matrix, dict[Way, float]] = {
     },
 }
 """Seconds of a product over seconds of a gradient, for one vector; `benchmarks/products.py` measures them."""
+
+FORWARD = 1 / 3
+"""A forward pass, in gradients."""
 
 CHUNK_EXAMPLES = 1024
 """Most examples in a chunk: larger ones leave the caches and are slower per example."""
@@ -82,6 +82,9 @@ class Plan:
     rounding: relative, of the coarsest dtype that the model computes in.
     traced_from: the number of products with one vector at which tracing has paid; None where it never does.
     over_forward: bytes of the graphs that are kept, over those that a product with forward mode would keep.
+    error: of products in a precision that was chosen: how far one was from that without, over its size.
+    recomputes: whether the model drops activations (`stages/recomputing.py`) of Gauss-Newton's graph, which is then
+        smaller, and its product a forward pass dearer; the Hessian's graph holds them.
     """
 
     matrix: Matrix
@@ -94,6 +97,8 @@ class Plan:
     rounding: float = 0.0
     traced_from: int | None = None
     over_forward: float = 1.0
+    error: float | None = None
+    recomputes: bool = False
 
     @property
     def caches(self) -> bool:
@@ -114,6 +119,10 @@ class Plan:
         held = round(self.cached_bytes * over_forward)
         return replace(self, way="retained reverse graph", cached_bytes=held, over_forward=over_forward)
 
+    def without_recomputing(self) -> "Plan":
+        """The same of a model that holds its activations."""
+        return replace(self, recomputes=False)
+
     def untraceable(self, why: str) -> "Plan":
         """The same with retained graphs for good, since tracing failed."""
         return replace(self, untraced=why, traced_from=None)
@@ -123,7 +132,7 @@ class Plan:
         """Expected cost of one product in gradients over the same examples."""
         if self.missing is not None:  # Gauss-Newton is multiplied as the Hessian is
             return COST["Hessian"][self.way]
-        return COST[self.matrix][self.way]
+        return COST[self.matrix][self.way] + (FORWARD if self.recomputes else 0.0)
 
     def chunk(self, risk: Risk, batch: Batch) -> Product:
         """The product of one chunk."""
@@ -142,25 +151,34 @@ def make_plan(
 ) -> Plan:
     """Decide how `share` of the examples are multiplied within `memory` bytes, from a probe of one of them.
 
-    differ: the examples differ in size and are in its order; one of each size is looked at, and chunks are small.
+    differ: the examples differ in size and are in its order; chunks are small then. A short one is multiplied (a sixth
+        are shorter: the shortest of texts may be a word, of which nothing is predicted and every matrix is zero), which
+        takes the operations that a long one takes; of a middle and of a long one the graph is measured, too.
 
     Raises:
         DifferentiationError: the model has no second derivatives (names what PyTorch says), or wrong ones.
     """
-    places = [(len(indices) - 1) * sixth // 6 for sixth in (3, 1, 5)] if differ else [0]
+    places = [(len(indices) - 1) * sixth // 6 for sixth in (1, 3, 5)] if differ else [0]
     probe, *others = risk.read([[indices[place]] for place in places])
-    operations, seen = Operations(), RoundedTo(risk.trained.dtype)
-    with torch.no_grad(), operations, seen:
-        risk.losses(risk.trained_values, risk.inherited_values, probe)
-    rounding = torch.finfo(seen.coarsest).eps
-    found = probed(risk, matrix, probe, rounding)
+    exact = risk.exact
+    found, error = probed(exact, matrix, probe), None
+    rounding = found.rounding
+    if exact is not risk:
+        found, error = with_rounding(risk, matrix, found, probe)
+        rounding = max(rounding, risk.rounding, error)
     sizes = [found.size, *(recorded(risk, found.way, other)[1] for other in others)]
     per_example, largest, per_chunk = max(1, sum(sizes) // len(sizes)), max(1, *sizes), 0
-    if share * largest > memory and len(indices) > 1:  # part of it may be the chunk's, whatever its size
+    if (
+        share * largest > memory >= 2 * found.size and len(indices) > 1
+    ):  # part of it may be the chunk's, whatever its size
         pair = next(iter(risk.read([[indices[places[0]], indices[min(places[0] + 1, len(indices) - 1)]]])))
         per_chunk = max(0, min(2 * found.size - recorded(risk, found.way, pair)[1], min(sizes) - 1))
         per_example, largest = per_example - per_chunk, largest - per_chunk
     most = SMALL_CHUNK if differ else CHUNK_EXAMPLES
+    recomputes = matrix == "GaussNewton" and risk.evaluation.recomputes
+    if recomputes:  # of a chunk all activations may be there while a product is made, block by block or at once
+        with kept():
+            most = max(1, min(most, memory // max(1, recorded(risk, found.way, probe)[1])))
     chunk_examples = max(1, min(most, share, (memory - per_chunk) // largest))
     chunks = -(-share // chunk_examples)
     plan = Plan(
@@ -171,15 +189,19 @@ def make_plan(
         per_example * share + per_chunk * chunks,
         found.missing,
         rounding=rounding,
+        error=error,
+        recomputes=recomputes,
     )
     if plan.cached_bytes > memory:
         return plan.without_caching()
     traceable = found.missing is None and plan.cached_bytes * TRACED_BYTES[matrix] <= memory
+    if recomputes:  # a trace holds what the graph was to drop
+        traceable = False
     if found.reverse is not None and plan.cached_bytes * found.reverse / max(1, found.size) <= memory:
         plan = plan.in_reverse(found.reverse / max(1, found.size))
     if not traceable:
         return plan
-    gradient, calls = 3 * operations.total * share, operations.calls * chunks
+    gradient, calls = found.gradient * share, found.calls * chunks
     return replace(plan, traced_from=_traced_from(matrix, gradient, calls, plan.way))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stagetrace.curvature.shares import ALONE, Shares
 from stagetrace.errors import DifferentiationError
 
-__all__ = ["FirstProducts", "asymmetry", "drawn", "not_symmetric"]
+__all__ = ["FirstProducts", "asymmetry", "asymmetry_beside", "drawn", "not_symmetric"]
 
 ASYMMETRY = 0.02
 """How far `u' H v` and `v' H u` may be apart, over their size: above rounding in half precision, below what a wrong
@@ -34,21 +34,46 @@ def asymmetry(product: Callable[[Tensor], Tensor], like: Tensor, rounding: float
     """`u' H v` and `v' H u` for two random vectors, if they are too far apart; None where the matrix looks symmetric.
 
     product: `[dim, 1] -> [dim, 1]`; like: of `[dim]`, in the dtype and on the device of the vectors.
+
+    One vector and its product are there at a time: a vector can be as large as all else.
     """
-    u, v = drawn(like, 0), drawn(like, 1)
-    Hu = product(u.unsqueeze(1))[:, 0]
-    right, size_of_Hu = _dot(v, Hu), _size(Hu)
-    del Hu  # one at a time: a vector can be as large as all else
+    right, size_of_Hu = _across(product, like, 0, 1)
+    left, size_of_Hv = _across(product, like, 1, 0)
+    return _if_apart(left, right, max(size_of_Hu, size_of_Hv), rounding)
+
+
+def asymmetry_beside(
+    u: Tensor, Hu: Tensor, product: Callable[[Tensor], Tensor], rounding: float
+) -> tuple[float, float] | None:
+    """The same with one product, where that of a vector is at hand; u counts as if its entries were of size one."""
+    scale = _size(u) / max(1, u.numel()) ** 0.5
+    if not scale:
+        return None
+    v = drawn(u, 1)
     Hv = product(v.unsqueeze(1))[:, 0]
-    left, size = _dot(u, Hv), max(size_of_Hu, _size(Hv))
+    return _if_apart(_dot(u, Hv) / scale, _dot(v, Hu) / scale, max(_size(Hu) / scale, _size(Hv)), rounding)
+
+
+def _if_apart(left: float, right: float, size: float, rounding: float) -> tuple[float, float] | None:
     floor = rounding**0.5  # of a loss of about one: all there is where H is zero
     return (left, right) if abs(left - right) > ASYMMETRY * size + floor else None
 
 
+def _across(product: Callable[[Tensor], Tensor], like: Tensor, seed: int, other: int) -> tuple[float, float]:
+    """`w' H u`, and the size of `H u`, for the vectors of two seeds."""
+    Hu = product(drawn(like, seed).unsqueeze(1))[:, 0]
+    period = _period(like, other)
+    return sum(_dot(period[: len(part)], part) for part in Hu.split(len(period))), _size(Hu)
+
+
 def drawn(like: Tensor, seed: int) -> Tensor:
     """Standard normal numbers, which repeat: to draw millions of them takes longer than to multiply an example."""
-    drawn = torch.randn(min(PERIOD, like.numel()), generator=torch.Generator().manual_seed(seed))
-    return drawn.to(like).repeat(-(-like.numel() // len(drawn)))[: like.numel()]
+    period = _period(like, seed)
+    return period.repeat(-(-like.numel() // len(period)))[: like.numel()]
+
+
+def _period(like: Tensor, seed: int) -> Tensor:
+    return torch.randn(min(PERIOD, like.numel()), generator=torch.Generator().manual_seed(seed)).to(like)
 
 
 def not_symmetric(where: str, matrix: str, of: str, left: float, right: float) -> DifferentiationError:

@@ -33,6 +33,7 @@ from stagetrace.hf.tokenizing import (
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 
 Collate = Callable[[list[Any]], Any]
@@ -58,6 +59,7 @@ def stage(
     weight_decay: float = 0.0,
     workers: int = 0,
     training: Any = None,
+    precision: Precision | None = None,
 ) -> Stage:
     """A stage from a Hugging Face model and data set, with the loss of the model's class.
 
@@ -82,7 +84,7 @@ def stage(
         reduction: a sentence's loss is the "mean" or the "sum" over its tokens.
         text, label: the columns; two text columns are a pair. None takes the usual names.
         max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
-        batch_size, weight_decay, workers, training: as for `Stage`; for training see `hf.checkpoints`.
+        batch_size, weight_decay, workers, training, precision: as for `Stage`; for training see `hf.checkpoints`.
 
     Raises:
         DescriptionError: something does not fit together; the message says what to type instead.
@@ -109,6 +111,7 @@ def stage(
         collate=collate or collation_of(loaded.model, reader.tokenizer, task, where),
         workers=workers,
         training=training,
+        precision=precision,
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)

@@ -35,6 +35,7 @@ from stagetrace.objectives.tokens import IGNORED
 from stagetrace.recording import Unrolled
 from stagetrace.replay.checkpoints import Checkpoint
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 
 LABELS = frozenset({"label", "label_ids", "labels"})
@@ -55,6 +56,7 @@ def from_trainer(
     weight_decay: float = 0.0,
     workers: int = 0,
     training: Any = "auto",
+    precision: Precision | None = None,
 ) -> Stage:
     """The stage that a Trainer trained: its model, its training data, its collator, the loss of the model's class.
 
@@ -77,7 +79,7 @@ def from_trainer(
     Args:
         trainer: after `trainer.train()`.
         name: how results refer to the stage.
-        after, link, alpha, batch_size, weight_decay, workers: as for `hf.stage`.
+        after, link, alpha, batch_size, weight_decay, workers, precision: as for `hf.stage`.
         objective: the loss, where the Trainer's is not that of the model's class.
         seed: of the masks.
         training: as for `Stage`, such as `hf.checkpoints(trainer)`; "auto" is the Trainer's own optimiser and schedule
@@ -115,6 +117,7 @@ def from_trainer(
         batch_size=batch_size,
         collate=collate,
         workers=workers,
+        precision=precision,
         training=_left(trainer, recorded) if training == "auto" else training,
     )
     if objective is not None:

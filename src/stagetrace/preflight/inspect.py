@@ -19,6 +19,7 @@ from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, changed_statistics, notices, unfollowed_statistics
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.tracing.query import Query
+from stagetrace.tracing.rounded import too_fine
 from stagetrace.tracing.usual import chosen, usual_solvers
 
 
@@ -73,6 +74,8 @@ def inspect(
         look = Look.at(bound, operator, progress)
         yield curvature_finding(bound, operator, solver[bound.name], look)
         yield solving(bound, operator, solver[bound.name], look, query.rows or 1)
+        rough = too_fine(bound.name, operator.cost(), solver[bound.name], query.rows or 1)
+        yield from () if rough is None else (rough,)
     yield from in_short(of_query)
     text = f"{len(query.data):,} examples, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "query", Level.OK, text)

@@ -23,6 +23,8 @@ def solving(bound: BoundStage, operator: LinearOperator, solver: Solver, look: L
         return Finding(bound.name, "solving", Level.OK, text)
     way = f"{look.cost.way}, {look.cost.cached_bytes / 2**20:,.0f} MiB in memory"
     text += f"; over {look.of:,} of {len(bound.stage.examples):,} examples ({way})"
+    if look.cost.product_error is not None:
+        text += f"; products in {look.cost.precision}, relative error {look.cost.product_error:.1e} on an example"
     level = Level.NOTE if look.cost.limitations else Level.OK
     return Finding(bound.name, "solving", level, "; ".join((text, *look.cost.limitations[:1])))
 

@@ -1,6 +1,5 @@
 """A stage bound to the one before it: which parameters it trained, which it inherited, and what pulled on them."""
 
-import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -19,6 +18,8 @@ from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import ready_forward_mode
 from stagetrace.stages.links.link import Anchored, Link, pull_of
 from stagetrace.stages.links.names import check_shapes, shared_names
+from stagetrace.stages.overlaps import check_apart
+from stagetrace.stages.precision import check_precision_fits
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.shards import whole_shapes
 from stagetrace.stages.space import ParameterSpace, Params
@@ -144,11 +145,11 @@ class BoundStage:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        return Evaluation(self.stage.evaluated, whole_shapes(self.stage.model))
+        return Evaluation(self.stage.evaluated, self.stage.precision, whole_shapes(self.stage.model))
 
     def fresh_evaluation(self) -> Evaluation:
         """The model as a function of parameters once more, by a copy that was never called."""
-        return Evaluation(replace(self.stage).evaluated, whole_shapes(self.stage.model))
+        return Evaluation(replace(self.stage).evaluated, shapes=whole_shapes(self.stage.model))
 
     def risk_of(self, where: str, objective: Objective, examples: Examples) -> Risk:
         """The losses of any examples at this stage's parameters."""
@@ -230,40 +231,14 @@ def _checked(bound: BoundStage) -> BoundStage:
             f"{bound.stage.where} trained nothing: {len(bound.inherited_from)} of its parameters are kept from the "
             f"previous stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
-    _check_memory(bound.stage)
+    check_apart(bound.stage.model, bound.stage.where)
     try:  # dtype and device are checked on construction
         ParameterSpace.of(bound.trained_values | bound.inherited_values)
     except DescriptionError as cause:
         refuse(f"{bound.stage.where}: {cause}")
+    stage, dtype = bound.stage, bound.trained.dtype
+    check_precision_fits(stage.precision, dtype, stage.where, recorded=bound.recording is not None)
     return bound
-
-
-def _check_memory(stage: Stage) -> None:
-    """Refuse two parameters, or a parameter and a buffer, in the same memory: a step in one moves the other.
-
-    No derivative knows of that.
-    """
-    held = [("parameter", name, p) for name, p in stage.model.named_parameters()]
-    held += [("buffer", name, b) for name, b in stage.model.named_buffers()]
-    places = sorted((*_extent(tensor), kind, name) for kind, name, tensor in held if _lies_in_one_piece(tensor))
-    for (storage, _, end, kind, name), (other, start, _, other_kind, other_name) in itertools.pairwise(places):
-        if storage == other and start < end and "parameter" in (kind, other_kind):
-            refuse(
-                f"{stage.where}: {kind} '{name}' and {other_kind} '{other_name}' are two tensors in the same memory, "
-                "so what trains one moves the other and no gradient says so; tie them as one parameter "
-                "(module.weight = other.weight, without .data), or give each memory of its own"
-            )
-
-
-def _lies_in_one_piece(tensor: Tensor) -> bool:
-    strided = tensor.layout is torch.strided and tensor.device.type != "meta"
-    return strided and tensor.numel() > 0 and tensor.is_contiguous()
-
-
-def _extent(tensor: Tensor) -> tuple[int, int, int]:
-    """Which memory, from which entry, up to which."""
-    start = int(tensor.storage_offset())
-    return tensor.untyped_storage().data_ptr(), start, start + tensor.numel()
 
 
 def _check_anchored(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:

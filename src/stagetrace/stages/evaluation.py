@@ -1,7 +1,8 @@
 """A model as a function of its parameters: during a call other values take the places of its parameters."""
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.kernels import differentiable_kernels, has_fused_recurrence_on_cpu, is_recurrent
+from stagetrace.stages.precision import Precision, products_in, widened
+from stagetrace.stages.recomputing import recomputing_within
 from stagetrace.stages.shards import gathering
 
 
@@ -29,11 +32,20 @@ class Evaluation:
     two names, stay one. (`torch.func.functional_call` swaps by name, and leaves a swapped tensor behind where a module
     has two.) The model is the library's own copy, and is as it was after each call.
 
+    precision: of its matrix products, see `precision.py`; None leaves that of the parameters.
     shapes: where parameters are this process's pieces of those, the whole ones' shapes, by name.
     """
 
-    def __init__(self, model: nn.Module, shapes: Mapping[str, torch.Size] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision | None = None,
+        shapes: Mapping[str, torch.Size] | None = None,
+    ) -> None:
         self.model, self._shapes = model, None if shapes is None else dict(shapes)
+        self.precision: Precision | None = precision
+        self.recomputes = False
+        """Whether a block has been seen whose activations are computed anew."""
         self._kernels = {"recurrent": is_recurrent(model), "fused_on_cpu": has_fused_recurrence_on_cpu(model)}
         self._constants = {name: plain_tensor(parameter) for name, parameter in model.named_parameters()}
         self._names = known = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -50,8 +62,28 @@ class Evaluation:
 
     def __call__(self, params: Mapping[str, Tensor], function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """`function(model, *arguments)` at these values of the parameters."""
-        with self._at({**self._constants, **params}), differentiable_kernels(**self._kernels):
-            return function(self.model, *arguments)
+        with self._placed({**self._constants, **params}):
+            found = function(self.model, *arguments)
+        return found if self.precision is None else widened(found)
+
+    @cached_property
+    def exact(self) -> "Evaluation":
+        """The same model with its products in the precision of the parameters."""
+        return self if self.precision is None else Evaluation(self.model, shapes=self._shapes)
+
+    @contextmanager
+    def _placed(self, values: Mapping[str, Tensor]) -> Generator[None]:
+        """All that a derivative at these values depends on; blocks that are computed anew find it again."""
+        with ExitStack() as stack:
+            stack.enter_context(self._at(values))
+            stack.enter_context(differentiable_kernels(**self._kernels))
+            if self.precision is not None:
+                stack.enter_context(products_in(self.precision, next(iter(self._constants.values())).device))
+            stack.enter_context(recomputing_within(partial(self._placed, values), self._drops))
+            yield
+
+    def _drops(self) -> None:
+        self.recomputes = True
 
     @property
     def shapes(self) -> Mapping[str, torch.Size] | None:

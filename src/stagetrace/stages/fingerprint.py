@@ -47,6 +47,7 @@ def fingerprint_stage(
         "link": fingerprint_link(stage.link, identity),
         "weight_decay": stage.weight_decay,
         "batch_size": stage.batch_size,
+        **({} if stage.precision is None else {"precision": stage.precision}),
     }
 
 

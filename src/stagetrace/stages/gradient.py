@@ -213,7 +213,7 @@ def gradients_at_once(risk: Risk, batch: Batch) -> Gradient:
 def _together(risk: Risk) -> int:
     """How many examples are differentiated at once: as many as fit, or 1 where that gives no right gradients."""
     probe = probe_of_gradients(risk)
-    if inseparable(probe) or not same_gradients(risk, probe, gradients_at_once):
+    if inseparable(probe) or not same_gradients(risk.exact, probe, gradients_at_once):
         return 1
     return fitting_gradients(risk)
 
@@ -240,7 +240,7 @@ def same_gradients(risk: Risk, probe: Batch, gradients: Callable[[Risk, Batch], 
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return False
     columns = torch.cat([found.trained, found.inherited])
-    allowed = max(DISAGREEMENT, torch.finfo(columns.dtype).eps ** 0.5)
+    allowed = max(DISAGREEMENT, risk.rounding**0.5)
     for column, single in zip(columns.unbind(1), risk.read([[index] for index in probe.indices]), strict=True):
         alone = batch_gradient(risk, single)
         truth = torch.cat([alone.trained, alone.inherited]).squeeze(1)

@@ -21,6 +21,7 @@ from stagetrace.stages.data import Batch, Examples
 from stagetrace.stages.device import UnderWay, one_ahead, send, to_device
 from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.naming import failed, naming
+from stagetrace.stages.precision import PRECISIONS
 from stagetrace.stages.sizes import read_by_size
 from stagetrace.stages.space import ParameterSpace, Params
 
@@ -48,6 +49,17 @@ class Risk:
     def at(self, trained: Params) -> "Risk":
         """The same losses at other values of the trained parameters."""
         return replace(self, trained_values=trained)
+
+    @cached_property
+    def exact(self) -> "Risk":
+        """The same losses with matrix products in the precision of the parameters: what a check compares with."""
+        return self if self.evaluation.precision is None else replace(self, evaluation=self.evaluation.exact)
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of what is computed, as far as it was chosen: of the parameters, or of the products."""
+        chosen = self.evaluation.precision
+        return torch.finfo(self.trained.dtype if chosen is None else PRECISIONS[chosen]).eps
 
     def beside(self, values: Params) -> "Risk":
         """The same losses as a function of further values: running statistics, after the inherited parameters."""

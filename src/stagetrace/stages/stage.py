@@ -16,7 +16,9 @@ from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
 from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.links.link import Link
-from stagetrace.stages.shards import in_pieces, sizes_of
+from stagetrace.stages.precision import Precision, check_precision
+from stagetrace.stages.recomputing import recompute_blocks
+from stagetrace.stages.shards import in_pieces, sizes_of, whole_shapes
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
 
@@ -42,6 +44,8 @@ class Stage:
             of `stagetrace.replay.Checkpoint`s. Where every later stage is differentiated through recorded steps, the
             stage is then solved by `EarlyStopping`, unless `trace` is told otherwise.
         workers: processes that load data, where a pass over it takes more than a second; 0 loads in this one.
+        precision: "bf16" computes the model's matrix products in bfloat16; parameters, vectors, gradients, tangents,
+            sums and losses stay float32. How far off that is, is measured and reported. None: that of the parameters.
 
     Raises:
         DescriptionError: an argument is of the wrong kind; the message says what to give instead.
@@ -65,6 +69,7 @@ class Stage:
     collate: Callable[[list[Any]], Any] | None = field(kw_only=True, default=None)
     workers: int = field(kw_only=True, default=0)
     training: Any = field(kw_only=True, default=None)
+    precision: Precision | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
@@ -85,6 +90,12 @@ class Stage:
             refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")
         check_count(self.batch_size, f"{self.where}: batch_size")
         check_count(self.workers, f"{self.where}: workers", least=0)
+        check_precision(self.precision, self.where)
+        if self.precision is not None and whole_shapes(self.model) is not None:
+            refuse(
+                f"{self.where}: precision={self.precision!r} is not made for parameters that lie in shards (DTensor); "
+                "leave it out, or give the plain module with the full state"
+            )
         self.loss  # noqa: B018  (checked on construction)
         self.examples  # noqa: B018
 
@@ -106,7 +117,7 @@ class Stage:
     @cached_property
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
-        return replace_layers(private_copy(self.model, self.where), self.where)
+        return recompute_blocks(replace_layers(private_copy(self.model, self.where), self.where))
 
     def __repr__(self) -> str:
         parameters = sum(sizes_of(self.model).values())

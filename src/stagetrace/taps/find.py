@@ -65,15 +65,14 @@ def tap(risk: Risk) -> Tapped:
     Raises:
         DataError: an example cannot be evaluated.
     """
-    probe = probe_of(risk)
-    groups = groups_of(risk)
-    axes = _axes(risk, groups)
-    why = _changed(risk, groups, axes, probe)
+    exact, probe, groups = risk.exact, probe_of(risk), groups_of(risk)  # rounded products would hide small differences
+    axes = _axes(exact, groups)
+    why = _changed(exact, groups, axes, probe)
     if why:  # an axis of examples was added where the model cannot take it
         groups = _without(risk, groups, why, lambda use: axes[use.place] in ("one", "none"))
-        why = _changed(risk, groups, axes, probe)
+        why = _changed(exact, groups, axes, probe)
         groups = _without(risk, groups, why, lambda use: bool(why))
-    kept, worst = _agreeing(risk, groups, axes, probe)
+    kept, worst = _agreeing(exact, groups, axes, probe)
     return Tapped(risk, _taps(risk, kept, axes, watched=True), tuple(kept), worst)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.stages.data import Batch
+from stagetrace.stages.recomputing import kept
 from stagetrace.stages.risk import Risk
 from stagetrace.taps.inside import UnseenError, constant_inside
 
@@ -171,7 +172,7 @@ class Taps:
         names = {name for keys in self.watched.values() for name in keys.values()}
         leaves = {name: self.risk.trained_values[name].detach().requires_grad_() for name in sorted(names)}
         inside = constant_inside((self.modules[place], keys) for place, keys in self.watched.items())
-        with inside, self._hooked(calls, len(batch)), torch.enable_grad():
+        with inside, self._hooked(calls, len(batch)), kept(), torch.enable_grad():  # a hook sees each call once
             outputs = self.risk.outputs({**self.risk.trained_values, **leaves}, self.risk.inherited_values, batch)
         return Record(self.risk.where, len(batch), outputs, calls, leaves)
 

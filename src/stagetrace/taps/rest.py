@@ -65,7 +65,9 @@ class Rest:
         except (RuntimeError, NotImplementedError, ValueError, TypeError):
             return False
         right = self.whole(batch, cotangents[0])
-        return bool((found[0] - right).norm() <= torch.finfo(found.dtype).eps ** 0.5 * right.norm())
+        return bool(
+            (found[0] - right).norm() <= max(torch.finfo(found.dtype).eps, self.risk.rounding) ** 0.5 * right.norm()
+        )
 
     def _together(self, batch: Batch, cotangents: Tensor) -> Tensor:
         def one(content: object, along: Tensor) -> Tensor:
@@ -105,8 +107,8 @@ class Rest:
             return torch.autograd.grad(paired, values, retain_graph=True, materialize_grads=True)
         except RuntimeError as cause:
             raise DifferentiationError(
-                f"{self.risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); give "
-                "the model without torch.utils.checkpoint, or another curvature than EKFAC()"
+                f"{self.risk.where}: the outputs cannot be differentiated for each example ({first_line(cause)}); use "
+                "another curvature than EKFAC()"
             ) from cause
 
     @property

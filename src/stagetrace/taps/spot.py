@@ -40,7 +40,7 @@ def check_one(
     place = sum(batch.indices) % len(batch)
     gradient = trained_gradient(risk, next(iter(risk.read([[batch.indices[place]]]))))[1].to(found)
     right = gradient if vectors is None else gradient @ vectors.to(found)
-    eps = torch.finfo(risk.trained.dtype).eps
+    eps = risk.rounding
     size = torch.maximum(right.abs().max(), found[place].abs().max())
     allowed = NEAR * size + min(ROUNDINGS * eps, eps**0.5) * torch.linalg.vector_norm(gradient) * lengths
     if not bool(((found[place] - right).abs() <= allowed).all()):

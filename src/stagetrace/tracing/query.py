@@ -76,8 +76,11 @@ class Query:
         return last.risk_of(WHERE, objective, examples)
 
     def loss(self, last: BoundStage, values: Params | None = None) -> Tensor:
-        """The reduced loss, float64 on the CPU; values: of all the stage's parameters, its own by default."""
-        risk = self.risk(last)
+        """The reduced loss, float64 on the CPU, in the precision of the parameters.
+
+        values: of all the stage's parameters, its own by default.
+        """
+        risk = self.risk(last).exact
         values = values or {**risk.trained_values, **risk.inherited_values}
         trained, inherited = ({name: values[name] for name in space.names} for space in (risk.trained, risk.inherited))
         losses = torch.empty(len(risk.examples), dtype=torch.float64)

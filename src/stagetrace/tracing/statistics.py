@@ -47,7 +47,7 @@ class RunStatistics:
         self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - started
 
     def record_checks(self, findings: Sequence[Finding]) -> None:
-        self._checks = list(findings)
+        self._checks += findings
 
     def record_scores(self, stage: str, scorer: AnyScorer, scores: Scores) -> None:
         self.scores[stage] = scores

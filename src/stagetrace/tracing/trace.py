@@ -34,6 +34,7 @@ from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.responses.segments import InSegments
+from stagetrace.tracing.rounded import too_fine
 from stagetrace.tracing.same_job import check_same_job
 from stagetrace.tracing.sharded import admit
 from stagetrace.tracing.statistics import RunStatistics
@@ -130,6 +131,7 @@ def trace(
         walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
         responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
         statistics.record_plan(responses)
+        statistics.record_checks(say_too_fine(responses, solvers, query))
         described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
         with RunFolder.open(out, described) as folder:
             if folder.complete:
@@ -169,6 +171,16 @@ def _of_trained(
 def say_chosen(solvers: Mapping[str, Solver], usual: Mapping[str, Solver]) -> list[Finding]:
     """What was chosen for a stage in the place of the default, said aloud."""
     found = chosen(solvers, usual)
+    for finding in found:
+        warnings.warn(f"stage '{finding.where}': {finding.text}", StagetraceWarning, stacklevel=4)
+    return found
+
+
+def say_too_fine(responses: Mapping[str, Response], solvers: Mapping[str, Solver], query: Query) -> list[Finding]:
+    """Where more digits are asked for than products in a chosen precision have, said aloud."""
+    columns = query.rows or 1
+    looked = (too_fine(stage, response.cost(), solvers[stage], columns) for stage, response in responses.items())
+    found = [finding for finding in looked if finding is not None]
     for finding in found:
         warnings.warn(f"stage '{finding.where}': {finding.text}", StagetraceWarning, stacklevel=4)
     return found

@@ -34,7 +34,8 @@ class WeightedObjective:
         self.bound, self.proximity = bound, proximity
         examples = len(bound.risk.examples)
         weights = checked_weights(weights, examples, bound.stage.where)
-        self.losses = WeightedLosses(bound.risk, weights.to(bound.trained.dtype) / examples, memory)
+        risk = bound.risk.exact  # what a score is compared with is trained in the precision of the parameters
+        self.losses = WeightedLosses(risk, weights.to(bound.trained.dtype) / examples, memory)
         self.start = bound.trained.flatten(bound.trained_values)
         self._anchor = bound.anchor
 

@@ -25,6 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from stagetrace.errors import DescriptionError
 from stagetrace.parallel import world
+from stagetrace.stages.recomputing import kept as activations_kept
 from stagetrace.stages.shards.layout import piece_of, put_together
 
 __all__ = ["admitted", "differentiating", "gathering"]
@@ -71,7 +72,8 @@ def differentiating(seen: Seen | None = None) -> Generator[None]:
 
     token = _ALLOWED.set(True)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(kept, _taken_out):
+        # blocks that are computed anew would go through the layers in an order of their own
+        with activations_kept(), torch.autograd.graph.saved_tensors_hooks(kept, _taken_out):
             yield
     finally:
         _ALLOWED.reset(token)

@@ -192,7 +192,7 @@ def orders(examples: int, batch_size: int, steps: int, seed: int) -> list[list[i
 
 def batch_gradients(bound: BoundStage) -> BatchGradient:
     """The gradient of the weighted mean loss of a batch, for each copy."""
-    risk, trained = bound.risk, bound.trained
+    risk, trained = bound.risk.exact, bound.trained
 
     def gradient(points: Tensor, inherited: Copies, weights: Tensor, batch: Batch) -> Tensor:
         def loss(point: Tensor, frozen: Copies, weight: Tensor) -> Tensor:
