@@ -27,7 +27,7 @@ test-slow: $(VENV)/.dev ## the tests that take long: whole small experiments, se
 
 # DATA: the folder that holds the data set `mnist`; without it the tests run alone. Together at most 8 minutes.
 gpu: $(VENV)/.dev ## the tests that need a GPU and, with DATA=DIR, the benchmark of it beside the CPU
-	timeout 240 $(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+	timeout 240 $(BIN)/python -m pytest -n 4 -m gpu tests/gpu $(ARGS)
 	$(if $(DATA),timeout 240 $(BIN)/python -m benchmarks gpu --data $(DATA) --out build/gpu.json)
 
 check: $(VENV)/.dev ## formatting, lint and types

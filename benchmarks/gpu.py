@@ -10,6 +10,7 @@ where there is no GPU it says so and measures nothing.
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,9 @@ def _transformer(report: Report) -> None:
     model = language_model("GPT-2", length, width, layers, 2000 if few else 50_257).cuda()
     ids = torch.randint(2000, (number, length), generator=torch.Generator().manual_seed(report.asked.seed))
     data = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in ids]
-    bound = Chain(Stage("pretrain", model=model, objective=NextToken(), data=data, batch_size=8)).last
+    described: dict[str, Any] = {"model": model, "objective": NextToken(), "data": data, "batch_size": 8}
+    bound = Chain(Stage("pretrain", **described)).last
+    rounded = Chain(Stage("pretrain", precision="bf16", **described)).last
     vector = torch.randn(bound.trained.size, 1, device="cuda")
     held, rows = torch.cuda.memory_allocated(), list[Row]()
     makers: dict[str, Callable[[], Callable[[], object]]] = {
@@ -85,6 +88,9 @@ def _transformer(report: Report) -> None:
         "a product with the Gauss-Newton matrix": lambda: _product(GaussNewton(), bound, vector),
         "a product with the Hessian": lambda: _product(Hessian(), bound, vector),
         "scores along one vector": lambda: _scoring(bound, vector),
+        "a gradient, matrix products in bf16": lambda: lambda: mean_gradient(rounded.risk),
+        "a product with the Gauss-Newton matrix, in bf16": lambda: _product(GaussNewton(), rounded, vector),
+        "scores along one vector, in bf16": lambda: _scoring(rounded, vector),
         "the fit of EK-FAC": lambda: lambda: EKFAC().operator(bound),
     }
     for name, make in makers.items():
@@ -106,7 +112,7 @@ def _transformer(report: Report) -> None:
             }
         )
         del work
-    what = f"GPT-2, {parameters(model):,} parameters, {number} sequences of {length} tokens, float32"
+    what = f"GPT-2, {parameters(model):,} parameters, {number} sequences of {length} tokens"
     report.table(f"On the GPU alone: {what}", rows, "gpu-transformer")
 
 
