@@ -42,7 +42,7 @@ def run(report: Report) -> None:
         works = {way: partial(contraction(way, risk, columns), batch) for way in WAYS}
         times = in_turn(works, report.asked.repetitions(5), clock=time.process_time)
         seconds = {name: each.least for name, each in times.items()}
-        way, why = choose(risk, batch, k)
+        way, why, _ = choose(risk, batch, k)
         worst = max(worst, seconds[way] / min(seconds.values()))
         row = {f"{name}, s": each for name, each in seconds.items()}
         table.append({"adjoints": k, **row, "chosen": way, "why": why})

@@ -45,7 +45,7 @@ def run(report: Report) -> None:
     model = large_network(asked, task).cpu()
     train = TensorDataset(task.train.pixels, task.train.labels)
     tests = TensorDataset(task.test.pixels, task.test.labels)
-    report.fields |= {"parameters": parameters(model), "examples": len(train), "gpu": torch.cuda.get_device_name()}
+    report.fields |= {"parameters": parameters(model), "examples": len(train), "card": torch.cuda.get_device_name()}
     rows, scores = list[Row](), dict[str, Tensor]()
     seconds: dict[str, dict[str, float]] = {}
     for device in ("cuda", "cpu"):

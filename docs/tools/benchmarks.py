@@ -51,7 +51,7 @@ def _made(words: str, found: dict[str, Any]) -> str:
 
 def _run(result: dict[str, Any]) -> list[object]:
     on = result["hardware"]
-    device = f"{on['device']}, {on['kind']}"
+    device = result.get("card", f"{on['device']}, {on['kind']}")
     return [result["benchmark"], result["date"], device, on["cores"], on["threads"], result["versions"]["torch"]]
 
 
