@@ -13,7 +13,7 @@ SOLVED = 10 * EXACT
 WORDS = {
     "data parallel": ("`DataParallel`", "`model=wrapped.module`"),
     "distributed": ("`DistributedDataParallel`", "`model=wrapped.module`; several processes by `torchrun`"),
-    "sharded": ("parameters in shards", "load the full state dict into the plain module"),
+    "sharded": ("`FullyShardedDataParallel`", "`fully_shard` on the plain module, or the full state dict in it"),
     "scripted": ("scripted or traced modules", "the module they were made from"),
     "complex": ("complex parameters", "real ones, with their real and imaginary parts"),
     "rows over the norm": (

@@ -75,7 +75,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[StagetraceError], str]] = {
     "sharded": (
         lambda: stage(nn.Sequential(wrapped_as("FullyShardedDataParallel"))),
         DescriptionError,
-        r"the parameters of '0' lie in shards .*save the full state dict, load it into the plain module",
+        r"the parameters of '0' lie in flat shards .*wrap the plain module by torch\.distributed\.fsdp\.fully_shard",
     ),
     "scripted": (
         lambda: stage(nn.Sequential(torch.jit.script(small()))),
