@@ -22,6 +22,9 @@ __all__ = ["Block", "BlockBasis", "Form"]
 
 Form = Literal["Kronecker", "table", "exact", "diagonal"]
 
+FEW = 8
+"""Vectors up to which all rows of all of them are turned as one matrix."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,10 @@ def _turned(matrices: Tensor, left: Tensor | None, right: Tensor | None) -> Tens
     m, n, k = matrices.shape
     if left is not None:
         matrices = (left.mT.to(matrices.dtype) @ matrices.reshape(m, n * k)).reshape(m, n, k)
-    if right is not None:
-        matrices = right.mT.to(matrices.dtype) @ matrices  # row by row of m
-    return matrices
+    if right is None:
+        return matrices
+    right = right.to(matrices.dtype)
+    if k > FEW:
+        return right.mT @ matrices  # row by row of m
+    rows = matrices.permute(0, 2, 1).reshape(m * k, n)  # of few, row by row is a product with a vector for each of m
+    return (rows @ right).reshape(m, k, -1).permute(0, 2, 1)
