@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.bench import rows as parts
 from benchmarks.bench.measured import Measured
@@ -37,6 +38,7 @@ def draw(path: Path, done: Sequence[Measured]) -> None:
                 seconds = [row.seconds for row in of]
                 ax.plot(sizes, seconds, marker="o", ms=4, lw=1.5, color=COLOURS[number], label=", ".join(name))
         ax.set(xscale="log", yscale="log", ylim=_limits(part, done))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(LABELS[part], fontsize=8)
         ax.tick_params(labelsize=7, which="both")
         ax.grid(visible=True, lw=0.3)
