@@ -1,5 +1,6 @@
 """Which way a stage's products are computed: within the memory given, for reasons that are said."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -127,6 +128,16 @@ def test_the_memory_decides_what_is_kept(specimen: Specimen, matrix: Matrix):
         seen.add(found.way)
     assert seen == ways
     assert not planned(specimen, matrix, 1).caches
+
+
+def test_what_a_graph_holds_is_counted_alike_every_time():
+    """Among tensors that come and go: the place of one that was let go may be another's."""
+    generator, others = random.Random(0), list[Tensor]()
+    found = set[int]()
+    for _ in range(100):
+        others = [*others[-20:], *(torch.zeros(generator.randrange(1, 400)) for _ in range(3))]
+        found.add(planned(MLP, "GaussNewton").cached_bytes)
+    assert len(found) == 1
 
 
 @named(MLP, TIED, ATTENTION, CONVOLUTIONAL)

@@ -1,7 +1,8 @@
 """How much memory products may take, and what a graph of autograd keeps of it: counted once, while it is recorded."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, final
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -49,12 +50,24 @@ def graph_storages(risk: Risk, batch: Batch, record: Callable[[], T]) -> tuple[T
     anyway = {
         address for tensor in (*parameters, *risk.evaluation.model.buffers(), *data) for address in storages_of(tensor)
     }
-    saved: dict[int, int] = {}
+    live = WeakSet[_Kept]()  # what a graph let go of again on the way does not count, and its place may be another's
 
-    def count(tensor: Tensor) -> Tensor:
-        saved.update((address, size) for address, size in storages_of(tensor).items() if address not in anyway)
-        return tensor
+    def pack(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        live.add(kept)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         result = record()
-    return result, saved
+    saved = {address: size for kept in live for address, size in storages_of(kept.tensor).items()}
+    return result, {address: size for address, size in saved.items() if address not in anyway}
+
+
+@final
+class _Kept:
+    """A tensor that a graph keeps, for as long as it does."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
