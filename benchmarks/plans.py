@@ -48,8 +48,8 @@ def run(report: Report) -> None:
         try:
             rows.append(compared(Configuration.drawn(random)))
         except RuntimeError as cause:  # one that cannot be predicted is not within any bound
-            failed.append(f"{cause}"[-1000:])
-            report.say(failed[-1])
+            report.say(f"{cause}")
+            failed.append(f"{cause}".strip().splitlines()[0] + " ... " + f"{cause}".strip().splitlines()[-1])
             continue
         report.say("; ".join(f"{key} {value:.3g}" for key, value in rows[-1].items() if isinstance(value, float)))
     report.fields["failed"] = failed

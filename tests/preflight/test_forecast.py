@@ -235,3 +235,25 @@ def test_phases_add_up_in_seconds_and_disk_and_not_in_memory() -> None:
     found = Forecast((one, replace(one, where="b", memory=2**20)))
     assert (found.seconds, found.memory, found.disk) == (Seconds(2.0, 4.0), 5 * 2**20, 200)
     assert "about 2.0 s of the processor (4.0 s on the clock); 5 MiB of memory at its peak (solving, a)" in found.text
+
+
+class LooksIntoTheData(nn.Module):
+    """A branch that a trace cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.tanh(self.layer(x))
+        return out if bool(out.detach().abs().max() < 2) else 2 * out
+
+
+def test_a_model_that_cannot_be_traced_keeps_its_graphs_in_the_plan_too() -> None:
+    stage = Stage("a", model=LooksIntoTheData(), objective=Classification(), data=points(60, 1))
+    whole, small = (GaussNewton(examples).operator(Chain(stage)["a"]) for examples in (None, 10))
+    assert isinstance(whole, SumOperator)
+    assert isinstance(whole.left, MeanCurvature)
+    whole.left.plan = replace(whole.left.plan, traced_from=30)
+    found = SolveEstimate(torch.zeros(0), None, Seconds(50.0, 50.0), Seconds(), 0, 10, 60, 50, True, 0)
+    assert with_tracing(found, small, whole, 50, 60) is found

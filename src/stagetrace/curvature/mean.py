@@ -120,8 +120,13 @@ class MeanCurvature(LinearOperator):
         return MeanCurvature(self.risk, [self.indices[position] for position in drawn], self.plan.without_caching())
 
     def traced_over(self, examples: int) -> "MeanCurvature":
-        """The same over the first few of its examples by traced tangent maps: to see what tracing takes."""
-        return MeanCurvature(self.risk, self.indices[:examples], self.plan.traced())
+        """The same over the first few of its examples by traced tangent maps: to see what tracing takes.
+
+        Where tracing fails its graphs are kept, as those of the whole would be.
+        """
+        few = MeanCurvature(self.risk, self.indices[:examples], self.plan)
+        few._trace()
+        return few
 
     def cost(self) -> Cost:
         plan = self.plan
