@@ -3,12 +3,15 @@
 from stagetrace.objectives.binary import BinaryClassification as BinaryClassification
 from stagetrace.objectives.binary import MultiLabel as MultiLabel
 from stagetrace.objectives.objective import Objective as Objective
+from stagetrace.objectives.preferences import DPO as DPO
+from stagetrace.objectives.preferences import Reward as Reward
 from stagetrace.objectives.supervised import Classification as Classification
 from stagetrace.objectives.supervised import Regression as Regression
 from stagetrace.objectives.tokens import MaskedToken as MaskedToken
 from stagetrace.objectives.tokens import NextToken as NextToken
 
 __all__ = [
+    "DPO",
     "BinaryClassification",
     "Classification",
     "MaskedToken",
@@ -16,4 +19,5 @@ __all__ = [
     "NextToken",
     "Objective",
     "Regression",
+    "Reward",
 ]
