@@ -56,6 +56,14 @@ def logp(table: Tensor, row: dict[str, Tensor], side: str) -> Tensor:
     return total
 
 
+def logps(model: Table, batch: dict[str, Tensor]) -> Tensor:
+    """`[batch, 2]`: those of a batch of pairs."""
+    rows = [{name: value[place] for name, value in batch.items()} for place in range(len(batch["chosen_input_ids"]))]
+    return torch.stack(
+        [torch.stack([logp(model.table.weight, row, s) for s in ("chosen", "rejected")]) for row in rows]
+    )
+
+
 def sft_loss(table: Tensor, row: dict[str, Tensor]) -> Tensor:
     tokens = row["input_ids"]
     steps = [-table[tokens[place - 1]].log_softmax(0)[tokens[place]] for place in range(1, len(tokens))]

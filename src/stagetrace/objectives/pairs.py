@@ -80,7 +80,10 @@ def single_rows(sides: Sequence[Side]) -> list[list[Tensor]]:
     for side in sides if len(sides) == 2 else [chosen_rows_of(sides[0], part) for part in (0, 1)]:
         kept = side.get("attention_mask")
         texts = [
-            [value[row] if kept is None or value.shape != kept.shape else value[row][kept[row] != 0] for value in side.values()]
+            [
+                value[row] if kept is None or value.shape != kept.shape else value[row][kept[row] != 0]
+                for value in side.values()
+            ]
             for row in range(len(side["input_ids"]))
         ]
         found = texts if not found else [one + other for one, other in zip(found, texts, strict=True)]

@@ -93,7 +93,9 @@ class DPO:
         if self.label_smoothing:
             _check_number("DPO(label_smoothing=...)", self.label_smoothing, 0.0, 0.5, "0.1 is usual")
             if self.loss_type not in ("sigmoid", "robust"):
-                refuse(f"DPO(label_smoothing=...) is of 'sigmoid' and 'robust', not of {self.loss_type!r}; leave it out")
+                refuse(
+                    f"DPO(label_smoothing=...) is of 'sigmoid' and 'robust', not of {self.loss_type!r}; leave it out"
+                )
 
     def beside(self, words: str) -> "DPO":
         """The same loss for a model that has the reference within."""
@@ -101,7 +103,7 @@ class DPO:
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         sides = sides_of(batch, "DPO")
-        found = _logps(model, sides)
+        found = logps_of(model, sides)
         return found - self._reference(model, sides, batch).to(found)
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
@@ -145,15 +147,15 @@ class DPO:
                 )
             return given
         if is_differentiated(reference):
-            return _logps(reference, sides)
+            return logps_of(reference, sides)
         if any(is_wrapped(value) for side in sides for value in side.values()):
-            return _logps(reference, sides) if given is None else given
+            return logps_of(reference, sides) if given is None else given
 
         def keys() -> list[bytes]:
             return [bytes_of(row) for row in single_rows(sides)]
 
         def compute(places: Sequence[int]) -> Tensor:
-            return _logps(reference, chosen_rows(sides, places))
+            return logps_of(reference, chosen_rows(sides, places))
 
         found = self._remembered(reference, keys, compute)
         if given is not None:
@@ -179,7 +181,7 @@ def _check_same(given: Tensor, found: Tensor) -> None:
         )
 
 
-def _logps(model: nn.Module, sides: Sequence[Side]) -> Tensor:
+def logps_of(model: nn.Module, sides: Sequence[Side]) -> Tensor:
     """`[batch, 2]`: the summed log-probability of each completion, given its prompt."""
     return of_both(sides, lambda side: _logp(model, side))
 
@@ -270,4 +272,6 @@ def _reward(model: nn.Module, side: Side) -> Tensor:
 def _check_number(what: str, value: object, above: float, below: float, usual: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and above < float(value) < below):
-        refuse(f"{what} must be a number above {above:g}{'' if below == math.inf else f' and below {below:g}'}, got {value!r}; {usual}")
+        refuse(
+            f"{what} must be a number above {above:g}{'' if below == math.inf else f' and below {below:g}'}, got {value!r}; {usual}"
+        )

@@ -6,7 +6,7 @@ differentiated in it, and a retraining takes it from the stage before as retrain
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from stagetrace.stages.shards import whole_shapes
 if TYPE_CHECKING:
     from stagetrace.stages.bound import BoundStage
 
-__all__ = ["reference_notices", "reference_pairs", "with_reference"]
+__all__ = ["frozen_copy", "reference_notices", "reference_pairs", "with_reference"]
 
 
 def with_reference(model: nn.Module, objective: Any, where: str) -> tuple[nn.Module, Any]:
@@ -53,13 +53,16 @@ def with_reference(model: nn.Module, objective: Any, where: str) -> tuple[nn.Mod
         refuse(f"{where}: a reference is not made for parameters that lie in shards (DTensor); give plain modules")
     within = copy.copy(model)
     vars(within)["_modules"] = dict(model._modules)  # pyright: ignore[reportPrivateUsage]
-    within.add_module(REFERENCE, _frozen(held, {_memory(p) for p in model.parameters()}))
+    within.add_module(REFERENCE, frozen_copy(held, {_memory(p) for p in model.parameters()}))
     words = getattr(given, "where", None) or type(held).__name__
     return within, objective.beside(str(words))
 
 
-def _frozen(model: nn.Module, taken: set[int]) -> nn.Module:
-    """A copy in eval mode that shares the memory of its parameters, but for what the trained model has, too."""
+def frozen_copy(model: nn.Module, taken: Collection[int] = ()) -> nn.Module:
+    """A copy in eval mode whose parameters are its own, require no gradient and share their memory.
+
+    taken: addresses of memory that is not to be shared.
+    """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         values = parameter.detach()
@@ -81,9 +84,7 @@ def reference_pairs(model: nn.Module, previous: nn.Module) -> dict[str, str]:
     """
     ours: Mapping[str, Tensor] = dict(model.named_parameters())
     theirs, known = dict(previous.named_parameters()), canonical_names(previous)
-    pairs = {
-        name: known.get(name.removeprefix(f"{REFERENCE}."), "") for name in ours if is_of_reference(name)
-    }
+    pairs = {name: known.get(name.removeprefix(f"{REFERENCE}."), "") for name in ours if is_of_reference(name)}
     same = all(other in theirs and _equal(ours[name], theirs[other]) for name, other in pairs.items())
     return pairs if same else {}
 
