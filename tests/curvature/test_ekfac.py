@@ -393,6 +393,22 @@ def test_the_residual_in_the_true_system_is_measured() -> None:
     assert any(f"residual of {residual:.2g} " in note for note in solution.notes)
 
 
+def test_of_many_examples_it_is_measured_on_two_draws() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    one, label = torch.randn(1, 3, dtype=torch.float64), torch.tensor([1])
+    alike = TensorDataset(one.expand(100, 3).clone(), label.expand(100).clone())  # so that every draw is the whole
+    stage = Stage("fit", model=model, objective=Classification(), data=alike)
+    result = trace(Chain(stage), Query([(one[0], label[0])]), curvature=EKFAC(exact=0), solver=Direct(0.3, Shift))
+    solution = result.solutions["fit"]
+    assert solution is not None
+    true = GaussNewton().operator(Chain(stage)["fit"]).to_dense() + 0.3 * torch.eye(len(solution.value))
+    gradient = Query([(one[0], label[0])]).gradient(Chain(stage)["fit"]).trained[:, 0]
+    residual = float((gradient - true @ solution.value.reshape(-1)).norm() / gradient.norm())
+    assert residual > 0.01
+    assert f"relative residual of {residual:.2g}, measured on 64 drawn examples" in solution.notes[-1]
+
+
 def test_models_in_half_precision() -> None:
     single, half = SQUARED_MLP.bound(torch.float32), SQUARED_MLP.bound(torch.bfloat16)
     found, expected = (EKFAC(exact=0).operator(bound) for bound in (half, single))

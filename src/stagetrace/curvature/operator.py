@@ -87,6 +87,11 @@ class LinearOperator(ABC):
         return None
 
     @property
+    def examples(self) -> int | None:
+        """How many examples it is a mean over and can draw from, see `subsample`; None where that is not known."""
+        return None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a solution should say of the operator it was found with."""
         return ()
@@ -240,6 +245,10 @@ class SumOperator(LinearOperator):
     def approximates(self) -> LinearOperator | None:
         left, right = self.left.approximates, self.right.approximates
         return None if left is None and right is None else SumOperator(left or self.left, right or self.right)
+
+    @property
+    def examples(self) -> int | None:
+        return self.left.examples or self.right.examples
 
     @property
     def notes(self) -> tuple[str, ...]:

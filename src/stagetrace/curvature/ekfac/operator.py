@@ -82,6 +82,14 @@ class GaussNewtonOnce(LinearOperator):
         self._risk, self._indices, self._batch_size = risk, indices, batch_size
         self._way: Callable[[Risk, Batch], Product] = gauss_newton_retained_graph
 
+    @property
+    def examples(self) -> int:
+        return len(self._indices)
+
+    def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
+        drawn = torch.randperm(len(self._indices), generator=generator)[:examples].tolist()
+        return GaussNewtonOnce(self._risk, [self._indices[place] for place in sorted(drawn)], self._batch_size)
+
     def apply(self, vectors: Tensor) -> Tensor:
         risk, what = self._risk, "a product with the Gauss-Newton matrix"
         total = torch.zeros_like(vectors)
