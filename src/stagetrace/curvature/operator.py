@@ -87,9 +87,9 @@ class LinearOperator(ABC):
         return None
 
     @property
-    def examples(self) -> int | None:
-        """How many examples it is a mean over and can draw from, see `subsample`; None where that is not known."""
-        return None
+    def draws(self) -> "tuple[LinearOperator, ...]":
+        """Two independent draws of what it is a mean of, enough to measure an answer by; else itself alone."""
+        return (self,)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -247,8 +247,11 @@ class SumOperator(LinearOperator):
         return None if left is None and right is None else SumOperator(left or self.left, right or self.right)
 
     @property
-    def examples(self) -> int | None:
-        return self.left.examples or self.right.examples
+    def draws(self) -> tuple[LinearOperator, ...]:
+        left, right = self.left.draws, self.right.draws
+        if len(left) == len(right) == 1:
+            return (self,)
+        return tuple(SumOperator(left[place % len(left)], right[place % len(right)]) for place in range(2))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.ekfac.operator import measured_on
 from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import LinearOperator
@@ -28,7 +29,8 @@ from stagetrace.solvers.base import Solution, Solver, solve
 from stagetrace.solvers.settings import step_limit
 from stagetrace.solvers.together import MANY, tolerance
 from stagetrace.stages.bound import BoundStage
-from stagetrace.tracing.responses.shortfall import MEASURED, shortfall
+from stagetrace.stages.risk import Risk
+from stagetrace.tracing.responses.shortfall import shortfall
 
 __all__ = ["rehearse"]
 
@@ -84,7 +86,7 @@ def rehearse(
 
     seen.enough = enough
     timed = TimedOperator(operator, seen)
-    found = _solved(timed, solver, rhs, few, of)
+    found = _solved(timed, solver, rhs, bound.risk, few, of)
     seen.enough = lambda: None  # what follows is a product or two
     products = [round(part.products * found.products / max(1, seen.products)) for part in timed.parts()]
     cost = planned.cost()
@@ -99,7 +101,7 @@ def rehearse(
     return found
 
 
-def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, few: int, of: int) -> SolveEstimate:
+def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, risk: Risk, few: int, of: int) -> SolveEstimate:
     seen, solution, history, ended = timed.seen, None, list[float](), True
 
     def report(step: int, residual: float, /) -> None:
@@ -120,19 +122,19 @@ def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, few: int, of: int
         beside = beside * scale**2
     held = int(max((cost.cached_bytes for cost in timed.costs()), default=0) * (scale - 1))
     if solution is not None:
-        beside = beside + _shortfall(timed.inner, rhs, solution, few, of)
+        beside = beside + _shortfall(timed.inner, rhs, solution, risk, few, of)
     adjoint = rhs if solution is None else solution.value.reshape(rhs.shape)
     products = round(seen.products * more)
     return SolveEstimate(adjoint, solution, over, beside, taken.peak + held, few, of, products, ended, seen.rows)
 
 
-def _shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution, few: int, of: int) -> Seconds:
+def _shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution, risk: Risk, few: int, of: int) -> Seconds:
     """Seconds of saying how far an approximation's answer is off, which goes over no more than so many examples."""
     if operator.approximates is None:
         return Seconds()
     with metered() as taken:
         shortfall(operator, rhs, solution)
-    return taken.seconds * (min(of, MEASURED) / min(few, MEASURED))
+    return taken.seconds * (measured_on(risk, of) / measured_on(risk, few))
 
 
 def _at_size(

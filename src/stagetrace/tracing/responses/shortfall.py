@@ -1,6 +1,5 @@
 """How far the answer of an approximated curvature is from solving the system with the true one."""
 
-import torch
 from torch import Tensor
 
 from stagetrace.curvature.operator import LinearOperator
@@ -10,11 +9,7 @@ from stagetrace.solvers.filters import Filter, Shift
 from stagetrace.solvers.system import Equation
 from stagetrace.solvers.vectors import dot, norm
 
-__all__ = ["MEASURED", "shortfall"]
-
-
-MEASURED = 64
-"""Examples on which it is measured: all where there are no more, else in two halves that are drawn independently."""
+__all__ = ["shortfall"]
 
 
 def shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution) -> tuple[str, ...]:
@@ -42,33 +37,23 @@ def shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution) -> tupl
 
 
 def _of_shift(true: LinearOperator, b: Tensor, x: Tensor, damping: float) -> str:
-    halves = _halves(true)
-    images = [matrix @ x for matrix in halves]
+    images = [matrix @ x for matrix in true.draws]
     # r = b - (G + damping) x is linear in G. Of two independent draws of G the product of the residuals has |r|^2 as
     # its mean, where the square of one residual would have the spread of the draw in it.
     left, right = (b.double() - image.double() - damping * x.double() for image in (images[0], images[-1]))
     squared = dot(left, right) / dot(b, b)
     if squared < 0:  # the draw's spread hides it
         spread = norm(left - right) / norm(b)
-        return _words(f"less than about {spread:.2g}", len(halves))
+        return _words(f"less than about {spread:.2g}", drawn=len(images) > 1)
     expected = dot(x, b)
     found = sum(dot(x, image) for image in images) / len(images) + damping * dot(x, x)
     along = f"; along it the true curvature is {found / expected:.2g} times what EK-FAC took it for" if expected else ""
-    return _words(f"{squared**0.5:.2g}", len(halves)) + along
+    return _words(f"{squared**0.5:.2g}", drawn=len(images) > 1) + along
 
 
-def _halves(true: LinearOperator) -> list[LinearOperator]:
-    """The matrix over all its examples, or over two draws of them."""
-    examples = true.examples
-    if examples is None or examples <= MEASURED:
-        return [true]
-    generator = torch.Generator().manual_seed(0)
-    return [true.subsample(MEASURED // 2, generator) for _ in range(2)]
-
-
-def _words(residual: str, halves: int = 1) -> str:
-    drawn = "" if halves == 1 else f", measured on {MEASURED} drawn examples"
+def _words(residual: str, *, drawn: bool = False) -> str:
+    where = ", measured on some of the examples" if drawn else ""
     return (
         "EK-FAC is an approximation: in the system with the true Gauss-Newton matrix its answer leaves a relative "
-        f"residual of {residual}{drawn} (a solution 0, no answer at all 1)"
+        f"residual of {residual}{where} (a solution 0, no answer at all 1)"
     )
