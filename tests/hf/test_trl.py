@@ -8,8 +8,8 @@ import torch
 
 from stagetrace import Chain, Frozen, Proximal, hf
 from stagetrace.errors import DescriptionError
-from stagetrace.hf.trl.own import with_fused_head
 from stagetrace.hf.trl.kinds import Kind
+from stagetrace.hf.trl.own import with_fused_head
 from stagetrace.objectives import DPO, NextToken, Reward
 from stagetrace.stages.coverage import notices_at
 from tests.hf import trl as of

@@ -1,4 +1,7 @@
-"""Trainers of TRL over tiny models, after so many steps, or before the first. (Tests that import this are skipped where trl is not installed.)"""
+"""Trainers of TRL over tiny models, after so many steps, or before the first.
+
+Tests that import this are skipped where trl is not installed.
+"""
 
 import copy
 from pathlib import Path

@@ -83,7 +83,8 @@ def minimum(loss: Any, start: Tensor) -> Tensor:
         gradient = torch.func.grad(loss)(values).flatten()
         if float(gradient.norm()) < 1e-13:
             return values
-        matrix = torch.autograd.functional.hessian(loss, values).reshape(len(gradient), -1)
+        matrix: Any = torch.autograd.functional.hessian(loss, values)
+        matrix = matrix.reshape(len(gradient), -1)
         values = values - torch.linalg.solve(matrix, gradient).view_as(values)
 
 

@@ -24,7 +24,7 @@ TEXTS, PAIRS, ASKED = of.texts(9, 1), of.pairs(8, 2), of.texts(2, 3)
 
 def chain(tables: tuple[Tensor, Tensor], objective: Any, pairs: Any = PAIRS, **settings: Any) -> Chain:
     first = Stage("sft", model=of.Table(tables[0]), objective=NextToken(), data=TEXTS, weight_decay=of.DECAY)
-    loss = objective(first) if callable(objective) else objective
+    loss: Any = objective(first) if callable(objective) else objective
     link = Proximal({"table": "table"}, alpha=of.ALPHA)
     second = Stage(
         "dpo", model=of.Table(tables[1]), objective=loss, data=pairs, link=link, weight_decay=of.DECAY, **settings
@@ -84,7 +84,7 @@ def test_recorded_steps_of_both_stages_run_again_with_an_example_of_another_weig
         second, reference = copy.deepcopy(first), copy.deepcopy(first)
         made = Stage("d", model=second, objective=DPO(of.BETA, reference=reference), data=PAIRS)
 
-        def losses(model: nn.Module, batch: Any) -> Tensor:
+        def losses(model: of.Table, batch: Any) -> Tensor:
             return made.loss.losses(of.logps(model, batch) - of.logps(reference, batch).detach(), batch)
 
         _steps(second, losses, made, torch.ones(len(PAIRS), dtype=torch.float64), folder, "dpo")

@@ -11,8 +11,8 @@ from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.notices import cut_notices
-from stagetrace.hf.packages import base_of
 from stagetrace.hf.of_pairs import asks_for_texts, reader_of_texts
+from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import check_apart, check_cache, is_packed, packs
 from stagetrace.hf.pairs import PairReader
 from stagetrace.hf.reader import Given, Reader

@@ -2,9 +2,9 @@
 
 from stagetrace.objectives.binary import BinaryClassification as BinaryClassification
 from stagetrace.objectives.binary import MultiLabel as MultiLabel
+from stagetrace.objectives.dpo import DPO as DPO
 from stagetrace.objectives.objective import Objective as Objective
-from stagetrace.objectives.preferences import DPO as DPO
-from stagetrace.objectives.preferences import Reward as Reward
+from stagetrace.objectives.reward import Reward as Reward
 from stagetrace.objectives.supervised import Classification as Classification
 from stagetrace.objectives.supervised import Regression as Regression
 from stagetrace.objectives.tokens import MaskedToken as MaskedToken

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
 REFERENCE = "stagetrace_reference"
 """Under which name a stage's model has the reference as a submodule, so that it can be differentiated in, too."""

@@ -17,7 +17,7 @@ from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
 
 MIXED = 5e-2
-"""The relative difference of two losses that is rounding, where a part of the trainer's was computed in sixteen bits."""
+"""The relative difference of two losses that is rounding, where a part of one was computed in sixteen bits."""
 
 TOGETHER = 8
 """Rows in a batch that is compared, at most; two such batches are, of both ends of the data set."""
@@ -53,7 +53,7 @@ def check_trainers_loss(trainer: Any, stage: Stage, kind: Kind, mean: Callable[[
 
 def _chosen(total: int, trainer: Any) -> list[Sequence[int]]:
     size = max(1, min(total, TOGETHER, int(trainer.args.per_device_train_batch_size)))
-    ends = [range(size), range(total - size, total)]
+    ends: list[Sequence[int]] = [range(size), range(total - size, total)]
     return ends if total > size else ends[:1]
 
 

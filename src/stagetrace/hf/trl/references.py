@@ -9,8 +9,8 @@ from stagetrace.errors import refuse
 from stagetrace.hf.admit import unwrapped
 from stagetrace.hf.packages import is_adapted, quiet
 from stagetrace.hf.trl.own import MIXED
+from stagetrace.objectives.dpo import logps_of
 from stagetrace.objectives.pairs import REFERENCE_LOGPS, sides_of
-from stagetrace.objectives.preferences import logps_of
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.device import to_device
 from stagetrace.stages.differentiable_layers import replace_layers

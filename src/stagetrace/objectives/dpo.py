@@ -1,7 +1,7 @@
-"""Learning from preferences: of two answers to a prompt one was chosen."""
+"""Direct preference optimisation: of two completions of a prompt one was chosen."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final, get_args
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagetrace.errors import BatchError, refuse
+from stagetrace.objectives.arguments import check_between
 from stagetrace.objectives.labels import IGNORED, check_finite_labels
 from stagetrace.objectives.pairs import (
     COMPLETION,
@@ -74,7 +75,8 @@ class DPO:
         >>> DPO(beta=0.5).losses(torch.tensor([[3.0, 3.0]]), pairs).exp().round(decimals=4)  # no preference: log 2
         tensor([2.])
 
-    Source: Rafailov et al. (2023), eq. 7; Mitchell (2023) for cDPO; Azar et al. (2023), eq. 17; Chowdhury et al. (2024).
+    Source: Rafailov et al. (2023), eq. 7; Mitchell (2023) for cDPO; Azar et al. (2023), eq. 17;
+    Chowdhury et al. (2024) for "robust".
     """
 
     beta: float = 0.1
@@ -84,14 +86,14 @@ class DPO:
     _remembered: Remembered = field(default_factory=Remembered, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_number("DPO(beta=...)", self.beta, 0.0, math.inf, "0.1 is usual")
+        check_between("DPO(beta=...)", self.beta, 0.0, math.inf, "0.1 is usual")
         if self.loss_type not in get_args(Preference):
             refuse(
                 f"DPO(loss_type=...) must be one of {', '.join(map(repr, get_args(Preference)))}, got "
                 f"{self.loss_type!r}; for another write a function losses(model, batch) -> Tensor[batch]"
             )
         if self.label_smoothing:
-            _check_number("DPO(label_smoothing=...)", self.label_smoothing, 0.0, 0.5, "0.1 is usual")
+            check_between("DPO(label_smoothing=...)", self.label_smoothing, 0.0, 0.5, "0.1 is usual")
             if self.loss_type not in ("sigmoid", "robust"):
                 refuse(
                     f"DPO(label_smoothing=...) is of 'sigmoid' and 'robust', not of {self.loss_type!r}; leave it out"
@@ -173,10 +175,10 @@ def _check_same(given: Tensor, found: Tensor) -> None:
     away = (given.detach().double().cpu() - found).abs()
     if bool((away > APART * found.abs().clamp_min(1)).any()):
         place = int(away.max(dim=1).values.argmax())
+        theirs, ours = ([round(value, 4) for value in each[place].tolist()] for each in (given, found))
         raise BatchError(
-            f"{' and '.join(REFERENCE_LOGPS)} are {[round(v, 4) for v in given[place].tolist()]}, but under reference= "
-            f"the log-probabilities are {[round(v, 4) for v in found[place].tolist()]}; give the reference that they are "
-            "of, or leave these columns out",
+            f"{' and '.join(REFERENCE_LOGPS)} are {theirs}, but under reference= these log-probabilities are {ours}; "
+            "give the reference that they are of, or leave these columns out",
             place,
         )
 
@@ -209,69 +211,3 @@ def _completion(side: Side) -> Tensor:
 
 def _length(side: Side) -> Tensor:
     return _completion(side).sum(dim=1)
-
-
-@final
-@dataclass(frozen=True)
-class Reward:
-    """A model that gives each text a number, larger for the chosen of two (Bradley and Terry):
-    `-log sigmoid(r(chosen) - r(rejected) - margin) + center (r(chosen) + r(rejected))^2`.
-
-    Outputs `[batch, 2]`: the two rewards. Unit: nats. Batches are dicts of `chosen_input_ids`, `chosen_attention_mask`
-    and the same of `rejected`, `[batch, length]` each, or what TRL's collator for a `RewardTrainer` gives; with an
-    entry `margin`, `[batch]`, where there is one.
-
-    Args:
-        center: TRL's `center_rewards_coefficient`, at least 0.
-
-    Raises:
-        DescriptionError: center is no such number.
-        BatchError: (from a batch) no pairs; a model that gives a text more than one number.
-
-    Example:
-        >>> import torch
-        >>> Reward(center=1.0).losses(torch.tensor([[3.0, 3.0]]), {}).round(decimals=3)  # log 2 + 6^2
-        tensor([36.6930])
-
-    Source: Ouyang et al. (2022), eq. 1; Eisenstein et al. (2023) for `center`.
-    """
-
-    center: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.center:
-            _check_number("Reward(center=...)", self.center, 0.0, math.inf, "0.01 is usual")
-
-    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        return of_both(sides_of(batch, "Reward"), lambda side: _reward(model, side))
-
-    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
-        chosen, rejected = outputs.unbind(dim=1)
-        margin = batch["margin"].to(outputs) if isinstance(batch, Mapping) and "margin" in batch else 0.0
-        losses = -F.logsigmoid(chosen - rejected - margin)
-        return losses + self.center * (chosen + rejected).square() if self.center else losses
-
-    def check(self, batch: Any, shape: Sequence[int]) -> None:
-        """Refuse margins that are not finite."""
-        del shape
-        sides_of(batch, "Reward")
-        if "margin" in batch:
-            check_finite_labels(torch.as_tensor(batch["margin"]))
-
-
-def _reward(model: nn.Module, side: Side) -> Tensor:
-    found = answered(model, side)
-    if found.shape[1:] not in ((), (1,)):
-        raise BatchError(
-            f"Reward needs one number a text, [rows] or [rows, 1], the model gave {list(found.shape)}; use a "
-            "classifier with num_labels=1"
-        )
-    return found.reshape(len(found))
-
-
-def _check_number(what: str, value: object, above: float, below: float, usual: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and above < float(value) < below):
-        refuse(
-            f"{what} must be a number above {above:g}{'' if below == math.inf else f' and below {below:g}'}, got {value!r}; {usual}"
-        )
