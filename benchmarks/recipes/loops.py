@@ -1,17 +1,19 @@
 """Recipes that a loop of one's own trains, and chains of adapters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.recipes import tiny
-from benchmarks.recipes.made import Made
+from benchmarks.recipes.made import Made, moving
 from benchmarks.recipes.trainers import Recipe
-from benchmarks.recipes.trl_trainers import COMPLETED, loss_of_all, lora, sft
+from benchmarks.recipes.trl_trainers import COMPLETED, in_double, lora, loss_of_all, sft
 from stagetrace import Chain, Frozen, Stage, hf
 from stagetrace.objectives import Classification
 
@@ -39,7 +41,7 @@ def plain(folder: Path) -> Made:
     link, data = Frozen("0"), TensorDataset(inputs, labels % 2)
     chain = Chain(before, Stage("head", model=second, objective=Classification(), data=data, link=link))
     held = {f"0.{name}": parameter for name, parameter in second[0].named_parameters()}
-    return Made(chain, lambda: F.cross_entropy(second(inputs), labels % 2), second, [held])
+    return Made(chain, lambda: F.cross_entropy(second(inputs), labels % 2), second, moving(held))
 
 
 class Groups:
@@ -83,7 +85,18 @@ def merged(folder: Path) -> Made:
     first = hf.from_trainer(before, "sft")
     base = tiny.apart(before.model).merge_and_unload()
     after = sft(folder / "two", COMPLETED[::-1], model=base, adapters=lora())
-    return Made(Chain(first, hf.from_trainer(after, "further", after=first)), loss_of_all(after), after.model)
+    chain = Chain(first, hf.from_trainer(after, "further", after=first))
+    layers = {name: layer for name, layer in before.model.named_modules() if isinstance(layer, LoraLayer)}
+    move_adapters = moving(tiny.named(before.model))
+
+    def move(direction: Mapping[str, Tensor], by: float) -> None:
+        move_adapters(direction, by)
+        for name, layer in layers.items():
+            held: Any = layer
+            weight = after.model.get_submodule(name).base_layer.weight
+            weight.data = held.base_layer.weight + held.get_delta_weight("default").to(weight)
+
+    return Made(chain, loss_of_all(after), after.model, move, in_double)
 
 
 RECIPES: dict[str, Recipe] = {

@@ -1,7 +1,8 @@
 """A recipe that was followed, and how far the library's numbers are from those of the trainer's own code."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -17,6 +18,21 @@ STEP = 1e-5
 """Of central differences, in units of a direction of length 1, in float64."""
 
 
+Move = Callable[[Mapping[str, Tensor], float], None]
+
+
+def moving(parameters: Mapping[str, nn.Parameter]) -> Move:
+    """Moves these parameters, those that the direction has."""
+
+    def move(direction: Mapping[str, Tensor], by: float) -> None:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if name in direction:
+                    parameter.add_(direction[name], alpha=by)
+
+    return move
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Made:
@@ -25,18 +41,20 @@ class Made:
     chain: its last stage is the recipe's.
     loss: the loss of one step over all of the stage's rows, by the code that trained, at the values that `model` has.
     model: the trainer's model; its parameters are those of the stage, in the same memory.
-    before: modules that hold parameters of the stage before, by that stage's names: their values are moved together.
+    before: moves what the trainer's code has of the stage before, along a direction by its parameters' names, so far.
+    in_double: what has the trainer's code compute in float64 throughout, where it does not by itself.
     """
 
     chain: Chain
     loss: Callable[[], Tensor]
     model: nn.Module
-    before: Sequence[Mapping[str, nn.Parameter]] = field(default_factory=list[Mapping[str, nn.Parameter]])
+    before: Move | None = None
+    in_double: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def measured(made: Made) -> dict[str, Any]:
-    """What the library made of it, and three relative differences: of the loss, of a product with the Hessian, and of what
-    is handed to the stage before.
+    """What the library made of it, and three relative differences: of the loss, of a product with the Hessian, and of
+    what is handed to the stage before.
     """
     bound = made.chain.last
     trained = {name: p for name, p in made.model.named_parameters() if name in set(bound.trained.names)}
@@ -46,16 +64,21 @@ def measured(made: Made) -> dict[str, Any]:
     product = product.squeeze(1) - bound.penalty * vector
     row = _described(bound)
     back = _handed_back(made, bound, vector)
-    slope = _central(made, [(trained, bound.trained.unflatten(vector))], trained)
-    found = {"loss": _apart(ours, float(made.loss())), "Hessian product": _distance(product, bound.trained.flatten(slope))}
+    slope = _central(made, moving(trained), bound.trained.unflatten(vector), trained)
+    found = {
+        "loss": _apart(ours, float(made.loss())),
+        "Hessian product": _distance(product, bound.trained.flatten(slope)),
+    }
     if back is None:
         return row | found | {"stage before": None}
     vectors, value = back
-    moved = [(module, vectors) for module in made.before]
-    mixed = _central(made, moved, trained)
+    assert made.before is not None
+    mixed = _central(made, made.before, vectors, trained)
     along = sum(float((mixed[name] * bound.trained.unflatten(vector)[name]).sum()) for name in trained)
     pull = bound.trained.unflatten(bound.pull * vector)
-    pulled = sum(float((pull[name] * vectors[other]).sum()) for name, other in bound.anchored_to.items() if other in vectors)
+    pulled = sum(
+        float((pull[name] * vectors[other]).sum()) for name, other in bound.anchored_to.items() if other in vectors
+    )
     return row | found | {"stage before": _apart(value, pulled - along)}
 
 
@@ -84,21 +107,18 @@ def _handed_back(made: Made, bound: BoundStage, adjoint: Tensor) -> tuple[dict[s
 
 
 def _central(
-    made: Made, moved: Sequence[tuple[Mapping[str, nn.Parameter], Mapping[str, Tensor]]], of: Mapping[str, nn.Parameter]
+    made: Made, move: Move, direction: Mapping[str, Tensor], of: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
     """The derivative of the trainer's gradient along a direction, by central differences of it."""
     found = list[Sequence[Tensor]]()
     for sign in (1, -2, 1):  # there, back to the other side, and home
-        with torch.no_grad():
-            for module, direction in moved:
-                for name, parameter in module.items():
-                    if name in direction:
-                        parameter.add_(direction[name], alpha=sign * STEP)
+        move(direction, sign * STEP)
         if len(found) < 2:
-            found.append(torch.autograd.grad(made.loss(), list(of.values()), allow_unused=True, materialize_grads=True))
-    return {
-        name: (more - less) / (2 * STEP) for name, more, less in zip(of, found[0], found[1], strict=True)
-    }
+            with made.in_double():
+                found.append(
+                    torch.autograd.grad(made.loss(), list(of.values()), allow_unused=True, materialize_grads=True)
+                )
+    return {name: (more - less) / (2 * STEP) for name, more, less in zip(of, found[0], found[1], strict=True)}
 
 
 def _direction(size: int, seed: int) -> Tensor:

@@ -78,7 +78,9 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
 def rows(*columns: str) -> Any:
     """The texts, tokenised, with these columns beside."""
     tokens = tokenizer()
-    every = [{"text": text, **tokens(text), **_labels(place, tokens(text)["input_ids"])} for place, text in enumerate(TEXTS)]
+    every = [
+        {"text": text, **tokens(text), **_labels(place, tokens(text)["input_ids"])} for place, text in enumerate(TEXTS)
+    ]
     return datasets.Dataset.from_list([{n: r[n] for n in ("input_ids", "attention_mask", *columns)} for r in every])
 
 

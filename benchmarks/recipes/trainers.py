@@ -15,8 +15,12 @@ from stagetrace import Chain, hf
 Recipe = Callable[[Path], Made]
 
 
-def _trained(folder: Path, model: Any, rows: Any, collator: Any, cls: Any = transformers.Trainer, **settings: Any) -> Any:
-    kind = transformers.Seq2SeqTrainingArguments if cls is transformers.Seq2SeqTrainer else transformers.TrainingArguments
+def _trained(
+    folder: Path, model: Any, rows: Any, collator: Any, cls: Any = transformers.Trainer, **settings: Any
+) -> Any:
+    kind = (
+        transformers.Seq2SeqTrainingArguments if cls is transformers.Seq2SeqTrainer else transformers.TrainingArguments
+    )
     made = cls(model=model, args=tiny.arguments(kind, folder, **settings), train_dataset=rows, data_collator=collator)
     made.train()
     made.model.eval()
@@ -32,7 +36,7 @@ def made(trainer: Any, *, own_rows: bool = True) -> Made:
         content = trainer.data_collator([kept(trainer, row) for row in trainer.train_dataset])
 
     def loss() -> Any:
-        inputs = {name: value for name, value in content.items()}
+        inputs = dict(content)
         items = tokens_of(inputs, shifted=type(trainer.model).__name__.endswith(("LMHeadModel", "ForCausalLM")))
         return trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
 

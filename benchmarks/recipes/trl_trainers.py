@@ -1,18 +1,25 @@
 """Recipes with TRL's trainers, alone and after another stage."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import datasets
 import peft
+import torch.nn.functional as F
 import trl
+from torch import Tensor
 
 from benchmarks.recipes import tiny
-from benchmarks.recipes.made import Made
+from benchmarks.recipes.made import Made, moving
 from benchmarks.recipes.trainers import Recipe
 from stagetrace import Chain, hf
 
-COMPLETED = [{"prompt": one, "completion": f" {other}"} for one, other in zip(tiny.TEXTS, tiny.TEXTS[::-1], strict=True)]
+COMPLETED = [
+    {"prompt": one, "completion": f" {other}"} for one, other in zip(tiny.TEXTS, tiny.TEXTS[::-1], strict=True)
+]
 SAID = [
     {
         "messages": [
@@ -26,7 +33,34 @@ PREFERRED = [
     {"prompt": one, "chosen": f" {other}", "rejected": f" {third}"}
     for one, other, third in zip(tiny.TEXTS, tiny.TEXTS[::-1], tiny.TEXTS[3:] + tiny.TEXTS[:3], strict=True)
 ]
+utils: Any = import_module("trl.trainer.utils")
 QUIET: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False}
+
+
+class _Double:
+    """Log-probabilities of tokens in the precision of the hidden states, as TRL's own kernel gives them in float32."""
+
+    @staticmethod
+    def apply(
+        hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        del rest
+        logits = F.linear(hidden, weight, bias) / temperature
+        logs = logits.log_softmax(-1)
+        of_labels = logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        entropy = -(logs.exp() * logs).sum(-1)
+        return of_labels, entropy, (2 * logs).logsumexp(-1), logits.mean(-1), logits.argmax(-1) == labels
+
+
+@contextmanager
+def in_double() -> Generator[None]:
+    """Have TRL compute log-probabilities in float64: differences of its gradients in float32 are mostly rounding."""
+    before = utils._ChunkedLogProbFunction
+    utils._ChunkedLogProbFunction = _Double
+    try:
+        yield
+    finally:
+        utils._ChunkedLogProbFunction = before
 
 
 def lora() -> Any:
@@ -68,7 +102,7 @@ def after_sft(folder: Path, adapters: Any = None, **settings: Any) -> Made:
     chain = Chain(first, hf.from_trainer(after, "dpo", after=first, alpha=0.1))
     inside = after.model.get_base_model() if adapters else after.ref_model
     held = {name.replace(".base_layer", ""): p for name, p in inside.named_parameters() if "lora" not in name}
-    return Made(chain, loss_of_all(after), after.model, [held])
+    return Made(chain, loss_of_all(after), after.model, moving(held), in_double)
 
 
 def loss_of_all(trainer: Any) -> Any:
@@ -76,6 +110,9 @@ def loss_of_all(trainer: Any) -> Any:
     content = trainer.data_collator([dict(row) for row in trainer.train_dataset])
 
     def loss() -> Any:
+        if "ref_chosen_logps" in content:  # what was computed beforehand, at the values that the reference has now
+            names = ("ref_chosen_logps", "ref_rejected_logps")
+            content.update(zip(names, trainer.compute_ref_log_probs(trainer.ref_model, content), strict=True))
         labels = content.get("labels")
         items = None if labels is None else (labels[:, 1:] != -100).sum()
         return trainer.compute_loss(trainer.model, dict(content), num_items_in_batch=items)
@@ -84,7 +121,7 @@ def loss_of_all(trainer: Any) -> Any:
 
 
 def alone(trainer: Any) -> Made:
-    return Made(Chain(hf.from_trainer(trainer, "stage")), loss_of_all(trainer), trainer.model)
+    return Made(Chain(hf.from_trainer(trainer, "stage")), loss_of_all(trainer), trainer.model, in_double=in_double)
 
 
 def reward(folder: Path) -> Made:
@@ -105,7 +142,7 @@ def same_adapter(folder: Path) -> Made:
         for name, parameter in after.model.named_parameters()
         if ".ref." in name or "lora" not in name
     }
-    return Made(chain, loss_of_all(after), after.model, [held])
+    return Made(chain, loss_of_all(after), after.model, moving(held), in_double)
 
 
 RECIPES: dict[str, Recipe] = {

@@ -48,7 +48,8 @@ def reference_of(trainer: Any, model: Any, after: Stage | None, where: str) -> A
     batch = trainer.data_collator(rows)
     theirs = torch.stack([batch[name] for name in REFERENCE_LOGPS], dim=1) if own is None else _of(own, batch, where)
     ours, mixed = _of(after.model, batch, where), getattr(trainer.accelerator, "mixed_precision", "no") != "no"
-    allowed = MIXED if mixed and own is None else SAME.get(next(after.model.parameters()).dtype, MIXED)
+    single = torch.float32 if own is None else next(after.model.parameters()).dtype  # TRL keeps them in float32
+    allowed = MIXED if mixed and own is None else SAME.get(single, MIXED)
     same = bool(((ours - theirs.to(ours)).abs() <= allowed * ours.abs().clamp_min(1)).all())
     return after if same else own
 
