@@ -4,6 +4,7 @@ from stagetrace.objectives.binary import BinaryClassification as BinaryClassific
 from stagetrace.objectives.binary import MultiLabel as MultiLabel
 from stagetrace.objectives.dpo import DPO as DPO
 from stagetrace.objectives.objective import Objective as Objective
+from stagetrace.objectives.objective import TokenLosses as TokenLosses
 from stagetrace.objectives.reward import Reward as Reward
 from stagetrace.objectives.supervised import Classification as Classification
 from stagetrace.objectives.supervised import Regression as Regression
@@ -20,4 +21,5 @@ __all__ = [
     "Objective",
     "Regression",
     "Reward",
+    "TokenLosses",
 ]
