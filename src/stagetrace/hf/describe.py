@@ -32,6 +32,7 @@ from stagetrace.hf.tokenizing import (
 )
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
+from stagetrace.stages.ids import AskedIds
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
@@ -60,6 +61,7 @@ def stage(
     workers: int = 0,
     training: Any = None,
     precision: Precision | None = None,
+    ids: AskedIds = None,
 ) -> Stage:
     """A stage from a Hugging Face model and data set, with the loss of the model's class.
 
@@ -85,6 +87,8 @@ def stage(
         text, label: the columns; two text columns are a pair. None takes the usual names.
         max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
         batch_size, weight_decay, workers, training, precision: as for `Stage`; for training see `hf.checkpoints`.
+        ids: the examples' stable ids, as for `Stage`: the name of a column of `data`, or a sequence; None takes the
+            column 'id' where every value of it is a text or a whole number and is used once.
 
     Raises:
         DescriptionError: something does not fit together; the message says what to type instead.
@@ -112,6 +116,7 @@ def stage(
         workers=workers,
         training=training,
         precision=precision,
+        ids=ids,
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
