@@ -217,13 +217,13 @@ def _columns_at_hand(rows: Any) -> Iterable[Any]:
     if isinstance(rows, list):
         first: Any = rows[0] if rows else None
         return first if isinstance(first, Mapping) else ()
-    return rows.column_names if _is_arrow(rows) else ()
+    return rows.column_names if _is_arrow(rows) or _gives_columns(rows) else ()
 
 
 def _column(data: Any, name: str, where: str) -> Iterable[Any]:
     """A column's values, one after the other."""
     rows = rows_of(data)
-    if callable(getattr(rows, "column", None)) and not _is_arrow(rows):
+    if _gives_columns(rows):
         return rows.column(name)
     if _is_arrow(rows):
         if name not in rows.column_names:
@@ -249,11 +249,23 @@ def _is_arrow(rows: Any) -> bool:
     return type(rows).__module__.split(".")[0] == "datasets" and hasattr(rows, "with_format")
 
 
+def _gives_columns(rows: Any) -> bool:
+    """Whether a data set gives its columns by itself, as those of `stagetrace.corpora` do."""
+    return callable(getattr(rows, "column", None)) and hasattr(rows, "column_names") and not _is_arrow(rows)
+
+
 def _array(values: Iterable[Any], where: str) -> Any:
     """The ids as one array of strings."""
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    if isinstance(values, pa.Array) and _are_names(values.type) and not values.null_count:
+        array = values.cast(pa.large_string())
+        _check_texts(array, 0, where)
+        return array
     found, some, start = list[Any](), list[str](), 0
     for index, value in enumerate(values):
-        text = as_id(value.item() if isinstance(value, np.generic) or hasattr(value, "item") else value)
+        plain = value.as_py() if isinstance(value, pa.Scalar) else value.item() if hasattr(value, "item") else value
+        text = as_id(plain)
         if text is None:
             raise DataError(f"{where}: an id must be a text or a whole number, got {value!r} for example {index}")
         some.append(text)
@@ -262,6 +274,10 @@ def _array(values: Iterable[Any], where: str) -> Any:
             some, start = [], index + 1
     found.append(_checked(some, start, where))
     return pa.concat_arrays(found)
+
+
+def _are_names(kind: Any) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
 
 
 def _checked(texts: list[str], start: int, where: str) -> Any:
