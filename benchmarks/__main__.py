@@ -17,6 +17,7 @@ import typer
 from benchmarks import (
     adjoints,
     beside,
+    corpora,
     default,
     ekfac,
     embeddings,
@@ -71,6 +72,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-texts": index_texts.run,
     "index-words": index_words.run,
     "plans": plans.run,
+    "corpora": corpora.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

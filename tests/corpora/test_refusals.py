@@ -77,7 +77,8 @@ def packed(folder: Path) -> Any:
 def tokens(**settings: Any) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         np.arange(10, dtype=np.uint16).tofile(folder / "a.bin")
-        data = TokenFile(folder / "a.bin", **{"dtype": "uint16", "length": 3, **settings})
+        asked: dict[str, Any] = {"dtype": "uint16", "length": 3, **settings}
+        data = TokenFile(folder / "a.bin", **asked)
         return data.documents() if "documents" in settings else data
 
     return read

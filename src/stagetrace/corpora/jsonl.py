@@ -7,6 +7,7 @@
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -24,8 +25,6 @@ _AHEAD = 256
 
 _CHUNK = 2**24
 """Bytes that are looked through at once for the ends of lines."""
-
-_NOTHING: tuple[int, int, bytes] = (-1, 0, b"")
 
 _WHERE = "stagetrace.corpora.Jsonl"
 
@@ -72,7 +71,7 @@ class Jsonl:
         self._files, self._places = Files(shards), Places(counts)
         self._starts = np.frombuffer(starts, dtype=np.int64)
         self._names = names.array()
-        self._held = _NOTHING
+        self._held, self._first = list[bytes](), 0
         if not len(self):
             raise DataError(f"{_WHERE}: {shards[0].path}{' and the others' if shards[1:] else ''} have no line")
 
@@ -80,11 +79,10 @@ class Jsonl:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = range(len(self))[index]
-        number, _ = self._places.of(index)
-        first = index + number  # each file before has one more start than lines
-        begin, end = int(self._starts[first]), int(self._starts[first + 1])
-        row: dict[str, Any] = json.loads(self._bytes(number, first, begin, end).decode("utf-8-sig"))
+        place = index - self._first
+        if not 0 <= place < len(self._held):
+            place = self._fetch(range(len(self))[index])
+        row: dict[str, Any] = json.loads(self._held[place])
         return row
 
     def column(self, name: str) -> Iterable[Any]:
@@ -112,19 +110,20 @@ class Jsonl:
             raise DataError(f"{self.place(index)} has no key '{name}'; it has {', '.join(map(repr, row))}")
         return row[name]
 
-    def _bytes(self, number: int, first: int, begin: int, end: int) -> bytes:
-        """The bytes of a line: of those that were fetched last, or fetched now with the ones behind it."""
-        held, offset, content = self._held
-        if held == number and offset <= begin and end <= offset + len(content):
-            return content[begin - offset : end - offset]
-        lines = min(_AHEAD, int(self._places.ends[number]) - (first - number))
-        stop = int(self._starts[first + lines])
-        content = self._files.read(number, begin, stop - begin)
-        self._held = (number, begin, content)
-        return content[: end - begin]
+    def _fetch(self, index: int) -> int:
+        """Hold the line of an example and those behind it, in the place of what was held; its place is 0."""
+        number, _ = self._places.of(index)
+        first = index + number  # each file before has one more start than lines
+        bounds: list[int] = self._starts[
+            first : first + 1 + min(_AHEAD, int(self._places.ends[number]) - index)
+        ].tolist()
+        content = self._files.read(number, bounds[0], bounds[-1] - bounds[0])
+        self._held = [content[begin - bounds[0] : end - bounds[0]] for begin, end in pairwise(bounds)]
+        self._first = index
+        return 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": _NOTHING}
+        return {**self.__dict__, "_held": [], "_first": 0}
 
     def __repr__(self) -> str:
         return f"Jsonl({len(self):,} lines of {len(self._files.shards):,} files)"

@@ -67,7 +67,7 @@ class ParquetShards:
         self.column_names = _chosen(schema, columns)
         self._groups, self._places = groups, Places(sizes or [0])
         self._tables: dict[int, Any] = {}
-        self._block: tuple[int, int, list[dict[str, Any]]] = (-1, 0, [])
+        self._block, self._first = list[dict[str, Any]](), 0
         if not len(self):
             raise DataError(
                 f"{_WHERE}: {self._shards[0].path}{' and the others' if self._shards[1:] else ''} have no row"
@@ -77,12 +77,10 @@ class ParquetShards:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        number, place = self._places.of(range(len(self))[index])
-        start = place - place % _BLOCK
-        if self._block[:2] != (number, start):
-            rows: list[dict[str, Any]] = self._table(number).slice(start, _BLOCK).to_pylist()
-            self._block = (number, start, rows)
-        return dict(self._block[2][place - start])
+        place = index - self._first
+        if not 0 <= place < len(self._block):
+            place = self._fetch(range(len(self))[index])
+        return dict(self._block[place])
 
     def column(self, name: str) -> Any:
         """A column of all rows, as a `pyarrow.ChunkedArray`.
@@ -107,6 +105,13 @@ class ParquetShards:
         before = int(self._places.ends[first - 1]) if first else 0
         return f"{self._shards[shard].path}, row {index - before}"
 
+    def _fetch(self, index: int) -> int:
+        """Make Python objects of the rows around an example, in the place of what was held; its place among them."""
+        number, place = self._places.of(index)
+        start = place - place % _BLOCK
+        self._block, self._first = self._table(number).slice(start, _BLOCK).to_pylist(), index - (place - start)
+        return place - start
+
     def _table(self, number: int) -> Any:
         """A row group, and no more than one other is held."""
         if number not in self._tables:
@@ -121,7 +126,7 @@ class ParquetShards:
         return self._tables[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}, "_block": (-1, 0, [])}
+        return {**self.__dict__, "_tables": {}, "_block": [], "_first": 0}
 
     def __repr__(self) -> str:
         return (

@@ -1,5 +1,6 @@
 """What a trace says of one stage's examples."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, final
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import DataError, refuse
+from stagetrace.results.grouped import Grouped, grouped
 from stagetrace.results.plot import plot_scores
 from stagetrace.results.sign import UNIT
 from stagetrace.results.table import Row, Top, frame
@@ -125,6 +127,18 @@ class Scores:
         title = f"{self.stage}: {len(order)} {which} of {self.n_examples:,} examples{what}"
         named = {} if self.ids is None else self.ids.named(order.tolist())
         return Top(title, tuple(Row(*row) for row in rows), named)
+
+    def grouped(self, groups: Iterable[str | int]) -> Grouped:
+        """The sums of the scores over groups of examples: documents that lie in several rows, sources, authors.
+
+        groups: the name of each example's group, in the order of the examples. Of a `stagetrace.corpora.TokenFile`
+            whose rows hold one document each they are `data.documents()`.
+
+        Raises:
+            DescriptionError: another number of names than examples.
+            DataError: a name that is no text or whole number.
+        """
+        return grouped(self.stage, self.values, groups)
 
     def to_pandas(self) -> "DataFrame":
         """A frame with a row an example: index, id where there are ids, score, removal_effect and the parts.

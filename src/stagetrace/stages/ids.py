@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from stagetrace.errors import DataError, first_line, refuse
 
-__all__ = ["COLUMN", "AskedIds", "Ids", "as_id", "ids_of"]
+__all__ = ["COLUMN", "AskedIds", "Ids", "as_id", "ids_of", "rows_of", "texts_of"]
 
 COLUMN = "id"
 """The column that is taken for the ids of rows where none is named."""
@@ -51,7 +51,7 @@ class Ids(Sequence[str]):
     """
 
     def __init__(self, values: Iterable[Any], where: str = "Ids", source: str = "given") -> None:
-        self._array, self.source = _array(values, where), source
+        self._array, self.source = texts_of(values, where), source
         _refuse_repeated(self._array, where)
 
     @staticmethod
@@ -254,8 +254,14 @@ def _gives_columns(rows: Any) -> bool:
     return callable(getattr(rows, "column", None)) and hasattr(rows, "column_names") and not _is_arrow(rows)
 
 
-def _array(values: Iterable[Any], where: str) -> Any:
-    """The ids as one array of strings."""
+def texts_of(values: Iterable[Any], where: str, what: str = "an id") -> Any:
+    """Texts and whole numbers as a `pyarrow.LargeStringArray`, each of one line.
+
+    what: as messages call one of them.
+
+    Raises:
+        DataError: a value of another kind, an empty text, or one with a line break.
+    """
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if isinstance(values, pa.Array) and _are_names(values.type) and not values.null_count:
@@ -267,7 +273,7 @@ def _array(values: Iterable[Any], where: str) -> Any:
         plain = value.as_py() if isinstance(value, pa.Scalar) else value.item() if hasattr(value, "item") else value
         text = as_id(plain)
         if text is None:
-            raise DataError(f"{where}: an id must be a text or a whole number, got {value!r} for example {index}")
+            raise DataError(f"{where}: {what} must be a text or a whole number, got {value!r} for example {index}")
         some.append(text)
         if len(some) == _AT_ONCE:
             found.append(_checked(some, start, where))
