@@ -121,3 +121,13 @@ def test_streams_and_names_of_files_are_told_what_to_type(tmp_path: Path):
     with pytest.raises(DescriptionError, match=r"type stagetrace\.corpora\.Jsonl\('corpus/\*\.jsonl'\)"):
         hf.stage("fit", model, "corpus/*.jsonl", tokenizer=tiny.tokenizer())
     assert isinstance(KINDS["jsonl"](tmp_path), Jsonl)
+
+
+def test_long_lines_are_fetched_a_few_at_a_time(tmp_path: Path):
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(f'{{"text": "{letter * 600_000}"}}\n' for letter in "abcdef"))
+    data = Jsonl(path)
+    assert [data[index]["text"][0] for index in range(6)] == list("abcdef")
+    assert max(len(data[index]["text"]) for index in (0, 5)) == 600_000
+    data[0]
+    assert len(data._held) == 1  # pyright: ignore[reportPrivateUsage]  # two would be more than a mebibyte

@@ -23,6 +23,9 @@ __all__ = ["Jsonl"]
 _AHEAD = 256
 """Lines that are fetched with one: examples are mostly read one after the other."""
 
+_BYTES = 2**20
+"""Bytes of them, at most, where there is more than one line."""
+
 _CHUNK = 2**24
 """Bytes that are looked through at once for the ends of lines."""
 

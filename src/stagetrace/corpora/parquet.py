@@ -150,6 +150,9 @@ def _same(schema: Any, first: Any, shard: Shard, one: Shard) -> Any:
 
 def _chosen(schema: Any, columns: Sequence[str] | None) -> tuple[str, ...]:
     names: list[str] = schema.names
+    if columns is not None and not columns:
+        refuse(f"{_WHERE}: columns must name at least one of {', '.join(map(repr, names))}")
+    columns = (columns,) if isinstance(columns, str) else columns
     for name in columns or ():
         if name not in names:
             refuse(f"{_WHERE}: there is no column '{name}'; there are {', '.join(map(repr, names))}")

@@ -5,7 +5,7 @@
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from numbers import Integral
 from typing import Any, cast, final, overload
@@ -183,7 +183,11 @@ def ids_of(data: Any, asked: AskedIds, where: str) -> tuple[Ids | None, str | No
             return None, f"{cause}; the column '{COLUMN}' is not taken for ids, and examples have their indices alone"
     if isinstance(asked, str):
         return Ids(_column(data, asked, where), where, f"column '{asked}'"), None
-    if isinstance(asked, (bytes, Mapping)) or not hasattr(type(asked), "__len__") or not hasattr(asked, "__iter__"):
+    if (
+        isinstance(asked, (bytes, Mapping, Set))
+        or not hasattr(type(asked), "__len__")
+        or not hasattr(asked, "__iter__")
+    ):
         refuse(f"{where}: ids must be the name of a column, or a sequence with an id for each example, got {asked!r}")
     if len(asked) != len(data):
         refuse(f"{where}: there must be one id for each of the {len(data):,} examples, got {len(asked):,}")
