@@ -63,10 +63,12 @@ def columns_of(
     *,
     main: str = TOKENISED,
     takes: Collection[str] = (),
+    weighs: str | None = None,
 ) -> tuple[Columns, tuple[str, ...]]:
     """The columns as named, else the known ones that the first row has; and what was decided and should be known.
 
-    main: the feature that an example cannot be without. takes: what the model's `forward` takes.
+    main: the feature that an example cannot be without. takes: what the model's `forward` takes. weighs: the column
+    that weights are read from.
 
     Raises:
         DescriptionError: a named column is missing, none is known, or several could be meant.
@@ -82,7 +84,7 @@ def columns_of(
         refuse(
             f"{where}: the model reads '{main}', which no column holds{having(row)}; make it by the model's processor"
         )
-    texts, passed = (given or (), ()) if given or tokenised else texts_of(row, task, where)
+    texts, passed = (given or (), ()) if given or tokenised else texts_of(_without(row, weighs), task, where)
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
     )
@@ -91,9 +93,12 @@ def columns_of(
     notices += said
     if tokenised:
         notices += _beside(row, task, {found, *predicted, *LABELS}, takes, where)
-    weights = [name for name in WEIGHTS if name in row]
-    if weights:
-        notices.append(f"{where}: {_quoted(weights)} is not used: every example weighs alike")
+    unused = [name for name in WEIGHTS if name in row] if weighs is None else []
+    if unused:
+        notices.append(
+            f'{where}: {_quoted(unused)} {_is(unused)} not used: every example weighs alike; weights="{unused[0]}" '
+            "in hf.stage reads it"
+        )
     return Columns(texts, found, predicted, main), tuple(notices)
 
 
@@ -170,6 +175,10 @@ def _beside(
     if not left_out:
         return []
     return [f"{where}: {_quoted(left_out)} {_is(left_out)} not used: the model does not take {_them(left_out)}"]
+
+
+def _without(row: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
 
 
 def _of_strings(value: Any) -> bool:

@@ -20,6 +20,7 @@ from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Task, task_of
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
+from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import WHERE, Query
@@ -44,7 +45,8 @@ def query(
     Args:
         data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
         stage: the last stage of the chain.
-        objective, reduction, batch_size, workers: as for `Query`.
+        objective: the query loss; None takes the stage's, of tokens the mean over each query example's own.
+        reduction, batch_size, workers: as for `Query`.
 
     Raises:
         DescriptionError: the stage is not of `hf.stage`, or the data are of the wrong kind.
@@ -54,6 +56,8 @@ def query(
         refuse(f"{WHERE}: stage= must be a stage made by hf.stage or hf.from_trainer; for others write Query(...)")
     rows = _rows(data, stage)
     read, collate = _read(rows, stage)
+    if objective is None and isinstance(stage.objective, PerToken):
+        objective = stage.objective.of_one
     return Query(
         read, objective=objective, reduction=reduction, batch_size=batch_size, collate=collate, workers=workers
     )

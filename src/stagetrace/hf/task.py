@@ -8,6 +8,10 @@ from stagetrace.hf.packages import base_of
 from stagetrace.objectives import Classification, MaskedToken, MultiLabel, NextToken, Objective, Regression
 
 Reduction = Literal["mean", "sum"]
+"""Over an example's tokens."""
+
+ChosenReduction = Literal["auto", "tokens", "mean", "sum"]
+"""What a user may choose: also that every token of the data weighs the same."""
 
 
 @final

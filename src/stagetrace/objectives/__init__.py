@@ -7,6 +7,7 @@ from stagetrace.objectives.supervised import Classification as Classification
 from stagetrace.objectives.supervised import Regression as Regression
 from stagetrace.objectives.tokens import MaskedToken as MaskedToken
 from stagetrace.objectives.tokens import NextToken as NextToken
+from stagetrace.objectives.weights import Weights as Weights
 
 __all__ = [
     "BinaryClassification",
@@ -16,4 +17,5 @@ __all__ = [
     "NextToken",
     "Objective",
     "Regression",
+    "Weights",
 ]
