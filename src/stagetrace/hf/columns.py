@@ -8,6 +8,7 @@ from stagetrace.errors import refuse
 from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
 from stagetrace.hf.texts import COMPLETION, having, texts_of
+from stagetrace.objectives.spans import POSITIONS as POSITIONS_OF_ANSWER
 
 TOKENISED, EMBEDDED, POSITIONS, MASK = "input_ids", "inputs_embeds", "position_ids", "attention_mask"
 
@@ -22,6 +23,12 @@ PREDICTED = ("completion_mask", "assistant_masks")
 
 OTHER_MASKS = ("loss_mask", "label_mask", "labels_mask", "prompt_mask", "loss_weights", "token_weights")
 WEIGHTS = ("weight", "weights", "sample_weight", "example_weight", "loss_weight")
+TOKENISED_ONLY = {
+    Task.SPAN: "'start_positions' and 'end_positions'",
+    Task.CHOICE: "a list of tokens for each choice, and the right one's place in 'label'",
+}
+"""Tasks whose texts are put together in many ways -> what a row must hold."""
+
 LENGTHS = "seq_lengths"
 """The lengths of the documents that a row packs (TRL's)."""
 
@@ -84,6 +91,11 @@ def columns_of(
         refuse(
             f"{where}: the model reads '{main}', which no column holds{having(row)}; make it by the model's processor"
         )
+    if task in TOKENISED_ONLY and not tokenised:
+        refuse(
+            f"{where}: {task.value} is read from tokenised rows{having(row)}; tokenise as in training into "
+            f"'{TOKENISED}', with {TOKENISED_ONLY[task]}"
+        )
     texts, passed = (given or (), ()) if given or tokenised else texts_of(_without(row, weighs), task, where)
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
@@ -107,6 +119,14 @@ def _label(
 ) -> tuple[str | None, list[str]]:
     if task in UNLABELLED:
         return _label_of_tokens(row, task, named, tokenised, where)
+    if task is Task.SPAN:
+        lacking = [name for name in POSITIONS_OF_ANSWER if name not in present(row)]
+        if lacking:
+            refuse(
+                f"{where}: there is no column {' or '.join(map(repr, lacking))}{having(row)}; add the places of the "
+                "answer's first and last token, as in training"
+            )
+        return None, []
     if named is not None:
         return named, []
     present_ = [name for name in (WORD_LABELS if task is Task.TOKENS else LABELS) if name in row]

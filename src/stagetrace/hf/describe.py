@@ -74,7 +74,9 @@ def stage(
 
     The loss by the end of the class's name: `ForSequenceClassification` cross-entropy (by `config.problem_type` and
     `num_labels` squared error or binary cross-entropy per label), `ForTokenClassification` cross-entropy of the
-    labelled tokens, `ForMaskedLM` that of the masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token.
+    labelled tokens, `ForMaskedLM` that of the masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token,
+    `ForConditionalGeneration` that of each token of the target, `ForQuestionAnswering` the mean of those of the
+    answer's first and last token, `ForMultipleChoice` that of the right choice.
 
     Args:
         name: how results refer to the stage.

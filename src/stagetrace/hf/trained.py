@@ -14,7 +14,7 @@ from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives import Objective
 from stagetrace.objectives.tokens import IGNORED
 
-SMOOTHED = (Task.CLASSIFICATION, Task.TOKENS, Task.MASKED, Task.CAUSAL)
+SMOOTHED = (Task.CLASSIFICATION, Task.CHOICE, Task.TOKENS, Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
 
 STEPS = (
     "compute_loss",
