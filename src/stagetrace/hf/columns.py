@@ -9,6 +9,7 @@ from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
 from stagetrace.hf.texts import COMPLETION, having, texts_of
 from stagetrace.objectives.spans import POSITIONS as POSITIONS_OF_ANSWER
+from stagetrace.stages.ids import COLUMN
 
 TOKENISED, EMBEDDED, POSITIONS, MASK = "input_ids", "inputs_embeds", "position_ids", "attention_mask"
 
@@ -71,11 +72,12 @@ def columns_of(
     main: str = TOKENISED,
     takes: Collection[str] = (),
     weighs: str | None = None,
+    ids: str = COLUMN,
 ) -> tuple[Columns, tuple[str, ...]]:
     """The columns as named, else the known ones that the first row has; and what was decided and should be known.
 
     main: the feature that an example cannot be without. takes: what the model's `forward` takes. weighs: the column
-    that weights are read from.
+    that weights are read from. ids: the column of the examples' ids.
 
     Raises:
         DescriptionError: a named column is missing, none is known, or several could be meant.
@@ -97,6 +99,7 @@ def columns_of(
             f"'{TOKENISED}', with {TOKENISED_ONLY[task]}"
         )
     texts, passed = (given or (), ()) if given or tokenised else texts_of(_without(row, weighs), task, where)
+    passed = tuple(name for name in passed if name != ids)
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
     )

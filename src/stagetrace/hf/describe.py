@@ -40,6 +40,7 @@ from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.weights import Weights
 from stagetrace.recording import Unrolled
 from stagetrace.stages.decay import Decay
+from stagetrace.stages.ids import COLUMN, AskedIds
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
@@ -69,6 +70,7 @@ def stage(
     workers: int = 0,
     training: Any = None,
     precision: Precision | None = None,
+    ids: AskedIds = None,
 ) -> Stage:
     """A stage from a Hugging Face model and data set, with the loss of the model's class.
 
@@ -102,6 +104,8 @@ def stage(
         text, label: the columns; two text columns are a pair. None takes the usual names.
         max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
         batch_size, weight_decay, workers, training, precision: as for `Stage`; for training see `hf.checkpoints`.
+        ids: the examples' stable ids, as for `Stage`: the name of a column of `data`, or a sequence; None takes the
+            column 'id' where every value of it is a text or a whole number and is used once.
 
     Raises:
         DescriptionError: something does not fit together; the message says what to type instead.
@@ -113,9 +117,9 @@ def stage(
     task = task_of(loaded.model, objective, where)
     if objective is None and task.of_tokens:
         check_prompt(loaded.model, where)
-    weighs = column_of(weights)
+    weighs, called = column_of(weights), ids if isinstance(ids, str) else COLUMN
     reader, notices, used = _read(
-        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, where, weighs
+        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, called, where, weighs
     )
     if objective is None:
         check_per_token_loss(reduction, reader.task, where)
@@ -134,6 +138,7 @@ def stage(
         workers=workers,
         training=training,
         precision=precision,
+        ids=ids,
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
@@ -160,12 +165,14 @@ def _read(
     text: str | Sequence[str] | None,
     label: str | None,
     max_length: int | None,
+    ids: str,
     where: str,
     weighs: str | None,
 ) -> tuple[Reader, tuple[str, ...], Any]:
     """How the data set's examples become the model's features, what is said of it, and the model as it is used."""
     model, row, taken = loaded.model, first_row(data, where), takes(loaded.model)
-    columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken, weighs=weighs)
+    main = main_of(model)
+    columns, said = columns_of(row, task, text, label, where, main=main, takes=taken, weighs=weighs, ids=ids)
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
     if columns.tokenised and task.of_tokens:

@@ -1,9 +1,11 @@
 """A data set of rows, read as the features that a stage's model takes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
 from stagetrace.checks.lookout import length
+from stagetrace.hf.pairs import PairReader
 from stagetrace.hf.reader import Features, Given, Reader
 from stagetrace.hf.rows import first_row
 
@@ -22,7 +24,11 @@ class Sentences:
     """
 
     def __init__(
-        self, rows: Any, reader: Reader | Given, notices: tuple[str, ...] = (), remarks: tuple[str, ...] = ()
+        self,
+        rows: Any,
+        reader: Reader | Given | PairReader,
+        notices: tuple[str, ...] = (),
+        remarks: tuple[str, ...] = (),
     ) -> None:
         expected = reader.relevant(rows[0])
         self.rows, self.reader = rows, replace(reader, expected=expected)
@@ -34,6 +40,15 @@ class Sentences:
     def __getitem__(self, index: int) -> Features:
         index = range(len(self))[index]
         return self.reader(self.rows[index], index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Features]:
+        """Several examples: their texts are tokenised in one call."""
+        rows = [self.rows[index] for index in indices]
+        return (
+            self.reader.several(rows, indices)
+            if isinstance(self.reader, Reader)
+            else list(map(self.reader, rows, indices))
+        )
 
     def length_of(self, index: int) -> int:
         """How long an example is, about: without making features of it."""

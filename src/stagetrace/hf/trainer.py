@@ -33,6 +33,7 @@ from stagetrace.hf.trained import (
     loss_of,
     own_loss_of,
 )
+from stagetrace.hf.trl import kind_of, stage_of
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.weights import Weights
 from stagetrace.recording import Unrolled
@@ -100,6 +101,25 @@ def from_trainer(
     if not isinstance(trainer, transformers.Trainer):
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
     check_reduction(reduction, where)
+    kind = kind_of(trainer)
+    if kind is not None:
+        recorded = isinstance(link, Unrolled)
+        return stage_of(
+            trainer,
+            kind,
+            name,
+            after=after,
+            link=link,
+            alpha=alpha,
+            objective=objective,
+            reduction=reduction,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            weights=None if weights is None else weights_of(weights, trainer.train_dataset or [{}], where),
+            workers=workers,
+            precision=precision,
+            training=_left(trainer, recorded) if training == "auto" else training,
+        )
     check_whole(trainer, where)
     check_rows(trainer, where)
     if objective is None:

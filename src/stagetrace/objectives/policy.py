@@ -67,9 +67,16 @@ class WeightedLogProb:
         return self._tokens.outputs(model, self._without(batch))
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
-        losses = self._tokens.losses(outputs, self._without(batch))
-        given = self._column(batch).reshape(losses.shape).to(losses)
-        return losses * (given if self.beta is None else (given / self.beta).exp())
+        return self._tokens.losses(outputs, self._without(batch)) * self._weights(batch, outputs)
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Each predicted token's term of its text's loss, `[batch, length]`, at the token's own position."""
+        each = self._tokens.token_losses(outputs, self._without(batch))
+        return each * self._weights(batch, outputs).unsqueeze(1)
+
+    def predicted(self, batch: Any) -> Tensor:
+        """The tokens that are predicted, at their own positions; -100 elsewhere."""
+        return self._tokens.predicted(self._without(batch))
 
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels that `NextToken` refuses, and numbers that are not finite."""
@@ -91,6 +98,10 @@ class WeightedLogProb:
                 "under that name, in the data set or by collate="
             )
         return {key: value for key, value in batch.items() if key != self.column}
+
+    def _weights(self, batch: Any, like: Tensor) -> Tensor:
+        given = self._column(batch).reshape(-1).to(like)
+        return given if self.beta is None else (given / self.beta).exp()
 
     def _column(self, batch: Any) -> Tensor:
         given = as_labels(batch[self.column], "WeightedLogProb")

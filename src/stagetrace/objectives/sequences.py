@@ -70,6 +70,14 @@ class Seq2Seq:
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self._tokens.losses(outputs, batch)
 
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Each target token's term of its example's loss, `[batch, length]`."""
+        return self._tokens.token_losses(outputs, batch)
+
+    def predicted(self, batch: Any) -> Tensor:
+        """The target's tokens, -100 where nothing is predicted."""
+        return self._tokens.predicted(batch)
+
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels outside the vocabulary; `shape` is that of an example's outputs, `[length, classes]`."""
         self._tokens.check(batch, shape)
