@@ -75,7 +75,7 @@ class Reader:
             return [self(row, index) for row, index in zip(rows, indices, strict=True)]
         for row, index in zip(rows, indices, strict=True):
             self._check(row, index)
-        (name,) = self.columns.texts
+        name = self.columns.texts[0]
         where = f"{self.where}: '{name}' of example "
         texts = [text_of(row[name], f"{where}{index}") for row, index in zip(rows, indices, strict=True)]
         encoded = self.tokenizer(texts, **self._cut)
@@ -210,8 +210,7 @@ class Reader:
         """The tokens of a target text."""
         if self.tokenizer is None:
             raise DataError(f"{where} is a text, and there is no tokenizer; give tokenizer=, or the target's tokens")
-        cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
-        return self.tokenizer(text_target=text, **cut)[TOKENISED]
+        return self.tokenizer(text_target=text, **self._cut)[TOKENISED]
 
     def _one(self, label: Any, where: str) -> Any:
         return IGNORED if isinstance(label, (int, float)) and label == IGNORED else self.labels.read(label, where)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
-from stagetrace.objectives.batches import in_short
+from stagetrace.objectives.batches import dtype_of, in_short
 
 SHOWN = 4
 """Names that a message lists."""
@@ -134,13 +134,17 @@ def as_weights(given: object, where: str) -> Weights | None:
 def _numbers(given: object, where: str) -> Tensor:
     if isinstance(given, Tensor):
         if given.is_complex() or given.layout is not torch.strided:
-            refuse(f"{where}: weights must be real numbers in a dense tensor, got {in_short(given)}")
+            kind = dtype_of(given) if given.is_complex() else "a sparse one"
+            refuse(f"{where}: weights must be real numbers in a dense tensor, got {kind}")
         return given.detach().to("cpu", torch.float64, copy=True)
     values = [_plain(value) for value in _items(given, f"{where}: weights")]
     for index, value in enumerate(values):
         if not isinstance(value, (int, float)):
             refuse(f"{where}: the weight of example {index} must be a number, got {in_short(value)}")
-    return torch.tensor(values, dtype=torch.float64)
+    try:
+        return torch.tensor(values, dtype=torch.float64)
+    except OverflowError:
+        refuse(f"{where}: a weight is more than a number holds; divide the weights by their largest")
 
 
 def _items(given: object, what: str) -> Sequence[object]:
