@@ -337,7 +337,7 @@ class TestSoftPrompts:
         base, after = self.both(peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
         rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
         first = hf.stage("first", base, rows)
-        second = hf.stage("second", after, rows, after=first)
+        second = hf.stage("second", after, rows, after=first, reduction="mean")
         batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
         losses = second.loss.losses(second.loss.outputs(after, batch), batch)
         alone = [after(**{k: torch.tensor([v]) for k, v in row.items()}).loss.double() for row in second.data]

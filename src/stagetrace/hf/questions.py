@@ -22,6 +22,7 @@ from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Task, task_of
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
+from stagetrace.hf.weights import PerToken
 from stagetrace.objectives import NextToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
@@ -49,7 +50,8 @@ def query(
     Args:
         data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
         stage: the last stage of the chain.
-        objective, reduction, batch_size, workers: as for `Query`.
+        objective: the query loss; None takes the stage's, of tokens the mean over each query example's own.
+        reduction, batch_size, workers: as for `Query`.
         contrast: further examples, read as `data` are, whose loss is taken off that of `data`, as for `Query`: another
             completion of the same prompt, or texts of another behaviour. With `reduction="none"` they pair up by row.
 
@@ -63,6 +65,8 @@ def query(
     read, collate = _read(rows, stage)
     if objective is None and asks_for_texts(read, stage):
         objective = NextToken()
+    if objective is None and isinstance(stage.objective, PerToken):
+        objective = stage.objective.of_one
     return Query(
         read,
         objective=objective,

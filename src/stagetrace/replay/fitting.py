@@ -11,6 +11,7 @@ from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.recording import constants_digest
 from stagetrace.replay.statistics import check_buffers
+from stagetrace.replay.training import check_weights
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.space import Params
 
@@ -55,17 +56,20 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
 
 
 def check_decay(bound: BoundStage) -> None:
-    """Refuse a weight decay beside recorded steps, which have it in the optimiser's settings or not at all.
+    """Refuse a weight decay beside recorded steps, which have it in the optimiser's settings or not at all; and weights
+    of the examples, which they have in their loss.
 
     Raises:
-        DescriptionError: the stage has one.
+        DescriptionError: the stage has either.
     """
-    if bound.stage.weight_decay:
+    stage = bound.stage
+    if any(bound.decays.values()):
         refuse(
-            f"{bound.stage.where}: weight_decay={bound.stage.weight_decay:g} is the L2 term of a loss at its minimum, "
+            f"{stage.where}: weight_decay={stage.weight_decay} is the L2 term of a loss at its minimum, "
             "but this stage is differentiated through recorded steps, whose decay is in the optimiser's settings as "
             "used; leave weight_decay= out"
         )
+    check_weights(bound)
 
 
 def unlisted(bound: BoundStage, recorded: Recorded) -> list[str]:

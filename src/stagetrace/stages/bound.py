@@ -12,6 +12,7 @@ from stagetrace.objectives.objective import Objective
 from stagetrace.renamed import renamed_attributes
 from stagetrace.stages.buffers import shared_buffers
 from stagetrace.stages.data import Examples
+from stagetrace.stages.decay import decays_of
 from stagetrace.stages.differentiable_norms import running_statistics
 from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
@@ -168,8 +169,9 @@ class BoundStage:
 
     @cached_property
     def risk(self) -> Risk:
-        """The losses of the stage's own examples."""
-        return self.risk_of(self.stage.where, self.stage.loss, self.stage.examples)
+        """The losses of the stage's own examples, each times its weight."""
+        stage = self.stage
+        return replace(self.risk_of(stage.where, stage.loss, stage.examples), weights=stage.example_weights)
 
     @property
     def anchored(self) -> Anchored:
@@ -215,15 +217,33 @@ class BoundStage:
         return self.trained.flatten(self.trained_values | self.anchored.start)
 
     @cached_property
+    def decays(self) -> dict[str, float]:
+        """The L2 coefficient of each trained parameter.
+
+        Raises:
+            DescriptionError: the stage's mapping leaves one out, or gives it two.
+        """
+        return decays_of(self.stage.weight_decay, self.trained_values, self.stage.where)
+
+    @cached_property
+    def decay(self) -> Tensor:
+        """The same as a vector `[trained.size]`, or a single number `[]` where they are alike."""
+        like = torch.zeros((), dtype=self.trained.dtype, device=self.trained.device)
+        if len(set(self.decays.values())) == 1:
+            return like + next(iter(self.decays.values()))
+        each = {name: (like + decay).expand_as(self.trained_values[name]) for name, decay in self.decays.items()}
+        return self.trained.flatten(each)
+
+    @cached_property
     def stationarity(self) -> Tensor:
         """The gradient of mean loss + weight decay in the trained parameters, without the pull: `[trained.size]`."""
         values = self.trained.flatten(self.trained_values)
-        return mean_gradient(self.risk).trained.squeeze(1) + self.stage.weight_decay * values
+        return mean_gradient(self.risk).trained.squeeze(1) + self.decay * values
 
     @cached_property
     def penalty(self) -> Tensor:
         """The penalty's second derivative, a diagonal: weight decay on all trained parameters, and the link's pull."""
-        return self.stage.weight_decay + self.pull
+        return self.decay + self.pull
 
 
 def _checked(bound: BoundStage) -> BoundStage:
@@ -233,6 +253,7 @@ def _checked(bound: BoundStage) -> BoundStage:
             f"{bound.stage.where} trained nothing: {len(bound.inherited_from)} of its parameters are kept from the "
             f"previous stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
+    bound.decays  # noqa: B018  (every trained parameter has one)
     check_apart(bound.stage.model, bound.stage.where)
     try:  # dtype and device are checked on construction
         ParameterSpace.of(bound.trained_values | bound.inherited_values)

@@ -38,6 +38,11 @@ def notices(stage: Stage) -> list[str]:
     ]
 
 
+def remarks(stage: Stage) -> list[str]:
+    """What the data set's attribute `remarks` says of the stage as described: as usual, so nothing to warn of."""
+    return [*getattr(stage.data, "remarks", ())]
+
+
 def notices_at(bound: BoundStage) -> list[str]:
     """The stage's own notices, and those of its place in the chain, such as running statistics that changed."""
     statistics = *changed_statistics(bound), *unfollowed_statistics(bound)

@@ -47,6 +47,7 @@ def fingerprint_stage(
         "collate": fingerprint_collate(stage.collate, stage.data, identity),
         "link": fingerprint_link(stage.link, identity),
         "weight_decay": stage.weight_decay,
+        **({} if stage.example_weights is None else {"weights": digest_of_weights(stage.example_weights)}),
         "batch_size": stage.batch_size,
         **({} if stage.precision is None else {"precision": stage.precision}),
     }
@@ -125,6 +126,11 @@ def fingerprint_examples(
 def fingerprint_collate(collate: Collate | None, data: Any, identity: Identity) -> Json | None:
     """A collation's digest, the data set apart, whose method it may be; None for PyTorch's own."""
     return None if collate is None else identity.of(collate, {id(data): "the data set"})
+
+
+def digest_of_weights(weights: torch.Tensor | None) -> str | None:
+    """A digest of the examples' weights `[n]`; None for none."""
+    return None if weights is None else digest(weights).hex()
 
 
 def _ends(count: int) -> list[int]:
