@@ -17,6 +17,7 @@ import typer
 from benchmarks import (
     adjoints,
     beside,
+    corpora,
     default,
     ekfac,
     embeddings,
@@ -79,6 +80,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-words": index_words.run,
     "plans": plans.run,
     "recipes": _recipes,
+    "corpora": corpora.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

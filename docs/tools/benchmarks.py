@@ -22,6 +22,7 @@ PAGES = {
     PAGE: RESULTS,
     ROOT / "docs" / "beside.md": RESULTS,
     ROOT / "docs" / "recipes.md": RESULTS,
+    ROOT / "docs" / "corpora.md": RESULTS,
     ROOT / "docs" / "two-stage-benchmark.md": ROOT / "benchmarks" / "two_stage" / "results",
 }
 """Page -> the folder of its results."""

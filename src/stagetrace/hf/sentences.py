@@ -1,5 +1,6 @@
 """A data set of rows, read as the features that a stage's model takes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -31,6 +32,15 @@ class Sentences:
     def __getitem__(self, index: int) -> Features:
         index = range(len(self))[index]
         return self.reader(self.rows[index], index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Features]:
+        """Several examples: their texts are tokenised in one call."""
+        rows = [self.rows[index] for index in indices]
+        return (
+            self.reader.several(rows, indices)
+            if isinstance(self.reader, Reader)
+            else list(map(self.reader, rows, indices))
+        )
 
     def length_of(self, index: int) -> int:
         """How long an example is, about: without making features of it."""

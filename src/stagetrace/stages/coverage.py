@@ -24,10 +24,11 @@ MODE_DEPENDENT = (
 
 
 def notices(stage: Stage) -> list[str]:
-    """Notices for the user: those in the data set's attribute `notices`, and layers that behave differently in training
-    mode.
+    """Notices for the user: those in the data set's attribute `notices`, a column of ids that cannot serve, and layers
+    that behave differently in training mode.
     """
     given: list[str] = [*getattr(stage.data, "notices", ())]
+    given += [] if stage.ids_and_notice[1] is None else [stage.ids_and_notice[1]]
     found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
     if not found:
         return given
