@@ -168,60 +168,14 @@ def test_an_adapter_that_the_model_added_itself_is_one():
         torch.testing.assert_close(values[0][stage].values, values[1][stage].values)
 
 
-class TestMergedAdapters:
-    """base -> adapters -> merged, and other adapters on top of that."""
-
-    @staticmethod
-    def chain(further: float = 0.0, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
-        base = classifier()
-        one = stirred(peft.get_peft_model(copy.deepcopy(base), lora()))
-        merged: Any = copy.deepcopy(one).merge_and_unload().to(dtype)
-        if further:
-            tiny.stir(merged.requires_grad_(True), further, only="query")
-        two = stirred(peft.get_peft_model(merged, lora()), seed=4).to(dtype)
-        first = hf.stage("base", base, ROWS)
-        return first, hf.stage("first", one, ROWS, after=first, weight_decay=0.7), two
-
-    def test_are_taken_apart_and_shared(self):
-        base, first, two = self.chain()
-        before = {name: p.clone() for name, p in two.named_parameters()}
-        second = hf.stage("second", two, ROWS[::-1], after=first, weight_decay=0.4)
-        kept = set(Chain(base, first, second)["second"].inherited_from.values())
-        assert {name for name in own_names(first.model) if "lora_" in name} <= kept
-        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
-        torch.testing.assert_close(second.loss.outputs(second.model, batch), second.loss.outputs(two, batch))
-        assert all(torch.equal(p, before[name]) for name, p in two.named_parameters())
-        second_of_first = hf.stage("first", first.model, ROWS, weight_decay=0.7)
-        agree(second_of_first, second)
-        result = trace(Chain(base, first, second), hf.query(ROWS[:1], stage=second))
-        assert bool((result["base"].values != 0).all())
-
-    def test_in_half_precision_too(self):
-        _, first, two = self.chain(dtype=torch.bfloat16)
-        first = hf.stage("first", first.model.to(torch.bfloat16), ROWS)
-        second = hf.stage("second", two, ROWS, after=first)
-        assert any(".base_layer.lora_A." in name for name in second.link.pairs)  # pyright: ignore[reportOptionalMemberAccess]
-
-    def test_trained_further_are_refused(self):
-        _, first, two = self.chain(further=0.01)
-        with pytest.raises(
-            DescriptionError, match=r"stage 'second': .*merged in, and then trained further.*merged folder"
-        ):
-            hf.stage("second", two, ROWS, after=first)
-
-    def test_a_map_of_the_model_as_it_is_is_refused(self):
-        _, first, two = self.chain()
-        with pytest.raises(DescriptionError, match=r"are merged into .*give after= and no link="):
-            hf.shared(two, first)
-
-    def test_what_merging_left_without_a_gradient_is_refused(self):
-        base = classifier()
-        merged: Any = stirred(peft.get_peft_model(copy.deepcopy(base), lora())).merge_and_unload()
-        first = hf.stage("base", base, ROWS)
-        with pytest.raises(DescriptionError, match=r"requires_grad=False; .*type: model.requires_grad_\(True\)"):
-            hf.stage("second", merged, ROWS, after=first)
-        second = hf.stage("second", merged.requires_grad_(True), ROWS, after=first)
-        assert isinstance(second.link, Proximal)
+def test_what_merging_left_without_a_gradient_is_refused():
+    base = classifier()
+    merged: Any = stirred(peft.get_peft_model(copy.deepcopy(base), lora())).merge_and_unload()
+    first = hf.stage("base", base, ROWS)
+    with pytest.raises(DescriptionError, match=r"requires_grad=False; .*type: model.requires_grad_\(True\)"):
+        hf.stage("second", merged, ROWS, after=first)
+    second = hf.stage("second", merged.requires_grad_(True), ROWS, after=first)
+    assert isinstance(second.link, Proximal)
 
 
 def switched_off(model: Any) -> Any:

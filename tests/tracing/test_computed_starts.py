@@ -131,10 +131,11 @@ def test_recorded_steps_hand_their_start_on_through_the_function(tmp_path: Path)
     steps = 1e-5 * torch.eye(len(at)).double()
     slope = torch.tensor([(loss_after(at + h) - loss_after(at - h)) / 2e-5 for h in steps]).double()
 
+    x, y = (torch.stack(column) for column in zip(*rows(0), strict=True))
+
     def losses(values: Tensor) -> Tensor:
         sizes = [p.numel() for p in first.parameters()]
         point = {n: v.reshape(p.shape) for (n, p), v in zip(first.named_parameters(), values.split(sizes), strict=True)}
-        x, y = (torch.stack(column) for column in zip(*rows(0), strict=True))
         return (torch.func.functional_call(first, point, (x,)) - y).square().mean(dim=1)
 
     hessian = torch.func.hessian(lambda v: losses(v).mean() + 5 * v.square().sum() / 2)(at)
