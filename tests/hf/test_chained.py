@@ -19,18 +19,23 @@ pytestmark = [
 ]
 
 
+def bare(**settings: Any) -> Any:
+    """Without saved modules, of which only one adapter's can be in use."""
+    return lora(**{"task_type": None, **settings})
+
+
 def adapted(**settings: Any) -> Any:
-    return stirred(peft.get_peft_model(classifier(), lora(**settings)))
+    return stirred(peft.get_peft_model(classifier(), bare(**settings)))
 
 
 def stacked(before: Any, first: str = "sft", second: str = "dpo", **settings: Any) -> Any:
     """Adapters as another stage left them, under a name of this stage, and others beside; both in use."""
-    after: Any = peft.get_peft_model(classifier(), lora(), adapter_name=first)
+    after: Any = peft.get_peft_model(classifier(), bare(), adapter_name=first)
     ours, theirs = dict(after.named_parameters()), dict(before.named_parameters())
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(theirs[name.replace(f".{first}.", ".default.")])
-    after.add_adapter(second, lora(**settings))
+    after.add_adapter(second, bare(**settings))
     after.base_model.set_adapter([first, second])
     tiny.stir(after, 0.3, only=f".{second}.")
     for name, parameter in after.named_parameters():
