@@ -1,6 +1,6 @@
 """Parameter names without what heads, prefixes and adapters make of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from torch import nn
@@ -25,6 +25,11 @@ def plain_names(model: nn.Module, called: Mapping[str, str] | None = None) -> di
         DescriptionError: adapters are not in use as they were trained.
     """
     check_adapters(model)
+    return plain_of(model, [name for name, _ in model.named_parameters(remove_duplicate=False)], called)
+
+
+def plain_of(model: nn.Module, names: Iterable[str], called: Mapping[str, str] | None = None) -> dict[str, Plain]:
+    """`{name: plain name}` of these names of tensors, without those that have no part in the model's output."""
     base = base_of(model)
     wrapper = next(name for name, module in model.named_modules() if module is base)
     prefix = str(getattr(base, "base_model_prefix", "") or "")
@@ -33,7 +38,7 @@ def plain_names(model: nn.Module, called: Mapping[str, str] | None = None) -> di
     words = {name: "*" for name in active} if called is None else {name: called.get(name, name) for name in active}
     walk = _Walk(dict(model.named_modules(remove_duplicate=False)), words)
     plain: dict[str, Plain] = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
+    for name in names:
         rest = walk.plain(name)
         if rest is None:
             continue

@@ -11,6 +11,7 @@ from stagetrace.errors import refuse
 from stagetrace.hf.chained import words_of
 from stagetrace.hf.merged import kept_merged, merged_layers, merged_weights
 from stagetrace.hf.names import Plain, plain_names
+from stagetrace.hf.quantised import check_traceable, is_quantised
 from stagetrace.results.table import ShownAsTable, Table
 from stagetrace.stages.links.computed import Origin, sources_of
 from stagetrace.stages.links.names import canonical_names
@@ -100,6 +101,7 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
                 "transformers.AutoModel.from_pretrained(folder)"
             )
     ours_model, theirs_model = (each.model if isinstance(each, Stage) else each for each in (model, previous))
+    check_traceable(ours_model, theirs_model)
     computed = merged_weights(ours_model, theirs_model)
     our_words, their_words = words_of(ours_model, theirs_model, merged_layers(computed))
     ours, theirs = plain_names(ours_model, our_words), plain_names(theirs_model, their_words)
@@ -110,7 +112,7 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for name, plain in ours.items():
         here, there = our_one[name], by_plain.get(plain)
-        if there is None or here in pairs:
+        if there is None or here in pairs or is_quantised(our_values[here]):
             continue
         if our_values[here].shape == their_values[there].shape:
             pairs[here] = there
