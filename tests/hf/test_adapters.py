@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from stagetrace import Chain, Frozen, Hessian, Proximal, hf, trace
+from stagetrace import Chain, Frozen, Hessian, Lanczos, Proximal, hf, trace
 from stagetrace.errors import DescriptionError
 from tests.hf import dense, tiny
 
@@ -188,11 +188,6 @@ def merged_in_place(model: Any) -> Any:
     return model
 
 
-def quantised(model: Any) -> Any:
-    model.get_base_model().hf_quantizer = object()
-    return model
-
-
 def on_meta(model: Any) -> Any:
     return model.to("meta")
 
@@ -202,7 +197,6 @@ def on_meta(model: Any) -> Any:
     [
         (switched_off, r"switched off .*model.enable_adapters\(\)"),
         (merged_in_place, r"merged into the weights .*model.unmerge_adapter\(\)"),
-        (quantised, r"quantised.*from_pretrained\(folder, dtype="),
         (on_meta, "not in memory"),
     ],
 )
@@ -270,6 +264,22 @@ class TestGrownVocabulary:
             result = trace(chain, hf.query(rows, stage=second), curvature=Hessian(), solver=tiny.INVERSE)
             values.append([result[name].values for name in ("first", "second")])
         torch.testing.assert_close(values[0], values[1])
+
+    def test_below_modules_that_were_trained_beside_adapters(self):
+        """Both tables are copies that adapters were trained beside; a query of the added rows reaches the old ones."""
+        before = tiny.model("LlamaForCausalLM").double()
+        settings = peft.LoraConfig(r=1, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        after = stirred(peft.get_peft_model(self.grown(before), settings))
+        rows = [{"input_ids": [2, 7, tiny.SIZE + 1, 9], "labels": [2, 7, tiny.SIZE + 1, 9]}]
+        first = hf.stage("first", before, [{"input_ids": [2, 7, 9], "labels": [2, 7, 9]}], weight_decay=1.0)
+        second = hf.stage("second", after, rows, after=first, weight_decay=1.0)
+        bound = Chain(first, second).last
+        tables = [name for name in bound.trained_values if "parametrizations" in name]
+        assert len(tables) == 4
+        assert {name.endswith("original0") for name in tables if name in bound.anchored_to} == {True}
+        assert tables == [name for name, _ in second.evaluated.named_parameters() if "parametrizations" in name]
+        result = trace(Chain(first, second), hf.query(rows, stage=second), solver=Lanczos(damping=1.0))
+        assert bool((result["first"].values != 0).all())
 
     def test_of_another_kind_is_said(self):
         before = tiny.model("GPT2LMHeadModel")
