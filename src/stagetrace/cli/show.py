@@ -15,6 +15,7 @@ from stagetrace.report.previews import Preview, Previews, read_previews
 from stagetrace.report.reach import reach_of_run
 from stagetrace.results import Ranking, Scores, Trace
 from stagetrace.results.table import Row, Top
+from stagetrace.results.tokens import TokenScores, table_of
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Validation, report
@@ -38,6 +39,7 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
         previews = read_previews(out)
         for scores in trace.scores.values():
             ranking(scores, top, console, previews)
+            token_ranking(trace.tokens.get(scores.stage), top, console)
     if page is not None:
         console.print(f"to look at it, open {page}", soft_wrap=True, highlight=False)
     console.print(f"saved to {out}", soft_wrap=True)
@@ -83,6 +85,17 @@ def ranking(
         console.print(_legible(table.rich(), console.width))
 
 
+def token_ranking(tokens: TokenScores | None, top: int, console: Console, query: int | None = None) -> None:
+    """The tokens of a stage at both ends, as far as those that were kept can tell."""
+    for harmful in (True, False) if tokens is not None else ():
+        rows = tokens.ends(top, harmful=harmful, query=query)
+        which = "most harmful" if harmful else "most helpful"
+        kept = f"{tokens.kept:,} of {tokens.scored:,} tokens kept"
+        if rows:
+            title = f"{len(rows)} {which} tokens ({kept}; position of the token that is predicted)"
+            console.print(_legible(table_of(tokens.stage, title, rows).rich(), console.width))
+
+
 def rankings(found: Mapping[str, Ranking], top: int, console: Console, query: int) -> None:
     """How each stage was solved, and both ends of its ranking for one query."""
     for stage, ranking in found.items():
@@ -107,8 +120,9 @@ def _grouped(
 ) -> tuple[Top, list[str]]:
     """The end of a ranking with a row for all examples that look the same, and in words which those are."""
     found = scores.top(top, harmful=harmful, query=query)
+    looked = scores.top(max(top, FAR), harmful=harmful, query=query) if shown else found
     rows, alike = list[Row](), dict[object, list[int]]()
-    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if shown else found:
+    for row in looked:
         item = shown.get((scores.stage, row.index))
         look: object = row.index if item is None or item.look is None else item.look
         if look not in alike and len(rows) == top:
@@ -121,7 +135,7 @@ def _grouped(
         for indices in alike.values()
         if len(indices) > 1
     ]
-    return replace(found, rows=tuple(rows)), notes
+    return replace(found, rows=tuple(rows), named=looked.named), notes
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:

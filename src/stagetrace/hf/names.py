@@ -8,6 +8,7 @@ from torch import nn
 from stagetrace.hf.adapters import active_adapters, check_adapters, is_adapter, is_copied, is_of_tokens
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.pieces import rows_of
+from stagetrace.objectives.reference import is_of_reference
 
 Plain = tuple[str, ...]
 """What a name is matched by: `("base", rest)` below the base model, whatever its prefix, else `("head", name)`."""
@@ -18,8 +19,8 @@ def plain_names(model: nn.Module, called: Mapping[str, str] | None = None) -> di
 
     called: what names of adapters are replaced by, `*` for all if not given: another stage may call them otherwise.
 
-    Modules that adapters have replaced by trained copies (`original_module`) and adapters that are not in use are left
-    out: they have no part in the model's output.
+    Modules that adapters have replaced by trained copies (`original_module`), adapters that are not in use and the
+    reference of an objective are left out: they have no part in the model's output.
 
     Raises:
         DescriptionError: adapters are not in use as they were trained.
@@ -39,7 +40,7 @@ def plain_of(model: nn.Module, names: Iterable[str], called: Mapping[str, str] |
     walk = _Walk(dict(model.named_modules(remove_duplicate=False)), words)
     plain: dict[str, Plain] = {}
     for name in names:
-        rest = walk.plain(name)
+        rest = None if is_of_reference(name) else walk.plain(name)
         if rest is None:
             continue
         inside = name.startswith(f"{wrapper}.") if wrapper else True

@@ -26,6 +26,7 @@ class Row:
     query: whose ranking; None ranks by the query as a whole.
     percentile: of the stage's examples, how many per cent have a smaller score.
     via_shared, via_head: the paper's two parts of the score; None where they were not kept.
+    name: the example's stable id; "" where it has none.
     """
 
     stage: str
@@ -36,6 +37,7 @@ class Row:
     percentile: float
     via_shared: float | None = None
     via_head: float | None = None
+    name: str = ""
 
 
 @final
@@ -118,6 +120,7 @@ class Report:
     n_queries, query_loss: of the whole query; None where neither the scores nor previews say it.
     command: what made the run; "" where that was not kept.
     rows: the ends of every ranking, each in its order: the most harmful first, then the most helpful.
+    contrast: examples of the query's contrast, whose loss is taken off; None where there was none.
     reach: of each stage how large a removal its scores hold for, where a training was recorded; leads the report.
     """
 
@@ -133,6 +136,7 @@ class Report:
     command: str = ""
     attachments: Attachments = field(default_factory=Attachments)
     reach: tuple[Finding, ...] = ()
+    contrast: int | None = None
 
     @staticmethod
     def of(trace: Trace, previews: Previews | None = None, attachments: Attachments | None = None) -> "Report":
@@ -160,6 +164,7 @@ class Report:
             command=kept.facts.get("command", ""),
             attachments=attachments or Attachments(),
             reach=reach(trace, (attachments or Attachments()).findings),
+            contrast=trace.contrast,
         )
 
     @property
@@ -185,6 +190,7 @@ def _ranking(scores: Scores, query: int | None, count: int) -> list[Row]:
     assert values is not None
     ends = [scores.top(count, harmful=harmful, query=query) for harmful in (True, False)]
     chosen = [row for row in ends[0] if row.score > 0] + [row for row in ends[1] if row.score < 0]
+    named = {**ends[0].named, **ends[1].named}
     placed = percentiles(values, torch.tensor([row.index for row in chosen], dtype=torch.long)).tolist()
     return [
         Row(
@@ -194,6 +200,7 @@ def _ranking(scores: Scores, query: int | None, count: int) -> list[Row]:
             percentile,
             None if shared is None else float(shared[row.index]),
             None if head is None else float(head[row.index]),
+            named.get(row.index, ""),
         )
         for row, percentile in zip(chosen, placed, strict=True)
     ]

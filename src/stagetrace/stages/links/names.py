@@ -5,6 +5,7 @@ from collections.abc import Container, Mapping, Sequence, Set
 from torch import Tensor, nn
 
 from stagetrace.errors import DescriptionError, refuse, some_names
+from stagetrace.objectives.reference import is_of_reference
 from stagetrace.stages.links.computed import Computed, Origin
 from stagetrace.stages.shards import shapes_of, whole_shapes
 
@@ -89,7 +90,10 @@ def shared_names(
     Raises:
         DescriptionError: a name or prefix matches nothing, or a parameter has no counterpart, or two.
     """
-    ours, theirs = canonical_names(model), canonical_names(previous)
+    ours, theirs = (
+        {name: known for name, known in canonical_names(each).items() if not is_of_reference(name)}
+        for each in (model, previous)
+    )
     ours = {name: one for name, one in ours.items() if one not in without}
     found: dict[str, Origin] = {}
     for our_prefix, their_prefix in pairs.items():
