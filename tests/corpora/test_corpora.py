@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from stagetrace import Chain, hf, trace
 from stagetrace.corpora import Jsonl, Stream
 from stagetrace.errors import DataError, DescriptionError, ResultsError
-from stagetrace.stages.ids import ids_of
+from stagetrace.stages.own_ids import ids_of
 from tests.corpora.files import KINDS, ROWS, plain
 from tests.hf import tiny
 

@@ -32,8 +32,8 @@ from stagetrace.hf.tokenizing import (
 )
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
-from stagetrace.stages.ids import COLUMN, AskedIds
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import COLUMN, AskedIds
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 

@@ -24,15 +24,13 @@ from torch import Tensor
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.results.files import REMEDY, atomic, read_as
 from stagetrace.results.manifest import check_identity, identity
+from stagetrace.results.part_columns import ID, check_layout, schema_of
 from stagetrace.results.scores import Scores, check_finite, check_values
 from stagetrace.results.seals import SEAL, check_seal, seal_of
 from stagetrace.stages.ids import Ids
 
 PART_EXAMPLES = 16384
 """Examples a part. It belongs to the format of the folder: another number needs another format number."""
-
-ID = "id"
-"""The column of the examples' ids."""
 
 _PART_BYTES = 64 * 1024**2
 
@@ -185,12 +183,12 @@ def read_part(path: Path, run: str, stage: str, number: int) -> Part:
     """
     with read_as(path, f"a part of the scores of stage {stage!r}", REMEDY):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = _text(file.schema_arrow.metadata)
+            found = metadata_of(file.schema_arrow.metadata)
             check_identity(found, run, stage)
             n_examples, n_queries = int(found["n_examples"]), int(found["n_queries"]) or None
-            _check_layout(file, len(place_of(number, n_examples, n_queries)), n_queries)
+            check_layout(file, len(place_of(number, n_examples, n_queries)), n_queries)
             table = file.read()
-        check_seal(found, _seal_of(table, found))
+        check_seal(found, seal_of_table(table, found))
         part = _part(table, n_examples)
         check_place(f"stage {stage!r}", number, part)
         return part
@@ -198,56 +196,28 @@ def read_part(path: Path, run: str, stage: str, number: int) -> Part:
 
 def run_of_part(path: Path) -> str | None:
     """The digest that the file carries of its run's description."""
-    return _text(pq.read_schema(path).metadata).get("run")
-
-
-def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
-    """Refuse columns of other types or lengths than a part of that shape has, before they are read."""
-    schema, each = file.schema_arrow, n_queries or 1
-    has = {"with_parts": "via_shared" in schema.names, "with_ids": ID in schema.names}
-    kinds = [_schema(matrix=n_queries is not None, **has)]
-    if n_queries is not None:
-        kinds.append(_schema(matrix=True, **has, older=True))
-    if not any(schema.remove_metadata().equals(kind) for kind in kinds):
-        columns = ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-        raise ValueError(f"its columns are {columns[:200]}: not those of scores")
-    if file.metadata.num_rows != rows:
-        raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
-    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-    for column, name in enumerate(schema.names):
-        values = sum(group.column(column).num_values for group in groups)
-        if values != (rows if name in ("index", ID) else rows * each):
-            raise ValueError(f"its column {name} holds {values} values, not {rows * each}")
-
-
-def _schema(*, matrix: bool, with_parts: bool, with_ids: bool, older: bool = False) -> Any:
-    """older: a matrix as versions before wrote it, with the removal effects."""
-    number = pa.list_(pa.float32()) if matrix else pa.float64()
-    effect = () if matrix and not older else ("removal_effect",)
-    names = ["scores" if matrix else "score", *effect, *(("via_shared", "via_head") if with_parts else ())]
-    last = [(ID, pa.large_string())] if with_ids else []
-    return pa.schema([("index", pa.int64()), *((name, number) for name in names), *last])
+    return metadata_of(pq.read_schema(path).metadata).get("run")
 
 
 def _table(run: str, stage: str, part: Part) -> Any:
     matrix = part.n_queries is not None
     effect = () if matrix else (-part.values / part.n_examples,)
     arrays = [pa.array(np.arange(part.start, part.stop, dtype=np.int64))]
-    schema = _schema(matrix=matrix, with_parts=part.via_shared is not None, with_ids=part.ids is not None)
+    schema = schema_of(matrix=matrix, with_parts=part.via_shared is not None, with_ids=part.ids is not None)
     parts = () if part.via_shared is None else (part.via_shared, part.via_head)
     for name, tensor in zip(schema.names[1:], (part.values, *effect, *parts), strict=False):
         assert tensor is not None
         check_finite(f"stage {stage!r}, {name}", tensor.float() if matrix else tensor, part.start)
-        arrays.append(_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
+        arrays.append(to_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
     if part.ids is not None:
         arrays.append(part.ids.array)
     shape = {"n_examples": str(part.n_examples), "n_queries": str(part.n_queries or 0)}
     metadata = identity(run, stage) | shape
     table = pa.Table.from_arrays(arrays, schema=schema)
-    return table.replace_schema_metadata({**metadata, SEAL: _seal_of(table, metadata).hexdigest()})
+    return table.replace_schema_metadata({**metadata, SEAL: seal_of_table(table, metadata).hexdigest()})
 
 
-def _lists(matrix: Tensor) -> Any:
+def to_lists(matrix: Tensor) -> Any:
     """`[n_queries, n]` as n lists of n_queries float32."""
     n_queries, n = matrix.shape
     offsets = np.arange(0, (n + 1) * n_queries, n_queries, dtype=np.int32)
@@ -274,14 +244,21 @@ def _tensor(name: str, table: Any) -> Tensor:
         raise ValueError(f"its column {name} has gaps")
     if not pa.types.is_list(column.type):
         return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64))
+    return of_lists(name, table, None)
+
+
+def of_lists(name: str, table: Any, n_queries: int | None) -> Tensor:
+    """A column of lists of `n_queries` float32 (None: as the first is long) as `[n_queries, n]`."""
+    column = table[name].combine_chunks()
     lengths = set(np.diff(column.offsets.to_numpy()).tolist())
-    if len(lengths) != 1:
+    if len(lengths) > 1 or column.null_count or (n_queries is not None and not lengths <= {n_queries}):
         raise ValueError(f"its column {name} holds lists of different lengths")
     flat = np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    return torch.from_numpy(flat).view(table.num_rows, lengths.pop()).T.contiguous()
+    return torch.from_numpy(flat).view(table.num_rows, n_queries or lengths.pop()).T.contiguous()
 
 
-def _seal_of(table: Any, metadata: Mapping[str, object]) -> Any:
+def seal_of_table(table: Any, metadata: Mapping[str, object]) -> Any:
+    """The digest, by `hashlib`, of a table's columns and of what its file says of itself."""
     seal = seal_of(metadata)
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = column.combine_chunks()
@@ -297,7 +274,7 @@ def _seal_of(table: Any, metadata: Mapping[str, object]) -> Any:
     return seal
 
 
-def _text(metadata: Any) -> dict[str, str]:
+def metadata_of(metadata: Any) -> dict[str, str]:
     """The file's own metadata, but what Arrow adds to them."""
     found = {key.decode(): value.decode(errors="replace") for key, value in (metadata or {}).items()}
     return {key: value for key, value in found.items() if key != "ARROW:schema"}

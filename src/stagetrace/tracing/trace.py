@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
-from stagetrace.results.parts import Part, join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.lanczos import Lanczos
@@ -30,6 +27,7 @@ from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.ensemble import mean_over, trained_seeds
+from stagetrace.tracing.keeping import scored_into
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
@@ -39,6 +37,8 @@ from stagetrace.tracing.rounded import too_fine
 from stagetrace.tracing.same_job import check_same_job
 from stagetrace.tracing.sharded import admit
 from stagetrace.tracing.statistics import RunStatistics
+from stagetrace.tracing.token_score import token_scorer
+from stagetrace.tracing.token_stages import most_tokens, token_stages
 from stagetrace.tracing.usual import chosen, usual_solvers
 
 
@@ -51,6 +51,7 @@ def trace(
     solver: Solver | str | Mapping[str, Solver | str] | None = None,
     of: Iterable[str] | str | None = None,
     parts: bool = False,
+    tokens: bool | int = False,
     out: str | Path | None = None,
     progress: Progress | bool = False,
 ) -> Trace:
@@ -71,6 +72,10 @@ def trace(
             earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
+        tokens: also score single tokens, of stages whose loss is a sum over them: what each predicted token's term of
+            its example's loss contributes; they sum to the example's score. `Trace.tokens` holds the million with the
+            largest scores of each stage (or as many as are asked for, tokens=N), all of the 100 examples at either end
+            of the ranking, and for every example the sum of the rest. Takes a query of up to 8 rows.
         out: a folder to keep the run in as it goes; the same call after a kill continues there.
         progress: True draws progress bars on standard error.
 
@@ -114,13 +119,15 @@ def trace(
         world().first(lambda: refuse_in_use(out), "the run's folder")  # now, and not after the data have been read
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()  # a model may have been trained on since the chain was made
-    curvatures = by_stage(chain, curvature, Auto(), "curvature")
+    curvatures, most = by_stage(chain, curvature, Auto(), "curvature"), most_tokens(tokens)
     usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
     with admit(chain, query, curvatures, solvers):
         scored = scored_stages(chain, of)
+        by_token = token_stages(chain, query, scored) if most else ()
         kept = out is not None
-        check_same_job(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
+        settings = {"of": sorted(scored), "parts": parts, "tokens": most, "out": kept}
+        check_same_job(chain, query, curvature=curvatures, solver=solvers, **settings)
         statistics = RunStatistics(chain, bars)
         seeds = trained_seeds(chain)
         if seeds:
@@ -134,6 +141,7 @@ def trace(
         statistics.record_plan(responses)
         statistics.record_checks(say_too_fine(responses, solvers, query))
         described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
+        described |= {"tokens": {"stages": list(by_token), "kept": most}} if by_token else {}
         with RunFolder.open(out, described) as folder:
             if folder.complete:
                 return _with_warnings(Trace(*folder.contents()))
@@ -144,9 +152,9 @@ def trace(
                 folder.write_solution(bound.name, step.solution)
                 if bound.name in scored:
                     scorer = step.scorer(parts=parts, rows=query.rows)
-                    written, write = partial(folder.part, bound.name), partial(_write, folder, bound)
-                    done = scorer.run(written, write, statistics)
-                    scores = replace(join(bound.name, done), ids=bound.stage.example_ids)
+                    if bound.name in by_token:
+                        scorer = token_scorer(scorer, bound, most, folder)
+                    scores = scored_into(folder, bound, scorer, statistics)
                     statistics.record_scores(bound.name, scorer, _some_influence(scores, bound))
                 statistics.record_solution(bound.name, step.solution)
                 if scored <= set(statistics.scores):
@@ -154,11 +162,6 @@ def trace(
             result = statistics.trace(described)
             folder.finish(result.statistics)
         return _with_warnings(result)
-
-
-def _write(folder: RunFolder, bound: BoundStage, number: int, part: Part) -> None:
-    """Keep a part of a stage's scores, with the ids of its examples."""
-    folder.write_part(bound.name, number, part.named(bound.stage.example_ids))
 
 
 def _of_trained(
@@ -208,15 +211,17 @@ def checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     for bound in chain:
         for notice in notices_at(bound):
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    for notice in getattr(query.data, "notices", ()):
-        warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    what = "checking losses and derivatives"
-    with progress.task(what, len(chain) + 1, "data sets") as advance, world().together(what):
+    for data in (query.data, query.contrast):
+        for notice in getattr(data, "notices", ()):
+            warnings.warn(notice, StagetraceWarning, stacklevel=4)
+    what, asked = "checking losses and derivatives", query.risks(chain.last)
+    with progress.task(what, len(chain) + len(asked), "data sets") as advance, world().together(what):
         for place, bound in enumerate(chain):
             found.extend(verify_stage(bound, chain.stages[:place]))
             advance(1)
-        found.extend(verify_query(query.risk(chain.last), chain.last, chain.stages[:-1]))
-        advance(1)
+        for risk in asked:
+            found.extend(verify_query(risk, chain.last, chain.stages[:-1]))
+            advance(1)
     for finding in found:
         if finding.level is Level.WARNING:
             where = "the query" if finding.where == "query" else f"stage '{finding.where}'"
@@ -237,6 +242,7 @@ def check_not_flat(gradient: Gradient, query: Query) -> None:
             "the query: the gradient of its loss is zero in every parameter of the last stage, so every score would be "
             "zero: the loss does not depend on the model, or is at its minimum to the last digit (a prediction that is "
             "certain in the model's precision: use float64, or another query loss)"
+            f"{', or the contrast is the same examples' if query.contrast is not None else ''}"
         )
     if query.reduction == "none" and bool(flat.any()):
         some = flat.nonzero().flatten().tolist()
