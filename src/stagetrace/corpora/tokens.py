@@ -145,7 +145,7 @@ class TokenFile:
             names = ", ".join(str(span.document) for span in self.spans(index))
             refuse(
                 f"{_WHERE}: example {index} holds tokens of the documents {names}, and {len(mixed) - 1:,} more "
-                "hold several; a row's score is that of all its documents: trace with tokens=True, and sum the tokens' by "
+                "hold several; a row's score is that of all its documents: trace with tokens=, and sum the tokens' by "
                 "TokenScores.grouped(data.document_of(tokens.index, tokens.position))"
             )
         return first.astype(np.int64)

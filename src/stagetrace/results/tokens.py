@@ -137,8 +137,8 @@ class TokenScores(ShownAsTable):
         """
         if bool((self.position == REST).any()):
             refuse(
-                f"TokenScores({self.stage!r}).grouped: {self.kept:,} of {self.scored:,} tokens were kept, and sums over "
-                f"groups need all; trace again with tokens={self.scored}"
+                f"TokenScores({self.stage!r}).grouped: {self.kept:,} of {self.scored:,} tokens were kept, and sums "
+                f"over groups need all; trace again with tokens={self.scored}"
             )
         return replace(grouped(self.stage, self.values, groups), n_examples=self.n_examples)
 
