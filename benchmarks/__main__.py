@@ -45,6 +45,13 @@ from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
 
+
+def _recipes(report: Report) -> None:
+    from benchmarks.recipes.run import run  # TRL and peft are imported by it
+
+    run(report)
+
+
 BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "products": products.run,
     "solvers": solvers.run,
@@ -72,6 +79,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-texts": index_texts.run,
     "index-words": index_words.run,
     "plans": plans.run,
+    "recipes": _recipes,
     "corpora": corpora.run,
 }
 

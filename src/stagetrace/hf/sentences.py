@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, final
 
 from stagetrace.checks.lookout import length
+from stagetrace.hf.pairs import PairReader
 from stagetrace.hf.reader import Features, Given, Reader
 from stagetrace.hf.rows import first_row
 
@@ -21,7 +22,7 @@ class Sentences:
         notices: what was decided for the user and should be known.
     """
 
-    def __init__(self, rows: Any, reader: Reader | Given, notices: tuple[str, ...] = ()) -> None:
+    def __init__(self, rows: Any, reader: Reader | Given | PairReader, notices: tuple[str, ...] = ()) -> None:
         expected = reader.relevant(rows[0])
         self.rows, self.reader, self.notices = rows, replace(reader, expected=expected), notices
 

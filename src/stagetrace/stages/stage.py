@@ -12,6 +12,7 @@ from torch import nn
 
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
+from stagetrace.objectives.reference import is_of_reference
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
 from stagetrace.stages.differentiable_layers import replace_layers
@@ -20,6 +21,7 @@ from stagetrace.stages.links.link import Link
 from stagetrace.stages.own_ids import AskedIds, ids_of
 from stagetrace.stages.precision import Precision, check_precision
 from stagetrace.stages.recomputing import recompute_blocks
+from stagetrace.stages.reference import with_reference
 from stagetrace.stages.shards import in_pieces, sizes_of, whole_shapes
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
@@ -85,6 +87,9 @@ class Stage:
             refuse(f"{self.where}: model must be a torch.nn.Module, got {type(self.model).__name__}")
         refuse_wrapped(self.model, self.where)
         object.__setattr__(self, "model", in_pieces(self.model, self.where))  # itself, unless it lies in shards
+        model, objective = with_reference(self.model, self.objective, self.where)  # themselves, unless it has one
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "objective", objective)
         refuse_unmade(self.model, self.where)
         if self.link is not None and not isinstance(self.link, Link):
             got = f"the class {self.link.__name__}" if isinstance(self.link, type) else type(self.link).__name__
@@ -139,7 +144,7 @@ class Stage:
         return recompute_blocks(replace_layers(private_copy(self.model, self.where), self.where))
 
     def __repr__(self) -> str:
-        parameters = sum(sizes_of(self.model).values())
+        parameters = sum(size for name, size in sizes_of(self.model).items() if not is_of_reference(name))
         kind, examples = type(self.model).__name__, len(self.examples)
         return f"Stage({self.name!r}: {kind}, {parameters:,} parameters, {examples:,} examples)"
 
