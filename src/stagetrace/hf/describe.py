@@ -40,8 +40,8 @@ from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.weights import Weights
 from stagetrace.recording import Unrolled
 from stagetrace.stages.decay import Decay
-from stagetrace.stages.ids import COLUMN, AskedIds
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import COLUMN, AskedIds
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 
