@@ -38,6 +38,7 @@ from benchmarks import (
     scoring,
     solvers,
     startup,
+    token_masks,
     transformer,
 )
 from benchmarks.report import Report
@@ -71,6 +72,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-texts": index_texts.run,
     "index-words": index_words.run,
     "plans": plans.run,
+    "token-masks": token_masks.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
