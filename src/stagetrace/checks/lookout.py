@@ -1,7 +1,7 @@
 """Which examples the checks use: those on which an error is most likely to show."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -23,8 +23,17 @@ CHECKS = "the checks"
 ALONE = 8
 """Examples that are evaluated one by one as well."""
 
+WORK = 1e10
+"""Floating-point operations of a forward pass over the examples that are looked at, where they would take more: then
+they are fewer, but the shortest, the longest, the first and the last in any case."""
+
+LEAST, LEAST_ALONE = 4, 2
+
 MEASURED = 20_000
 """Most examples whose length is read; of a larger data set they are drawn by a seed."""
+
+TOGETHER_READ = 4000
+"""Of these, so many are read in the order in which they lie."""
 
 SECONDS = 10.0
 """Of processor time for that; the rest is chosen at random."""
@@ -48,21 +57,28 @@ class Lookout:
     @property
     def short(self) -> tuple[int, ...]:
         """Two short ones, and not the shortest, which may be empty: a sixth and a third of the way to the longest."""
-        places = {len(self.by_length) // 6, len(self.by_length) // 3}
+        last = len(self.by_length) - 1
+        places = {min(last, max(1, len(self.by_length) // share)) for share in (6, 3)}
         return tuple(self.by_length[place] for place in sorted(places))
 
     @staticmethod
-    def over(examples: Examples, seed: int = 0) -> "Lookout":
-        """Choose them, the same for the same data set."""
+    def over(examples: Examples, operations: int = 0, seed: int = 0) -> "Lookout":
+        """Choose them, the same for the same data set.
+
+        operations: of a forward pass over one example; 0 where that is not known.
+        """
         total = len(examples)
-        size = within(examples, CHECKS, min(total, max(examples.batch_size, TOGETHER)))
-        order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+        most = int(WORK / operations) if operations else total
+        size = within(examples, CHECKS, min(total, max(examples.batch_size, TOGETHER), max(LEAST, most)))
+        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        order: list[int] = drawn[: max(MEASURED, size)].tolist()
         lengths = lengths_of(examples, order)
         measured = sorted(lengths, key=lambda index: (lengths[index], index))
         kinds = [measured, measured[::-1], range(total), range(total - 1, -1, -1), order]
         chosen = _in_turn([kind for kind in kinds if kind], size)
         by_length = sorted(chosen, key=lambda index: (lengths.get(index, 0), index))
-        return Lookout(tuple(chosen), tuple(by_length), tuple(chosen[:ALONE]), len(lengths))
+        alone = max(LEAST_ALONE, min(ALONE, most // LEAST))
+        return Lookout(tuple(chosen), tuple(by_length), tuple(chosen[:alone]), len(lengths))
 
 
 def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:
@@ -81,7 +97,7 @@ def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:
     ask = getattr(data, "length_of", None) or (lambda index: length(data[index]))
     found: dict[int, int] = {}
     until = time.process_time() + SECONDS
-    for index in order[:MEASURED]:
+    for index in _ascending(order[:MEASURED]):
         try:
             found[index] = ask(index)
         except Exception:  # the reader names the example, and says what is wrong with it
@@ -90,6 +106,12 @@ def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:
         if time.process_time() > until:
             break
     return found
+
+
+def _ascending(order: Sequence[int]) -> Iterator[int]:
+    """Some thousands at a time in the order in which they lie: files are read from their beginning to their end."""
+    for start in range(0, len(order), TOGETHER_READ):
+        yield from sorted(order[start : start + TOGETHER_READ])
 
 
 def length(item: Any) -> int:
