@@ -39,6 +39,7 @@ from benchmarks import (
     scoring,
     solvers,
     startup,
+    token_masks,
     transformer,
 )
 from benchmarks.report import Report
@@ -79,6 +80,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-texts": index_texts.run,
     "index-words": index_words.run,
     "plans": plans.run,
+    "token-masks": token_masks.run,
     "recipes": _recipes,
     "corpora": corpora.run,
 }

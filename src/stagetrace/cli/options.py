@@ -131,6 +131,7 @@ Together = Annotated[
     int,
     typer.Option("--together", metavar="N", min=1, help="Copies trained as one batched model; 1 saves memory."),
 ]
+Tokens = Annotated[bool, typer.Option("--tokens", help="Remove single tokens of the stage, in place of examples.")]
 Embedding = Annotated[
     str | None,
     typer.Option(

@@ -39,7 +39,7 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
         previews = read_previews(out)
         for scores in trace.scores.values():
             ranking(scores, top, console, previews)
-            token_ranking(trace.tokens.get(scores.stage), top, console)
+            token_ranking(trace.tokens.get(scores.stage), top, console, previews)
     if page is not None:
         console.print(f"to look at it, open {page}", soft_wrap=True, highlight=False)
     console.print(f"saved to {out}", soft_wrap=True)
@@ -85,15 +85,31 @@ def ranking(
         console.print(_legible(table.rich(), console.width))
 
 
-def token_ranking(tokens: TokenScores | None, top: int, console: Console, query: int | None = None) -> None:
-    """The tokens of a stage at both ends, as far as those that were kept can tell."""
-    for harmful in (True, False) if tokens is not None else ():
+def token_ranking(
+    tokens: TokenScores | None,
+    top: int,
+    console: Console,
+    previews: Previews | None = None,
+    query: int | None = None,
+) -> None:
+    """The tokens of a stage at both ends, as far as those that were kept can tell, in words where these were kept."""
+    shown = {} if previews is None else previews.by_place()
+    if tokens is None:
+        return
+    for harmful in (True, False):
         rows = tokens.ends(top, harmful=harmful, query=query)
         which = "most harmful" if harmful else "most helpful"
         kept = f"{tokens.kept:,} of {tokens.scored:,} tokens kept"
         if rows:
             title = f"{len(rows)} {which} tokens ({kept}; position of the token that is predicted)"
-            console.print(_legible(table_of(tokens.stage, title, rows).rich(), console.width))
+            words = [_word(shown.get((tokens.stage, row.index)), row.position) for row in rows]
+            table = table_of(tokens.stage, title, rows, words if any(words) else ())
+            console.print(_legible(table.rich(), console.width))
+
+
+def _word(item: Preview | None, position: int) -> str:
+    """A token in words, in quotes since blanks belong to it; nothing where it was not kept."""
+    return f"'{printable(item.pieces[position])}'" if item is not None and position < len(item.pieces) else ""
 
 
 def rankings(found: Mapping[str, Ranking], top: int, console: Console, query: int) -> None:
