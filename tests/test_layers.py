@@ -30,6 +30,7 @@ LAYERS = [
     {"validation"},
     {"reweighting"},
     {"report"},
+    {"why"},
     {"curate"},
     {"export"},
     {PACKAGE},

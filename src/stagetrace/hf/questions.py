@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.hf.asking import Prompt, asked_row, task_of_stage, tokenizer_of, without_conversations
 from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns_of
 from stagetrace.hf.labels import Labels, check_names
@@ -17,7 +18,7 @@ from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row, is_sequence, present
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
-from stagetrace.hf.task import Task, task_of
+from stagetrace.hf.task import Task
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
@@ -28,8 +29,10 @@ Collate = Callable[[list[Any]], Any]
 
 
 def query(
-    data: Any,
+    data: Any = None,
     *,
+    prompt: Prompt | None = None,
+    completion: str | None = None,
     stage: Stage,
     objective: Objective | PlainLoss | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
@@ -39,20 +42,30 @@ def query(
     """A query whose examples are read as a stage of `hf.stage` reads its own: tokenizer, columns, labels, masks.
 
     Columns that the stage's rows do not have are inferred from the query's: labels of tokens (-100 where nothing is
-    asked), a `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for.
+    asked), a `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for. Of
+    conversations ('messages', or a prompt and a completion that are messages) the last turn is asked for, which is the
+    assistant's, by the tokenizer's chat template. Labels that a query's row has itself are always the ones that count.
 
     Args:
         data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
+        prompt, completion: in the place of data, what a causal language model was asked and what it said. A prompt is a
+            string, or a list of messages before the assistant's turn.
         stage: the last stage of the chain.
         objective, reduction, batch_size, workers: as for `Query`.
 
     Raises:
         DescriptionError: the stage is not of `hf.stage`, or the data are of the wrong kind.
-        DataError: the data set is empty, or (when it is read) an example predicts nothing.
+        DataError: the data set is empty, a prompt and its completion do not fit into the model, a conversation cannot
+            be read, or (when it is read) an example predicts nothing.
     """
     if not isinstance(stage, Stage) or not isinstance(stage.data, Sentences):
         refuse(f"{WHERE}: stage= must be a stage made by hf.stage or hf.from_trainer; for others write Query(...)")
-    rows = _rows(data, stage)
+    if (data is None) == (prompt is None):
+        refuse(f"{WHERE}: give rows of data, or prompt= and completion=: one of the two")
+    if prompt is None and completion is not None:
+        refuse(f"{WHERE}: completion= goes with prompt=, what it was said to; rows of data have a column 'completion'")
+    rows = _rows(data, stage) if prompt is None else [asked_row(prompt, completion, stage)]
+    rows = without_conversations(rows, stage)
     read, collate = _read(rows, stage)
     return Query(
         read, objective=objective, reduction=reduction, batch_size=batch_size, collate=collate, workers=workers
@@ -64,7 +77,7 @@ def _rows(data: Any, stage: Stage) -> Any:
     texts: list[Any] = [data] if isinstance(data, str) else data
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         return data
-    task, reader = _task(stage), cast(Sentences, stage.data).reader
+    task, reader = task_of_stage(stage), cast(Sentences, stage.data).reader
     if task not in UNLABELLED:
         refuse(
             f"{WHERE}: data is text without labels, and {stage.where} needs them; write "
@@ -80,10 +93,10 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
     row, own = first_row(rows, WHERE), stage.data
     reader = own.reader
     if isinstance(reader, Given):
-        labelled = _task(stage) is Task.CAUSAL and is_sequence(row.get("labels"))  # which collators may overwrite
+        labelled = task_of_stage(stage) is Task.CAUSAL and is_sequence(row.get("labels"))  # which collators may overwrite
         if not labelled and reader.relevant(row) == reader.expected:
             return own.of(rows, WHERE), stage.collate
-        reader, collate = _reader_of(stage), collation_of(stage.model, _tokenizer(stage), _task(stage), WHERE)
+        reader, collate = _reader_of(stage), collation_of(stage.model, tokenizer_of(stage), task_of_stage(stage), WHERE)
     else:
         collate = stage.collate
     return Sentences(rows, _with_query_columns(reader, row, rows, stage)), collate
@@ -129,7 +142,7 @@ def _with_query_columns(reader: Reader, row: Mapping[str, Any], rows: Any, stage
 
 def _reader_of(stage: Stage) -> Reader:
     """A reader for a stage whose rows were collated by a collator of its Trainer."""
-    config, task, tokenizer = base_of(stage.model).config, _task(stage), _tokenizer(stage)
+    config, task, tokenizer = base_of(stage.model).config, task_of_stage(stage), tokenizer_of(stage)
     main, longest = main_of(stage.model), longest_of(tokenizer, stage.model)
     row = stage.data.rows[0]
     columns, _ = columns_of(row, task, None, None, stage.where, main=main, takes=takes(stage.model))
@@ -138,14 +151,3 @@ def _reader_of(stage: Stage) -> Reader:
         task, columns, labels, tokenizer, takes(stage.model), longest, Masking(), stage.where, size=size_of(config)
     )
     return replace(made, expected=made.relevant(row))
-
-
-def _task(stage: Stage) -> Task:
-    reader = cast(Sentences, stage.data).reader
-    return reader.task if isinstance(reader, Reader) else task_of(stage.model, stage.objective, stage.where)
-
-
-def _tokenizer(stage: Stage) -> Any:
-    """The tokenizer of a stage's rows, or that of its collator."""
-    reader = cast(Sentences, stage.data).reader
-    return reader.tokenizer if isinstance(reader, Reader) else getattr(stage.collate, "tokenizer", None)

@@ -1,0 +1,170 @@
+"""What comes out: the question, and of every stage the examples that spoke for and against the answer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from stagetrace.report.numbers import number, percent, signed
+from stagetrace.results import Trace
+from stagetrace.results.table import Table
+from stagetrace.why.question import UNIT, Question
+
+LINE = 70
+"""Characters of an example in a table, at most."""
+
+PROMPT = 400
+"""Characters of a prompt that are printed, at most: its end."""
+
+
+@final
+@dataclass(frozen=True)
+class Example:
+    """One example of a stage, with what it does to the answer.
+
+    score: d(-log p(answer | prompt))/d(weight of the example); **positive = more of it makes the answer less likely**;
+        unit: nats.
+    removal_effect: the predicted change of `-log p` without the example; positive = the answer becomes less likely.
+    alike: other examples that look the same, left out of the list.
+    """
+
+    index: int
+    score: float
+    removal_effect: float
+    text: str
+    label: str
+    alike: tuple[int, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class StageAnswer:
+    """A stage's part of the answer.
+
+    spoke_for: the examples with the most negative scores, more of which makes the answer likelier; spoke_against: those
+        with the largest.
+    looked_at: how many examples were scored exactly: all, or those that an index named.
+    notes: how the stage was solved, and what may be missing.
+    """
+
+    stage: str
+    n_examples: int
+    looked_at: int
+    spoke_for: tuple[Example, ...]
+    spoke_against: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Why it said this; `print` shows it, and so does a notebook.
+
+    trace: all scores, where all examples were scored; None where an index named those that were.
+    folder: where it was kept; page: the picture in it, one HTML file.
+    """
+
+    question: Question
+    stages: tuple[StageAnswer, ...]
+    trace: Trace | None = None
+    folder: Path | None = None
+    page: Path | None = None
+
+    def __getitem__(self, stage: str) -> StageAnswer:
+        """Of a stage, by its name."""
+        return {each.stage: each for each in self.stages}[stage]
+
+    def tables(self) -> list[Table]:
+        """The question's table, and two of every stage: what spoke for the answer, and what against it."""
+        found = [question_table(self.question)]
+        for stage in self.stages:
+            found += [_examples(stage, self.question, spoke_for=True), _examples(stage, self.question, spoke_for=False)]
+        return found
+
+    def lines(self) -> list[str]:
+        """What is said above and below the tables."""
+        return [f"{note}" for stage in self.stages for note in stage.notes]
+
+    def __str__(self) -> str:
+        return "\n".join([*(table.text() for table in self.tables()), *self.lines()])
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in self.tables())
+
+
+def headline(question: Question) -> str:
+    """What is asked, in a line.
+
+    Example:
+        >>> from stagetrace import Query
+        >>> headline(Question("label", "a good film", "positive", "by the model", (), Query([0])))
+        "Why the label 'positive' (the model's own)?"
+    """
+    whose = "the model's own" if question.said == "by the model" else "given"
+    return f"Why the {question.spoken} {question.answer!r} ({whose})?"
+
+
+def loss_line(question: Question) -> str:
+    """The loss of the whole answer, in words."""
+    count = len(question.tokens)
+    each = f", {number(question.loss / count)} a token over {count} tokens" if count > 1 else ""
+    return f"-log p({question.spoken} | prompt) = {number(question.loss)} {UNIT}{each}"
+
+
+def question_table(question: Question) -> Table:
+    """A row for each token of the answer: its loss, its share of it, its probability, and what was likeliest."""
+    rows = tuple(
+        (
+            repr(token.text),
+            number(token.loss),
+            percent(share),
+            percent(token.probability),
+            "itself" if token.likeliest.strip() == token.text.strip() else repr(token.likeliest),
+            percent(token.chance),
+        )
+        for token, share in zip(question.tokens, question.shares, strict=True)
+    )
+    prompt = question.prompt if len(question.prompt) <= PROMPT else f"...{question.prompt[-PROMPT:]}"
+    return Table(
+        f"{headline(question)}\nprompt: {prompt}",
+        (question.spoken, f"loss ({UNIT})", "share of the loss", "probability", "likeliest", "its probability"),
+        rows,
+        caption=loss_line(question),
+        words=frozenset({question.spoken, "likeliest"}),
+    )
+
+
+def side(question: Question, *, spoke_for: bool) -> str:
+    """What a list of examples is, with its sign."""
+    if spoke_for:
+        return f"spoke for the {question.spoken}: score below 0, more of the example makes it likelier"
+    return f"spoke against the {question.spoken}: score above 0, more of the example makes it less likely"
+
+
+def _examples(stage: StageAnswer, question: Question, *, spoke_for: bool) -> Table:
+    rows = [
+        (
+            str(each.index),
+            signed(each.score),
+            signed(each.removal_effect),
+            each.label,
+            in_a_line(each.text),
+            f"{len(each.alike):,}" if each.alike else "",
+        )
+        for each in (stage.spoke_for if spoke_for else stage.spoke_against)
+    ]
+    headings = ["index", f"score ({UNIT})", f"loss without it ({UNIT})", "class", "example", "others alike"]
+    kept = [place for place in range(len(headings)) if place < 3 or any(row[place] for row in rows)]
+    caption = "" if rows else "none"
+    return Table(
+        f"{stage.stage}, {stage.n_examples:,} examples: {side(question, spoke_for=spoke_for)}",
+        tuple(headings[place] for place in kept),
+        tuple(tuple(row[place] for place in kept) for row in rows),
+        caption=caption,
+        words=frozenset({"class", "example"}),
+    )
+
+
+def in_a_line(text: str, room: int = LINE) -> str:
+    """The beginning of a text, in so many characters."""
+    words = " ".join(text[: 4 * room].split())
+    return words if len(words) <= room else f"{words[: room - 3]}..."

@@ -1,0 +1,69 @@
+"""The picture of an answer: `why.html`, one file that needs no network, and the question as plain values beside it."""
+
+from dataclasses import replace
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from stagetrace.report.numbers import number, percent, signed
+from stagetrace.report.previews import whole_characters
+from stagetrace.report.render import legible
+from stagetrace.results.files import write_text
+from stagetrace.results.jsonable import json_text
+from stagetrace.version import __version__
+from stagetrace.why.answer import Answer, headline, loss_line, side
+from stagetrace.why.question import UNIT, Question
+
+PAGE, RECORD = "why.html", "question.json"
+
+
+def write(answer: Answer) -> Answer:
+    """Write both files into the answer's folder, each whole or not at all; gives the answer with its page.
+
+    Raises:
+        ResultsError: the file system refused.
+    """
+    assert answer.folder is not None
+    answer.folder.mkdir(parents=True, exist_ok=True)
+    write_text(answer.folder / RECORD, whole_characters(json_text(record(answer.question))))
+    write_text(answer.folder / PAGE, render(answer))
+    return replace(answer, page=answer.folder / PAGE)
+
+
+def record(question: Question) -> dict[str, object]:
+    """The question as JSON holds it; losses in nats."""
+    return {
+        "kind": question.kind,
+        "prompt": question.prompt,
+        "answer": question.answer,
+        "said": question.said,
+        "loss": question.loss,
+        "unit": UNIT,
+        "tokens": [
+            {"text": t.text, "loss": t.loss, "likeliest": t.likeliest, "chance": t.chance} for t in question.tokens
+        ],
+    }
+
+
+def render(answer: Answer) -> str:
+    """The page: the answer with each token's share of the loss, and of every stage what spoke for and against it."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=legible
+    )
+    environment.filters.update(signed=signed, number=number, percent=percent)
+    question = answer.question
+    largest = max((token.loss for token in question.tokens), default=0.0) or 1.0
+    style = (files("stagetrace.report") / "assets" / "style.css").read_text(encoding="utf-8")
+    own = (files("stagetrace.why") / "assets" / "why.css").read_text(encoding="utf-8")
+    return environment.from_string((files("stagetrace.why") / "assets" / "why.html").read_text(encoding="utf-8")).render(
+        answer=answer,
+        question=question,
+        heat=[round(100 * token.loss / largest) for token in question.tokens],
+        headline=headline(question),
+        loss=loss_line(question),
+        sides=(side(question, spoke_for=True), side(question, spoke_for=False)),
+        unit=UNIT,
+        style=Markup(style + own),
+        version=__version__,
+    )
