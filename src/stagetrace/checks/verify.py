@@ -45,7 +45,7 @@ def in_short(findings: Sequence[Finding]) -> list[Finding]:
     """What is right in one finding, and each of the others as it is."""
     right = [found for found in findings if found.level is Level.OK]
     first, *rest = right
-    looked_at = f"{', '.join(found.what for found in rest)}: as they should be ({first.text})"
+    looked_at = f"{', '.join(dict.fromkeys(found.what for found in rest))}: as they should be ({first.text})"
     seconds = sum(found.seconds for found in right)
     others = (found for found in findings if found.level is not Level.OK)
     return [Finding(first.where, "data", Level.OK, looked_at, seconds), *others]

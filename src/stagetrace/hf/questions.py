@@ -23,7 +23,7 @@ from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
-from stagetrace.tracing.query import WHERE, Query
+from stagetrace.tracing.query import CONTRAST, WHERE, Query
 
 Collate = Callable[[list[Any]], Any]
 
@@ -36,6 +36,7 @@ def query(
     stage: Stage,
     objective: Objective | PlainLoss | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
+    contrast: Any = None,
     batch_size: int = 32,
     workers: int = 0,
 ) -> Query:
@@ -52,6 +53,8 @@ def query(
             string, or a list of messages before the assistant's turn.
         stage: the last stage of the chain.
         objective, reduction, batch_size, workers: as for `Query`.
+        contrast: further examples, read as `data` are, whose loss is taken off that of `data`, as for `Query`: another
+            completion of the same prompt, or texts of another behaviour. With `reduction="none"` they pair up by row.
 
     Raises:
         DescriptionError: the stage is not of `hf.stage`, or the data are of the wrong kind.
@@ -68,8 +71,24 @@ def query(
     rows = without_conversations(rows, stage)
     read, collate = _read(rows, stage)
     return Query(
-        read, objective=objective, reduction=reduction, batch_size=batch_size, collate=collate, workers=workers
+        read,
+        objective=objective,
+        reduction=reduction,
+        contrast=None if contrast is None else _contrast(contrast, stage, collate),
+        batch_size=batch_size,
+        collate=collate,
+        workers=workers,
     )
+
+
+def _contrast(data: Any, stage: Stage, collate: Collate | None) -> Sentences:
+    """The contrast's rows, read as the stage's are; messages name it."""
+    if isinstance(data, Query):
+        refuse(f"{CONTRAST} is a query; give its rows as they are: contrast=rows")
+    read, collated = _read(_rows(data, stage), stage)
+    if (collated is None) != (collate is None) or type(collated) is not type(collate):
+        refuse(f"{CONTRAST}: its rows have other columns than the query's; give both the same columns")
+    return Sentences(read.rows, replace(read.reader, where=CONTRAST), read.notices)
 
 
 def _rows(data: Any, stage: Stage) -> Any:

@@ -8,7 +8,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
@@ -167,7 +166,7 @@ def build(
 def _measuring(query: Query, queries: int, seed: int) -> Query:
     """The examples of the query that recall is measured with, each a query by itself."""
     chosen = list(seeded_subset(len(query.data), max(1, queries), seed))
-    return replace(query, data=Subset(query.data, chosen), reduction="none")
+    return query.each_of(chosen)
 
 
 @final

@@ -77,7 +77,8 @@ def inspect(
         rough = too_fine(bound.name, operator.cost(), solver[bound.name], query.rows or 1)
         yield from () if rough is None else (rough,)
     yield from in_short(of_query)
-    text = f"{len(query.data):,} examples, reduction '{query.reduction}'; the loss is one number per example"
+    contrast = "" if query.contrast is None else f" less a contrast of {len(query.contrast):,}"
+    text = f"{len(query.data):,} examples{contrast}, reduction '{query.reduction}'; the loss is one number per example"
     yield Finding("query", "query", Level.OK, text)
     yield from forecast.findings()
     if budget is not None:

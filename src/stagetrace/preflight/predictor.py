@@ -83,7 +83,8 @@ class Predictor:
     def checked_query(self) -> list[Finding]:
         """Check the query as the run does."""
         last = self.chain.last
-        return self._checked("query", lambda: verify_query(self.query.risk(last), last, self.chain.stages[:-1]))
+        before, risks = self.chain.stages[:-1], self.query.risks(last)
+        return self._checked("query", lambda: [each for risk in risks for each in verify_query(risk, last, before)])
 
     def _checked(self, where: str, verify: Callable[[], list[Finding]]) -> list[Finding]:
         with metered() as taken:
@@ -137,7 +138,7 @@ class Predictor:
                 read=False,
             )
         seconds, peak, examples = taken.seconds, taken.peak, 0
-        for risk in (*(bound.risk for bound in self.chain), self.query.risk(self.chain.last)):
+        for risk in (*(bound.risk for bound in self.chain), *self.query.risks(self.chain.last)):
             with metered() as taken:
                 seconds += over_batches(risk.examples.batch_indices(), lambda each, risk=risk: _digested(risk, each))
             peak, examples = max(peak, taken.peak), examples + len(risk.examples)
@@ -147,17 +148,19 @@ class Predictor:
 
     def _query_gradient(self) -> Gradient:
         last, query = self.chain.last, self.query
-        risk = query.risk(last).beside(last.statistics_values)
-        rows, total = query.rows, len(risk.examples)
-        if rows is not None or total <= max(FEW, 2 * risk.examples.batch_size):
+        risks = [risk.beside(last.statistics_values) for risk in query.risks(last)]
+        rows, total = query.rows, sum(len(risk.examples) for risk in risks)
+        if rows is not None or total <= max(FEW, 2 * query.batch_size):
             with metered() as taken:
                 gradient = query.gradient(last)
             self._add("query", "gradient", taken.seconds, taken, how=f"of all {total:,} examples, as the run takes it")
             return gradient
         found = list[Gradient]()
         with metered() as taken:
-            plan = typical_batches(risk.examples, risk.examples.batch_size)
-            seconds = over_batches(plan, lambda each: found.append(mean_gradient(risk, each)))
+            seconds = Seconds()
+            for risk in risks:
+                plan = typical_batches(risk.examples, risk.examples.batch_size)
+                seconds += over_batches(plan, lambda each, risk=risk: found.append(mean_gradient(risk, each)))
         self._add("query", "gradient", seconds, taken, how=f"two batches, for {total:,} examples")
         mean = found[0]
         return Gradient(mean.trained, *mean.inherited.split((last.inherited.size, last.statistics.size)))

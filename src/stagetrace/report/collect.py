@@ -15,7 +15,7 @@ from stagetrace.report.item import Reader, describe_value, fields_of, label_colu
 from stagetrace.report.previews import Previews
 from stagetrace.results import Scores, Trace
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.risk import check_finite
+from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.tracing.query import Query
 
 EACH_SIDE = 100
@@ -36,9 +36,10 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
         DataError: a query loss cannot be used.
     """
     _check(trace, chain, query)
-    losses, predictions = _losses(chain, query)
+    asked, *contrast = query.risks(chain.last)
+    losses, predictions = _losses(asked)
     shown = shown_queries(losses)
-    objective = query.risk(chain.last).objective
+    objective = asked.objective
     model = chain.last.stage.model
     reader = Reader.of(query.data, given_names(objective, model))
     names = reader.classes or _names_of_labels(reader)
@@ -55,7 +56,11 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
     if not picture.available() and any(_has_picture(Reader.of(p.stage.data)) for p in chain):
         missing = "images are shown as tables: pillow is not installed; type: pip install 'stagetrace[report]'"
         warnings.warn(missing, StagetraceWarning, stacklevel=3)
-    total = losses.sum() if query.reduction == "sum" else losses.mean()
+    totals = [
+        each.sum() if query.reduction == "sum" else each.mean()
+        for each in (losses, *(_losses(risk)[0] for risk in contrast))
+    ]
+    total = totals[0] - sum(totals[1:])
     return Previews(tuple(items), {"query_examples": len(losses), "query_loss": float(total)})
 
 
@@ -92,9 +97,8 @@ def _check(trace: Trace, chain: Chain, query: Query) -> None:
             refuse(f"report: the run has scores of {scores.n_queries} queries, the query {len(query.data)} examples")
 
 
-def _losses(chain: Chain, query: Query) -> tuple[Tensor, dict[int, Any]]:
+def _losses(risk: Risk) -> tuple[Tensor, dict[int, Any]]:
     """Each query example's loss, `[n]` in float64, and what the model predicts for it where that is one value."""
-    risk = query.risk(chain.last)
     found, predicted = list[Tensor](), dict[int, Any]()
     with torch.no_grad():
         for batch in risk.read(risk.examples.batch_indices()):

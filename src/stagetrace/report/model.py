@@ -118,6 +118,7 @@ class Report:
     n_queries, query_loss: of the whole query; None where neither the scores nor previews say it.
     command: what made the run; "" where that was not kept.
     rows: the ends of every ranking, each in its order: the most harmful first, then the most helpful.
+    contrast: examples of the query's contrast, whose loss is taken off; None where there was none.
     reach: of each stage how large a removal its scores hold for, where a training was recorded; leads the report.
     """
 
@@ -133,6 +134,7 @@ class Report:
     command: str = ""
     attachments: Attachments = field(default_factory=Attachments)
     reach: tuple[Finding, ...] = ()
+    contrast: int | None = None
 
     @staticmethod
     def of(trace: Trace, previews: Previews | None = None, attachments: Attachments | None = None) -> "Report":
@@ -160,6 +162,7 @@ class Report:
             command=kept.facts.get("command", ""),
             attachments=attachments or Attachments(),
             reach=reach(trace, (attachments or Attachments()).findings),
+            contrast=trace.contrast,
         )
 
     @property

@@ -92,6 +92,14 @@ class Trace(ShownAsTable):
     def __contains__(self, stage: object) -> bool:
         return stage in self.scores
 
+    @property
+    def contrast(self) -> int | None:
+        """Examples of the query's contrast, whose loss is taken off the query's; None where there was none."""
+        query = self.description.get("query")
+        contrast = query.get("contrast") if isinstance(query, Mapping) else None
+        found = contrast.get("examples") if isinstance(contrast, Mapping) else None
+        return found if isinstance(found, int) else None
+
     def save(self, path: str | Path) -> None:
         """Write a run folder: run.json, scores as Parquet, solutions as safetensors; no other format, no code.
 
@@ -134,7 +142,12 @@ class Trace(ShownAsTable):
         solved = [
             f"{stage}: {solution.system}, {solution.products:,} products" for stage, solution in self.solutions.items()
         ]
-        caption = f"{warning}solved {'; '.join(solved)}\n{SIGN}" if solved else f"{warning}{SIGN}"
+        less = (
+            ""
+            if self.contrast is None
+            else f"query loss: the query's less its contrast's ({self.contrast:,} examples)\n"
+        )
+        caption = f"{warning}solved {'; '.join(solved)}\n{less}{SIGN}" if solved else f"{warning}{less}{SIGN}"
         return Table(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
 
     def to_pandas(self) -> "DataFrame":

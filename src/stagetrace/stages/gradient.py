@@ -51,6 +51,11 @@ class Gradient:
             self.trained + other.trained, self.inherited + other.inherited, self.statistics + other.statistics
         )
 
+    def __sub__(self, other: "Gradient") -> "Gradient":
+        return Gradient(
+            self.trained - other.trained, self.inherited - other.inherited, self.statistics - other.statistics
+        )
+
 
 def batch_gradient(risk: Risk, batch: Batch) -> Gradient:
     """The gradient of the sum of a batch's losses, one column.

@@ -1,9 +1,6 @@
 """Queries a block at a time, where the vectors of all of them are more than memory holds."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-
-from torch.utils.data import Subset
 
 from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.query import Query
@@ -25,4 +22,4 @@ def blocks(query: Query, walked: Iterable[BoundStage], memory: int) -> Iterator[
         yield query
         return
     for start in range(0, total, size):
-        yield replace(query, data=Subset(query.data, range(start, min(total, start + size))))
+        yield query.each_of(range(start, min(total, start + size)))

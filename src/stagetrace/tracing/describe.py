@@ -129,7 +129,7 @@ def describe(
 
     read: whether the data sets are read for their digests; else these are "not taken", but for their ends.
     """
-    risk, last, identity = query.risk(chain.last), chain.last.stage, Identity()
+    (risk, *contrast), last, identity = query.risks(chain.last), chain.last.stage, Identity()
     collate = query.collate or last.collate
     stages = {bound.name: fingerprint_stage(bound, progress, identity, read=read) for bound in chain}
     asked = {
@@ -138,6 +138,8 @@ def describe(
         "collate": fingerprint_collate(collate, query.data, identity),
         "reduction": query.reduction,
     }
+    if contrast:
+        asked["contrast"] = fingerprint_examples(contrast[0].examples, progress, identity, read=read)
     solved = [bound.name for bound in chain if bound.recording is None]
     solving = {
         "curvature": {name: settings_of(curvature[name], identity) for name in solved if name in curvature},

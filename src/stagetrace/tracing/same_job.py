@@ -101,13 +101,16 @@ def _job(chain: Chain, query: Query, settings: Mapping[str, object]) -> dict[str
         found |= {f"{stage.where}: {what}": value for what, value in told.items()}
         if bound.recording is None:  # one that is replayed may draw its data anew each time
             found |= _data(bound.risk)
-    risk, last = query.risk(chain.last), chain.last.stage
+    risks, last = query.risks(chain.last), chain.last.stage
     found["the query's reduction"] = query.reduction
-    found["the query's objective"] = _known(fingerprint_objective(risk.objective, last.model, identity))
+    found["the query's objective"] = _known(fingerprint_objective(risks[0].objective, last.model, identity))
     found["the query's collation"] = _known(
         fingerprint_collate(query.collate or last.collate, query.data, identity) or {}
     )
-    return found | _data(risk)
+    found["whether the query has a contrast"] = len(risks) > 1
+    for risk in risks:
+        found |= _data(risk)
+    return found
 
 
 def _setting(value: object, identity: Identity) -> Any:

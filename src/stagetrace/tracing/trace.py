@@ -201,15 +201,17 @@ def checked(chain: Chain, query: Query, progress: Progress) -> list[Finding]:
     for bound in chain:
         for notice in notices_at(bound):
             warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    for notice in getattr(query.data, "notices", ()):
-        warnings.warn(notice, StagetraceWarning, stacklevel=4)
-    what = "checking losses and derivatives"
-    with progress.task(what, len(chain) + 1, "data sets") as advance, world().together(what):
+    for data in (query.data, query.contrast):
+        for notice in getattr(data, "notices", ()):
+            warnings.warn(notice, StagetraceWarning, stacklevel=4)
+    what, asked = "checking losses and derivatives", query.risks(chain.last)
+    with progress.task(what, len(chain) + len(asked), "data sets") as advance, world().together(what):
         for place, bound in enumerate(chain):
             found.extend(verify_stage(bound, chain.stages[:place]))
             advance(1)
-        found.extend(verify_query(query.risk(chain.last), chain.last, chain.stages[:-1]))
-        advance(1)
+        for risk in asked:
+            found.extend(verify_query(risk, chain.last, chain.stages[:-1]))
+            advance(1)
     for finding in found:
         if finding.level is Level.WARNING:
             where = "the query" if finding.where == "query" else f"stage '{finding.where}'"
@@ -230,6 +232,7 @@ def check_not_flat(gradient: Gradient, query: Query) -> None:
             "the query: the gradient of its loss is zero in every parameter of the last stage, so every score would be "
             "zero: the loss does not depend on the model, or is at its minimum to the last digit (a prediction that is "
             "certain in the model's precision: use float64, or another query loss)"
+            f"{', or the contrast is the same examples' if query.contrast is not None else ''}"
         )
     if query.reduction == "none" and bool(flat.any()):
         some = flat.nonzero().flatten().tolist()

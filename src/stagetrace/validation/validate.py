@@ -243,7 +243,8 @@ def _by_stage(chain: Chain, fit: Any) -> dict[str, Fit]:
 def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
     """What retrainings depend on, other than what is removed."""
     query, last = retraining.query, retraining.chain.last
-    risk = query.risk(last)
+    risk, *contrast = query.risks(last)
+    against = {"contrast": fingerprint_examples(contrast[0].examples, progress)} if contrast else {}
     return {
         "fingerprints": SCHEME,
         "stage": retraining.stage,
@@ -253,5 +254,6 @@ def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
             "data": fingerprint_examples(risk.examples, progress),
             "objective": fingerprint_objective(risk.objective, last.stage.model),
             "reduction": query.reduction,
+            **against,
         },
     }

@@ -80,10 +80,19 @@ class BM25:
         its, bars = chain[stage].stage, progress or Silent()
         library = _library(self.name)
         documents = self._words(Examples(its.data, its.batch_size, list, its.workers, its.where), bars)
-        asked = self._words(Examples(query.data, query.batch_size, list, query.workers, WHERE), bars)
         if not any(documents):
             raise DataError(f"{self.name}: no text of {its.where} has a word; give text=, what an example's text is")
-        rows = self._scores(library, documents, asked, bars)
+        first, *contrast = (
+            self._reduced(library, documents, self._words(side, bars), query, bars)
+            for side in query.sides(list)  # a document is like the contrast as it is like the query
+        )
+        return first - contrast[0] if contrast else first
+
+    def _reduced(
+        self, library: Any, documents: list[list[str]], asked: list[list[str]], query: Query, progress: Progress
+    ) -> Tensor:
+        """The scores of all documents for the texts that are asked about, reduced as the query is."""
+        rows = self._scores(library, documents, asked, progress)
         if query.reduction == "none":
             return torch.stack(list(rows))
         total = torch.zeros(len(documents), dtype=torch.float64)

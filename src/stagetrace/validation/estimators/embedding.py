@@ -74,9 +74,12 @@ class EmbeddingSimilarity:
         last, its, bars = chain.last, chain[stage].stage, progress or Silent()
         if isinstance(self.embed, str):
             check_submodule(last.stage.model, self.embed, f"{self.name}: the model of {last.stage.where}")
-        asked = query.risk(last)
-        queries = torch.cat(list(self._embeddings(asked, asked.examples.batch_indices(), bars)))
-        rows = query.reduce(queries)  # the mean of cosines is the product with the mean of unit vectors
+        # the mean of cosines is the product with the mean of unit vectors
+        rows, *contrast = (
+            query.reduce(torch.cat(list(self._embeddings(asked, asked.examples.batch_indices(), bars))))
+            for asked in query.risks(last)
+        )
+        rows = rows - contrast[0] if contrast else rows
         risk = last.risk_of(its.where, its.loss, its.examples)
         blocks: list[Tensor] = []
         for embeddings in self._embeddings(risk, world().shard(risk.examples.batch_indices()), bars):
