@@ -26,6 +26,10 @@ def why(
         str | None,
         typer.Option("--label", metavar="NAME", help="Of a classifier the class (default: the predicted one)."),
     ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option("--contrast", metavar="TEXT", help="Another answer: why the first, and not this one?"),
+    ] = None,
     messages: Annotated[
         Path | None,
         typer.Option(
@@ -75,6 +79,7 @@ def why(
         asked,
         said,
         label=label,
+        contrast=contrast,
         max_new_tokens=new_tokens,
         top=top,
         index=index,

@@ -14,10 +14,11 @@ from stagetrace.hf.signature import takes
 from stagetrace.stages.stage import Stage
 
 
-def continued(stage: Stage, tokens: list[int], most: int, where: str) -> list[int]:
+def continued(stage: Stage, tokens: list[int], most: int, where: str) -> tuple[list[int], bool]:
     """What a causal language model writes after these tokens: each time the likeliest one (greedy decoding).
 
-    At most `most` tokens; it ends before an end-of-text token, and where the model has no more positions.
+    At most `most` tokens; it ends before an end-of-text token, and where the model has no more positions. With them
+    whether it ended by itself.
 
     Raises:
         DataError: the model ends the text at once, or its positions are used up by the prompt.
@@ -30,17 +31,18 @@ def continued(stage: Stage, tokens: list[int], most: int, where: str) -> list[in
             f"{where}: the prompt is {len(tokens):,} tokens, which leaves no room for an answer: the texts of "
             f"{stage.where} are cut after {room:,}"
         )
-    ends, written = _ends(stage), list[int]()
+    ends, written, ended = _ends(stage), list[int](), False
     while len(written) < most and (room is None or len(tokens) + len(written) < room):
         found = int(logits(stage, [*tokens, *written])[0, -1].argmax())
-        if found in ends:
+        ended = found in ends
+        if ended:
             break
         written.append(found)
     if not written:
         raise DataError(
             f"{where}: the model's likeliest answer is to end the text at once; give a completion to ask about"
         )
-    return written
+    return written, ended
 
 
 def logits(stage: Stage, tokens: list[int], **features: Any) -> Tensor:

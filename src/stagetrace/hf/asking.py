@@ -19,7 +19,7 @@ from stagetrace.tracing.query import WHERE
 Prompt = str | Sequence[Message]
 
 
-def asked_row(prompt: Prompt, completion: str | None, stage: Stage) -> dict[str, Any]:
+def asked_row(prompt: Prompt, completion: str | None, stage: Stage, where: str) -> dict[str, Any]:
     """The row of a completion after its prompt.
 
     A prompt of text stays text, and both are tokenised together. A beginning-of-text token that the tokenizer adds by
@@ -29,17 +29,16 @@ def asked_row(prompt: Prompt, completion: str | None, stage: Stage) -> dict[str,
         DescriptionError: the stage is no causal language model, has no tokenizer, or something is missing.
         DataError: the completion is empty, or does not fit into what the model reads.
     """
-    where = f"{WHERE}: prompt= and completion="
     task = task_of_stage(stage)
     if task is not Task.CAUSAL:
         refuse(
-            f"{where} ask a causal language model, and {stage.where} is one of {task.value}; give rows in its data's "
-            "columns, hf.query([{...}], stage=...), or ask by stagetrace.why"
+            f"{where}: a prompt is continued by a causal language model, and {stage.where} is one of {task.value}; "
+            "give rows with its data's columns, hf.query([{...}], stage=...), or type why.ask(chain, prompt)"
         )
     if completion is None:
         refuse(
-            f"{where}: a completion is missing, which is what is asked about; give completion=, or have the model write "
-            "one by stagetrace.why.ask(chain, prompt=...)"
+            f"{where}: a completion is missing, which is what is asked about; give completion=, or have the model "
+            "write one: stagetrace.why.ask(chain, prompt)"
         )
     if not isinstance(completion, str):
         refuse(f"{where}: completion must be a string, got {type(completion).__name__}")

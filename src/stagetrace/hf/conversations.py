@@ -48,13 +48,16 @@ def last_turn(tokenizer: Any, messages: Sequence[Message], where: str) -> dict[s
     check_messages(messages, where)
     if messages[-1]["role"] != "assistant":
         raise DataError(
-            f"{where}: the last message is of the role {messages[-1]['role']!r}, and what is asked for is the last turn "
-            "of the 'assistant'; end the conversation with it"
+            f"{where}: the last message is of the role {messages[-1]['role']!r}, and what is asked for is the last "
+            "turn of the 'assistant'; end the conversation with it"
         )
     template = _template(tokenizer, where)
     if _MARKED.search(template):
         found = _rendered(tokenizer, messages, where, return_assistant_tokens_mask=True)
         tokens, last = list(found[TOKENISED]), _last_run(found["assistant_masks"])
+        before = list(_rendered(tokenizer, messages[:-1], where)[TOKENISED])
+        if tokens[: len(before)] == before:  # a turn that ends in a blank is marked too far where blanks are no tokens
+            last = range(max(last.start, len(before)), last.stop)
         if not last:
             raise DataError(f"{where}: the chat template marks no token of the last turn as the assistant's")
         return {TOKENISED: tokens, "labels": [t if place in last else IGNORED for place, t in enumerate(tokens)]}

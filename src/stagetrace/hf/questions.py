@@ -55,6 +55,7 @@ def query(
         objective, reduction, batch_size, workers: as for `Query`.
         contrast: further examples, read as `data` are, whose loss is taken off that of `data`, as for `Query`: another
             completion of the same prompt, or texts of another behaviour. With `reduction="none"` they pair up by row.
+            With prompt= a string is another completion of it.
 
     Raises:
         DescriptionError: the stage is not of `hf.stage`, or the data are of the wrong kind.
@@ -67,8 +68,12 @@ def query(
         refuse(f"{WHERE}: give rows of data, or prompt= and completion=: one of the two")
     if prompt is None and completion is not None:
         refuse(f"{WHERE}: completion= goes with prompt=, what it was said to; rows of data have a column 'completion'")
-    rows = _rows(data, stage) if prompt is None else [asked_row(prompt, completion, stage)]
-    rows = without_conversations(rows, stage)
+    if prompt is None:
+        rows = _rows(data, stage)
+    else:
+        rows = [asked_row(prompt, completion, stage, f"{WHERE}: prompt= and completion=")]
+        if isinstance(contrast, str):
+            contrast = [asked_row(prompt, contrast, stage, f"{CONTRAST} after prompt=")]
     read, collate = _read(rows, stage)
     return Query(
         read,
@@ -92,10 +97,10 @@ def _contrast(data: Any, stage: Stage, collate: Collate | None) -> Sentences:
 
 
 def _rows(data: Any, stage: Stage) -> Any:
-    """Rows as they are; a string, or a list of strings, as rows of the stage's column of texts."""
+    """Rows as they are, conversations as tokens; strings as rows of the stage's column of texts."""
     texts: list[Any] = [data] if isinstance(data, str) else data
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        return data
+        return without_conversations(data, stage)
     task, reader = task_of_stage(stage), cast(Sentences, stage.data).reader
     if task not in UNLABELLED:
         refuse(
@@ -112,7 +117,8 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
     row, own = first_row(rows, WHERE), stage.data
     reader = own.reader
     if isinstance(reader, Given):
-        labelled = task_of_stage(stage) is Task.CAUSAL and is_sequence(row.get("labels"))  # which collators may overwrite
+        # labels that collators may overwrite
+        labelled = task_of_stage(stage) is Task.CAUSAL and is_sequence(row.get("labels"))
         if not labelled and reader.relevant(row) == reader.expected:
             return own.of(rows, WHERE), stage.collate
         reader, collate = _reader_of(stage), collation_of(stage.model, tokenizer_of(stage), task_of_stage(stage), WHERE)

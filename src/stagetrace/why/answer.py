@@ -1,5 +1,6 @@
 """What comes out: the question, and of every stage the examples that spoke for and against the answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -7,7 +8,7 @@ from typing import final
 from stagetrace.report.numbers import number, percent, signed
 from stagetrace.results import Trace
 from stagetrace.results.table import Table
-from stagetrace.why.question import UNIT, Question
+from stagetrace.why.question import UNIT, Question, Token, shares
 
 LINE = 70
 """Characters of an example in a table, at most."""
@@ -21,8 +22,8 @@ PROMPT = 400
 class Example:
     """One example of a stage, with what it does to the answer.
 
-    score: d(-log p(answer | prompt))/d(weight of the example); **positive = more of it makes the answer less likely**;
-        unit: nats.
+    score: d(-log p(answer | prompt))/d(weight of the example); **positive = more of it makes the answer less likely**,
+        with a contrast beside the other answer; unit: nats.
     removal_effect: the predicted change of `-log p` without the example; positive = the answer becomes less likely.
     alike: other examples that look the same, left out of the list.
     """
@@ -75,19 +76,20 @@ class Answer:
 
     def tables(self) -> list[Table]:
         """The question's table, and two of every stage: what spoke for the answer, and what against it."""
-        found = [question_table(self.question)]
+        found = question_tables(self.question)
         for stage in self.stages:
             found += [_examples(stage, self.question, spoke_for=True), _examples(stage, self.question, spoke_for=False)]
         return found
 
     def lines(self) -> list[str]:
-        """What is said above and below the tables."""
-        return [f"{note}" for stage in self.stages for note in stage.notes]
+        """What is said below the tables: whether the answer was cut, and how each stage was solved."""
+        cut = f"the model's answer was cut after {len(self.question.tokens)} tokens" if self.question.cut else ""
+        return [*filter(None, [cut]), *(note for stage in self.stages for note in stage.notes)]
 
     def __str__(self) -> str:
         return "\n".join([*(table.text() for table in self.tables()), *self.lines()])
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str:  # pyright: ignore[reportUnusedFunction]
         return "".join(table.html() for table in self.tables())
 
 
@@ -100,44 +102,54 @@ def headline(question: Question) -> str:
         "Why the label 'positive' (the model's own)?"
     """
     whose = "the model's own" if question.said == "by the model" else "given"
-    return f"Why the {question.spoken} {question.answer!r} ({whose})?"
+    other = "" if question.contrast is None else f" rather than {question.contrast.answer!r}"
+    return f"Why the {question.spoken} {question.answer!r} ({whose}){other}?"
 
 
 def loss_line(question: Question) -> str:
-    """The loss of the whole answer, in words."""
-    count = len(question.tokens)
+    """The loss of the whole answer, in words; with a contrast both, and their difference."""
+    count, contrast = len(question.tokens), question.contrast
     each = f", {number(question.loss / count)} a token over {count} tokens" if count > 1 else ""
-    return f"-log p({question.spoken} | prompt) = {number(question.loss)} {UNIT}{each}"
+    line = f"-log p({question.spoken} | prompt) = {number(question.loss)} {UNIT}{each}"
+    if contrast is None:
+        return line
+    return (
+        f"{line}; of {contrast.answer!r} {number(contrast.loss)} {UNIT}; what is traced is the first less the second, "
+        f"{signed(question.traced)} {UNIT}"
+    )
 
 
-def question_table(question: Question) -> Table:
+def question_tables(question: Question) -> list[Table]:
     """A row for each token of the answer: its loss, its share of it, its probability, and what was likeliest."""
+    prompt = question.prompt if len(question.prompt) <= PROMPT else f"...{question.prompt[-PROMPT:]}"
+    found = [_tokens(f"{headline(question)}\nprompt: {prompt}", question.tokens, question, loss_line(question))]
+    if question.contrast is not None:
+        found.append(_tokens(f"rather than {question.contrast.answer!r}", question.contrast.tokens, question, ""))
+    return found
+
+
+def _tokens(title: str, tokens: Sequence[Token], question: Question, caption: str) -> Table:
     rows = tuple(
         (
             repr(token.text),
             number(token.loss),
             percent(share),
             percent(token.probability),
-            "itself" if token.likeliest.strip() == token.text.strip() else repr(token.likeliest),
+            "itself" if token.is_likeliest else repr(token.likeliest),
             percent(token.chance),
         )
-        for token, share in zip(question.tokens, question.shares, strict=True)
+        for token, share in zip(tokens, shares(tokens), strict=True)
     )
-    prompt = question.prompt if len(question.prompt) <= PROMPT else f"...{question.prompt[-PROMPT:]}"
-    return Table(
-        f"{headline(question)}\nprompt: {prompt}",
-        (question.spoken, f"loss ({UNIT})", "share of the loss", "probability", "likeliest", "its probability"),
-        rows,
-        caption=loss_line(question),
-        words=frozenset({question.spoken, "likeliest"}),
-    )
+    headings = (question.spoken, f"loss ({UNIT})", "share of the loss", "probability", "likeliest", "its probability")
+    return Table(title, headings, rows, caption=caption, words=frozenset({question.spoken, "likeliest"}))
 
 
 def side(question: Question, *, spoke_for: bool) -> str:
     """What a list of examples is, with its sign."""
+    beside = "" if question.contrast is None else f" beside {question.contrast.answer!r}"
     if spoke_for:
-        return f"spoke for the {question.spoken}: score below 0, more of the example makes it likelier"
-    return f"spoke against the {question.spoken}: score above 0, more of the example makes it less likely"
+        return f"spoke for the {question.spoken}: score below 0, more of the example makes it likelier{beside}"
+    return f"spoke against the {question.spoken}: score above 0, more of the example makes it less likely{beside}"
 
 
 def _examples(stage: StageAnswer, question: Question, *, spoke_for: bool) -> Table:
@@ -152,7 +164,7 @@ def _examples(stage: StageAnswer, question: Question, *, spoke_for: bool) -> Tab
         )
         for each in (stage.spoke_for if spoke_for else stage.spoke_against)
     ]
-    headings = ["index", f"score ({UNIT})", f"loss without it ({UNIT})", "class", "example", "others alike"]
+    headings = ["index", f"score ({UNIT})", f"change without it ({UNIT})", "class", "example", "others alike"]
     kept = [place for place in range(len(headings)) if place < 3 or any(row[place] for row in rows)]
     caption = "" if rows else "none"
     return Table(

@@ -44,6 +44,7 @@ def ask(
     completion: str | None = None,
     *,
     label: str | int | None = None,
+    contrast: str | int | None = None,
     max_new_tokens: int = TOKENS,
     top: int = 5,
     index: str | Path | None = None,
@@ -54,8 +55,8 @@ def ask(
 ) -> Answer:
     """Why did the chain's last model say this? The answer's loss, traced back to the examples of every stage.
 
-    What is traced is `-log p(answer | prompt)`, summed over the answer's tokens, in nats: for a causal language model of
-    the completion, for a masked one of the words at the prompt's masks, for a classifier of its label.
+    What is traced is `-log p(answer | prompt)`, summed over the answer's tokens, in nats: of a causal language model
+    the completion, of a masked one the words at the prompt's masks, of a classifier its label.
 
     Args:
         chain: the stages; the last one of `hf.stage` or `hf.from_trainer`, with a tokenizer.
@@ -63,6 +64,8 @@ def ask(
         completion: what was said; None takes what the model itself says: the likeliest next tokens one by one, up to
             the end of the text, or the likeliest word at each mask.
         label: of a classifier the class that is asked about, by name or number; None takes the predicted one.
+        contrast: another completion, filling or label: why the first and not this? What is traced is the difference of
+            both losses, as for `Query`.
         max_new_tokens: that the model writes at most.
         top: examples of every stage on each side, at most; those that look the same are one.
         index: a folder of `stagetrace index` for this chain: only the examples that it names are scored, exactly.
@@ -84,7 +87,7 @@ def ask(
     check_count(top, f"{WHERE}: top")
     check_count(max_new_tokens, f"{WHERE}: max_new_tokens")
     chain = chain.refreshed()
-    question = question_of(chain, prompt, completion, label, max_new_tokens)
+    question = question_of(chain, prompt, completion, label, contrast, max_new_tokens)
     place = None if out is None else Path(out) / folder_name(question, index, curvature, solver)
     how: dict[str, Any] = {
         "curvature": curvature if out is None else with_fits(curvature, Path(out) / FITS),
@@ -102,7 +105,8 @@ def ask(
 
 def folder_name(question: Question, index: object, curvature: object, solver: object) -> str:
     """A name that people read and that no other question has: its first words, and a digest of all that was asked."""
-    asked = [question.kind, question.prompt, question.answer, [token.text for token in question.tokens]]
+    other = question.contrast and [token.text for token in question.contrast.tokens]
+    asked = [question.kind, question.prompt, [token.text for token in question.tokens], other]
     how = [None if index is None else str(index), repr(curvature), repr(solver)]
     digest = sha256(dumps([asked, how]).encode()).hexdigest()[:8]
     words = re.findall(r"[a-z0-9]+", question.prompt.lower()[-200:])[-5:]

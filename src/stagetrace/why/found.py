@@ -56,6 +56,7 @@ def _shown(reader: Reader, stage: str, rows: Iterable[Row], top: int, *, harmful
             alike[look].append(row.index)
         elif len(found) < top:
             text = item.text or ", ".join(f"{name}: {value}" for name, value in item.fields)
+            text += f" ... ({item.cut:,} more characters)" if item.cut else ""
             found[look], alike[look] = Example(row.index, row.score, row.removal_effect, text, item.label), []
     return tuple(
         Example(each.index, each.score, each.removal_effect, each.text, each.label, tuple(alike[look]))

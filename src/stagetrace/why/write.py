@@ -1,5 +1,6 @@
 """The picture of an answer: `why.html`, one file that needs no network, and the question as plain values beside it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 
@@ -13,9 +14,12 @@ from stagetrace.results.files import write_text
 from stagetrace.results.jsonable import json_text
 from stagetrace.version import __version__
 from stagetrace.why.answer import Answer, headline, loss_line, side
-from stagetrace.why.question import UNIT, Question
+from stagetrace.why.question import UNIT, Question, Token, shares
 
 PAGE, RECORD = "why.html", "question.json"
+
+PROMPT = 4_000
+"""Characters of a prompt that the page shows, at most: its end."""
 
 
 def write(answer: Answer) -> Answer:
@@ -40,10 +44,18 @@ def record(question: Question) -> dict[str, object]:
         "said": question.said,
         "loss": question.loss,
         "unit": UNIT,
-        "tokens": [
-            {"text": t.text, "loss": t.loss, "likeliest": t.likeliest, "chance": t.chance} for t in question.tokens
-        ],
+        "tokens": _tokens(question.tokens),
+        "contrast": question.contrast
+        and {
+            "answer": question.contrast.answer,
+            "loss": question.contrast.loss,
+            "tokens": _tokens(question.contrast.tokens),
+        },
     }
+
+
+def _tokens(tokens: Sequence[Token]) -> list[dict[str, object]]:
+    return [{"text": t.text, "loss": t.loss, "likeliest": t.likeliest, "chance": t.chance} for t in tokens]
 
 
 def render(answer: Answer) -> str:
@@ -53,15 +65,23 @@ def render(answer: Answer) -> str:
     )
     environment.filters.update(signed=signed, number=number, percent=percent)
     question = answer.question
-    largest = max((token.loss for token in question.tokens), default=0.0) or 1.0
+    answers = [(question.answer, question.tokens)]
+    answers += [] if question.contrast is None else [(question.contrast.answer, question.contrast.tokens)]
+    largest = max((token.loss for _, tokens in answers for token in tokens), default=0.0) or 1.0
     style = (files("stagetrace.report") / "assets" / "style.css").read_text(encoding="utf-8")
     own = (files("stagetrace.why") / "assets" / "why.css").read_text(encoding="utf-8")
-    return environment.from_string((files("stagetrace.why") / "assets" / "why.html").read_text(encoding="utf-8")).render(
+    page = (files("stagetrace.why") / "assets" / "why.html").read_text(encoding="utf-8")
+    return environment.from_string(page).render(
         answer=answer,
         question=question,
-        heat=[round(100 * token.loss / largest) for token in question.tokens],
+        prompt=question.prompt if len(question.prompt) <= PROMPT else f"...{question.prompt[-PROMPT:]}",
+        answers=[
+            (name, [(t, share, round(100 * t.loss / largest)) for t, share in zip(tokens, shares(tokens), strict=True)])
+            for name, tokens in answers
+        ],
         headline=headline(question),
         loss=loss_line(question),
+        beside="" if question.contrast is None else f" beside {question.contrast.answer!r}",
         sides=(side(question, spoke_for=True), side(question, spoke_for=False)),
         unit=UNIT,
         style=Markup(style + own),
