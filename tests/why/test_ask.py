@@ -51,8 +51,8 @@ def test_a_completion_is_traced_by_the_nats_of_its_tokens(causal: Chain):
         other = float(-model(input_ids=tokens[:, :2]).logits[0, -1].log_softmax(-1)[PLAIN("ran")["input_ids"][0]])
         chances = model(input_ids=tokens).logits[0, 1:5].softmax(-1).max(-1).values.tolist()
     question = found.question
-    assert question.loss == pytest.approx(whole, rel=1e-10)
-    assert question.traced == pytest.approx(whole - other, rel=1e-10)
+    assert question.loss == pytest.approx(whole, rel=1e-6)  # which transformers computes in float32
+    assert question.traced == pytest.approx(whole - other, rel=1e-6)
     assert float(question.query.loss(causal.last)) == pytest.approx(question.traced, rel=1e-10)
     assert [token.text for token in question.tokens] == [" sat", " on", " the", " mat"]
     assert [token.chance for token in question.tokens] == pytest.approx(chances)
@@ -86,7 +86,7 @@ def test_without_a_completion_the_model_answers_and_examples_that_look_the_same_
 def test_a_masked_model_is_asked_at_its_masks(masked: Chain):
     found = why.ask(masked, "the [MASK] sat on the [MASK]", "dog mat", **HOW)
     tokens = torch.tensor([tiny.tokenizer()("the [MASK] sat on the [MASK]")["input_ids"]])
-    logs = masked.last.stage.model(input_ids=tokens).logits[0].log_softmax(-1)
+    logs = masked.last.stage.model(input_ids=tokens).logits[0].log_softmax(-1).detach()
     expected = -(logs[2, 8] + logs[6, 12])  # 'dog' and 'mat' behind [CLS] the, and behind the
     assert found.question.loss == pytest.approx(float(expected), rel=1e-9)
     assert float(found.question.query.loss(masked.last)) == pytest.approx(float(expected), rel=1e-9)
@@ -98,7 +98,7 @@ def test_a_masked_model_is_asked_at_its_masks(masked: Chain):
 def test_a_classifier_is_asked_about_its_label(classes: Chain):
     own = why.ask(classes, "the cat sat", **HOW).question
     tokens = torch.tensor([tiny.tokenizer()("the cat sat")["input_ids"]])
-    logits = classes.last.stage.model(input_ids=tokens).logits
+    logits = classes.last.stage.model(input_ids=tokens).logits.detach()
     said = int(logits.argmax())
     assert own.answer == ("bad", "good")[said]
     assert own.loss == pytest.approx(float(F.cross_entropy(logits, torch.tensor([said]))), rel=1e-9)
