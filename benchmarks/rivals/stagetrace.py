@@ -28,12 +28,14 @@ from stagetrace import (
     Stage,
     trace,
 )
+from stagetrace.curvature.operations import Operations, counted_operations
 from stagetrace.curvature.subset import seeded_subset
 from stagetrace.objectives import Classification, NextToken
 from stagetrace.parallel import started, world
 from stagetrace.progress import Silent
 from stagetrace.results.parts import join
 from stagetrace.solvers.system import Equation
+from stagetrace.stages.bound import BoundStage
 from stagetrace.tracing.score import Scorer
 
 SQUARED = 1e-3
@@ -96,7 +98,17 @@ def scoring(given: Given, spent: Spent) -> Found:
         forward.append(between - before)
         each.append(time.process_time() - between)
     spent.phases["score"] = min(each)
-    return Found(values[None], given.parameters, notes=(f"{min(each) / min(forward):.3g} forward passes",))
+    passes = (f"{min(each) / min(forward):.3g} forward passes", f"{_counted(bound, adjoint):.3g} by counted operations")
+    return Found(values[None], given.parameters, notes=passes)
+
+
+def _counted(bound: BoundStage, adjoint: torch.Tensor) -> float:
+    """Operations of matrix products and convolutions: of scoring a batch over those of its forward pass."""
+    batch = next(iter(bound.risk.read(bound.risk.examples.batch_indices()[:1])))
+    contract = Scorer.of(bound.risk, adjoint[:, None], parts=False, rows=None).contract
+    with Operations() as scored:
+        contract(batch)
+    return scored.total / counted_operations(bound.risk, batch)
 
 
 def two_stages(link: Link) -> Method:

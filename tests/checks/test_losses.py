@@ -220,6 +220,17 @@ def test_items_are_not_read_where_unequal_ones_could_not_be_stacked():
     assert len(found.together) == 32
 
 
+def test_of_large_models_few_are_looked_at_and_these_first():
+    sizes = torch.randint(5, 50, (1000,), generator=torch.Generator().manual_seed(1)).tolist()
+    sizes[321], sizes[654] = 2, 99
+    examples = Examples([torch.ones(size) for size in sizes], 32, padded, 0, "data")
+    found = Lookout.over(examples, operations=10**12)
+    assert set(found.together) == {0, 999, 321, 654}
+    assert set(found.alone) == {321, 654}
+    assert 321 not in found.short
+    assert Lookout.over(examples, operations=1000) == Lookout.over(examples)
+
+
 def test_texts_are_stacked_whatever_their_length():
     texts = [("word" if i != 70 else "a longer text", 1.0) for i in range(100)]
     found = Lookout.over(Examples(texts, 16, None, 0, "data"))

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from examples.elastic import Elastic
 from stagetrace import EKFAC, Chain, Direct, Frozen, GaussNewton, Lanczos, Proximal, Query, Shift, Stage, trace
-from stagetrace.curvature.ekfac import stays_diagonal
+from stagetrace.curvature.ekfac import operator, stays_diagonal
 from stagetrace.curvature.ekfac.factors import Elementwise, FewOutputs, Softmax, factor_of
 from stagetrace.errors import DescriptionError, ResultsError
 from stagetrace.hf.weights import Smoothed
@@ -391,6 +391,23 @@ def test_the_residual_in_the_true_system_is_measured() -> None:
     true = dense_gauss_newtons(MLP).mean(dim=0) + 0.15 * eye
     residual = float((b[:, 0] - true @ solution.value[:, 0]).norm() / b[:, 0].norm())
     assert any(f"residual of {residual:.2g} " in note for note in solution.notes)
+
+
+def test_of_long_texts_it_is_measured_on_two_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "PREDICTIONS", 64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    one, label = torch.randn(1, 3, dtype=torch.float64), torch.tensor([1])
+    alike = TensorDataset(one.expand(100, 3).clone(), label.expand(100).clone())  # so that every draw is the whole
+    stage = Stage("fit", model=model, objective=Classification(), data=alike)
+    result = trace(Chain(stage), Query([(one[0], label[0])]), curvature=EKFAC(exact=0), solver=Direct(0.3, Shift))
+    solution = result.solutions["fit"]
+    assert solution is not None
+    true = GaussNewton().operator(Chain(stage)["fit"]).to_dense() + 0.3 * torch.eye(len(solution.value))
+    gradient = Query([(one[0], label[0])]).gradient(Chain(stage)["fit"]).trained[:, 0]
+    residual = float((gradient - true @ solution.value.reshape(-1)).norm() / gradient.norm())
+    assert residual > 0.01
+    assert f"relative residual of {residual:.2g}, measured on some of the examples" in solution.notes[-1]
 
 
 def test_models_in_half_precision() -> None:

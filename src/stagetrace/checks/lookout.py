@@ -23,6 +23,12 @@ CHECKS = "the checks"
 ALONE = 8
 """Examples that are evaluated one by one as well."""
 
+WORK = 1e10
+"""Floating-point operations of a forward pass over the examples that are looked at, where they would take more: then
+they are fewer, but the shortest, the longest, the first and the last in any case."""
+
+LEAST, LEAST_ALONE = 4, 2
+
 MEASURED = 20_000
 """Most examples whose length is read; of a larger data set they are drawn by a seed."""
 
@@ -48,21 +54,27 @@ class Lookout:
     @property
     def short(self) -> tuple[int, ...]:
         """Two short ones, and not the shortest, which may be empty: a sixth and a third of the way to the longest."""
-        places = {len(self.by_length) // 6, len(self.by_length) // 3}
+        last = len(self.by_length) - 1
+        places = {min(last, max(1, len(self.by_length) // share)) for share in (6, 3)}
         return tuple(self.by_length[place] for place in sorted(places))
 
     @staticmethod
-    def over(examples: Examples, seed: int = 0) -> "Lookout":
-        """Choose them, the same for the same data set."""
+    def over(examples: Examples, operations: int = 0, seed: int = 0) -> "Lookout":
+        """Choose them, the same for the same data set.
+
+        operations: of a forward pass over one example; 0 where that is not known.
+        """
         total = len(examples)
-        size = within(examples, CHECKS, min(total, max(examples.batch_size, TOGETHER)))
+        most = int(WORK / operations) if operations else total
+        size = within(examples, CHECKS, min(total, max(examples.batch_size, TOGETHER), max(LEAST, most)))
         order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
         lengths = lengths_of(examples, order)
         measured = sorted(lengths, key=lambda index: (lengths[index], index))
         kinds = [measured, measured[::-1], range(total), range(total - 1, -1, -1), order]
         chosen = _in_turn([kind for kind in kinds if kind], size)
         by_length = sorted(chosen, key=lambda index: (lengths.get(index, 0), index))
-        return Lookout(tuple(chosen), tuple(by_length), tuple(chosen[:ALONE]), len(lengths))
+        alone = max(LEAST_ALONE, min(ALONE, most // LEAST))
+        return Lookout(tuple(chosen), tuple(by_length), tuple(chosen[:alone]), len(lengths))
 
 
 def lengths_of(examples: Examples, order: Sequence[int]) -> dict[int, int]:

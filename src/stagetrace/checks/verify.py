@@ -18,6 +18,7 @@ from stagetrace.checks.rounding import Rounding
 from stagetrace.checks.second import second_derivative_is_right
 from stagetrace.checks.shards import gradient_in_shards
 from stagetrace.checks.state import keeps_no_state
+from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.rounding import RoundedTo
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
@@ -75,7 +76,7 @@ def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = 
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                shrink(examples, CHECKS, len(Lookout.over(examples).together), error)
+                shrink(examples, CHECKS, len(Lookout.over(examples, _operations(risk)).together), error)
 
 
 def _looked_at(chosen: Risk, bound: BoundStage, where: str, before: Sequence[Stage]) -> list[Finding]:
@@ -89,7 +90,7 @@ def _looked_at(chosen: Risk, bound: BoundStage, where: str, before: Sequence[Sta
         findings.append(Finding(where, what, level, text, time.perf_counter() - started))
 
     started = time.perf_counter()
-    lookout = Lookout.over(risk.examples)
+    lookout = Lookout.over(risk.examples, _operations(risk))
     seconds = time.perf_counter() - started
     findings.append(Finding(where, "examples", Level.OK, _chosen(lookout, len(risk.examples)), seconds))
     look("reading", lambda: examples_repeat(risk, lookout.together))
@@ -117,6 +118,18 @@ def _looked_at(chosen: Risk, bound: BoundStage, where: str, before: Sequence[Sta
     if chosen is not risk:
         look(f"products in {chosen.evaluation.precision}", lambda: rounding_is_small(chosen, short))
     return findings
+
+
+def _operations(risk: Risk) -> int:
+    """Of a forward pass over the first example; 0 where it cannot be counted, and where the model lies in shards."""
+    if risk.evaluation.shapes is not None:
+        return 0
+    try:
+        return counted_operations(risk, next(iter(risk.read([[0]]))))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return 0  # the checks themselves say what is wrong
 
 
 def _same_in(risk: Risk, batch: Batch, wide: tuple[Risk, Batch] | None) -> tuple[Risk, Batch]:

@@ -87,6 +87,11 @@ class LinearOperator(ABC):
         return None
 
     @property
+    def draws(self) -> "tuple[LinearOperator, ...]":
+        """Two independent draws of what it is a mean of, enough to measure an answer by; else itself alone."""
+        return (self,)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a solution should say of the operator it was found with."""
         return ()
@@ -240,6 +245,13 @@ class SumOperator(LinearOperator):
     def approximates(self) -> LinearOperator | None:
         left, right = self.left.approximates, self.right.approximates
         return None if left is None and right is None else SumOperator(left or self.left, right or self.right)
+
+    @property
+    def draws(self) -> tuple[LinearOperator, ...]:
+        left, right = self.left.draws, self.right.draws
+        if len(left) == len(right) == 1:
+            return (self,)
+        return tuple(SumOperator(left[place % len(left)], right[place % len(right)]) for place in range(2))
 
     @property
     def notes(self) -> tuple[str, ...]:

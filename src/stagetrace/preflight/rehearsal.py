@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.curvature.choices import Curvature
+from stagetrace.curvature.ekfac.operator import measured_on
 from stagetrace.curvature.memory import allowance
 from stagetrace.curvature.operations import counted_operations
 from stagetrace.curvature.operator import LinearOperator
@@ -24,10 +25,11 @@ from stagetrace.preflight.solve_estimate import SolveEstimate
 from stagetrace.preflight.timed_operator import OverExamples, TimedOperator
 from stagetrace.preflight.tracing_cost import with_tracing
 from stagetrace.solvers import Direct
-from stagetrace.solvers.base import Solver, solve
+from stagetrace.solvers.base import Solution, Solver, solve
 from stagetrace.solvers.settings import step_limit
 from stagetrace.solvers.together import MANY, tolerance
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.risk import Risk
 from stagetrace.tracing.responses.shortfall import shortfall
 
 __all__ = ["rehearse"]
@@ -84,7 +86,7 @@ def rehearse(
 
     seen.enough = enough
     timed = TimedOperator(operator, seen)
-    found = _solved(timed, solver, rhs, few, of)
+    found = _solved(timed, solver, rhs, bound.risk, few, of)
     seen.enough = lambda: None  # what follows is a product or two
     products = [round(part.products * found.products / max(1, seen.products)) for part in timed.parts()]
     cost = planned.cost()
@@ -99,7 +101,7 @@ def rehearse(
     return found
 
 
-def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, few: int, of: int) -> SolveEstimate:
+def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, risk: Risk, few: int, of: int) -> SolveEstimate:
     seen, solution, history, ended = timed.seen, None, list[float](), True
 
     def report(step: int, residual: float, /) -> None:
@@ -109,7 +111,6 @@ def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, few: int, of: int
     with metered() as taken:
         try:
             solution = solve(timed, rhs, solver, report)
-            shortfall(timed, rhs, solution)
         except _EnoughError:
             ended = False
         except SolveError:  # it is the run's to say; a solve over fewer examples may fail where the run's does not
@@ -120,9 +121,20 @@ def _solved(timed: TimedOperator, solver: Solver, rhs: Tensor, few: int, of: int
     if seen.rows:  # a Gram matrix of so many rows, and its factor
         beside = beside * scale**2
     held = int(max((cost.cached_bytes for cost in timed.costs()), default=0) * (scale - 1))
+    if solution is not None:
+        beside = beside + _shortfall(timed.inner, rhs, solution, risk, few, of)
     adjoint = rhs if solution is None else solution.value.reshape(rhs.shape)
     products = round(seen.products * more)
     return SolveEstimate(adjoint, solution, over, beside, taken.peak + held, few, of, products, ended, seen.rows)
+
+
+def _shortfall(operator: LinearOperator, rhs: Tensor, solution: Solution, risk: Risk, few: int, of: int) -> Seconds:
+    """Seconds of saying how far an approximation's answer is off, which goes over no more than so many examples."""
+    if operator.approximates is None:
+        return Seconds()
+    with metered() as taken:
+        shortfall(operator, rhs, solution)
+    return taken.seconds * (measured_on(risk, of) / measured_on(risk, few))
 
 
 def _at_size(

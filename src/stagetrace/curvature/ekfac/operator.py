@@ -19,7 +19,15 @@ from stagetrace.stages.halves import by_halves, is_out_of_memory
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.space import ParameterSpace
 
-__all__ = ["EKFACOperator", "GaussNewtonOnce"]
+__all__ = ["EKFACOperator", "GaussNewtonOnce", "measured_on"]
+
+PREDICTIONS, FEWEST = 8000, 32
+"""Predictions that are enough to measure an answer by, and the fewest examples."""
+
+
+def measured_on(risk: Risk, total: int) -> int:
+    """On how many of a fit's `total` examples its answer is measured: all, but of long texts as many as are enough."""
+    return min(total, 2 * max(FEWEST // 2, PREDICTIONS // risk.predictions // 2))
 
 
 @final
@@ -81,6 +89,19 @@ class GaussNewtonOnce(LinearOperator):
         self.size, self.dtype, self.device = risk.trained.size, risk.trained.dtype, risk.trained.device
         self._risk, self._indices, self._batch_size = risk, indices, batch_size
         self._way: Callable[[Risk, Batch], Product] = gauss_newton_retained_graph
+
+    @property
+    def draws(self) -> tuple[LinearOperator, ...]:
+        total = len(self._indices)
+        measured = measured_on(self._risk, total)
+        if measured == total:
+            return (self,)
+        generator = torch.Generator().manual_seed(0)
+        return self.subsample(measured // 2, generator), self.subsample(measured // 2, generator)
+
+    def subsample(self, examples: int, generator: torch.Generator) -> LinearOperator:
+        drawn = torch.randperm(len(self._indices), generator=generator)[:examples].tolist()
+        return GaussNewtonOnce(self._risk, [self._indices[place] for place in sorted(drawn)], self._batch_size)
 
     def apply(self, vectors: Tensor) -> Tensor:
         risk, what = self._risk, "a product with the Gauss-Newton matrix"
