@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from stagetrace import (
     CG,
     EKFAC,
@@ -22,9 +25,11 @@ from stagetrace import (
     Proximal,
     Query,
     Shift,
+    Stage,
     trace,
 )
 from stagetrace.errors import StagetraceWarning
+from stagetrace.objectives import NextToken
 from tests import jobs
 
 Job = tuple[Chain, Query, Mapping[str, Any]]
@@ -35,6 +40,15 @@ EXACT = {"curvature": GaussNewton(), "solver": Direct()}
 
 def queries(n: int = 6, **settings: Any) -> Query:
     return Query(jobs.examples(n, 9), batch_size=4, **settings)
+
+
+def sentences(n: int) -> Job:
+    """A language model of bigrams; of its tokens a few are kept."""
+    model = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 6)).double()
+    jobs.redraw(model, 0)
+    words = torch.randint(6, (n, 5), generator=torch.Generator().manual_seed(0))
+    stage = Stage("fit", model=model, objective=NextToken(), data=words, batch_size=5)
+    return Chain(stage), Query(words[:3]), {"curvature": Identity(), "solver": Lanczos(damping=0.0), "tokens": 30}
 
 
 # Sizes are uneven; batches have 5 examples, so 4 examples are fewer batches than processes.
@@ -55,6 +69,7 @@ CASES: dict[str, Callable[[], Job]] = {
         queries(),
         {"curvature": EKFAC(exact=4), "solver": Direct(0.05, Shift)},
     ),
+    "tokens": lambda: sentences(301),
     "conjugate gradients, the last stage only": lambda: (
         jobs.chain(MOVED, sizes=(37, 23)),
         queries(),

@@ -23,8 +23,14 @@ def alone(case: str) -> Trace:
 
 
 def assert_same(one: Trace, other: Trace, rtol: float = 1e-6) -> None:
-    """Every stage's scores, and both their parts, agree relatively to the stage's largest."""
+    """Every stage's scores, both their parts, and those of tokens agree relatively to the stage's largest."""
     assert list(one) == list(other)
+    assert list(one.tokens) == list(other.tokens)
+    for name, ours in one.tokens.items():
+        theirs = other.tokens[name]
+        assert torch.equal(ours.index, theirs.index)
+        assert torch.equal(ours.position, theirs.position)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=rtol * float(theirs.values.abs().max()))
     for name in one:
         for what in ("values", "via_shared", "via_head"):
             ours, theirs = getattr(one[name], what), getattr(other[name], what)

@@ -238,7 +238,7 @@ def with_removal_effects(run: str, stage: str, part: Part) -> pa.Table:
     columns |= {name: pa.array(t.T.float().tolist(), pa.list_(pa.float32())) for name, t in tensors.items()}
     table = pa.table(columns)
     metadata = identity(run, stage) | {"n_examples": str(part.n_examples), "n_queries": str(part.n_queries or 0)}
-    return table.replace_schema_metadata({**metadata, SEAL: parts_module._seal_of(table, metadata).hexdigest()})
+    return table.replace_schema_metadata({**metadata, SEAL: parts_module.seal_of_table(table, metadata).hexdigest()})
 
 
 def test_a_part_stays_small() -> None:

@@ -24,7 +24,9 @@ def some(case: ChainCase, first: int, stop: int) -> TensorDataset:
     return TensorDataset(case.query_x[first:stop], case.query_y[first:stop])
 
 
-@pytest.mark.parametrize("case", [THREE_FROZEN, STRONG_TANH], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(THREE_FROZEN, marks=pytest.mark.slow), STRONG_TANH], ids=lambda case: case.name
+)
 def test_scores_are_what_training_again_does_to_the_difference_of_the_losses(case: ChainCase):
     chain = chain_of(case, solved(case))
     mean = Query(some(case, 0, 5), contrast=some(case, 5, 7))  # of different lengths
@@ -42,7 +44,7 @@ def test_scores_are_what_training_again_does_to_the_difference_of_the_losses(cas
 
 
 def test_blocks_of_queries_keep_their_pairs():
-    case = THREE_FROZEN
+    case = STRONG_TANH
     chain = chain_of(case, solved(case))
     pairs = Query(some(case, 0, 3), contrast=some(case, 3, 6), reduction="none")
     whole, blocks = (rank(chain, pairs, top=4, **EXACT, memory=memory) for memory in (2**30, 1))

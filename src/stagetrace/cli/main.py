@@ -83,6 +83,9 @@ def score(
     exact: options.Exact = False,
     of: Annotated[list[str], typer.Option("--of", metavar="STAGE", help="Score only this stage's examples.")] = [],  # noqa: B006
     parts: Annotated[bool, typer.Option("--parts", help="Also save the paper's two parts of each score.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also score single tokens, of stages whose loss is a sum over them.")
+    ] = False,
     moved: Annotated[
         bool, typer.Option("--sweep", help="Also score at a tenth and ten times the damping: how stable is the order?")
     ] = False,
@@ -113,8 +116,8 @@ def score(
             _say(f"note: {line}")
         if moved:
             check_damped(how["solver"])
-        split = parts or job.options.get("parts", False)
-        result = trace(job.chain, job.query, **how, of=of or job.options.get("of"), parts=split, out=out)
+        split, each = parts or job.options.get("parts", False), job.options.get("tokens", False) or tokens
+        result = trace(job.chain, job.query, **how, of=of or job.options.get("of"), parts=split, tokens=each, out=out)
         found = sweep(result, job.chain, job.query, **how) if moved else ()
         is_first = world.is_first
     if is_first:  # the other processes are gone: what follows is one process's work

@@ -15,6 +15,7 @@ from stagetrace.report.previews import Preview, Previews, read_previews
 from stagetrace.report.reach import reach_of_run
 from stagetrace.results import Ranking, Scores, Trace
 from stagetrace.results.table import Row, Top
+from stagetrace.results.tokens import TokenScores, table_of
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.validation import Validation, report
@@ -38,6 +39,7 @@ def result(trace: Trace, top: int, console: Console, out: Path, page: Path | Non
         previews = read_previews(out)
         for scores in trace.scores.values():
             ranking(scores, top, console, previews)
+            token_ranking(trace.tokens.get(scores.stage), top, console)
     if page is not None:
         console.print(f"to look at it, open {page}", soft_wrap=True, highlight=False)
     console.print(f"saved to {out}", soft_wrap=True)
@@ -81,6 +83,17 @@ def ranking(
                 words = table.words | {heading}
                 table = replace(table, headings=(*table.headings, heading), rows=rows, words=words)
         console.print(legible(table.rich(), console.width))
+
+
+def token_ranking(tokens: TokenScores | None, top: int, console: Console, query: int | None = None) -> None:
+    """The tokens of a stage at both ends, as far as those that were kept can tell."""
+    for harmful in (True, False) if tokens is not None else ():
+        rows = tokens.ends(top, harmful=harmful, query=query)
+        which = "most harmful" if harmful else "most helpful"
+        kept = f"{tokens.kept:,} of {tokens.scored:,} tokens kept"
+        if rows:
+            title = f"{len(rows)} {which} tokens ({kept}; position of the token that is predicted)"
+            console.print(_legible(table_of(tokens.stage, title, rows).rich(), console.width))
 
 
 def rankings(found: Mapping[str, Ranking], top: int, console: Console, query: int) -> None:

@@ -13,7 +13,7 @@ from stagetrace.errors import StagetraceError, refuse
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 
-OPTIONS = ("curvature", "solver", "of", "parts")
+OPTIONS = ("curvature", "solver", "of", "parts", "tokens")
 """For `trace`."""
 
 VALIDATE_OPTIONS = ("fit", "estimators")

@@ -8,11 +8,11 @@ from typing import Any, Literal, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagetrace.errors import refuse
+from stagetrace.errors import BatchError, refuse
 from stagetrace.objectives import Objective
 from stagetrace.objectives.batches import targets_of
 from stagetrace.objectives.forward import call
-from stagetrace.objectives.objective import Checks, CountsLabels
+from stagetrace.objectives.objective import Checks, CountsLabels, by_token
 from stagetrace.objectives.tokens import IGNORED
 
 
@@ -45,6 +45,14 @@ class PerToken:
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self.objective.losses(outputs, batch) / self.tokens
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Each predicted token's term of its example's loss, `[batch, length]`."""
+        return by_token(self.objective).token_losses(outputs, batch) / self.tokens
+
+    def predicted(self, batch: Any) -> Tensor:
+        """The labels that are predicted, `[batch, length]`."""
+        return by_token(self.objective).predicted(batch)
 
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels that the summed loss refuses."""
@@ -90,12 +98,24 @@ class Smoothed:
         labels = targets_of(batch)
         if outputs.ndim == 2:
             return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=self.factor)
+        return self.token_losses(outputs, batch).sum(dim=1)
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Each labelled token's term of its example's loss, `[batch, length]`, at the token's own position."""
+        labels = targets_of(batch)
+        if outputs.ndim == 2:
+            raise BatchError("labels are one for each example, not one for each token, so there are no token losses")
         logits, labels = (outputs[:, :-1], labels[:, 1:]) if self.shifted else (outputs, labels)
         each = F.cross_entropy(
             logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED, label_smoothing=self.factor
         )
-        total, count = each.sum(dim=1), (labels != IGNORED).sum(dim=1).clamp_min(1)
-        return total if self.reduction == "sum" else total / count
+        each = each if self.reduction == "sum" else each / (labels != IGNORED).sum(dim=1, keepdim=True).clamp_min(1)
+        return F.pad(each, (1, 0)) if self.shifted else each
+
+    def predicted(self, batch: Any) -> Tensor:
+        """The labels that are predicted, at their tokens' own positions."""
+        labels = targets_of(batch)
+        return F.pad(labels[:, 1:], (1, 0), value=IGNORED) if self.shifted else labels
 
     def labelled(self, batch: Any) -> int:
         """How many labels of the batch are predicted."""

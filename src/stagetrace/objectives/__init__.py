@@ -3,6 +3,7 @@
 from stagetrace.objectives.binary import BinaryClassification as BinaryClassification
 from stagetrace.objectives.binary import MultiLabel as MultiLabel
 from stagetrace.objectives.objective import Objective as Objective
+from stagetrace.objectives.objective import TokenLosses as TokenLosses
 from stagetrace.objectives.supervised import Classification as Classification
 from stagetrace.objectives.supervised import Regression as Regression
 from stagetrace.objectives.tokens import MaskedToken as MaskedToken
@@ -16,4 +17,5 @@ __all__ = [
     "NextToken",
     "Objective",
     "Regression",
+    "TokenLosses",
 ]

@@ -65,6 +65,23 @@ class CountsLabels(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenLosses(Protocol):
+    """Two further methods of objectives whose losses are sums over tokens: what scores of single tokens are made of."""
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """The losses token by token, `[batch, length]`: the sum over the length is `losses`.
+
+        Each is divided as its example's loss divides it (a mean by the number of the example's predicted tokens).
+        Entry t is the loss of predicting the token at position t, 0 where none is predicted.
+        """
+        ...
+
+    def predicted(self, batch: Any) -> Tensor:
+        """Which tokens these are, whole numbers `[batch, length]`: the label at position t; -100 where none is."""
+        ...
+
+
 PlainLoss = Callable[[nn.Module, Any], Tensor]
 """`losses(model, batch) -> Tensor[batch]`: enough for everything but the Gauss-Newton matrix."""
 
@@ -107,6 +124,20 @@ def as_objective(objective: Objective | PlainLoss, where: str) -> Objective:
         f"{where}: objective must have outputs(model, batch) and losses(outputs, batch), or be a function "
         f"losses(model, batch) -> Tensor[batch]; got {type(objective).__name__}"
     )
+
+
+def by_token(objective: Objective) -> TokenLosses:
+    """The objective as one whose losses are sums over tokens.
+
+    Raises:
+        DescriptionError: it does not say what its tokens' losses are.
+    """
+    if not isinstance(objective, TokenLosses):
+        refuse(
+            f"the objective {name_of(objective)} has no losses of single tokens; give it token_losses(outputs, batch) "
+            "and predicted(batch), see stagetrace.objectives.TokenLosses, or leave tokens= out"
+        )
+    return objective
 
 
 def splits(objective: Objective) -> bool:

@@ -39,13 +39,17 @@ def _check_token_shapes(logits: Tensor, labels: Tensor, objective: str) -> None:
     check_whole(labels, "token labels")
 
 
-def _token_losses(logits: Tensor, labels: Tensor, reduction: TokenReduction) -> Tensor:
-    """Cross-entropy over labelled tokens: logits `[batch, length, classes]`, labels `[batch, length]` -> `[batch]`."""
+def _token_losses(logits: Tensor, labels: Tensor, reduction: TokenReduction, *, each: bool = False) -> Tensor:
+    """Cross-entropy over labelled tokens: logits `[batch, length, classes]`, labels `[batch, length]` -> `[batch]`.
+
+    each: as terms of that sum, `[batch, length]`.
+    """
     losses = F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none", ignore_index=IGNORED)
-    total = losses.sum(dim=1)
+    found = losses if each else losses.sum(dim=1)
     if reduction == "sum":
-        return total
-    return total / (labels != IGNORED).sum(dim=1).clamp_min(1)
+        return found
+    counts = (labels != IGNORED).sum(dim=1, keepdim=each)
+    return found / counts.clamp_min(1)
 
 
 def _check_vocabulary(labels: Tensor, shape: Sequence[int]) -> None:
@@ -85,6 +89,16 @@ class MaskedToken:
         labels = target_tensor(batch, "MaskedToken")
         _check_token_shapes(outputs, labels, "MaskedToken")
         return _token_losses(outputs, labels, self.reduction)
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Each labelled token's term of its sentence's loss, `[batch, length]`."""
+        labels = target_tensor(batch, "MaskedToken")
+        _check_token_shapes(outputs, labels, "MaskedToken")
+        return _token_losses(outputs, labels, self.reduction, each=True)
+
+    def predicted(self, batch: Any) -> Tensor:
+        """The labels, -100 where nothing is predicted."""
+        return target_tensor(batch, "MaskedToken")
 
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels outside the vocabulary; `shape` is that of an example's outputs, `[length, classes]`."""
@@ -131,6 +145,22 @@ class NextToken:
         if shifted:
             return _token_losses(outputs, labels, self.reduction)
         return _token_losses(outputs[:, :-1], labels[:, 1:], self.reduction)
+
+    def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Each predicted token's term of its sentence's loss, `[batch, length]`, at the token's own position.
+
+        Of an `(inputs, targets)` tuple the position is that in the targets.
+        """
+        labels, shifted = _labels(batch)
+        _check_token_shapes(outputs, labels, "NextToken")
+        if shifted:
+            return _token_losses(outputs, labels, self.reduction, each=True)
+        return F.pad(_token_losses(outputs[:, :-1], labels[:, 1:], self.reduction, each=True), (1, 0))
+
+    def predicted(self, batch: Any) -> Tensor:
+        """The tokens that are predicted, at their own positions; -100 elsewhere."""
+        labels, shifted = _labels(batch)
+        return labels if shifted else F.pad(labels[:, 1:], (1, 0), value=IGNORED)
 
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels outside the vocabulary, and labels whose shift is not this loss's."""

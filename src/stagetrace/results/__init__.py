@@ -8,6 +8,7 @@ from stagetrace.results.rankings import read_rankings
 from stagetrace.results.scores import Scores
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import Row, Table, Top
+from stagetrace.results.tokens import ExampleTokens, TokenRow, TokenScores
 from stagetrace.results.trace import Trace
 
 __all__ = [
@@ -15,12 +16,15 @@ __all__ = [
     "PART_EXAMPLES",
     "SIGN",
     "UNIT",
+    "ExampleTokens",
     "Part",
     "Ranking",
     "Row",
     "RunFolder",
     "Scores",
     "Table",
+    "TokenRow",
+    "TokenScores",
     "Top",
     "Trace",
     "part_size",

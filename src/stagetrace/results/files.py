@@ -2,6 +2,7 @@
 
 DIR/run.json                                what the run is, whether it is complete, and the digest of every file
 DIR/scores/<stage>/part-00000.parquet       scores
+DIR/tokens/<stage>/part-00000.parquet       scores of single tokens, where they were asked for
 DIR/adjoints/<stage>.safetensors            solutions
 DIR/.lock                                   who is writing
 DIR/.saving/                                a run that is being saved over this one; complete once its run.json is there
@@ -30,6 +31,7 @@ RECORD = "run.json"
 LOCK = ".lock"
 STAGING = ".saving"
 _SCORES = "scores"
+_TOKENS = "tokens"
 _ADJOINTS = "adjoints"
 
 REMEDY = "delete this file and run the same command again"
@@ -67,20 +69,27 @@ def part_name(stage: str, number: int) -> str:
     return f"{_SCORES}/{stage_name(stage)}/part-{number:05d}.parquet"
 
 
+def tokens_name(stage: str, number: int) -> str:
+    """The file of the token scores beside part `number` of a stage's scores, relative to the run's folder."""
+    return f"{_TOKENS}/{stage_name(stage)}/part-{number:05d}.parquet"
+
+
 def adjoint_name(stage: str) -> str:
     """The file of a stage's solution, relative to the run's folder."""
     return f"{_ADJOINTS}/{stage_name(stage)}.safetensors"
 
 
-def part_numbers(folder: Path, stage: str) -> list[int]:
-    """The numbers of the parts that are there, ascending."""
-    found = (_PART.fullmatch(path.name) for path in (folder / _SCORES / stage_name(stage)).glob("part-*.parquet"))
+def part_numbers(folder: Path, stage: str, *, tokens: bool = False) -> list[int]:
+    """The numbers of the parts that are there, ascending; of the scores, or of the token scores."""
+    place = folder / (_TOKENS if tokens else _SCORES) / stage_name(stage)
+    found = (_PART.fullmatch(path.name) for path in place.glob("part-*.parquet"))
     return sorted(int(match[1]) for match in found if match)
 
 
 def run_files(folder: Path) -> list[str]:
     """Every file of scores and solutions, relative to the folder."""
-    found = [*(folder / _SCORES).glob("*/*.parquet"), *(folder / _ADJOINTS).glob("*.safetensors")]
+    kinds = (f"{_SCORES}/*/*.parquet", f"{_TOKENS}/*/*.parquet", f"{_ADJOINTS}/*.safetensors")
+    found = [path for kind in kinds for path in folder.glob(kind)]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
@@ -88,7 +97,7 @@ def is_stub(folder: Path) -> bool:
     """Whether nothing but files of scores and solutions, or less, lies there: what is left of a deleted run."""
     paths = [path for path in folder.rglob("*") if not path.is_dir() and not is_litter(path)]
     tops = {path.name for path in folder.iterdir() if not is_litter(path)}
-    return tops <= {_SCORES, _ADJOINTS} and {path.relative_to(folder).as_posix() for path in paths} <= set(
+    return tops <= {_SCORES, _TOKENS, _ADJOINTS} and {path.relative_to(folder).as_posix() for path in paths} <= set(
         run_files(folder)
     )
 

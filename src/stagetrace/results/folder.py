@@ -17,28 +17,25 @@ from stagetrace.results.files import (
     RECORD,
     STAGING,
     adjoint_name,
-    cannot_write,
-    move,
     part_name,
     part_numbers,
     run_files,
     sha256_of,
-    sweep,
+    tokens_name,
 )
 from stagetrace.results.jsonable import JSON, to_json
 from stagetrace.results.lock import Lock
-from stagetrace.results.manifest import Manifest, merged, read_manifest, versions
+from stagetrace.results.manifest import Manifest, merged, versions
+from stagetrace.results.opening import opened, promote
 from stagetrace.results.parts import Part, read_part, write_part
 from stagetrace.results.reading import (
     Contents,
-    check_digests,
     files_of,
-    missing_files,
     read_run,
-    record_of,
     shape_of,
 )
 from stagetrace.results.solutions import read_solution, solution_record, write_solution
+from stagetrace.results.token_parts import TokenPart, read_tokens, write_tokens
 from stagetrace.solvers.base import Solution
 
 T = TypeVar("T")
@@ -88,7 +85,7 @@ class RunFolder:
         run = RunFolder(folder, Manifest.of(wanted), staged=replacing)
         with nullcontext() if alone else world().together("the run's folder"):
             if folder is not None and world().is_first:
-                run = RunFolder(folder, *_opened(folder, wanted, replacing=replacing), staged=replacing)
+                run = RunFolder(folder, *opened(folder, wanted, replacing=replacing), staged=replacing)
         if not alone:
             run._manifest = replace(run._manifest, status=world().share(run._manifest.status))
         return run
@@ -146,6 +143,26 @@ class RunFolder:
             if place is not None:
                 write_part(place / part_name(stage, number), self._manifest.run, stage, number, part)
 
+    def tokens(self, stage: str, number: int) -> TokenPart | None:
+        """The token scores beside part `number` of the stage's scores if they have been written, or None.
+
+        Raises:
+            ResultsError: their file is damaged, or of another run.
+        """
+        name, run = tokens_name(stage, number), self._manifest.run
+        return self._shared(lambda at: read_tokens(at / name, run, stage, number) if (at / name).exists() else None)
+
+    def write_tokens(self, stage: str, number: int, n_examples: int, tokens: TokenPart) -> None:
+        """Write the token scores beside part `number` of the stage's scores.
+
+        Raises:
+            ResultsError: the run is complete, the folder is no longer this run's, or the file system refused.
+            DataError: a score that is not finite.
+        """
+        with self._written() as place:
+            if place is not None:
+                write_tokens(place / tokens_name(stage, number), self._manifest.run, stage, n_examples, tokens)
+
     def finish(self, statistics: Mapping[str, JSON], made_by: Mapping[str, str] | None = None) -> None:
         """Read everything back, record the digest of every file, and declare the run complete.
 
@@ -167,11 +184,18 @@ class RunFolder:
         stages = list(reversed(self._stages))
         numbers = {stage: part_numbers(place, stage) for stage in stages}
         shapes = {stage: shape_of(place, run, stage, found) for stage, found in numbers.items() if found}
+        by_token = {stage: part_numbers(place, stage, tokens=True) for stage in shapes}
+        kept = {
+            stage: sum(len(read_tokens(place / tokens_name(stage, number), run, stage, number)) for number in found)
+            for stage, found in by_token.items()
+            if found
+        }
         solved = {stage: place / adjoint_name(stage) for stage in stages if (place / adjoint_name(stage)).exists()}
         manifest = replace(
             self._manifest,
             status="complete",
             scores=shapes,
+            tokens=kept,
             solutions={stage: solution_record(read_solution(path, run, stage)) for stage, path in solved.items()},
             statistics=to_json(statistics, "statistics"),
             versions=merged(self._manifest.versions, versions()) if made_by is None else dict(made_by),
@@ -180,7 +204,7 @@ class RunFolder:
         manifest.write(place)
         self._manifest = manifest
         if self._staged:
-            _promote(path)
+            promote(path)
         self.close()
 
     def close(self) -> None:
@@ -231,62 +255,3 @@ class RunFolder:
     def _record_stage(self, stage: str) -> None:
         if stage not in self._stages:
             self._stages.append(stage)
-
-
-# The beginning and the end of writing
-
-
-def _opened(folder: Path, wanted: Mapping[str, JSON], *, replacing: bool) -> tuple[Manifest, Lock | None]:
-    """The record to go on with, and the lock of the folder; a complete run that is not to be replaced needs none.
-
-    wanted: the description of the run. replacing: see `RunFolder.open`.
-
-    Raises:
-        ResultsError: another process writes to the folder, it holds something else, or the file system refused.
-    """
-    found = record_of(folder, wanted)
-    if found is not None and found.is_complete and not replacing and not missing_files(folder, found):
-        return found, None
-    lock = Lock(folder)
-    try:
-        found = record_of(folder, wanted)  # again: another process may have been here since
-        sweep(folder)
-        if (folder / STAGING).exists():
-            _promote(folder)
-        return Manifest.of(wanted) if replacing else _continued(folder, found or Manifest.of(wanted)), lock
-    except BaseException as cause:
-        lock.release()
-        if isinstance(cause, OSError):
-            raise cannot_write(folder, cause) from cause
-        raise
-
-
-def _continued(folder: Path, manifest: Manifest) -> Manifest:
-    """The record to go on with, written: of a complete run that lacks files, that of an unfinished one."""
-    if manifest.is_complete:
-        check_digests(folder, manifest)  # from here on the record no longer has them
-    running = replace(manifest, status="running", files={})
-    running.write(folder)
-    return running
-
-
-def _promote(folder: Path) -> None:
-    """Move a run that has been saved over the one in the folder into its place, its record last.
-
-    A reader finds the new run whole from the moment that its record lies in the staging folder; whoever is killed on
-    the way leaves the rest to the next process.
-
-    Raises:
-        ResultsError: the file system refused.
-    """
-    staging = folder / STAGING
-    manifest = read_manifest(staging)
-    try:
-        for name in run_files(staging):
-            move(staging / name, folder / name)
-        for name in set(run_files(folder)) - set(manifest.files):
-            (folder / name).unlink()
-        move(staging / RECORD, folder / RECORD)
-    except OSError as cause:
-        raise cannot_write(folder, cause) from cause
-    shutil.rmtree(staging, ignore_errors=True)

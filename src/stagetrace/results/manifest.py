@@ -62,6 +62,7 @@ class Manifest:
     run: the digest of the description, which every file of the run carries.
     description: fingerprints and settings: what makes this run this run.
     scores, solutions: by stage, what the files hold; of a solution every field but its value.
+    tokens: by stage, how many token scores were kept, where they were asked for.
     files: of a complete run, by name relative to the folder, the digest of each file's content.
     """
 
@@ -71,6 +72,7 @@ class Manifest:
     sign: str = SIGN
     scores: Mapping[str, Shape] = field(default_factory=dict[str, Shape])
     solutions: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
     statistics: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
     versions: Mapping[str, str] = field(default_factory=versions)
     files: Mapping[str, str] = field(default_factory=dict[str, str])

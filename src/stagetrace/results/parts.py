@@ -171,12 +171,12 @@ def read_part(path: Path, run: str, stage: str, number: int) -> Part:
     """
     with read_as(path, f"a part of the scores of stage {stage!r}", REMEDY):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = _text(file.schema_arrow.metadata)
+            found = metadata_of(file.schema_arrow.metadata)
             check_identity(found, run, stage)
             n_examples, n_queries = int(found["n_examples"]), int(found["n_queries"]) or None
             _check_layout(file, len(place_of(number, n_examples, n_queries)), n_queries)
             table = file.read()
-        check_seal(found, _seal_of(table, found))
+        check_seal(found, seal_of_table(table, found))
         part = _part(table, n_examples)
         check_place(f"stage {stage!r}", number, part)
         return part
@@ -184,7 +184,7 @@ def read_part(path: Path, run: str, stage: str, number: int) -> Part:
 
 def run_of_part(path: Path) -> str | None:
     """The digest that the file carries of its run's description."""
-    return _text(pq.read_schema(path).metadata).get("run")
+    return metadata_of(pq.read_schema(path).metadata).get("run")
 
 
 def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
@@ -222,14 +222,14 @@ def _table(run: str, stage: str, part: Part) -> Any:
     for name, tensor in zip(schema.names[1:], (part.values, *effect, part.via_shared, part.via_head), strict=False):
         assert tensor is not None
         check_finite(f"stage {stage!r}, {name}", tensor.float() if matrix else tensor, part.start)
-        arrays.append(_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
+        arrays.append(to_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
     shape = {"n_examples": str(part.n_examples), "n_queries": str(part.n_queries or 0)}
     metadata = identity(run, stage) | shape
     table = pa.Table.from_arrays(arrays, schema=schema)
-    return table.replace_schema_metadata({**metadata, SEAL: _seal_of(table, metadata).hexdigest()})
+    return table.replace_schema_metadata({**metadata, SEAL: seal_of_table(table, metadata).hexdigest()})
 
 
-def _lists(matrix: Tensor) -> Any:
+def to_lists(matrix: Tensor) -> Any:
     """`[n_queries, n]` as n lists of n_queries float32."""
     n_queries, n = matrix.shape
     offsets = np.arange(0, (n + 1) * n_queries, n_queries, dtype=np.int32)
@@ -254,14 +254,21 @@ def _tensor(name: str, table: Any) -> Tensor:
         raise ValueError(f"its column {name} has gaps")
     if not pa.types.is_list(column.type):
         return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64))
+    return of_lists(name, table, None)
+
+
+def of_lists(name: str, table: Any, n_queries: int | None) -> Tensor:
+    """A column of lists of `n_queries` float32 (None: as the first is long) as `[n_queries, n]`."""
+    column = table[name].combine_chunks()
     lengths = set(np.diff(column.offsets.to_numpy()).tolist())
-    if len(lengths) != 1:
+    if len(lengths) > 1 or column.null_count or (n_queries is not None and not lengths <= {n_queries}):
         raise ValueError(f"its column {name} holds lists of different lengths")
     flat = np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    return torch.from_numpy(flat).view(table.num_rows, lengths.pop()).T.contiguous()
+    return torch.from_numpy(flat).view(table.num_rows, n_queries or lengths.pop()).T.contiguous()
 
 
-def _seal_of(table: Any, metadata: Mapping[str, object]) -> Any:
+def seal_of_table(table: Any, metadata: Mapping[str, object]) -> Any:
+    """The digest, by `hashlib`, of a table's columns and of what its file says of itself."""
     seal = seal_of(metadata)
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = column.combine_chunks()
@@ -273,7 +280,7 @@ def _seal_of(table: Any, metadata: Mapping[str, object]) -> Any:
     return seal
 
 
-def _text(metadata: Any) -> dict[str, str]:
+def metadata_of(metadata: Any) -> dict[str, str]:
     """The file's own metadata, but what Arrow adds to them."""
     found = {key.decode(): value.decode(errors="replace") for key, value in (metadata or {}).items()}
     return {key: value for key, value in found.items() if key != "ARROW:schema"}

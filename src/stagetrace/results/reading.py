@@ -18,6 +18,7 @@ from stagetrace.results.files import (
     read_as,
     run_files,
     sha256_of,
+    tokens_name,
 )
 from stagetrace.results.jsonable import JSON
 from stagetrace.results.lock import writer_of
@@ -26,6 +27,8 @@ from stagetrace.results.parts import Part, join, part_count, read_part, run_of_p
 from stagetrace.results.scores import Scores, check_finite
 from stagetrace.results.seals import digest_of
 from stagetrace.results.solutions import read_solution, run_of_solution
+from stagetrace.results.token_parts import join_tokens, read_tokens
+from stagetrace.results.tokens import TokenScores
 from stagetrace.solvers.base import Solution
 
 
@@ -37,6 +40,7 @@ class Contents(NamedTuple):
     description: Mapping[str, JSON]
     statistics: Mapping[str, JSON]
     versions: Mapping[str, str]
+    tokens: Mapping[str, TokenScores] = {}
 
 
 def read_run(path: str | Path) -> Contents:
@@ -68,6 +72,14 @@ def read_run(path: str | Path) -> Contents:
         manifest.description,
         manifest.statistics,
         manifest.versions,
+        {
+            stage: join_tokens(
+                stage,
+                manifest.scores[stage].n_examples,
+                [read_tokens(where(tokens_name(stage, number)), run, stage, number) for number in range(parts[stage])],
+            )
+            for stage in manifest.tokens
+        },
     )
 
 
@@ -156,7 +168,14 @@ def files_of(manifest: Manifest) -> list[str]:
         for stage, shape in manifest.scores.items()
         for number in range(part_count(shape.n_examples, shape.n_queries))
     ]
-    return [*parts, *map(adjoint_name, manifest.solutions)]
+    tokens = [tokens_name(stage, number) for stage in manifest.tokens for number in range(_parts_of(manifest, stage))]
+    return [*parts, *tokens, *map(adjoint_name, manifest.solutions)]
+
+
+def _parts_of(manifest: Manifest, stage: str) -> int:
+    """How many parts a stage's scores have, and its token scores with them."""
+    shape = manifest.scores.get(stage)
+    return 0 if shape is None else part_count(shape.n_examples, shape.n_queries)
 
 
 def _check_listed(folder: Path, manifest: Manifest) -> None:
@@ -167,8 +186,11 @@ def _check_listed(folder: Path, manifest: Manifest) -> None:
     """
     counts = {stage: part_count(shape.n_examples, shape.n_queries) for stage, shape in manifest.scores.items()}
     # the record may claim any number, so it is compared before a list is made of it
-    if sum(counts.values()) + len(manifest.solutions) != len(manifest.files) or set(files_of(manifest)) != set(
-        manifest.files
+    listed = sum(counts.values()) + sum(counts.get(stage, 0) for stage in manifest.tokens) + len(manifest.solutions)
+    if (
+        not set(manifest.tokens) <= set(counts)
+        or listed != len(manifest.files)
+        or set(files_of(manifest)) != set(manifest.files)
     ):
         raise ResultsError(
             f"{folder / RECORD} does not list the files of the scores that it records; delete the folder and run again"
@@ -179,6 +201,9 @@ def _check_listed(folder: Path, manifest: Manifest) -> None:
         for number in part_numbers(folder, stage):
             if number >= count:
                 raise ResultsError(f"{folder / part_name(stage, number)} is no part of this run; delete this file")
+        for number in part_numbers(folder, stage, tokens=True):
+            if stage not in manifest.tokens or number >= count:
+                raise ResultsError(f"{folder / tokens_name(stage, number)} is no part of this run; delete this file")
 
 
 def _kind(part: Part) -> str:

@@ -17,6 +17,8 @@ from stagetrace.results.reading import read_run
 from stagetrace.results.scores import Scores, title_of
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.results.table import ShownAsTable, Table, frame
+from stagetrace.results.token_parts import split_tokens
+from stagetrace.results.tokens import TokenScores
 from stagetrace.solvers.base import Solution
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Trace(ShownAsTable):
     solutions: how each stage was solved, by stage name, in chain order.
     description: fingerprints and settings: what makes this run this run.
     statistics: timings, work counts, findings.
+    tokens: scores of single tokens by stage name, where they were asked for; see `TokenScores`.
     versions: of stagetrace, torch, python and pyarrow.
 
     Raises:
@@ -64,12 +67,16 @@ class Trace(ShownAsTable):
     description: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
     statistics: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
     versions: Mapping[str, str] = field(default_factory=versions)
+    tokens: Mapping[str, TokenScores] = field(default_factory=dict[str, TokenScores])
 
     def __post_init__(self) -> None:
         for name, scores in self.scores.items():
             if scores.stage != name:
                 refuse(f"Trace: the scores under {name!r} are those of stage {scores.stage!r}; give each its own name")
-        for name in ("scores", "solutions", "description", "statistics", "versions"):
+        for name in self.tokens:
+            if name not in self.scores or self.scores[name].n_examples != self.tokens[name].n_examples:
+                refuse(f"Trace: the token scores under {name!r} are of no stage, or of other examples, than its scores")
+        for name in ("scores", "solutions", "description", "statistics", "versions", "tokens"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __getitem__(self, stage: str) -> Scores:
@@ -116,6 +123,8 @@ class Trace(ShownAsTable):
             for stage in reversed(self._stages()):
                 for number, part in enumerate(split(self.scores[stage]) if stage in self.scores else ()):
                     folder.write_part(stage, number, part)
+                for number, some in enumerate(split_tokens(self.tokens[stage]) if stage in self.tokens else ()):
+                    folder.write_tokens(stage, number, self.tokens[stage].n_examples, some)
                 if stage in self.solutions:
                     folder.write_solution(stage, self.solutions[stage])
             folder.finish(self.statistics, self.versions)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stagetrace.errors import DataError, StagetraceError
 from stagetrace.objectives.batches import dtype_of, in_short
-from stagetrace.objectives.objective import Checks, Objective
+from stagetrace.objectives.objective import Checks, Objective, by_token
 from stagetrace.stages.data import Batch, Examples
 from stagetrace.stages.device import UnderWay, one_ahead, send, to_device
 from stagetrace.stages.evaluation import Evaluation
@@ -92,6 +92,23 @@ class Risk:
     def losses(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
         """One loss per example `[batch]`."""
         return self.reduce(self.outputs(trained, inherited, batch), batch)
+
+    def token_losses(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
+        """The losses token by token, `[batch, length]`, of an objective that has them; they sum to `losses`.
+
+        Raises:
+            DescriptionError: the objective has none.
+            DataError: they are not one for each example and position.
+        """
+        outputs = self.outputs(trained, inherited, batch)
+        with self._naming(batch):
+            losses = by_token(self.objective).token_losses(outputs, batch.content)
+        if not isinstance(losses, Tensor) or losses.ndim != 2 or len(losses) != len(batch):
+            raise DataError(
+                f"{self.where}: token_losses must be [{len(batch)}, length] for {len(batch)} examples, got "
+                f"{in_short(losses)}"
+            )
+        return losses
 
     def read(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The batches of a plan, on the model's device, floating-point tensors in its dtype.

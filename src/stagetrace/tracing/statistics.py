@@ -13,6 +13,8 @@ from stagetrace.parallel import world
 from stagetrace.progress import Advance, Progress
 from stagetrace.results import JSON, Scores, Trace
 from stagetrace.results.jsonable import to_json
+from stagetrace.results.token_parts import join_tokens
+from stagetrace.results.tokens import TokenScores
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import Coverage, notices_at
@@ -20,8 +22,9 @@ from stagetrace.stages.halves import halvings
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
 from stagetrace.tracing.sharded import ShardedScorer
+from stagetrace.tracing.token_score import TokenScorer
 
-AnyScorer = Scorer | SumScorer | WeightScorer | ShardedScorer
+AnyScorer = Scorer | SumScorer | WeightScorer | ShardedScorer | TokenScorer
 
 
 @final
@@ -31,6 +34,7 @@ class RunStatistics:
     def __init__(self, chain: Chain, progress: Progress) -> None:
         self.scores: dict[str, Scores] = {}
         self._solutions: dict[str, Solution] = {}
+        self._tokens: dict[str, TokenScores] = {}
         self._scoring: dict[str, JSON] = {}
         self._solving: dict[str, Cost | None] = {}
         self._seconds: dict[str, float] = {}
@@ -51,6 +55,9 @@ class RunStatistics:
 
     def record_scores(self, stage: str, scorer: AnyScorer, scores: Scores) -> None:
         self.scores[stage] = scores
+        if isinstance(scorer, TokenScorer):
+            found = [scorer.found[number] for number in sorted(scorer.found)]
+            self._tokens[stage] = join_tokens(stage, scores.n_examples, found)
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}
 
     def record_plan(self, responses: Mapping[str, Response]) -> None:
@@ -93,6 +100,7 @@ class RunStatistics:
             {name: self._solutions[name] for name in self._chain.names if name in self._solutions},
             description,
             self.statistics(),
+            tokens={name: self._tokens[name] for name in self._chain.names if name in self._tokens},
         )
 
 

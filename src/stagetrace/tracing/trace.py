@@ -38,6 +38,8 @@ from stagetrace.tracing.rounded import too_fine
 from stagetrace.tracing.same_job import check_same_job
 from stagetrace.tracing.sharded import admit
 from stagetrace.tracing.statistics import RunStatistics
+from stagetrace.tracing.token_score import token_scorer
+from stagetrace.tracing.token_stages import most_tokens, token_stages
 from stagetrace.tracing.usual import chosen, usual_solvers
 
 
@@ -50,6 +52,7 @@ def trace(
     solver: Solver | str | Mapping[str, Solver | str] | None = None,
     of: Iterable[str] | str | None = None,
     parts: bool = False,
+    tokens: bool | int = False,
     out: str | Path | None = None,
     progress: Progress | bool = False,
 ) -> Trace:
@@ -70,6 +73,10 @@ def trace(
             earliest.
         parts: also keep the paper's two parts apart: the influence that reached the query through shared parameters
             (`via_shared`) and through the last stage's head (`via_head`); they sum to the score. Doubles the solves.
+        tokens: also score single tokens, of stages whose loss is a sum over them: what each predicted token's term of
+            its example's loss contributes; they sum to the example's score. `Trace.tokens` holds the million with the
+            largest scores of each stage (or as many as are asked for, tokens=N), all of the 100 examples at either end
+            of the ranking, and for every example the sum of the rest. Takes a query of up to 8 rows.
         out: a folder to keep the run in as it goes; the same call after a kill continues there.
         progress: True draws progress bars on standard error.
 
@@ -113,13 +120,15 @@ def trace(
         world().first(lambda: refuse_in_use(out), "the run's folder")  # now, and not after the data have been read
     bars = progress if not isinstance(progress, bool) else Bars() if progress and world().is_first else Silent()
     chain = chain.refreshed()  # a model may have been trained on since the chain was made
-    curvatures = by_stage(chain, curvature, Auto(), "curvature")
+    curvatures, most = by_stage(chain, curvature, Auto(), "curvature"), most_tokens(tokens)
     usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
     with admit(chain, query, curvatures, solvers):
         scored = scored_stages(chain, of)
+        by_token = token_stages(chain, query, scored) if most else ()
         kept = out is not None
-        check_same_job(chain, query, curvature=curvatures, solver=solvers, of=sorted(scored), parts=parts, out=kept)
+        settings = {"of": sorted(scored), "parts": parts, "tokens": most, "out": kept}
+        check_same_job(chain, query, curvature=curvatures, solver=solvers, **settings)
         statistics = RunStatistics(chain, bars)
         seeds = trained_seeds(chain)
         if seeds:
@@ -133,6 +142,7 @@ def trace(
         statistics.record_plan(responses)
         statistics.record_checks(say_too_fine(responses, solvers, query))
         described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
+        described |= {"tokens": {"stages": list(by_token), "kept": most}} if by_token else {}
         with RunFolder.open(out, described) as folder:
             if folder.complete:
                 return _with_warnings(Trace(*folder.contents()))
@@ -143,6 +153,8 @@ def trace(
                 folder.write_solution(bound.name, step.solution)
                 if bound.name in scored:
                     scorer = step.scorer(parts=parts, rows=query.rows)
+                    if bound.name in by_token:
+                        scorer = token_scorer(scorer, bound, most, folder)
                     written, write = partial(folder.part, bound.name), partial(folder.write_part, bound.name)
                     done = scorer.run(written, write, statistics)
                     statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))

@@ -1,0 +1,157 @@
+"""Scores of a stage's tokens, and of its examples as their sums, part by part."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import ceil
+from typing import final
+
+import torch
+from torch import Tensor
+
+from stagetrace.curvature.subset import seeded_subset
+from stagetrace.parallel import world
+from stagetrace.progress import KEPT, Progress
+from stagetrace.results import RunFolder
+from stagetrace.results.parts import Part, part_size
+from stagetrace.results.token_parts import TokenPart
+from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.data import Batch
+from stagetrace.stages.halves import by_halves
+from stagetrace.stages.risk import Risk, check_finite
+from stagetrace.tracing.score import PROBED, Scorer, SumScorer, as_part
+from stagetrace.tracing.sieve import Sieve, Tokens
+from stagetrace.tracing.token_losses import TokenWay, places_of, token_derivatives, token_way
+
+__all__ = ["TokenScorer", "token_scorer"]
+
+
+def token_scorer(scorer: object, bound: BoundStage, most: int, folder: RunFolder) -> "TokenScorer":
+    """What scores a stage's tokens, and its examples as sums of them, in place of what scores its examples.
+
+    Raises:
+        DescriptionError, DifferentiationError: as `token_way`.
+    """
+    assert isinstance(scorer, (Scorer, SumScorer))  # `token_stages` has refused all others
+    return TokenScorer.of(scorer, most, _Files(folder, bound.name, len(bound.stage.examples)))
+
+
+@final
+@dataclass(frozen=True)
+class _Files:
+    """Where the token scores of a stage come from and go to, by the part's number."""
+
+    folder: RunFolder
+    stage: str
+    examples: int
+
+    def kept(self, number: int) -> TokenPart | None:
+        return self.folder.tokens(self.stage, number)
+
+    def keep(self, number: int, tokens: TokenPart) -> None:
+        self.folder.write_tokens(self.stage, number, self.examples, tokens)
+
+
+@final
+@dataclass(frozen=True)
+class TokenScorer:
+    """Scores of one stage's tokens: `-(d loss_it / d trained) . adjoint`; positive = harmful; unit: query loss.
+
+    terms: the losses and adjoints whose contractions are summed, as in `Scorer` and `SumScorer`.
+    most: tokens of the stage that are kept beside those of the examples at the ends; parts, rows: as in `Scorer`.
+    found: what was kept of each part that `run` has been through.
+    """
+
+    terms: tuple[tuple[Risk, Tensor], ...]
+    parts: bool
+    rows: int | None
+    most: int
+    way: TokenWay
+    files: _Files
+    why: str = "a score for each token was asked for"
+    found: dict[int, TokenPart] = field(default_factory=dict[int, TokenPart])
+
+    @staticmethod
+    def of(scorer: Scorer | SumScorer, most: int, files: _Files) -> "TokenScorer":
+        """Token by token what the scorer does example by example.
+
+        Raises:
+            DescriptionError, DifferentiationError: as `token_way`.
+        """
+        terms = scorer.terms if isinstance(scorer, SumScorer) else (scorer,)
+        risk, first = terms[-1].risk, terms[0]
+        total = len(risk.examples)
+        probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
+        with world().together(f"looking how to score tokens of {risk.where}"):
+            way = token_way(risk, next(iter(risk.read([probed]))))
+        pairs = tuple((term.risk, term.adjoints) for term in terms)
+        return TokenScorer(pairs, first.parts, first.rows, most, way, files)
+
+    @property
+    def risk(self) -> Risk:
+        """The losses at the stage's outcome."""
+        return self.terms[-1][0]
+
+    @property
+    def forward_passes(self) -> float:
+        """What scoring the stage costs, counted in forward passes over one example."""
+        return sum(1.0 + 2 * adjoints.shape[1] for _, adjoints in self.terms) * len(self.risk.examples)
+
+    def run(
+        self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
+    ) -> Iterator[Part]:
+        """Every part of the stage, in order, as it is done: saved ones are read, the others are computed and saved.
+
+        Raises:
+            DataError: an example's loss or score is NaN or infinite.
+        """
+        total, size = len(self.risk.examples), part_size(self.rows)
+        with progress.task(f"scoring tokens of {self.risk.where}", total, "examples") as advance:
+            for number, start in enumerate(range(0, total, size)):
+                part, tokens = kept(number), self.files.kept(number)
+                if part is None or tokens is None:
+                    part, tokens = self._part(range(start, min(total, start + size)), advance)
+                    self.files.keep(number, tokens)  # first: a part without its tokens would be computed again
+                    keep(number, part)
+                else:
+                    advance(part.stop - part.start, note=KEPT)
+                self.found[number] = tokens
+                yield part
+
+    def _part(self, indices: range, advance: Callable[..., None]) -> tuple[Part, TokenPart]:
+        """Some consecutive examples, their batches shared out over processes."""
+        risk, scored, what = self.risk, world().shard(indices), f"scoring tokens of {self.risk.where}"
+        columns = self.terms[0][1].shape[1]
+        losses = torch.empty(len(scored), dtype=torch.float64)
+        values = torch.empty(len(scored), columns, dtype=torch.float64)
+        quota = ceil(self.most * len(indices) / len(risk.examples))
+        sieve = Sieve(indices, columns // 2 if self.parts else columns, quota)
+        with world().together(what, self.terms[0][1]):
+            for batch, (lost, found) in by_halves(risk, "scoring tokens", risk.read_by_size(scored), self._contracted):
+                here = torch.tensor([index - scored[0] for index in batch.indices])
+                losses[here], values[here] = lost.double().sum(dim=1).cpu(), found.double().sum(dim=1).cpu()
+                sieve.add(self._tokens(batch, found), here + scored[0], self._whole(values[here].mT))
+                advance(len(batch) * world().size)
+            check_finite(losses, scored, risk.where)
+            check_finite(values.sum(dim=1), scored, risk.where, "the score")
+        tokens = sieve.result(reduced=self.rows is None)
+        dtype = torch.float64 if self.rows is None else torch.promote_types(self.terms[0][1].dtype, torch.float32)
+        scores = world().joined(values).to(dtype).mT
+        return as_part(indices.start, scores, len(risk.examples), parts=self.parts, rows=self.rows), tokens
+
+    def _contracted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token losses `[batch, length]` and scores `[batch, length, columns]`."""
+        *_, (losses, dots) = found = [token_derivatives(self.way, risk, batch, x) for risk, x in self.terms]
+        for _, more in found[:-1]:
+            dots = dots + more
+        return losses, dots.neg()
+
+    def _tokens(self, batch: Batch, scores: Tensor) -> Tokens:
+        """The predicted tokens of a batch with their scores."""
+        places = places_of(self.risk, batch)
+        values = scores.cpu()[places.rows, places.columns].mT
+        index = torch.tensor(batch.indices)[places.rows]
+        return Tokens(index, places.positions, places.tokens, self._whole(values))
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """`[columns, n]` with the paper's two parts added up, where they were kept apart."""
+        return torch.stack(values.chunk(2)).sum(dim=0) if self.parts else values
