@@ -39,6 +39,7 @@ from benchmarks import (
     solvers,
     startup,
     transformer,
+    why,
 )
 from benchmarks.report import Report
 from benchmarks.setting import Asked
@@ -71,6 +72,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-texts": index_texts.run,
     "index-words": index_words.run,
     "plans": plans.run,
+    "why": why.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

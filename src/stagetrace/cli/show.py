@@ -93,7 +93,7 @@ def token_ranking(tokens: TokenScores | None, top: int, console: Console, query:
         kept = f"{tokens.kept:,} of {tokens.scored:,} tokens kept"
         if rows:
             title = f"{len(rows)} {which} tokens ({kept}; position of the token that is predicted)"
-            console.print(_legible(table_of(tokens.stage, title, rows).rich(), console.width))
+            console.print(legible(table_of(tokens.stage, title, rows).rich(), console.width))
 
 
 def rankings(found: Mapping[str, Ranking], top: int, console: Console, query: int) -> None:

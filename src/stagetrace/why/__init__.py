@@ -13,8 +13,8 @@
 On the command line: `stagetrace why TARGET --prompt "..."`.
 """
 
-from stagetrace.why.answer import Answer, Example, StageAnswer
+from stagetrace.why.answer import Answer, Example, Piece, StageAnswer
 from stagetrace.why.ask import ask
 from stagetrace.why.question import Question, Token
 
-__all__ = ["Answer", "Example", "Question", "StageAnswer", "Token", "ask"]
+__all__ = ["Answer", "Example", "Piece", "Question", "StageAnswer", "Token", "ask"]

@@ -13,8 +13,20 @@ from stagetrace.why.question import UNIT, Question, Token, shares
 LINE = 70
 """Characters of an example in a table, at most."""
 
+CARRYING = 3
+"""Tokens of an example that are named in a table."""
+
 PROMPT = 400
 """Characters of a prompt that are printed, at most: its end."""
+
+
+@final
+@dataclass(frozen=True)
+class Piece:
+    """A token of an example; score: of the term that predicts it, in nats, as an example's; None where nothing does."""
+
+    text: str
+    score: float | None
 
 
 @final
@@ -26,6 +38,7 @@ class Example:
         with a contrast beside the other answer; unit: nats.
     removal_effect: the predicted change of `-log p` without the example; positive = the answer becomes less likely.
     alike: other examples that look the same, left out of the list.
+    pieces: its tokens in order, whose scores sum to its own; none where the stage's tokens cannot be scored.
     """
 
     index: int
@@ -34,6 +47,14 @@ class Example:
     text: str
     label: str
     alike: tuple[int, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def carried(self) -> str:
+        """The tokens with the largest scores of the example's sign, in words."""
+        own = [each for each in self.pieces if each.score and (each.score > 0) == (self.score > 0)]
+        largest = sorted(own, key=lambda each: -abs(each.score or 0.0))[:CARRYING]
+        return ", ".join(f"{each.text.strip()} {signed(each.score or 0.0)}" for each in largest)
 
 
 @final
@@ -160,11 +181,13 @@ def _examples(stage: StageAnswer, question: Question, *, spoke_for: bool) -> Tab
             signed(each.removal_effect),
             each.label,
             in_a_line(each.text),
+            each.carried,
             f"{len(each.alike):,}" if each.alike else "",
         )
         for each in (stage.spoke_for if spoke_for else stage.spoke_against)
     ]
-    headings = ["index", f"score ({UNIT})", f"change without it ({UNIT})", "class", "example", "others alike"]
+    headings = ["index", f"score ({UNIT})", f"change without it ({UNIT})", "class", "example"]
+    headings += [f"carried by ({UNIT})", "others alike"]
     kept = [place for place in range(len(headings)) if place < 3 or any(row[place] for row in rows)]
     caption = "" if rows else "none"
     return Table(
@@ -172,7 +195,7 @@ def _examples(stage: StageAnswer, question: Question, *, spoke_for: bool) -> Tab
         tuple(headings[place] for place in kept),
         tuple(tuple(row[place] for place in kept) for row in rows),
         caption=caption,
-        words=frozenset({"class", "example"}),
+        words=frozenset({"class", "example", f"carried by ({UNIT})"}),
     )
 
 

@@ -1,6 +1,7 @@
 """`ask`: from a prompt to the examples behind an answer."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -11,7 +12,7 @@ from typing import Any
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.named import CURVATURES
-from stagetrace.errors import refuse
+from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.hf.asking import Prompt
 from stagetrace.index import Index
 from stagetrace.progress import Progress
@@ -20,6 +21,7 @@ from stagetrace.solvers.base import Solver
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
+from stagetrace.tracing.token_stages import scores_tokens
 from stagetrace.tracing.trace import trace
 from stagetrace.why.answer import Answer
 from stagetrace.why.asked import WHERE, question_of
@@ -98,7 +100,9 @@ def ask(
         stages = by_index(Index.open(index, chain), question, top, **how)
         answer = Answer(question, stages)
     else:
-        found: Trace = trace(chain, question.query, out=place, **how)
+        with warnings.catch_warnings():  # of stages without: the answer shows where there are some
+            warnings.filterwarnings("ignore", "no scores of tokens", StagetraceWarning)
+            found: Trace = trace(chain, question.query, tokens=scores_tokens(chain), out=place, **how)
         answer = Answer(question, by_trace(chain, found, top), found)
     return answer if place is None else write(replace(answer, folder=place))
 

@@ -100,7 +100,7 @@ def _completion(chain: Chain, asked: Asked) -> Question:
     for data, found in _outputs(chain, traced):
         tokens, labels = list(data[TOKENISED]), list(data["labels"])
         places = [place for place, one in enumerate(labels) if one != IGNORED and place]
-        names = _decoded(tokenizer, tokens[: places[0]])
+        names = decoded(tokenizer, tokens[: places[0]])
         shown = tokens_of(found[0, [place - 1 for place in places]], [labels[place] for place in places], names)
         sides.append(("".join(token.text for token in shown), shown))
         text = text or str(tokenizer.decode(tokens[: places[0]]))
@@ -145,7 +145,7 @@ def _masks(chain: Chain, asked: Asked) -> Question:
     ]
     traced = query(rows[:1], contrast=rows[1:] or None, stage=stage, objective=MaskedToken("sum"))
     sides = [
-        (str(tokenizer.decode(filled)), tokens_of(found[0, places], filled, _decoded(tokenizer, [])))
+        (str(tokenizer.decode(filled)), tokens_of(found[0, places], filled, decoded(tokenizer, [])))
         for filled, (_, found) in zip(answers, _outputs(chain, traced), strict=True)
     ]
     return _question("masks", prompt, sides, traced, own=own)
@@ -226,7 +226,7 @@ def _outputs(chain: Chain, asked: Query) -> list[tuple[Mapping[str, Any], Tensor
     return found
 
 
-def _decoded(tokenizer: Any, before: Sequence[int]) -> Callable[[Sequence[int]], list[str]]:
+def decoded(tokenizer: Any, before: Sequence[int]) -> Callable[[Sequence[int]], list[str]]:
     """From tokens that follow others to their texts, each with the blank before it."""
 
     def texts(tokens: Sequence[int]) -> list[str]:

@@ -13,7 +13,7 @@ from stagetrace.report.render import legible
 from stagetrace.results.files import write_text
 from stagetrace.results.jsonable import json_text
 from stagetrace.version import __version__
-from stagetrace.why.answer import Answer, headline, loss_line, side
+from stagetrace.why.answer import Answer, Example, Piece, headline, loss_line, side
 from stagetrace.why.question import UNIT, Question, Token, shares
 
 PAGE, RECORD = "why.html", "question.json"
@@ -54,6 +54,12 @@ def record(question: Question) -> dict[str, object]:
     }
 
 
+def _heat(piece: Piece, example: Example) -> int:
+    """How dark a token is drawn, of 100: its score beside the largest of its example."""
+    largest = max(abs(each.score) for each in example.pieces if each.score is not None)
+    return round(100 * abs(piece.score or 0.0) / largest) if largest else 0
+
+
 def _tokens(tokens: Sequence[Token]) -> list[dict[str, object]]:
     return [{"text": t.text, "loss": t.loss, "likeliest": t.likeliest, "chance": t.chance} for t in tokens]
 
@@ -84,6 +90,7 @@ def render(answer: Answer) -> str:
         beside="" if question.contrast is None else f" beside {question.contrast.answer!r}",
         sides=(side(question, spoke_for=True), side(question, spoke_for=False)),
         unit=UNIT,
+        share=_heat,
         style=Markup(style + own),
         version=__version__,
     )
