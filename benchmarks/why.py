@@ -1,9 +1,8 @@
-"""`why`: from the command to the picture, `stagetrace why` as a process of its own, on the models and texts of `default`.
+"""`why`: from the command to the picture, `stagetrace why` as processes, on the models and texts of `default`.
 
 What is asked about is the predicted label of a test tweet, by a classifier behind a GPT-2. The first question makes the
-fits of EK-FAC;
-the same one again is read; another one finds the fits. Then an index is built, and a third question asks through it.
-Seconds by the clock, and of the processor, which a busy machine spoils less.
+fits of EK-FAC; the same one again is read; another one finds the fits. Then an index is built, and a third question goes
+through it. Seconds by the clock, and of the processor, which a busy machine spoils less.
 """
 
 import os

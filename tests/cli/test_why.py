@@ -14,8 +14,8 @@ from tests.hf import tiny
 
 def job():
     tokenizer = tiny.tokenizer(marks=False)
-    turns, begin = "{% for m in messages %}the {{ m.content }} {% endfor %}", "{% if add_generation_prompt %}the {% endif %}"
-    tokenizer.chat_template = turns + begin
+    turns = "{% for m in messages %}the {{ m.content }} {% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}the {% endif %}"
     stage = hf.stage("only", tiny.model("GPT2LMHeadModel"), tiny.rows(), tokenizer=tokenizer)
     options = {"curvature": GaussNewton(), "solver": Lanczos(damping=0.1)}
     return Chain(stage), hf.query("a dog", stage=stage), options

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from stagetrace import Chain, GaussNewton, Lanczos, Shift, Stage, hf, index, trace, why
 from stagetrace.errors import StagetraceError
 from stagetrace.objectives import Classification, NextToken
+from stagetrace.why.question import Contrast
+from stagetrace.why.write import render
 from tests.hf import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::stagetrace.errors.StagetraceWarning")
@@ -66,6 +68,13 @@ def test_a_completion_is_traced_by_the_nats_of_its_tokens(causal: Chain):
         row.index for row in expected.top(5, harmful=False) if row.score < 0
     ]
     assert all(each.score > 0 > each.removal_effect for each in stage.spoke_against)
+    for each in (*stage.spoke_for, *stage.spoke_against, *found["sft"].spoke_for):  # tokens: in order, and all of it
+        assert sum(piece.score or 0.0 for piece in each.pieces) == pytest.approx(each.score, rel=1e-5)
+    first = stage.spoke_for[0]
+    assert "".join(piece.text for piece in first.pieces).replace(" ##", "") == first.text
+    assert [piece.score is None for piece in first.pieces] == [True] + [False] * (len(first.pieces) - 1)
+    largest = max(first.pieces, key=lambda piece: -(piece.score or 0.0))
+    assert first.carried.startswith(largest.text.strip())
 
 
 def test_without_a_completion_the_model_answers_and_examples_that_look_the_same_are_one(causal: Chain, tmp_path: Path):
@@ -90,6 +99,9 @@ def test_a_masked_model_is_asked_at_its_masks(masked: Chain):
     expected = -(logs[2, 8] + logs[6, 12])  # 'dog' and 'mat' behind [CLS] the, and behind the
     assert found.question.loss == pytest.approx(float(expected), rel=1e-9)
     assert float(found.question.query.loss(masked.last)) == pytest.approx(float(expected), rel=1e-9)
+    (first, *_) = found["mlm"].spoke_for or found["mlm"].spoke_against
+    assert [piece.text.strip() for piece in first.pieces if piece.score is not None]
+    assert "[MASK]" not in [piece.text.strip() for piece in first.pieces]  # what was to be filled in is shown
     likeliest = why.ask(masked, "the [MASK] sat on the [MASK]", **HOW).question
     assert likeliest.loss < found.question.loss
     assert all(token.is_likeliest for token in likeliest.tokens)
@@ -129,6 +141,7 @@ def test_a_question_asked_again_is_read_and_another_one_is_spared_the_fit(
     assert again.page == first.page
 
 
+@pytest.mark.slow
 def test_an_index_names_what_is_scored(causal: Chain, tmp_path: Path):
     asked = hf.query(tiny.rows()[:2], stage=causal.last.stage)
     index.build(causal, asked, tmp_path / "index", numbers=4, queries=0, **HOW)
@@ -160,20 +173,24 @@ class Read(HTMLParser):
         self.text += data
 
 
-def test_the_page_shows_the_answer_and_nothing_in_it_acts(tmp_path: Path):
-    hostile = ["<script>x</script> a dog", "the \u202ecat\u202c", "</style><img src=x> sat"]
-    chain = Chain(hf.stage("only", tiny.model("GPT2LMHeadModel"), [{"text": t} for t in hostile], tokenizer=PLAIN))
-    found = why.ask(chain, "<b> the cat", " sat", contrast=" ran", out=tmp_path, **HOW)
-    assert found.page is not None
-    page = found.page.read_text(encoding="utf-8")
+def test_the_page_shows_the_answer_and_nothing_in_it_acts():
+    tokens = tuple(why.Token(text, 0.5, "<i>x</i>", 0.25, is_likeliest=False) for text in (" <b>sat</b>", " on\u202e"))
+    contrast = Contrast(" ran", tokens[:1])
+    query = hf.query("a", stage=hf.stage("s", tiny.model("GPT2LMHeadModel"), tiny.rows(), tokenizer=PLAIN))
+    question = why.Question("completion", "<b> the cat", " sat on", "given", tokens, query, contrast)
+    whole = why.Example(3, -0.25, 0.01, "<script>x</script> a dog", "<u>", (4, 5))
+    parts = why.Example(2, 0.5, -0.02, "", "", (), (why.Piece("</style><img src=x>", 0.5), why.Piece(" sat", None)))
+    page = render(why.Answer(question, (why.StageAnswer("only", 8, 8, (whole,), (parts,), ("<hr> solved",)),)))
     read = Read(page)
-    assert not {"script", "img", "b"} & set(read.tags)
+    assert not {"script", "img", "b", "i", "u", "hr"} & set(read.tags)
     assert "\u202e" not in page
-    assert "Why the completion ' sat' (given) rather than ' ran'?" in read.text
-    assert "<b> the cat sat" in read.text
-    assert all(text in read.text for text in ("<script>x</script> a dog", "</style><img src=x> sat"))
+    assert "Why the completion ' sat on' (given) rather than ' ran'?" in read.text
+    assert "<b> the cat <b>sat</b>" in read.text
+    assert all(text in read.text for text in ("<script>x</script> a dog", "</style><img src=x> sat", "<hr> solved"))
     assert "makes the completion likelier beside ' ran'" in read.text
-    assert (found.page.parent / "question.json").exists()
+    assert "−0.250 nats" in read.text
+    assert "and 2 that look the same" in read.text
+    assert "Carried by: </style><img src=x> +0.500 nats" in read.text
 
 
 REFUSED: list[tuple[str, Callable[[dict[str, Chain]], Any], str]] = [
