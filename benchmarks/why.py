@@ -1,7 +1,7 @@
 """`why`: from the command to the picture, `stagetrace why` as processes, on the models and texts of `default`.
 
 What is asked about is the predicted label of a test tweet, by a classifier behind a GPT-2. The first question makes the
-fits of EK-FAC; the same one again is read; another one finds the fits. Then an index is built, and a third question goes
+fits of EK-FAC; the same one again is read; another one finds them. Then an index is built, and a third question goes
 through it. Seconds by the clock, and of the processor, which a busy machine spoils less.
 """
 
