@@ -17,6 +17,7 @@ import typer
 from benchmarks import (
     adjoints,
     beside,
+    corpora,
     default,
     ekfac,
     embeddings,
@@ -44,6 +45,13 @@ from benchmarks import (
 from benchmarks.report import Report
 from benchmarks.setting import Asked
 from stagetrace.errors import StagetraceError
+
+
+def _recipes(report: Report) -> None:
+    from benchmarks.recipes.run import run  # TRL and peft are imported by it
+
+    run(report)
+
 
 BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "products": products.run,
@@ -73,6 +81,8 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-words": index_words.run,
     "plans": plans.run,
     "why": why.run,
+    "recipes": _recipes,
+    "corpora": corpora.run,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -26,6 +26,7 @@ LAYERS = [
     {"tracing"},
     {"preflight"},
     {"index"},
+    {"corpora"},
     {"hf"},
     {"validation"},
     {"reweighting"},

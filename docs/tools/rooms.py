@@ -11,7 +11,7 @@ from docs.tools.picture import FOLDER, Colours, on_both_pages
 
 WIDTH, HEIGHT = 2.15, 1.15
 ROOMS: dict[str, tuple[float, float, str, str]] = {
-    "hf": (1.25, 7.6, "forward", "models of transformers,\nadapters, trainers"),
+    "hf, corpora": (1.25, 7.6, "forward", "models of transformers,\nfiles and streams as data"),
     "objectives": (3.75, 7.6, "forward", "outputs and losses,\none per example"),
     "stages": (6.25, 7.6, "forward", "what was trained on what,\nlinks, the chain"),
     "checks": (8.75, 7.6, "forward", "is the derivative one?\nrefuse or say"),
@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[float, float, str, str]] = {
     "curate, export": (8.75, 0.95, "scores", "the next data set,\nother tools' formats"),
 }
 ARROWS = (
-    ("hf", "objectives"),
+    ("hf, corpora", "objectives"),
     ("objectives", "stages"),
     ("stages", "checks"),
     ("stages", "taps, curvature"),

@@ -18,6 +18,7 @@ from stagetrace import Chain, Frozen, Identity, Lanczos, Query, Scores, Stage, t
 from stagetrace.errors import DescriptionError, ResultsError
 from stagetrace.export import FORMATS, export, proponents, read_kronfluence
 from stagetrace.objectives import Classification
+from stagetrace.stages.ids import Ids
 
 PROPONENTS = "quanda", "kronfluence", "bergson"
 
@@ -194,3 +195,17 @@ def test_a_step_on_an_example_lowers_the_loss_of_which_it_is_a_proponent():
             for p, g in zip(head.parameters(), grads, strict=True):
                 p += rate * g
         assert torch.allclose((before - after) / rate, found[:, i].double(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_ids_go_along(name: str, tmp_path: Path):
+    names = [f"doc-{index}" for index in range(7)]
+    given = Scores("pretrain", torch.randn(7).double(), ids=Ids(names))
+    out = tmp_path / ("out" if FORMATS[name].is_folder else f"out.{name}")
+    files = export(given, name, out).files
+    if FORMATS[name].is_folder:
+        assert json.loads(files[-1].read_text()) == names
+    elif name == "csv":
+        assert [row["id"] for row in csv.DictReader(out.read_text().splitlines())] == names
+    else:
+        assert np.load(out)["id"].tolist() == names

@@ -52,7 +52,7 @@ TABLE = [
         at("query", data=DataLoader(examples(40, 1))),
         ("the query", "DataLoader", "data=loader.dataset"),
     ),
-    Bad("a stream", at("pretrain", data=Stream()), ("'pretrain'", "map-style", "or a list", "Stream")),
+    Bad("a stream", at("pretrain", data=Stream()), ("'pretrain'", "is a stream (Stream)", "corpora.Stream(")),
     Bad(
         "a generator",
         at("pretrain", data=(x for x in examples(40, 1))),

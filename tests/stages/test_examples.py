@@ -197,7 +197,7 @@ class Stream(IterableDataset):
     ("data", "says"),
     [
         (DataLoader(TensorDataset(X)), r"data is a DataLoader.*data=loader\.dataset"),
-        (Stream(), "must be a map-style data set or a list .*, got Stream"),
+        (Stream(), r"is a stream \(Stream\).* type stagetrace.corpora.Stream\("),
         (iter([1, 2]), "must be a map-style data set or a list"),
         (3, "got int"),
         ({"x": X}, "data must be indexed by 0, 1, 2, ...; got dict"),

@@ -6,12 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from stagetrace.cli.target import Target, load
-from stagetrace.curate import Curation, Drop, DropAbove, KeepTop, Rows, Rule, read_rows
+from stagetrace.curate import Curation, Drop, DropAbove, KeepTop, Rows, Rule, matched, read_rows
 from stagetrace.curate.record import class_table, group_table, headline
 from stagetrace.curate.rules import amount
 from stagetrace.curate.verify import check_same
 from stagetrace.curate.write import RECORD
 from stagetrace.errors import refuse
+from stagetrace.results import Scores
 
 __all__ = ["load_same", "rows_of", "rule_of", "show_choice"]
 
@@ -26,10 +27,12 @@ def rule_of(drop: str | None, above: float | None, keep: str | None) -> Rule:
     return Drop(amount(drop, "--drop")) if drop is not None else KeepTop(amount(keep or "", "--keep-top"))
 
 
-def rows_of(data: Path | None, split: str | None, needing: Mapping[str, str | None]) -> Rows | None:
-    """The data, if they were given; refused where an option needs them and they were not."""
+def rows_of(
+    data: Path | None, split: str | None, ids: str | None, scores: Scores, needing: Mapping[str, str | None]
+) -> Rows | None:
+    """The rows of the stage's examples, if data were given; refused where an option needs them and they were not."""
     if data is not None:
-        return read_rows(data, split)
+        return matched(read_rows(data, split), scores, ids)
     for option, word in needing.items():
         if word is not None and word != "indices":
             refuse(f"{option} reads the rows that the stage was trained on; type --data FOLDER_OR_PARQUET, too")

@@ -38,6 +38,10 @@ def curate_run(
         Path | None, typer.Option("--data", metavar="PATH", help="The stage's rows: Parquet file or data set folder.")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Which split of the folder.")] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option("--ids", metavar="COLUMN", help="The rows' ids, by which those of a larger corpus are found."),
+    ] = None,
     balance: Annotated[
         str | None, typer.Option("--balance", metavar="COLUMN", help="Drop the same share of each class.")
     ] = None,
@@ -70,22 +74,27 @@ def curate_run(
     from stagetrace.cli import fits
     from stagetrace.cli.choice import load_same, rows_of, rule_of, show_choice
     from stagetrace.curate import curate, verify
+    from stagetrace.curate.curation import chosen
     from stagetrace.curate.record import Record, verified_table
     from stagetrace.curate.write import write, write_note
     from stagetrace.progress import Bars
+    from stagetrace.results import Trace
     from stagetrace.terminal import terminal
 
     if target is None and (retrain or random != options.RANDOM_SETS):
         refuse("curate: --retrain and --random are for --verify TARGET; add that, or leave them out")
     rule, console = rule_of(drop, drop_above, keep_top), terminal()
-    rows = rows_of(data, split, {"--balance": balance, "--group": group, "--split": split, "--format": kind})
+    trace = Trace.load(folder)
+    needing = {"--balance": balance, "--group": group, "--split": split, "--format": kind, "--ids": ids}
+    rows = rows_of(data, split, ids, chosen(trace, stage), needing)
     curation = curate(
-        folder,
+        trace,
         stage=stage,
         rule=rule,
         classes=None if rows is None or balance is None else rows.column(balance),
         groups=None if rows is None or group is None else rows.column(group),
     )
+    curation = replace(curation, folder=str(folder))
     job = None if target is None else load_same(target, curation)
     fitted = {} if job is None else fits.fits(job.chain, curation.stage, retrain, job.options.get("fit"))
     as_ = kind or ("indices" if rows is None else "parquet")

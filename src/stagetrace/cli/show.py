@@ -120,8 +120,9 @@ def _grouped(
 ) -> tuple[Top, list[str]]:
     """The end of a ranking with a row for all examples that look the same, and in words which those are."""
     found = scores.top(top, harmful=harmful, query=query)
+    looked = scores.top(max(top, FAR), harmful=harmful, query=query) if shown else found
     rows, alike = list[Row](), dict[object, list[int]]()
-    for row in scores.top(max(top, FAR), harmful=harmful, query=query) if shown else found:
+    for row in looked:
         item = shown.get((scores.stage, row.index))
         look: object = row.index if item is None or item.look is None else item.look
         if look not in alike and len(rows) == top:
@@ -134,7 +135,7 @@ def _grouped(
         for indices in alike.values()
         if len(indices) > 1
     ]
-    return replace(found, rows=tuple(rows)), notes
+    return replace(found, rows=tuple(rows), named=looked.named), notes
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:

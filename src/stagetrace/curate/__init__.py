@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from stagetrace.curate.curation import Curation, curate
 from stagetrace.curate.groups import GroupTotal
+from stagetrace.curate.matching import matched
 from stagetrace.curate.rows import Rows, read_rows
 from stagetrace.curate.rules import Drop, DropAbove, KeepTop, Rule
 from stagetrace.curate.verify import Verified, verify
@@ -19,6 +20,7 @@ __all__ = [
     "Rule",
     "Verified",
     "curate",
+    "matched",
     "read_rows",
     "verify",
 ]

@@ -72,7 +72,8 @@ class Curation:
         """Write the index lists, the note and the filtered data set to a new folder; see `curate.write.write`.
 
         out: a new or empty folder, or one that holds this same curation.
-        data: the rows that the stage's examples were made of, for a filtered copy of them.
+        data: the rows that the stage's examples were made of, for a filtered copy of them. Of a larger corpus, or one
+            in another order, these are `matched(rows, curation.scores)`.
         as_: what is written of them: nothing ("indices"), one Parquet file, or a folder of the `datasets` library; None
             is "parquet" where there are data.
 
@@ -125,11 +126,9 @@ def curate(
         ((1, 3), (0, 2))
     """
     trace = run if isinstance(run, Trace) else Trace.load(run)
-    if not len(trace):
-        refuse("curate: no stage of this run has scores; trace it again with of=STAGE")
+    scores = chosen(trace, stage)
     if not isinstance(rule, Rule):
         refuse(f"curate: rule must be Drop(0.1), DropAbove(0.0) or KeepTop(1000), got {rule!r}")
-    scores = trace[next(iter(trace)) if stage is None else stage]
     labels = () if classes is None else validated_labels(classes, scores.n_examples, "curate(classes=...)")
     sources = () if groups is None else validated_labels(groups, scores.n_examples, "curate(groups=...)")
     drop = _dropped(scores, rule, labels)
@@ -145,6 +144,17 @@ def curate(
         None if isinstance(run, Trace) else str(run),
         labels,
     )
+
+
+def chosen(trace: Trace, stage: str | None) -> Scores:
+    """The scores of the stage that is curated: the first one that was scored, if none is named.
+
+    Raises:
+        DescriptionError: no such stage, or none was scored.
+    """
+    if not len(trace):
+        refuse("curate: no stage of this run has scores; trace it again with of=STAGE")
+    return trace[next(iter(trace)) if stage is None else stage]
 
 
 def _dropped(scores: Scores, rule: Rule, classes: Labels) -> list[int]:

@@ -64,10 +64,14 @@ class Record:
                 "queries": curation.scores.n_queries,
                 "dropped_sha256": hashlib.sha256(np.array(curation.drop, dtype=np.int64).tobytes()).hexdigest(),
                 "balanced": [count.name for count in curation.classes],
-                "data": None if data is None else {"place": data.place, "as": self.as_, "columns": data.columns},
+                "data": None if data is None else self._rows(data),
                 "run": curation.run,
             }
         )
+
+    def _rows(self, data: Rows) -> Mapping[str, JSON]:
+        found: dict[str, JSON] = {"place": data.place, "as": self.as_, "columns": list(data.columns)}
+        return found if data.by is None else {**found, "ids": data.by, "not traced": data.others}
 
     def json(self) -> Mapping[str, JSON]:
         """Everything but the index lists, as curation.json holds it."""
@@ -130,9 +134,15 @@ class Record:
             "`keep.txt`, `drop.txt`: indices in the stage's data set, one a line",
             "`keep.parquet`, `drop.parquet`: the same with score and removal effect",
         ]
+        if self.curation.scores.ids is not None:
+            files.append("`keep-ids.txt`, `drop-ids.txt`: the examples' ids, one a line, in the same order")
         if self.data is not None and self.as_ != "indices":
             name = "data.parquet" if self.as_ == "parquet" else "data/"
             of = f"the kept rows of `{self.data.place}`; the column `original_index` says which they were"
+            if self.data.by is not None:
+                of += f"; rows and examples were matched by the column `{self.data.by}`"
+            if self.data.others:
+                of += f", and {self.data.others:,} rows that are no example of the stage were left out"
             files.append(f"`{name}`: {of}")
         return _items(files)
 

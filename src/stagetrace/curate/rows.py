@@ -4,12 +4,14 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from stagetrace.errors import DataError, DescriptionError, refuse
@@ -25,10 +27,14 @@ class Rows:
 
     place: where it was read, for messages and the note.
     data: a `pyarrow.Table`, or a `datasets.Dataset`, whose features (images, class names) stay with it.
+    by: the column of ids by which rows were found for the examples; None where row i is example i as it was read.
+    others: rows of the corpus that are no example of the stage; they were not traced, and are in no list.
     """
 
     place: str
     data: Any
+    by: str | None = None
+    others: int = 0
 
     def __len__(self) -> int:
         return len(self.data)
@@ -37,6 +43,14 @@ class Rows:
     def columns(self) -> Sequence[str]:
         """The names of the columns."""
         return self.data.column_names
+
+    def at(self, places: np.ndarray, by: str) -> "Rows":
+        """The rows at these places, which were found by a column of ids; one for each example of the stage."""
+        others = len(self) - len(places)
+        if not others and np.array_equal(places, np.arange(len(self))):
+            return replace(self, by=by)
+        chosen = self.data.take(pa.array(places)) if isinstance(self.data, pa.Table) else self.data.select(places)
+        return Rows(self.place, chosen, by, others)
 
     def column(self, name: str) -> list[object]:
         """One value a row; of a class its name.
@@ -78,8 +92,8 @@ def read_rows(place: str | Path, split: str | None = None) -> Rows:
     """Read the data set at a place.
 
     Args:
-        place: a Parquet file, a folder written by `save_to_disk`, or one that `datasets.load_dataset` reads (Parquet,
-            CSV, JSON files named by split).
+        place: a Parquet or jsonl file, a folder written by `save_to_disk`, or one that `datasets.load_dataset` reads
+            (Parquet, CSV, JSON files named by split).
         split: which one of a folder with several, such as "train".
 
     Raises:
@@ -104,11 +118,11 @@ def read_rows(place: str | Path, split: str | None = None) -> Rows:
 
 
 def _file(path: Path, split: str | None) -> Rows:
-    if path.suffix != ".parquet":
-        refuse(f"{path} is not a Parquet file (.parquet); give one, or the folder that it lies in")
+    if path.suffix not in (".parquet", ".jsonl"):
+        refuse(f"{path} is not a Parquet file (.parquet) or a jsonl file; give one, or the folder that it lies in")
     if split is not None:
         refuse(f"{path} is one file, without splits; leave --split out")
-    return Rows(str(path), pq.read_table(path))
+    return Rows(str(path), pq.read_table(path) if path.suffix == ".parquet" else pj.read_json(path))
 
 
 def _folder(path: Path) -> Any:

@@ -1,7 +1,8 @@
 """A curation as files: index lists, a filtered copy of the data, and a note that says what was done and how to check.
 
 OUT/keep.txt, OUT/drop.txt            indices, one a line
-OUT/keep.parquet, OUT/drop.parquet    index int64, score and removal_effect float64
+OUT/keep.parquet, OUT/drop.parquet    index int64, score and removal_effect float64, and id where examples have ids
+OUT/keep-ids.txt, OUT/drop-ids.txt    these ids, one a line
 OUT/data.parquet or OUT/data/         the rows that are kept, with their original index
 OUT/curation.json, OUT/curation.md    the record and the note
 """
@@ -77,8 +78,15 @@ def check_rows(record: Record) -> None:
     if len(data) != curation.scores.n_examples:
         refuse(
             f"{data.place} has {len(data):,} rows, but stage '{curation.stage}' has {curation.scores.n_examples:,} "
-            "examples; give the data that the stage was trained on, in the same order"
+            f"examples; give the data that the stage was trained on, in the same order{_or_by_ids(curation)}"
         )
+
+
+def _or_by_ids(curation: Curation) -> str:
+    """How rows of a larger corpus are found."""
+    if curation.scores.ids is None:
+        return "; or score again with ids (Stage(..., ids=COLUMN)), by which rows of a larger corpus are found"
+    return ", or name the column of its ids: --ids COLUMN (matched(rows, scores, COLUMN) in Python)"
 
 
 def check_out(record: Record, out: Path) -> None:
@@ -98,6 +106,9 @@ def _fill(staging: Path, record: Record) -> None:
     curation, data = record.curation, record.data
     for name, indices in (("keep", curation.keep), ("drop", curation.drop)):
         write_text(staging / f"{name}.txt", "".join(f"{index}\n" for index in indices))
+        if curation.scores.ids is not None:
+            ids = curation.scores.ids.take(indices)
+            write_text(staging / f"{name}-ids.txt", "".join(f"{each}\n" for each in ids))
         with atomic(staging / f"{name}.parquet") as temporary:
             pq.write_table(_table(curation, indices), temporary, compression="zstd")
     if data is not None and record.as_ == "parquet":
@@ -116,4 +127,6 @@ def _table(curation: Curation, indices: Sequence[int]) -> Any:
         "score": pa.array(values.numpy()),
         "removal_effect": pa.array((-values / curation.scores.n_examples).numpy()),
     }
+    if curation.scores.ids is not None:
+        arrays["id"] = curation.scores.ids.take(indices).array
     return pa.table(arrays).replace_schema_metadata({"stage": curation.stage, "sign": SIGN, "units": UNIT})

@@ -13,6 +13,11 @@ from stagetrace.export.orient import PROPONENT
 from stagetrace.export.plain import write_csv, write_numpy
 from stagetrace.export.quanda import write_quanda
 from stagetrace.results import SIGN, Scores
+from stagetrace.results.files import write_text
+from stagetrace.results.jsonable import json_text
+
+IDS = "ids.json"
+"""Beside the files of a format that has no room for ids."""
 
 
 @final
@@ -50,7 +55,8 @@ def export(scores: Scores, format_name: str, out: str | Path) -> Written:
 
     Args:
         format_name: "quanda", "kronfluence" and "bergson" (a folder, float32, the sign turned: positive = proponent);
-            "csv" and "numpy" (one file, our own sign: a positive score is harmful).
+            "csv" and "numpy" (one file, our own sign: a positive score is harmful). Ids of the examples are a column
+            there; beside the files of a folder they lie in `ids.json`, a list in the examples' order.
         out: a new or empty folder, or a file, which is replaced.
 
     Raises:
@@ -74,4 +80,8 @@ def export(scores: Scores, format_name: str, out: str | Path) -> Written:
         raise ResultsError(f"{path} holds something already; {format_name} takes a new or empty folder (--out)")
     if not kind.is_folder and path.is_dir():
         raise ResultsError(f"{path} is a folder; {format_name} is one file: type a name for it (--out)")
-    return Written(tuple(kind.write(scores, path)), kind.sign)
+    files = kind.write(scores, path)
+    if kind.is_folder and scores.ids is not None:
+        write_text(path / IDS, json_text(list(scores.ids)))
+        files.append(path / IDS)
+    return Written(tuple(files), kind.sign)

@@ -4,6 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from stagetrace.results.sign import REMOVAL_HEADING, SCORE_HEADING
 def write_csv(scores: Scores, out: Path) -> list[Path]:
     """Write a row an example: its index, score and removal effect; of a matrix a column of each for every query.
 
+    A last column, id, where the examples have ids.
+
     The headings say sign and unit.
 
     Raises:
@@ -28,6 +31,8 @@ def write_csv(scores: Scores, out: Path) -> list[Path]:
             columns[heading] = pa.array(values.numpy())
         else:
             columns |= {f"{heading}, query {query}": pa.array(row.numpy()) for query, row in enumerate(values)}
+    if scores.ids is not None:
+        columns["id"] = scores.ids.array
     with atomic(out) as temporary:
         pc.write_csv(pa.table(columns), temporary)
     return [out]
@@ -36,9 +41,12 @@ def write_csv(scores: Scores, out: Path) -> list[Path]:
 def write_numpy(scores: Scores, out: Path) -> list[Path]:
     """Write an `.npz`: `score` and `removal_effect`, float64 as in `Scores`, and the texts `stage`, `sign`, `unit`.
 
+    Also `id`, a text an example, where the examples have ids.
+
     Raises:
         ResultsError: the file system refused.
     """
+    ids: dict[str, Any] = {} if scores.ids is None else {"id": np.array(list(scores.ids), dtype=np.str_)}
     with atomic(out) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -47,5 +55,6 @@ def write_numpy(scores: Scores, out: Path) -> list[Path]:
             stage=np.array(scores.stage),
             sign=np.array(SIGN),
             unit=np.array(UNIT),
+            **ids,
         )
     return [out]

@@ -98,8 +98,9 @@ def asked_tokenizer(stage: Stage, where: str) -> Any:
 
 def tokenizer_of(stage: Stage) -> Any:
     """The tokenizer of a stage's rows, or that of its collator; None where there is none."""
-    reader = cast(Sentences, stage.data).reader
-    return reader.tokenizer if isinstance(reader, Reader) else getattr(stage.collate, "tokenizer", None)
+    own = getattr(cast(Sentences, stage.data).reader, "tokenizer", None)
+    own = getattr(stage.collate, "tokenizer", None) if own is None else own
+    return getattr(own, "tokenizer", own)  # that of a processor
 
 
 def task_of_stage(stage: Stage) -> Task:

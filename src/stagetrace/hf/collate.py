@@ -114,14 +114,14 @@ def _tensor(name: str, value: Any) -> Tensor:
     Raises:
         DataError: it is no number, or a list of lists of unequal length.
     """
-    if isinstance(value, str) or (isinstance(value, (list, tuple)) and any(isinstance(one, str) for one in value)):
-        raise DataError(
-            f"'{name}' holds text, where the model takes numbers; rows with texts are read by hf.query(rows, "
-            "stage=...) and hf.stage(...), not by Query and Stage"
-        )
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as cause:
+        if isinstance(value, str) or (isinstance(value, (list, tuple)) and any(isinstance(one, str) for one in value)):
+            raise DataError(
+                f"'{name}' holds text, where the model takes numbers; rows with texts are read by hf.query(rows, "
+                "stage=...) and hf.stage(...), not by Query and Stage"
+            ) from cause
         raise DataError(f"'{name}' cannot be made a tensor: {type(value).__name__} ({cause})") from cause
     whole = name in SEQUENCES or name == "labels"
     return tensor.long() if whole and tensor.numel() == 0 and tensor.ndim else tensor

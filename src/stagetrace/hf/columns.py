@@ -8,6 +8,7 @@ from stagetrace.errors import refuse
 from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
 from stagetrace.hf.texts import COMPLETION, having, texts_of
+from stagetrace.stages.ids import COLUMN
 
 TOKENISED, EMBEDDED, POSITIONS, MASK = "input_ids", "inputs_embeds", "position_ids", "attention_mask"
 
@@ -63,10 +64,12 @@ def columns_of(
     *,
     main: str = TOKENISED,
     takes: Collection[str] = (),
+    ids: str = COLUMN,
 ) -> tuple[Columns, tuple[str, ...]]:
     """The columns as named, else the known ones that the first row has; and what was decided and should be known.
 
-    main: the feature that an example cannot be without. takes: what the model's `forward` takes.
+    main: the feature that an example cannot be without. takes: what the model's `forward` takes. ids: the
+    column of the examples' ids.
 
     Raises:
         DescriptionError: a named column is missing, none is known, or several could be meant.
@@ -83,6 +86,7 @@ def columns_of(
             f"{where}: the model reads '{main}', which no column holds{having(row)}; make it by the model's processor"
         )
     texts, passed = (given or (), ()) if given or tokenised else texts_of(row, task, where)
+    passed = tuple(name for name in passed if name != ids)
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
     )

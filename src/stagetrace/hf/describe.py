@@ -32,6 +32,7 @@ from stagetrace.hf.tokenizing import (
 )
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
+from stagetrace.stages.ids import COLUMN, AskedIds
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
@@ -60,6 +61,7 @@ def stage(
     workers: int = 0,
     training: Any = None,
     precision: Precision | None = None,
+    ids: AskedIds = None,
 ) -> Stage:
     """A stage from a Hugging Face model and data set, with the loss of the model's class.
 
@@ -85,6 +87,8 @@ def stage(
         text, label: the columns; two text columns are a pair. None takes the usual names.
         max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
         batch_size, weight_decay, workers, training, precision: as for `Stage`; for training see `hf.checkpoints`.
+        ids: the examples' stable ids, as for `Stage`: the name of a column of `data`, or a sequence; None takes the
+            column 'id' where every value of it is a text or a whole number and is used once.
 
     Raises:
         DescriptionError: something does not fit together; the message says what to type instead.
@@ -96,8 +100,9 @@ def stage(
     task = task_of(loaded.model, objective, where)
     if objective is None and task.of_tokens:
         check_prompt(loaded.model, where)
+    called = ids if isinstance(ids, str) else COLUMN
     reader, notices, used = _read(
-        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, where
+        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, called, where
     )
     trained, found = (used, link) if after is None else link_to(used, after, link, alpha, where)
     described = Stage(
@@ -112,6 +117,7 @@ def stage(
         workers=workers,
         training=training,
         precision=precision,
+        ids=ids,
     )
     if task is Task.CAUSAL and objective is None:
         check_looks_back_only(base_of(described.evaluated), where)
@@ -133,11 +139,12 @@ def _read(
     text: str | Sequence[str] | None,
     label: str | None,
     max_length: int | None,
+    ids: str,
     where: str,
 ) -> tuple[Reader, tuple[str, ...], Any]:
     """How the data set's examples become the model's features, what is said of it, and the model as it is used."""
     model, row, taken = loaded.model, first_row(data, where), takes(loaded.model)
-    columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken)
+    columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken, ids=ids)
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
     if columns.tokenised and task.of_tokens:

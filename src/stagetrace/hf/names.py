@@ -8,6 +8,7 @@ from torch import nn
 from stagetrace.hf.adapters import active_adapters, check_adapters, is_adapter, is_copied, is_of_tokens
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.pieces import rows_of
+from stagetrace.objectives.reference import is_of_reference
 
 Plain = tuple[str, ...]
 """What a name is matched by: `("base", rest)` below the base model, whatever its prefix, else `("head", name)`."""
@@ -16,8 +17,8 @@ Plain = tuple[str, ...]
 def plain_names(model: nn.Module) -> dict[str, Plain]:
     """`{parameter: plain name}`, tied weights under each of their names.
 
-    Modules that adapters have replaced by trained copies (`original_module`) and adapters that are not in use are left
-    out: they have no part in the model's output.
+    Modules that adapters have replaced by trained copies (`original_module`), adapters that are not in use and the
+    reference of an objective are left out: they have no part in the model's output.
 
     Raises:
         DescriptionError: several adapters are active at once, or the one is not in use as it was trained.
@@ -30,7 +31,7 @@ def plain_names(model: nn.Module) -> dict[str, Plain]:
     walk = _Walk(dict(model.named_modules(remove_duplicate=False)), active_adapters(model))
     plain: dict[str, Plain] = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
-        rest = walk.plain(name)
+        rest = None if is_of_reference(name) else walk.plain(name)
         if rest is None:
             continue
         inside = name.startswith(f"{wrapper}.") if wrapper else True

@@ -12,8 +12,10 @@ from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.notices import cut_notices
+from stagetrace.hf.of_pairs import asks_for_texts, reader_of_texts
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import check_apart, check_cache, is_packed, packs
+from stagetrace.hf.pairs import PairReader
 from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row, is_sequence, present
 from stagetrace.hf.sentences import Sentences
@@ -21,6 +23,7 @@ from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Task
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
+from stagetrace.objectives import NextToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import CONTRAST, WHERE, Query
@@ -46,6 +49,8 @@ def query(
     asked), a `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for. Of
     conversations ('messages', or a prompt and a completion that are messages) the last turn is asked for, which is the
     assistant's, by the tokenizer's chat template. Labels that a query's row has itself are always the ones that count.
+    Of a stage that learned from pairs (`DPOTrainer`), rows that are no pairs are asked for the mean loss of their next
+    tokens.
 
     Args:
         data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
@@ -75,6 +80,8 @@ def query(
         if isinstance(contrast, str):
             contrast = [asked_row(prompt, contrast, stage, f"{CONTRAST} after prompt=")]
     read, collate = _read(rows, stage)
+    if objective is None and asks_for_texts(read, stage):
+        objective = NextToken()
     return Query(
         read,
         objective=objective,
@@ -116,7 +123,12 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
     """The query's rows, read as the stage's are, and their collation."""
     row, own = first_row(rows, WHERE), stage.data
     reader = own.reader
-    if isinstance(reader, Given):
+    if isinstance(reader, PairReader) and reader.relevant(row) == reader.expected:
+        return own.of(rows, WHERE), stage.collate
+    if isinstance(reader, PairReader):
+        reader = reader_of_texts(reader, stage)
+        collate = collation_of(stage.model, reader.tokenizer, reader.task, WHERE)
+    elif isinstance(reader, Given):
         # labels that collators may overwrite
         labelled = task_of_stage(stage) is Task.CAUSAL and is_sequence(row.get("labels"))
         if not labelled and reader.relevant(row) == reader.expected:

@@ -68,12 +68,28 @@ class Reader:
     asks: bool = False
     size: int | None = None
 
+    def several(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Features]:
+        """The features of some examples, each as by itself; where they have one text each, tokenised in one call."""
+        if self.columns.tokenised or self.columns.completes or len(self.columns.texts) > 1 or self.task is Task.TOKENS:
+            return [self(row, index) for row, index in zip(rows, indices, strict=True)]
+        for row, index in zip(rows, indices, strict=True):
+            self._check(row, index)
+        (name,) = self.columns.texts
+        where = f"{self.where}: '{name}' of example "
+        texts = [text_of(row[name], f"{where}{index}") for row, index in zip(rows, indices, strict=True)]
+        encoded = self.tokenizer(texts, **self._cut)
+        each = [{key: encoded[key][place] for key in encoded} for place in range(len(texts))]
+        return [self._features(*one) for one in zip(rows, each, indices, strict=True)]
+
     def __call__(self, row: Mapping[str, Any], index: int) -> Features:
         """The features of example `index`."""
         self._check(row, index)
         if self.columns.tokenised and self.task.of_tokens:
             check_per_token(row, f"{self.where}: example {index}")
-        whole = dict(row) if self.columns.tokenised else self._tokenised(row, index)
+        return self._features(row, dict(row) if self.columns.tokenised else self._tokenised(row, index), index)
+
+    def _features(self, row: Mapping[str, Any], whole: Features, index: int) -> Features:
+        """whole: all features that there are, also those that the model does not take."""
         features: Features = {
             name: value
             for name, value in whole.items()
@@ -127,12 +143,17 @@ class Reader:
             )
             raise DataError(f"{where} {what}, unlike example 0; all rows must have the same columns")
 
+    @property
+    def _cut(self) -> dict[str, Any]:
+        """What a tokenizer is told of the most tokens."""
+        return {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+
     def _tokenised(self, row: Mapping[str, Any], index: int) -> Features:
         where = f"{self.where}: '{{}}' of example {index}"
         words = self.task is Task.TOKENS
         read = words_of if words else text_of
         texts: list[Any] = [read(row[name], where.format(name)) for name in self.columns.texts]
-        cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        cut = self._cut
         if self.columns.completes:
             encoded = self.tokenizer("".join(texts), return_offsets_mapping=True, **cut)
             labels = completion_labels(encoded, texts[0], f"{self.where}: example {index}")

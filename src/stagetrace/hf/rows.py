@@ -17,6 +17,10 @@ FRAMES = {
 """Packages whose tables are no rows of dicts -> what makes a data set of one."""
 
 
+_CORPORA = {".jsonl": "Jsonl", ".parquet": "ParquetShards", ".tar": "TarShards"}
+"""What reads files of this ending."""
+
+
 def first_row(rows: Any, where: str) -> Mapping[str, Any]:
     """The first row of a data set of rows with named columns.
 
@@ -25,6 +29,9 @@ def first_row(rows: Any, where: str) -> Mapping[str, Any]:
         DataError: the data set is empty, or its first row cannot be read.
     """
     if isinstance(rows, (str, Path)):
+        kind = _CORPORA.get(Path(rows).suffix)
+        if kind is not None:
+            refuse(f"{where}: data is the string {str(rows)!r}; type stagetrace.corpora.{kind}({str(rows)!r})")
         refuse(
             f"{where}: data is the string {str(rows)!r}; load it first, e.g. "
             f"datasets.load_dataset({str(rows)!r}, split='train')"
@@ -40,8 +47,9 @@ def first_row(rows: Any, where: str) -> Mapping[str, Any]:
     indexed = hasattr(type(rows), "__len__") and hasattr(type(rows), "__getitem__")
     if not indexed or type(rows).__name__ == "DataLoader":
         refuse(
-            f"{where}: data must be a data set with a length and indices, got {type(rows).__name__}; of a stream take "
-            "datasets.Dataset.from_list(list(stream.take(n))), of a loader its dataset"
+            f"{where}: data must be a data set with a length and indices, got {type(rows).__name__}; of a stream type "
+            "stagetrace.corpora.Stream(data, length=n, spill='FOLDER') with the n rows that were trained on, of a "
+            "loader give its dataset"
         )
     if len(rows) == 0:
         raise DataError(f"{where}: the data set is empty; it needs at least one example")

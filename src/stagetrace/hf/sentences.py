@@ -1,9 +1,11 @@
 """A data set of rows, read as the features that a stage's model takes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
 from stagetrace.checks.lookout import length
+from stagetrace.hf.pairs import PairReader
 from stagetrace.hf.reader import Features, Given, Reader
 from stagetrace.hf.rows import first_row
 
@@ -20,7 +22,7 @@ class Sentences:
         notices: what was decided for the user and should be known.
     """
 
-    def __init__(self, rows: Any, reader: Reader | Given, notices: tuple[str, ...] = ()) -> None:
+    def __init__(self, rows: Any, reader: Reader | Given | PairReader, notices: tuple[str, ...] = ()) -> None:
         expected = reader.relevant(rows[0])
         self.rows, self.reader, self.notices = rows, replace(reader, expected=expected), notices
 
@@ -30,6 +32,15 @@ class Sentences:
     def __getitem__(self, index: int) -> Features:
         index = range(len(self))[index]
         return self.reader(self.rows[index], index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Features]:
+        """Several examples: their texts are tokenised in one call."""
+        rows = [self.rows[index] for index in indices]
+        return (
+            self.reader.several(rows, indices)
+            if isinstance(self.reader, Reader)
+            else list(map(self.reader, rows, indices))
+        )
 
     def length_of(self, index: int) -> int:
         """How long an example is, about: without making features of it."""

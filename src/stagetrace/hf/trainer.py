@@ -29,6 +29,7 @@ from stagetrace.hf.trained import (
     loss_of,
     own_loss_of,
 )
+from stagetrace.hf.trl import kind_of, stage_of
 from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.tokens import IGNORED
@@ -96,6 +97,24 @@ def from_trainer(
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
     if reduction not in ("auto", "mean", "sum"):
         refuse(f"{where}: reduction must be 'auto', 'mean' or 'sum', got {reduction!r}")
+    kind = kind_of(trainer)
+    if kind is not None:
+        recorded = isinstance(link, Unrolled)
+        return stage_of(
+            trainer,
+            kind,
+            name,
+            after=after,
+            link=link,
+            alpha=alpha,
+            objective=objective,
+            reduction=reduction,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            workers=workers,
+            precision=precision,
+            training=_left(trainer, recorded) if training == "auto" else training,
+        )
     check_whole(trainer, where)
     check_rows(trainer, where)
     if objective is None:

@@ -102,7 +102,8 @@ def _more(rescored: int, n: int) -> int:
 def save(found: Mapping[str, Hits], path: Path) -> None:
     """Write all rows of all stages to a `.csv` or `.parquet` file, whole or not at all.
 
-    Columns: stage, query, end ("harmful" or "helpful"), place, index, score, removal_effect. Every score is exact.
+    Columns: stage, query, end ("harmful" or "helpful"), place, index, score, removal_effect; and id, where examples
+    have one. Every score is exact.
 
     Raises:
         DescriptionError: another ending. ResultsError: the file system refused.
@@ -111,6 +112,7 @@ def save(found: Mapping[str, Hits], path: Path) -> None:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("stage", "query", "end", "place", "index", "score", "removal_effect")
     }
+    ids = list[str | None]()
     for stage, hits in found.items():
         ranking = hits.ranking
         for end, indices, scores in (
@@ -125,6 +127,9 @@ def save(found: Mapping[str, Hits], path: Path) -> None:
                 columns["index"] += row
                 columns["score"] += values
                 columns["removal_effect"] += [-value / ranking.n_examples for value in values]
+                ids += [ranking.named.get(index) for index in row]
+    if any(name is not None for name in ids):
+        columns["id"] = ids
     says = {stage: hits.says() for stage, hits in found.items()}
     table = pa.table(columns).replace_schema_metadata({"sign": SIGN, "unit": UNIT, **says})
     with atomic(path) as temporary:

@@ -192,7 +192,8 @@ class Index:
         ranking = _ranking(name, held.n_examples, union, candidates, torch.cat(scores).mT, top)
         seconds = {"looking up": looked - started, "rescoring": time.perf_counter() - looked}
         told = replace(solution, value=solution.value.new_zeros(0, adjoint.shape[1]))
-        return Hits(replace(ranking, solution=told), min(map(len, candidates)), held.recall, seconds)
+        ranking = replace(ranking, solution=told).with_ids(bound.stage.example_ids)
+        return Hits(ranking, min(map(len, candidates)), held.recall, seconds)
 
 
 def _ranking(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse, some_names
+from stagetrace.objectives.reference import is_of_reference
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.recording import constants_digest
@@ -42,7 +43,8 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
                 f"{some_names(began)} differ by up to {gap:.3g}; give the checkpoint that it started from as the stage "
                 "before, or link what was really shared"
             )
-    if recorded.constants != constants_digest(bound.stage.model, set(_grouped(recorded))):
+    beside = {plain_name(name) for name, _ in bound.stage.model.named_parameters() if is_of_reference(name)}
+    if recorded.constants != constants_digest(bound.stage.model, beside | set(_grouped(recorded))):
         refuse(
             f"{where}: parameters that the recorded training did not train have other values in the stage's model than "
             "they had then; give the model as the training left it"

@@ -26,6 +26,7 @@ class Row:
     query: whose ranking; None ranks by the query as a whole.
     percentile: of the stage's examples, how many per cent have a smaller score.
     via_shared, via_head: the paper's two parts of the score; None where they were not kept.
+    name: the example's stable id; "" where it has none.
     """
 
     stage: str
@@ -36,6 +37,7 @@ class Row:
     percentile: float
     via_shared: float | None = None
     via_head: float | None = None
+    name: str = ""
 
 
 @final
@@ -188,6 +190,7 @@ def _ranking(scores: Scores, query: int | None, count: int) -> list[Row]:
     assert values is not None
     ends = [scores.top(count, harmful=harmful, query=query) for harmful in (True, False)]
     chosen = [row for row in ends[0] if row.score > 0] + [row for row in ends[1] if row.score < 0]
+    named = {**ends[0].named, **ends[1].named}
     placed = percentiles(values, torch.tensor([row.index for row in chosen], dtype=torch.long)).tolist()
     return [
         Row(
@@ -197,6 +200,7 @@ def _ranking(scores: Scores, query: int | None, count: int) -> list[Row]:
             percentile,
             None if shared is None else float(shared[row.index]),
             None if head is None else float(head[row.index]),
+            named.get(row.index, ""),
         )
         for row, percentile in zip(chosen, placed, strict=True)
     ]

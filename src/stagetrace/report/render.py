@@ -117,6 +117,8 @@ def _row(row: Row, stage: int) -> dict[str, Any]:
         "removal": signed(row.removal_effect),
         "percentile": f"{row.percentile:.1f}",
     }
+    if row.name:
+        found["id"] = row.name
     if row.via_shared is not None and row.via_head is not None:
         found["parts"] = [signed(row.via_shared), signed(row.via_head)]
     return found

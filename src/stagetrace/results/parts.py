@@ -2,7 +2,8 @@
 
 One number an example: index int64, score, removal_effect [, via_shared, via_head], all float64. A matrix: `scores`
 [, via_shared, via_head] are list<float32>, one entry a query; its removal effects are the scores times a constant,
-which older versions stored too (they are read and left out). Types and sizes are checked before a value is read.
+which older versions stored too (they are read and left out). Where the stage's examples have ids, they are the last
+column, `id`, of strings. Types and sizes are checked before a value is read.
 """
 
 # pyarrow has no type information.
@@ -10,7 +11,7 @@ which older versions stored too (they are read and left out). Types and sizes ar
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -25,9 +26,13 @@ from stagetrace.results.files import REMEDY, atomic, read_as
 from stagetrace.results.manifest import check_identity, identity
 from stagetrace.results.scores import Scores, check_finite, check_values
 from stagetrace.results.seals import SEAL, check_seal, seal_of
+from stagetrace.stages.ids import Ids
 
 PART_EXAMPLES = 16384
 """Examples a part. It belongs to the format of the folder: another number needs another format number."""
+
+ID = "id"
+"""The column of the examples' ids."""
 
 _PART_BYTES = 64 * 1024**2
 
@@ -55,6 +60,7 @@ class Part:
     values, via_shared, via_head: as in `Scores`, `[n]` or `[n_queries, n]`, on the CPU.
         Sign: positive = harmful. Unit: query loss.
     n_examples: how many examples the whole stage has; the removal effect is `-values / n_examples`.
+    ids: those of the part's examples, where they have some.
 
     Raises:
         DescriptionError: a tensor of another dtype, device or shape, or examples beyond the stage's last one.
@@ -65,6 +71,7 @@ class Part:
     n_examples: int
     via_shared: Tensor | None = None
     via_head: Tensor | None = None
+    ids: Ids | None = None
 
     def __post_init__(self) -> None:
         check_values(f"Part(start={self.start})", self.values, self.via_shared, self.via_head)
@@ -87,6 +94,10 @@ class Part:
 
         return Part(self.start, self.values + other.values, self.n_examples, both("via_shared"), both("via_head"))
 
+    def named(self, ids: Ids | None) -> "Part":
+        """The part with its examples' ids, out of those of the whole stage."""
+        return self if ids is None else replace(self, ids=ids[self.start : self.stop])
+
     @property
     def n_queries(self) -> int | None:
         """How many queries the matrix has; None where the query was reduced to one number."""
@@ -102,20 +113,23 @@ def split(scores: Scores) -> Iterator[Part]:
             for tensor in (scores.values, scores.via_shared, scores.via_head)
         )
         assert values is not None
-        yield Part(start, values, n, shared, head)
+        yield Part(start, values, n, shared, head).named(scores.ids)
 
 
 def join(stage: str, parts: Iterable[Part]) -> Scores:
     """The scores that the parts, complete and in order, make up; each is let go once it is copied."""
-    whole: dict[str, Tensor] = {}
+    whole, ids = dict[str, Tensor](), list[Ids]()
     for part in parts:
+        ids += [] if part.ids is None else [part.ids]
         for name in ("values", "via_shared", "via_head"):
             tensor: Tensor | None = getattr(part, name)
             if tensor is not None:
                 if name not in whole:
                     whole[name] = tensor.new_empty((*tensor.shape[:-1], part.n_examples))
                 whole[name][..., part.start : part.stop] = tensor
-    return Scores(stage, whole["values"], whole.get("via_shared"), whole.get("via_head"))
+    values, named = whole["values"], sum(map(len, ids))
+    joined = Ids.joined(ids) if named == values.shape[-1] else None
+    return Scores(stage, values, whole.get("via_shared"), whole.get("via_head"), joined)
 
 
 def place_of(number: int, n_examples: int, n_queries: int | None) -> range:
@@ -190,10 +204,10 @@ def run_of_part(path: Path) -> str | None:
 def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
     """Refuse columns of other types or lengths than a part of that shape has, before they are read."""
     schema, each = file.schema_arrow, n_queries or 1
-    with_parts = "via_shared" in schema.names
-    kinds = [_schema(matrix=n_queries is not None, with_parts=with_parts)]
+    has = {"with_parts": "via_shared" in schema.names, "with_ids": ID in schema.names}
+    kinds = [_schema(matrix=n_queries is not None, **has)]
     if n_queries is not None:
-        kinds.append(_schema(matrix=True, with_parts=with_parts, older=True))
+        kinds.append(_schema(matrix=True, **has, older=True))
     if not any(schema.remove_metadata().equals(kind) for kind in kinds):
         columns = ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
         raise ValueError(f"its columns are {columns[:200]}: not those of scores")
@@ -202,27 +216,31 @@ def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     for column, name in enumerate(schema.names):
         values = sum(group.column(column).num_values for group in groups)
-        if values != (rows if name == "index" else rows * each):
+        if values != (rows if name in ("index", ID) else rows * each):
             raise ValueError(f"its column {name} holds {values} values, not {rows * each}")
 
 
-def _schema(*, matrix: bool, with_parts: bool, older: bool = False) -> Any:
+def _schema(*, matrix: bool, with_parts: bool, with_ids: bool, older: bool = False) -> Any:
     """older: a matrix as versions before wrote it, with the removal effects."""
     number = pa.list_(pa.float32()) if matrix else pa.float64()
     effect = () if matrix and not older else ("removal_effect",)
     names = ["scores" if matrix else "score", *effect, *(("via_shared", "via_head") if with_parts else ())]
-    return pa.schema([("index", pa.int64()), *((name, number) for name in names)])
+    last = [(ID, pa.large_string())] if with_ids else []
+    return pa.schema([("index", pa.int64()), *((name, number) for name in names), *last])
 
 
 def _table(run: str, stage: str, part: Part) -> Any:
     matrix = part.n_queries is not None
     effect = () if matrix else (-part.values / part.n_examples,)
     arrays = [pa.array(np.arange(part.start, part.stop, dtype=np.int64))]
-    schema = _schema(matrix=matrix, with_parts=part.via_shared is not None)
-    for name, tensor in zip(schema.names[1:], (part.values, *effect, part.via_shared, part.via_head), strict=False):
+    schema = _schema(matrix=matrix, with_parts=part.via_shared is not None, with_ids=part.ids is not None)
+    parts = () if part.via_shared is None else (part.via_shared, part.via_head)
+    for name, tensor in zip(schema.names[1:], (part.values, *effect, *parts), strict=False):
         assert tensor is not None
         check_finite(f"stage {stage!r}, {name}", tensor.float() if matrix else tensor, part.start)
         arrays.append(to_lists(tensor) if matrix else pa.array(tensor.detach().contiguous().numpy()))
+    if part.ids is not None:
+        arrays.append(part.ids.array)
     shape = {"n_examples": str(part.n_examples), "n_queries": str(part.n_queries or 0)}
     metadata = identity(run, stage) | shape
     table = pa.Table.from_arrays(arrays, schema=schema)
@@ -243,8 +261,10 @@ def _part(table: Any, n_examples: int) -> Part:
     if not np.array_equal(table["index"].to_numpy(), np.arange(start, start + table.num_rows)):
         raise ValueError("its column index has gaps")
     score, *others = table.column_names[1:]
-    parts = [name for name in others if name != "removal_effect"]
-    return Part(start, _tensor(score, table), n_examples, *(_tensor(name, table) for name in parts))
+    parts = [name for name in others if name not in ("removal_effect", ID)]
+    ids = Ids.read(table[ID]) if ID in others else None
+    both = {name: _tensor(name, table) for name in parts}
+    return Part(start, _tensor(score, table), n_examples, both.get("via_shared"), both.get("via_head"), ids)
 
 
 def _tensor(name: str, table: Any) -> Tensor:
@@ -272,6 +292,10 @@ def seal_of_table(table: Any, metadata: Mapping[str, object]) -> Any:
     seal = seal_of(metadata)
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = column.combine_chunks()
+        if name == ID:
+            seal.update(name.encode())
+            seal.update(Ids.read(values).sha256().encode())
+            continue
         if pa.types.is_list(values.type):
             seal.update(np.diff(values.offsets.to_numpy()).tobytes())
             values = values.flatten()

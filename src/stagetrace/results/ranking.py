@@ -1,8 +1,8 @@
 """The ends of each query's ranking of one stage's examples, without the scores between them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from stagetrace.results.parts import Part
 from stagetrace.results.sign import UNIT
 from stagetrace.results.table import Row, Top, frame
 from stagetrace.solvers.base import Solution
+from stagetrace.stages.ids import Ids
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
@@ -29,6 +30,7 @@ class Ranking:
     harmful_scores, helpful_scores: their scores, as in `Scores`: d(query loss)/d(epsilon), positive = harmful, unit:
         query loss. The predicted change of the query loss if an example is removed is `-score / n_examples`.
     solution: how the stage was solved, with every query's residual; its value is left out.
+    named: the stable ids of the examples that are kept, by their index; empty where they have none.
 
     Example:
         >>> values = torch.tensor([[0.5, -2.0, 1.0], [0.0, 3.0, -1.0]])
@@ -46,6 +48,12 @@ class Ranking:
     helpful: Tensor
     helpful_scores: Tensor
     solution: Solution | None = None
+    named: Mapping[int, str] = field(default_factory=dict[int, str])
+
+    def with_ids(self, ids: Ids | None) -> "Ranking":
+        """The ranking with the ids of its examples, out of those of the whole stage."""
+        kept = torch.cat([self.harmful.flatten(), self.helpful.flatten()]).unique().tolist()
+        return self if ids is None else replace(self, named=ids.named(kept))
 
     @property
     def n_queries(self) -> int:
@@ -66,10 +74,12 @@ class Ranking:
         pairs = zip(indices[query, :k].tolist(), scores[query, :k].double().tolist(), strict=True)
         which = "most harmful (largest scores)" if harmful else "most helpful (most negative scores)"
         title = f"{self.stage}: {k} {which} of {self.n_examples:,} examples (query {query})"
-        return Top(title, tuple(Row(index, score, -score / self.n_examples) for index, score in pairs))
+        return Top(title, tuple(Row(index, score, -score / self.n_examples) for index, score in pairs), self.named)
 
     def to_pandas(self) -> "DataFrame":
-        """A frame with a row for each query, end and place: query, harmful, place, index, score, removal_effect.
+        """A frame with a row for each query, end and place: query, harmful, place, index, score, removal_effect, id.
+
+        The last one where the examples have ids.
 
         Raises:
             DescriptionError: pandas is not installed.
@@ -88,6 +98,8 @@ class Ranking:
             columns["index"] += indices.flatten().tolist()
             columns["score"] += scores.double().flatten().tolist()
             columns["removal_effect"] += (-scores.double() / self.n_examples).flatten().tolist()
+        if self.named:
+            columns["id"] = [self.named[cast(int, index)] for index in columns["index"]]
         return frame(columns)
 
     def __repr__(self) -> str:
@@ -127,9 +139,10 @@ def joined(rankings: Sequence[Ranking]) -> Ranking:
         name: torch.cat([getattr(each, name) for each in rankings])
         for name in ("harmful", "harmful_scores", "helpful", "helpful_scores")
     }
+    named = {index: name for each in rankings for index, name in each.named.items()}
     told = [each.solution for each in rankings if each.solution is not None]
     if len(told) < len(rankings):
-        return replace(first, **ends, solution=None)
+        return replace(first, **ends, named=named, solution=None)
     solution = replace(
         told[0],
         value=torch.cat([each.value for each in told], dim=-1),
@@ -140,7 +153,7 @@ def joined(rankings: Sequence[Ranking]) -> Ranking:
         steps=max(each.steps for each in told),
         notes=tuple(dict.fromkeys(note for each in told for note in each.notes)),
     )
-    return replace(first, **ends, solution=solution)
+    return replace(first, **ends, named=named, solution=solution)
 
 
 def _ordered(indices: Tensor, scores: Tensor, *, descending: bool) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 DIR/ranking.json               what was asked, how each stage was solved, and the digest of every file
 DIR/rankings/<stage>.parquet   query, harmful, place, index, score, removal_effect: a row for each example that was kept
+                               and id, where the stage's examples have ids
 """
 
 # pyarrow has no type information.
@@ -139,7 +140,7 @@ def _table(run: str, ranking: Ranking) -> Any:
     queries, k = ranking.harmful.shape
     ends = ((True, ranking.harmful, ranking.harmful_scores), (False, ranking.helpful, ranking.helpful_scores))
     scores = torch.cat([each.flatten() for _, _, each in ends]).contiguous()
-    columns = {
+    columns: dict[str, Any] = {
         "query": np.tile(np.repeat(np.arange(queries), k), 2),
         "harmful": np.repeat([flag for flag, _, _ in ends], queries * k),
         "place": np.tile(np.arange(1, k + 1, dtype=np.int32), 2 * queries),
@@ -147,6 +148,8 @@ def _table(run: str, ranking: Ranking) -> Any:
         "score": scores.numpy(),
         "removal_effect": (-scores.double() / ranking.n_examples).numpy(),
     }
+    if ranking.named:
+        columns["id"] = [ranking.named[index] for index in columns["index"].tolist()]
     shape = {"n_examples": str(ranking.n_examples), "n_queries": str(queries), "kept": str(k)}
     return pa.table(columns).replace_schema_metadata(identity(run, ranking.stage) | shape)
 
@@ -160,4 +163,6 @@ def _ranking(table: Any, run: str, stage: str, solution: Solution | None) -> Ran
         return torch.from_numpy(table[name].to_numpy().copy()).view(2, queries, kept)
 
     (harmful, helpful), (most, least) = ends("index"), ends("score")
-    return Ranking(stage, int(found["n_examples"]), harmful, most, helpful, least, solution)
+    ids = table["id"].to_pylist() if "id" in table.column_names else []
+    named = dict(zip(table["index"].to_pylist(), ids, strict=True)) if ids else {}
+    return Ranking(stage, int(found["n_examples"]), harmful, most, helpful, least, solution, named)

@@ -1,5 +1,6 @@
 """What a trace says of one stage's examples."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, final
 
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import DataError, refuse
+from stagetrace.results.grouped import Grouped, grouped
 from stagetrace.results.plot import plot_scores
 from stagetrace.results.sign import UNIT
 from stagetrace.results.table import Row, Top, frame
+from stagetrace.stages.ids import Ids
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +33,10 @@ class Scores:
     via_shared, via_head: the paper's two parts, in the same shape: the influence that reached the query through
         the shared parameters directly, and through the later stages' heads; they sum to `values`.
         None if not asked for.
+    ids: the examples' stable ids, in the order of the scores; None where the stage's data set has none.
 
     Raises:
-        DescriptionError: a tensor of another dtype, device or shape.
+        DescriptionError: a tensor of another dtype, device or shape, or another number of ids.
         DataError: a score that is not finite.
 
     Example:
@@ -47,10 +51,13 @@ class Scores:
     values: Tensor
     via_shared: Tensor | None = None
     via_head: Tensor | None = None
+    ids: Ids | None = None
 
     def __post_init__(self) -> None:
         where = f"Scores({self.stage!r})"
         check_values(where, self.values, self.via_shared, self.via_head)
+        if self.ids is not None and len(self.ids) != self.n_examples:
+            refuse(f"{where}: there must be an id for each of {self.n_examples:,} examples, got {len(self.ids):,}")
         for name in ("values", "via_shared", "via_head"):
             check_finite(f"{where}, {name}", getattr(self, name))
 
@@ -118,10 +125,25 @@ class Scores:
         rows = zip(map(int, _numbers(order)), _numbers(scores), _numbers(removal), strict=True)
         which = "most harmful (largest scores)" if harmful else "most helpful (most negative scores)"
         title = f"{self.stage}: {len(order)} {which} of {self.n_examples:,} examples{what}"
-        return Top(title, tuple(Row(*row) for row in rows))
+        named = {} if self.ids is None else self.ids.named(order.tolist())
+        return Top(title, tuple(Row(*row) for row in rows), named)
+
+    def grouped(self, groups: Iterable[str | int]) -> Grouped:
+        """The sums of the scores over groups of examples: documents that lie in several rows, sources, authors.
+
+        groups: the name of each example's group, in the order of the examples. Of a `stagetrace.corpora.TokenFile`
+            whose rows hold one document each they are `data.documents()`.
+
+        Raises:
+            DescriptionError: another number of names than examples.
+            DataError: a name that is no text or whole number.
+        """
+        return grouped(self.stage, self.values, groups)
 
     def to_pandas(self) -> "DataFrame":
-        """A frame with a row an example: score, removal_effect and the parts; for a matrix, a column a query.
+        """A frame with a row an example: index, id where there are ids, score, removal_effect and the parts.
+
+        For a matrix, a column a query.
 
         Raises:
             DescriptionError: pandas is not installed.
@@ -138,7 +160,8 @@ class Scores:
                 columns[name] = _numbers(tensor)
             elif tensor is not None:
                 columns |= {f"{name}_{query}": _numbers(row) for query, row in enumerate(tensor)}
-        return frame({"index": range(self.n_examples), **columns})
+        ids = {} if self.ids is None else {"id": list(self.ids)}
+        return frame({"index": range(self.n_examples), **ids, **columns})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """A histogram of the scores (of a matrix: of their means over queries), both sides marked in words.

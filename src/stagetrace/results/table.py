@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import import_module
 from io import StringIO
@@ -142,6 +142,8 @@ class Top(ShownAsTable):
     Sign: a positive score is harmful (more weight on the example raises the query loss); a negative removal
     effect means that removing the example helps. Unit of both: query loss.
 
+    named: the examples' stable ids by their index; empty where they have none.
+
     Example:
         >>> top = Top("most harmful", (Row(index=7, score=0.5, removal_effect=-0.05),))
         >>> [row.index for row in top], top.scores, len(top)
@@ -155,6 +157,12 @@ class Top(ShownAsTable):
 
     title: str
     rows: tuple[Row, ...]
+    named: Mapping[int, str] = field(default_factory=dict[int, str])
+
+    @property
+    def ids(self) -> tuple[str, ...] | None:
+        """The examples' stable ids; None where they have none."""
+        return tuple(self.named[row.index] for row in self.rows) if self.named else None
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -172,17 +180,24 @@ class Top(ShownAsTable):
         return tuple(row.removal_effect for row in self.rows)
 
     def to_pandas(self) -> "DataFrame":
-        """A frame with the columns index, score, removal_effect.
+        """A frame with the columns index, id (where there are ids), score, removal_effect.
 
         Raises:
             DescriptionError: pandas is not installed.
         """
-        return frame({"index": self.indices, "score": self.scores, "removal_effect": self.removal_effects})
+        ids = {} if self.ids is None else {"id": self.ids}
+        return frame({"index": self.indices, **ids, "score": self.scores, "removal_effect": self.removal_effects})
 
     def table(self) -> Table:
         """What it says, ready to be drawn."""
-        rows = tuple((str(row.index), f"{row.score:+.3e}", f"{row.removal_effect:+.3e}") for row in self.rows)
-        return Table(self.title, ("index", SCORE_HEADING, REMOVAL_HEADING), rows)
+        ids = [()] * len(self.rows) if self.ids is None else [(name,) for name in self.ids]
+        rows = tuple(
+            (str(row.index), *name, f"{row.score:+.3e}", f"{row.removal_effect:+.3e}")
+            for row, name in zip(self.rows, ids, strict=True)
+        )
+        called = ("id",) if self.named else ()
+        headings = ("index", *called, SCORE_HEADING, REMOVAL_HEADING)
+        return Table(self.title, headings, rows, words=frozenset(called))
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)

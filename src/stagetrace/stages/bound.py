@@ -20,6 +20,7 @@ from stagetrace.stages.links.link import Anchored, Link, pull_of
 from stagetrace.stages.links.names import check_shapes, shared_names
 from stagetrace.stages.overlaps import check_apart
 from stagetrace.stages.precision import check_precision_fits
+from stagetrace.stages.reference import reference_pairs
 from stagetrace.stages.risk import Risk
 from stagetrace.stages.shards import whole_shapes
 from stagetrace.stages.space import ParameterSpace, Params
@@ -71,6 +72,7 @@ class BoundStage:
                 "after=, the stage before it, finds the link)"
             )
         pairs = shared_names(stage.link.pairs, stage.model, previous.model, where)
+        pairs |= reference_pairs(stage.model, previous.model)
         ours, theirs = dict(stage.model.named_parameters()), dict(previous.model.named_parameters())
         check_shapes(stage.model, previous.model, pairs, where, previous.name)
         trains = not stage.link.keeps_shared

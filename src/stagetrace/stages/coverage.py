@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import some_names
+from stagetrace.objectives.reference import is_of_reference
 from stagetrace.parallel import world
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.differentiable_norms import running_statistics
+from stagetrace.stages.reference import reference_notices
 from stagetrace.stages.shards import sizes_of, whole_shapes
 from stagetrace.stages.stage import Stage
 
@@ -22,10 +24,11 @@ MODE_DEPENDENT = (
 
 
 def notices(stage: Stage) -> list[str]:
-    """Notices for the user: those in the data set's attribute `notices`, and layers that behave differently in training
-    mode.
+    """Notices for the user: those in the data set's attribute `notices`, a column of ids that cannot serve, and layers
+    that behave differently in training mode.
     """
     given: list[str] = [*getattr(stage.data, "notices", ())]
+    given += [] if stage.ids_and_notice[1] is None else [stage.ids_and_notice[1]]
     found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
     if not found:
         return given
@@ -38,7 +41,7 @@ def notices(stage: Stage) -> list[str]:
 def notices_at(bound: BoundStage) -> list[str]:
     """The stage's own notices, and those of its place in the chain, such as running statistics that changed."""
     statistics = *changed_statistics(bound), *unfollowed_statistics(bound)
-    return [*notices(bound.stage), *statistics, *_hooked(bound), *_forgotten(bound)]
+    return [*notices(bound.stage), *statistics, *_hooked(bound), *_forgotten(bound), *reference_notices(bound)]
 
 
 def _hooked(bound: BoundStage) -> list[str]:
@@ -147,10 +150,14 @@ class Coverage:
         sizes = sizes_of(bound.stage.model)
         floating = (name for name, b in bound.stage.model.named_buffers() if b.is_floating_point())
         buffers = tuple(name for name in floating if name not in bound.statistics_values)
-        constant = sum(sizes[name] for name in bound.constant_names)
+        constants = tuple(name for name in bound.constant_names if not is_of_reference(name))
+        constant = sum(sizes[name] for name in constants)
         shared, moved = _buffers(bound)
-        trained, kept = (sum(sizes[name] for name in space.names) for space in (bound.trained, bound.inherited))
-        return Coverage(trained, kept, constant, bound.constant_names, buffers, tuple(shared), tuple(moved))
+        trained, kept = (
+            sum(sizes[name] for name in space.names if not is_of_reference(name))
+            for space in (bound.trained, bound.inherited)
+        )
+        return Coverage(trained, kept, constant, constants, buffers, tuple(shared), tuple(moved))
 
     def __str__(self) -> str:
         total = self.trained + self.kept + self.constant

@@ -79,7 +79,7 @@ class Examples:
         Raises:
             DataError: an example cannot be read, or a list of examples cannot be collated.
         """
-        batches = [list(indices) for indices in plan]
+        batches = list(plan)
         if self.sliceable and collate is None:
             contents = (tuple(t.clone() for t in self.data[positions(indices)]) for indices in batches)
         else:
@@ -97,19 +97,19 @@ class Examples:
                 raise self._error_of(indices, cause) from cause
             yield Batch(indices, content)
 
-    def loaded(self, batches: list[list[int]], workers: int, collate: Collate) -> Iterator[Any]:
+    def loaded(self, batches: Sequence[Sequence[int]], workers: int, collate: Collate) -> Iterator[Any]:
         """The content of each batch, collated."""
         return iter(
             DataLoader(
                 self.data,
-                batch_sampler=batches,
+                batch_sampler=_Lists(batches),
                 collate_fn=collate,
                 num_workers=workers,
                 generator=torch.Generator(),  # else it would draw from the user's random state
             )  # pyright: ignore[reportArgumentType]
         )
 
-    def _error_of(self, indices: list[int], cause: Exception) -> StagetraceError:
+    def _error_of(self, indices: Sequence[int], cause: Exception) -> StagetraceError:
         """The error that names which example of a batch failed, found one by one."""
         rows = list[Any]()
         for index in indices:
@@ -162,6 +162,20 @@ def positions(indices: Sequence[int]) -> slice | list[int]:
 
 
 @final
+class _Lists(Sequence[list[int]]):
+    """Batches as lists, which some data sets insist on, made when they are asked for: a range takes no memory."""
+
+    def __init__(self, batches: Sequence[Sequence[int]]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self._batches[place])
+
+
+@final
 class _Contents:
     """The batches' contents, in order: read by this process, and by workers as soon as that pays.
 
@@ -169,7 +183,7 @@ class _Contents:
     which process reads them.
     """
 
-    def __init__(self, examples: Examples, batches: list[list[int]], collate: Collate) -> None:
+    def __init__(self, examples: Examples, batches: Sequence[Sequence[int]], collate: Collate) -> None:
         self._examples, self._batches, self._collate, self._done = examples, batches, collate, 0
         self._left = sum(map(len, batches))
         self._helped = False
@@ -199,9 +213,12 @@ def _check_map_style(data: Any, where: str) -> None:
             f"{where}: data is a DataLoader, with an order of its own; pass the data set (data=loader.dataset, "
             "collate=loader.collate_fn), so that an example's id is its index"
         )
-    if isinstance(data, (IterableDataset, Set)) or not (
-        hasattr(type(data), "__len__") and hasattr(type(data), "__getitem__")
-    ):
+    if isinstance(data, IterableDataset) or type(data).__name__ == "IterableDataset":
+        refuse(
+            f"{where}: data is a stream ({type(data).__name__}), which has no length and no indices; type "
+            "stagetrace.corpora.Stream(data, length=n, spill='FOLDER'), which keeps the n rows that were trained on"
+        )
+    if isinstance(data, Set) or not (hasattr(type(data), "__len__") and hasattr(type(data), "__getitem__")):
         refuse(f"{where}: data must be a map-style data set or a list (length and indices), got {type(data).__name__}")
     if isinstance(data, (Mapping, str, bytes)):
         refuse(f"{where}: data must be indexed by 0, 1, 2, ...; got {type(data).__name__}; pass a list of examples")

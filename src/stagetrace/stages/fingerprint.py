@@ -37,12 +37,13 @@ def fingerprint_stage(
 
     identity: collects the packages met; read: whether the data set is read for its digest.
     """
-    stage, identity = bound.stage, identity or Identity()
+    stage, identity, ids = bound.stage, identity or Identity(), bound.stage.example_ids
     return {
         "name": stage.name,
         "model": fingerprint_model(stage.model, identity),
         "objective": fingerprint_objective(stage.loss, stage.model, identity),
         "data": fingerprint_examples(stage.examples, progress, identity, read=read),
+        **({} if ids is None else {"ids": {"sha256": ids.sha256()}}),
         "collate": fingerprint_collate(stage.collate, stage.data, identity),
         "link": fingerprint_link(stage.link, identity),
         "weight_decay": stage.weight_decay,

@@ -12,12 +12,15 @@ from torch import nn
 
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
+from stagetrace.objectives.reference import is_of_reference
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
 from stagetrace.stages.differentiable_layers import replace_layers
+from stagetrace.stages.ids import AskedIds, Ids, ids_of
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.precision import Precision, check_precision
 from stagetrace.stages.recomputing import recompute_blocks
+from stagetrace.stages.reference import with_reference
 from stagetrace.stages.shards import in_pieces, sizes_of, whole_shapes
 from stagetrace.stages.wrappers import refuse_unmade, refuse_wrapped
 
@@ -35,7 +38,7 @@ class Stage:
         model: the module as this stage left it. It is never changed, moved or left in another mode, and is evaluated in
             eval mode. Parameters with `requires_grad=False` are constants.
         objective: an `Objective` (`stagetrace.objectives`), or a function `losses(model, batch) -> Tensor[batch]`.
-        data: a map-style data set (PyTorch, Hugging Face, a list); an example's id is its index.
+        data: a map-style data set (PyTorch, Hugging Face, a list); an example is known by its index, and its id.
         link: how the stage started from the one before it; None for the first stage of a chain.
         weight_decay: the L2 coefficient in the training loss. It belongs to the curvature, not to an example.
         batch_size: examples evaluated at once when scoring; affects speed and memory, not the scores.
@@ -46,10 +49,14 @@ class Stage:
         workers: processes that load data, where a pass over it takes more than a second; 0 loads in this one.
         precision: "bf16" computes the model's matrix products in bfloat16; parameters, vectors, gradients, tangents,
             sums and losses stay float32. How far off that is, is measured and reported. None: that of the parameters.
+        ids: a stable id for each example, a text or a whole number used once: the name of a column of the rows, or a
+            sequence in their order. Tables, files and `stagetrace curate` then name examples by it, too. None takes
+            the data set's own: its attribute `ids`, or the column 'id' of a `datasets.Dataset` or a list of dicts,
+            where that can serve; else examples have their indices alone.
 
     Raises:
         DescriptionError: an argument is of the wrong kind; the message says what to give instead.
-        DataError: the data set is empty.
+        DataError: the data set is empty, or two examples have the same id.
 
     Example:
         >>> import torch
@@ -70,6 +77,7 @@ class Stage:
     workers: int = field(kw_only=True, default=0)
     training: Any = field(kw_only=True, default=None)
     precision: Precision | None = field(kw_only=True, default=None)
+    ids: AskedIds = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
@@ -78,6 +86,9 @@ class Stage:
             refuse(f"{self.where}: model must be a torch.nn.Module, got {type(self.model).__name__}")
         refuse_wrapped(self.model, self.where)
         object.__setattr__(self, "model", in_pieces(self.model, self.where))  # itself, unless it lies in shards
+        model, objective = with_reference(self.model, self.objective, self.where)  # themselves, unless it has one
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "objective", objective)
         refuse_unmade(self.model, self.where)
         if self.link is not None and not isinstance(self.link, Link):
             got = f"the class {self.link.__name__}" if isinstance(self.link, type) else type(self.link).__name__
@@ -98,6 +109,8 @@ class Stage:
             )
         self.loss  # noqa: B018  (checked on construction)
         self.examples  # noqa: B018
+        if self.ids is not None:
+            object.__setattr__(self, "ids", self.example_ids)  # read once, and not again by each copy of the stage
 
     @property
     def where(self) -> str:
@@ -114,13 +127,23 @@ class Stage:
         """The data set, read in the library's order."""
         return Examples(self.data, self.batch_size, self.collate, self.workers, self.where)
 
+    @property
+    def example_ids(self) -> Ids | None:
+        """The ids of the examples, as asked for or as the data set has them; None where it has none."""
+        return self.ids_and_notice[0]
+
+    @cached_property
+    def ids_and_notice(self) -> tuple[Ids | None, str | None]:
+        """The examples' ids, and what is to be said of a column that cannot serve as such."""
+        return ids_of(self.data, self.ids, self.where)
+
     @cached_property
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
         return recompute_blocks(replace_layers(private_copy(self.model, self.where), self.where))
 
     def __repr__(self) -> str:
-        parameters = sum(sizes_of(self.model).values())
+        parameters = sum(size for name, size in sizes_of(self.model).items() if not is_of_reference(name))
         kind, examples = type(self.model).__name__, len(self.examples)
         return f"Stage({self.name!r}: {kind}, {parameters:,} parameters, {examples:,} examples)"
 

@@ -107,7 +107,7 @@ def mean_scores(each: Sequence[Scores], seeds: Sequence[int]) -> Scores:
 
     values = over("values")
     assert values is not None
-    return Scores(each[0].stage, values, over("via_shared"), over("via_head"))
+    return replace(each[0], values=values, via_shared=over("via_shared"), via_head=over("via_head"))
 
 
 def _warn_of_rough(each: Sequence[Scores], seeds: Sequence[int]) -> None:

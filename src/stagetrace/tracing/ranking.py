@@ -154,7 +154,8 @@ def _ranked(
             parts = step.scorer(parts=False, rows=query.rows).run(lambda _: None, _forget, bars)
             value = step.solution.value
             told = replace(step.solution, value=value.new_zeros(0, value.shape[1]))
-            found[bound.name] = replace(ranked(bound.name, parts, top), solution=told)
+            ranking = ranked(bound.name, parts, top).with_ids(bound.stage.example_ids)
+            found[bound.name] = replace(ranking, solution=told)
         if scored <= set(found):
             break
     return found

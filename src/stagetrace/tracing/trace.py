@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
-from stagetrace.results.parts import join
+from stagetrace.results.parts import Part, join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.lanczos import Lanczos
@@ -155,15 +156,21 @@ def trace(
                     scorer = step.scorer(parts=parts, rows=query.rows)
                     if bound.name in by_token:
                         scorer = token_scorer(scorer, bound, most, folder)
-                    written, write = partial(folder.part, bound.name), partial(folder.write_part, bound.name)
+                    written, write = partial(folder.part, bound.name), partial(_write, folder, bound)
                     done = scorer.run(written, write, statistics)
-                    statistics.record_scores(bound.name, scorer, _some_influence(join(bound.name, done), bound))
+                    scores = replace(join(bound.name, done), ids=bound.stage.example_ids)
+                    statistics.record_scores(bound.name, scorer, _some_influence(scores, bound))
                 statistics.record_solution(bound.name, step.solution)
                 if scored <= set(statistics.scores):
                     break
             result = statistics.trace(described)
             folder.finish(result.statistics)
         return _with_warnings(result)
+
+
+def _write(folder: RunFolder, bound: BoundStage, number: int, part: Part) -> None:
+    """Keep a part of a stage's scores, with the ids of its examples."""
+    folder.write_part(bound.name, number, part.named(bound.stage.example_ids))
 
 
 def _of_trained(

@@ -118,10 +118,12 @@
     if (group.length > 1) {
       const more = make("details", "alike");
       more.append(make("summary", "", group.length + " examples that look the same"));
-      more.append(make("p", "", group.map((each) => "#" + each.index + " (" + each.said + ")").join(", ")));
+      const called = (each) => "#" + each.index + (each.id ? " " + visible(each.id) : "") + " (" + each.said + ")";
+      more.append(make("p", "", group.map(called).join(", ")));
       said.append(more);
     }
     const list = [
+      ...(row.id ? [["id", visible(row.id)]] : []),
       ["score", range(group, "said") + (harmful ? " ▲" : " ▽"), "score", harmful ? "harmful" : "helpful"],
       [group.length > 1 ? "if one is removed" : "if removed", range(group, "removal"), "", harmful ? "(helps)" : "(hurts)"],
       ["percentile", range(group, "percentile")],
@@ -180,7 +182,7 @@
     if (!words.has(key)) {
       const item = data.previews[key] || {};
       const cells = (item.fields || []).flat();
-      words.set(key, ["#" + row.index, item.label, item.text, ...cells].filter(Boolean).join("\n").toLowerCase());
+      words.set(key, ["#" + row.index, row.id, item.label, item.text, ...cells].filter(Boolean).join("\n").toLowerCase());
     }
     return words.get(key);
   };

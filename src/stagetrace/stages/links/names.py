@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from torch import nn
 
 from stagetrace.errors import refuse, some_names
+from stagetrace.objectives.reference import is_of_reference
 from stagetrace.stages.shards import shapes_of, whole_shapes
 
 Shared = str | Sequence[str] | Mapping[str, str]
@@ -49,7 +50,10 @@ def shared_names(pairs: Mapping[str, str], model: nn.Module, previous: nn.Module
     Raises:
         DescriptionError: a name or prefix matches nothing, or a parameter has no counterpart, or two.
     """
-    ours, theirs = canonical_names(model), canonical_names(previous)
+    ours, theirs = (
+        {name: known for name, known in canonical_names(each).items() if not is_of_reference(name)}
+        for each in (model, previous)
+    )
     found: dict[str, str] = {}
     for our_prefix, their_prefix in pairs.items():
         matched = _under(our_prefix, ours)

@@ -1,0 +1,73 @@
+"""Scores of groups: sums over whatever bears one name, and the derivative in a weight that a whole group shares."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stagetrace import Chain, Direct, Query, Stage, trace
+from stagetrace.corpora import TokenFile
+from stagetrace.errors import DataError, DescriptionError
+from stagetrace.results import Scores
+
+VALUES = torch.tensor([[0.5, -2.0, 1.0, 0.25], [1.0, 0.0, -3.0, 0.5]]).double()
+GROUPS = [7, "b", 7, "c"]
+
+
+def test_sums_and_their_order():
+    found = Scores("fit", VALUES).grouped(GROUPS)
+    assert list(found.names) == ["7", "b", "c"]
+    assert found.values.tolist() == [[1.5, -2.0, 0.25], [-2.0, 0.0, 0.5]]
+    assert found.counts.tolist() == [2, 1, 1]
+    assert torch.equal(found.removal_effect, -found.values / 4)  # of all four examples, not of three groups
+    assert found.top(2).ids == ("c", "7")  # means: 7 -0.25, b -1, c 0.375
+    assert found.top(1, query=0).ids == ("7",)
+    assert found.top(1, harmful=False).removal_effects == (0.25,)
+    assert found.to_pandas()["score"].tolist() == [-0.25, -1.0, 0.375]
+    single = Scores("fit", VALUES[0]).grouped(np.array([1, 0, 1, 2]))
+    assert (list(single.names), single.values.tolist()) == (["1", "0", "2"], [1.5, -2.0, 0.25])
+
+
+def test_the_sum_is_the_derivative_in_a_weight_of_the_document(tmp_path: Path):
+    """Rows of a token file, two a document: the loss of the whole document is given more weight, and solved again."""
+    np.arange(24, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
+    order = [3, 0, 5, 1, 2, 4]
+    rows = TokenFile(tmp_path / "tokens.bin", dtype="uint16", length=4, order=order, documents=[0, 8, 16])
+    targets = torch.tensor([1.0, -2.0, 0.5]).double()
+    line = torch.nn.Linear(1, 1, bias=False).double()
+
+    def losses(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        x = batch["input_ids"].double().mean(dim=1) / 10
+        return (model(x[:, None])[:, 0] - targets[batch["input_ids"][:, 0] // 8]) ** 2
+
+    x = torch.stack([torch.from_numpy(rows[index]["input_ids"]).double().mean() / 10 for index in range(6)])
+    y = torch.stack([targets[row // 2] for row in order])
+
+    def solved(weights: torch.Tensor) -> torch.Tensor:
+        return (weights * x * y).sum() / (weights * x * x).sum()
+
+    with torch.no_grad():
+        line.weight.fill_(float(solved(torch.ones(6).double())))
+    stage = Stage("fit", model=line, objective=losses, data=rows)
+    query = Query([{"input_ids": torch.tensor([9, 9, 9, 9])}])
+    found = trace(Chain(stage), query, solver=Direct(damping=0.0))["fit"].grouped(rows.documents())
+    for place, document in enumerate(found.names):
+        member = torch.tensor([row // 2 == int(document) for row in order]).double()
+        step = 1e-6
+        ends = [((solved(1 + 6 * sign * step * member) * 0.9) - targets[1]) ** 2 for sign in (1, -1)]
+        assert found.values[place].item() == pytest.approx(float((ends[0] - ends[1]) / (2 * step)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (["a"], DescriptionError, "for each of 4 examples, got 1"),
+        (["a", None, "b", "c"], DataError, "a group's name must be a text or a whole number, got None for example 1"),
+        (["a", 0.5, "b", "c"], DataError, "got 0.5 for example 1"),
+    ],
+)
+def test_what_names_no_group_is_refused(groups: Any, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        Scores("fit", VALUES).grouped(groups)
