@@ -9,7 +9,7 @@ from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
 from stagetrace.hf.texts import COMPLETION, having, texts_of
 from stagetrace.objectives.spans import POSITIONS as POSITIONS_OF_ANSWER
-from stagetrace.stages.ids import COLUMN
+from stagetrace.stages.own_ids import COLUMN
 
 TOKENISED, EMBEDDED, POSITIONS, MASK = "input_ids", "inputs_embeds", "position_ids", "attention_mask"
 

@@ -41,8 +41,8 @@ from stagetrace.objectives.weights import Weights
 from stagetrace.recording import Unrolled
 from stagetrace.recording.recorded import Recorded
 from stagetrace.stages.decay import Decay
-from stagetrace.stages.ids import COLUMN, AskedIds
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import COLUMN, AskedIds
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 

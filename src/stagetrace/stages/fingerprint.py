@@ -155,7 +155,10 @@ def fingerprint_link(link: Link | None, identity: Identity) -> Json | None:
         return None
     settings = {key: settings_of(value, identity) for key, value in link.settings.items()}
     ours = library_of(type(link).__module__) == "stagetrace"
-    named = {"name": type(link).__name__, "shared": dict(link.pairs)}
+    named: Json = {"name": type(link).__name__, "shared": dict(link.pairs)}
+    made = {name: {"of": list(each.of), **identity.of(each.function)} for name, each in link.computed.items()}
+    if made:
+        named["computed"] = made
     return {**settings, **named, **({} if ours else {"its": identity.of(link)})}
 
 

@@ -17,8 +17,9 @@ from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
 from stagetrace.stages.decay import Decay, checked_decay
 from stagetrace.stages.differentiable_layers import replace_layers
-from stagetrace.stages.ids import AskedIds, Ids, ids_of
+from stagetrace.stages.ids import Ids
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import AskedIds, ids_of
 from stagetrace.stages.precision import Precision, check_precision
 from stagetrace.stages.recomputing import recompute_blocks
 from stagetrace.stages.reference import with_reference
