@@ -39,7 +39,9 @@ from benchmarks import (
     scoring,
     solvers,
     startup,
+    token_masks,
     transformer,
+    why,
 )
 from benchmarks.report import Report
 from benchmarks.setting import Asked
@@ -79,6 +81,8 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-texts": index_texts.run,
     "index-words": index_words.run,
     "plans": plans.run,
+    "token-masks": token_masks.run,
+    "why": why.run,
     "recipes": _recipes,
     "corpora": corpora.run,
 }

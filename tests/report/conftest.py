@@ -30,6 +30,12 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run with scores of tokens."""
+    return pages.tokens(tmp_path_factory.mktemp("tokens") / "run")
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium; the tests that need it are skipped where it or its driver is not installed."""
     driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

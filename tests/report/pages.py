@@ -13,7 +13,7 @@ from stagetrace.report.item import Reader
 from stagetrace.report.picture import png
 from stagetrace.report.previews import Preview, Previews, write_previews
 from stagetrace.report.sweep import Stability, write_sweep
-from stagetrace.results import JSON
+from stagetrace.results import JSON, TokenScores
 from stagetrace.solvers import Equation, Tikhonov
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import Spectrum
@@ -108,6 +108,22 @@ def pictures(folder: Path, queries: int = 4, n: int = 60) -> Path:
     ]
     write_previews(folder, Previews((*items, *asked), {"query_examples": queries, "query_loss": 0.65}))
     write_beside(folder)
+    return write(folder)
+
+
+def tokens(folder: Path) -> Path:
+    """A run with scores of tokens: of texts that nobody would wish for, and of one of which not all were kept."""
+    pieces = [("plain", " words", " here"), *((text[:40], " ", text[40:80]) for text in HOSTILE[:12])]
+    index = torch.arange(len(pieces)).repeat_interleave(2)
+    position = torch.tensor([1, 2]).repeat(len(pieces))
+    position[-2] = -1
+    values = torch.linspace(-2, 2, 2 * len(pieces))[torch.randperm(2 * len(pieces), generator=torch.manual_seed(0))]
+    found = TokenScores("pretrain", len(pieces), index, position, position.clamp_min(-1), values, 30, 1e-3)
+    scores = Scores("pretrain", torch.stack([found[i].total for i in range(len(pieces))]))
+    Trace({"pretrain": scores}, {}, described("mean"), tokens={"pretrain": found}).save(folder)
+    items = [Preview("pretrain", i, "text", "".join(words), pieces=words) for i, words in enumerate(pieces)]
+    query = Preview(None, 0, "text", "asked", loss=1.5)
+    write_previews(folder, Previews((*items, query), {"query_examples": 1, "query_loss": 1.5}))
     return write(folder)
 
 

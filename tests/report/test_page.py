@@ -185,7 +185,7 @@ def test_the_keyboard_reaches_filters_lists_and_buttons(opened: Opened, pictures
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["hostile", "pictures"])
+@pytest.mark.parametrize("which", ["hostile", "pictures", "tokens"])
 def test_an_audit_of_accessibility_finds_nothing(
     opened: Opened, which: str, scheme: str, request: pytest.FixtureRequest
 ):

@@ -62,7 +62,7 @@ def test_a_run_is_known_by_its_contrast(tmp_path: Path):
 
     kept = run(some(case, 4, 7))
     assert kept.contrast == 3
-    assert "query's less its contrast's (3 examples)" in kept.summary()
+    assert "query's less its contrast's (of 3)" in kept.summary()
     assert torch.equal(run(some(case, 4, 7))["finetune"].values, kept["finetune"].values)
     for other in (None, some(case, 4, 6)):
         with pytest.raises(ResultsError, match=r"query\.contrast"):

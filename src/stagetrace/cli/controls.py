@@ -20,7 +20,7 @@ from stagetrace.validation import (
     SingleStage,
 )
 from stagetrace.validation.agreement import finite
-from stagetrace.validation.estimators.estimator import Precomputed
+from stagetrace.validation.estimators.estimator import Precomputed, effects_of
 
 
 def estimators(
@@ -86,8 +86,12 @@ def predicted(
     bound: tuple[Chain, Query, str],
     progress: Progress,
     say: Callable[[str], None],
+    *,
+    tokens: bool = False,
 ) -> tuple[list[Estimator], dict[str, str]]:
     """Each estimator with its predictions made, and the controls that do not apply, with the reason.
+
+    tokens: whether single tokens are removed, in place of examples.
 
     Raises:
         StagetraceError: the first, which is under test, or one that the user asked for, does not apply.
@@ -96,7 +100,7 @@ def predicted(
     for estimator in found:
         say(f"predicting by {estimator.name}")
         try:
-            effects = finite(f"{estimator.name}: predictions", estimator.removal_effects(*bound, progress))
+            effects = finite(f"{estimator.name}: predictions", effects_of(estimator, *bound, progress, tokens=tokens))
         except StagetraceError as cause:
             if not made or estimator.name in asked:
                 raise

@@ -47,4 +47,4 @@ def show_run(
         show.question(previews, query, console)
     for scores in shown:
         show.ranking(scores, top, console, previews, query)
-        show.token_ranking(trace.tokens.get(scores.stage), top, console, query)
+        show.token_ranking(trace.tokens.get(scores.stage), top, console, previews, query)

@@ -19,6 +19,7 @@ def validate(
     processes: options.Processes = None,
     together: options.Together = 8,
     solve: options.Solve = [],  # noqa: B006
+    tokens: options.Tokens = False,
     embedding: options.Embedding = None,
     text: options.Text = None,
     seed: options.Seed = 0,
@@ -45,7 +46,8 @@ def validate(
     chain.check_names([stage], "--stage")
     fitted = fits.fits(chain, stage, retrain, job.options.get("fit"))
     chosen = removals(largest, random, groups, group_count, by, fitted, seed)
-    check_counts({"--largest": largest, "--random": random}, len(chain[stage].stage.examples), stage)
+    if not tokens:  # of which there are more
+        check_counts({"--largest": largest, "--random": random}, len(chain[stage].stage.examples), stage)
     found, asked = controls.estimators(chain, typed, job.options, embedding, text, seed)
     runs = range(seeds if any(fit.is_stochastic for fit in fitted.values()) else 1)
     progress = Bars()
@@ -56,7 +58,7 @@ def validate(
     described_fits = fits.describe(chain, fitted)
     for name, how in described_fits.items():
         say(f"stage '{name}' is retrained by {how}")
-    predicted, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say)
+    predicted, left_out = controls.predicted(found, asked, (chain, query, stage), progress, say, tokens=tokens)
     validation = compare(
         chain,
         query,
@@ -67,6 +69,7 @@ def validate(
         seeds=runs,
         processes=processes,
         together=together,
+        tokens=tokens,
         out=out,
         progress=progress,
     )
@@ -74,6 +77,7 @@ def validate(
         "target": target,
         "seeds": list(runs),
         "together": together,
+        "tokens": tokens,
         **recorded_settings(job, typed, fitted, chosen),
     }
     files = save(validation, out, settings=recorded, left_out=left_out)

@@ -12,8 +12,9 @@ from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.objectives import Classification
 from stagetrace.report import picture
 from stagetrace.report.item import Reader, describe_value, fields_of, label_column
+from stagetrace.report.pieces import pieces_of
 from stagetrace.report.previews import Previews
-from stagetrace.results import Scores, Trace
+from stagetrace.results import Scores, TokenScores, Trace
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.tracing.query import Query
@@ -52,7 +53,12 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
     for name, scores in trace.scores.items():
         stage = chain[name].stage
         of_stage = Reader.of(stage.data, given_names(stage.objective, stage.model))
-        items += [of_stage.preview(name, index) for index in shown_examples(scores, shown)]
+        tokens = trace.tokens.get(name)
+        indices = {*shown_examples(scores, shown), *([] if tokens is None else _with_top_tokens(tokens))}
+        previews = [of_stage.preview(name, index) for index in sorted(indices)]
+        if tokens is not None:
+            previews = [replace(p, pieces=pieces_of(stage.data, tokens[p.index])) for p in previews]
+        items += previews
     if not picture.available() and any(_has_picture(Reader.of(p.stage.data)) for p in chain):
         missing = "images are shown as tables: pillow is not installed; type: pip install 'stagetrace[report]'"
         warnings.warn(missing, StagetraceWarning, stacklevel=3)
@@ -84,6 +90,11 @@ def shown_examples(scores: Scores, queries: Sequence[int]) -> list[int]:
         for harmful in (True, False):
             chosen |= set(scores.top(count, harmful=harmful, query=query).indices)
     return sorted(chosen)
+
+
+def _with_top_tokens(tokens: TokenScores) -> list[int]:
+    """The examples of the tokens at both ends, which `stagetrace show` lists in words."""
+    return [row.index for harmful in (True, False) for row in tokens.ends(EACH_QUERY, harmful=harmful)]
 
 
 def _check(trace: Trace, chain: Chain, query: Query) -> None:

@@ -14,7 +14,7 @@ from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.previews import Preview, Previews
 from stagetrace.report.reach import reach
 from stagetrace.report.transfer import Transfer, concentration, percentiles
-from stagetrace.results import Scores, Trace
+from stagetrace.results import Scores, TokenScores, Trace
 from stagetrace.solvers.base import Solution
 
 
@@ -121,6 +121,7 @@ class Report:
     command: what made the run; "" where that was not kept.
     rows: the ends of every ranking, each in its order: the most harmful first, then the most helpful.
     contrast: examples of the query's contrast, whose loss is taken off; None where there was none.
+    tokens: scores of tokens by stage, where they were kept.
     reach: of each stage how large a removal its scores hold for, where a training was recorded; leads the report.
     """
 
@@ -137,6 +138,7 @@ class Report:
     attachments: Attachments = field(default_factory=Attachments)
     reach: tuple[Finding, ...] = ()
     contrast: int | None = None
+    tokens: Mapping[str, TokenScores] = field(default_factory=dict[str, TokenScores])
 
     @staticmethod
     def of(trace: Trace, previews: Previews | None = None, attachments: Attachments | None = None) -> "Report":
@@ -165,6 +167,7 @@ class Report:
             attachments=attachments or Attachments(),
             reach=reach(trace, (attachments or Attachments()).findings),
             contrast=trace.contrast,
+            tokens=trace.tokens,
         )
 
     @property

@@ -21,7 +21,7 @@ from stagetrace.results.files import RECORD, atomic, read_as
 from stagetrace.results.manifest import read_manifest
 
 NAME = "previews.parquet"
-FORMAT = "2"
+FORMAT = "3"
 
 Kind = Literal["image", "text", "table"]
 
@@ -38,8 +38,11 @@ _SCHEMA = pa.schema(
         ("label", pa.string()),
         ("prediction", pa.string()),
         ("loss", pa.float64()),
+        ("pieces", pa.list_(pa.string())),
     ]
 )
+_BEFORE = {b"2": pa.schema(list(_SCHEMA)[:-1])}
+"""Formats that are read, too: without an example's tokens in words."""
 
 
 @final
@@ -53,6 +56,7 @@ class Preview:
     cut: characters of the text that were left out at its end.
     label: the example's class or target in words; "" if the data does not say.
     prediction, loss: of a query example, by the last stage's model; loss is None where it was not measured.
+    pieces: of a text whose tokens have scores, the tokens in words, one for each position.
 
     Raises:
         DescriptionError: a kind that does not exist, or a negative index.
@@ -68,6 +72,7 @@ class Preview:
     label: str = ""
     prediction: str = ""
     loss: float | None = None
+    pieces: tuple[str, ...] = ()
 
     @property
     def look(self) -> tuple[object, ...] | None:
@@ -122,12 +127,13 @@ def read_previews(folder: Path) -> Previews | None:
     remedy = f"delete this file, and type `stagetrace report {folder} --target TARGET` to make it again"
     with read_as(path, "previews", remedy), pq.ParquetFile(path, page_checksum_verification=True) as file:
         schema, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
-        if metadata.get(b"format") != FORMAT.encode():
+        expected = _BEFORE.get(metadata.get(b"format") or b"", _SCHEMA)
+        if expected is _SCHEMA and metadata.get(b"format") != FORMAT.encode():
             raise ValueError(f"its format is {metadata.get(b'format')!r}, not {FORMAT!r}")
         if metadata.get(b"run") != _run(folder).encode():
             raise ValueError("it belongs to another run")
-        if not schema.equals(_SCHEMA):
-            raise ValueError(f"its columns are not {', '.join(_SCHEMA.names)}, each of its kind")
+        if not schema.equals(expected):
+            raise ValueError(f"its columns are not {', '.join(expected.names)}, each of its kind")
         items = tuple(_preview(row) for row in file.read().to_pylist())
         return Previews(items, _facts(json.loads(metadata[_FACTS])))
 
@@ -164,4 +170,5 @@ def _preview(row: Mapping[str, Any]) -> Preview:
     if empty:
         raise ValueError(f"a preview has no {empty[0]}")
     fields: dict[str, Any] = {**row, "fields": tuple((name, value) for name, value in row["fields"])}
+    fields["pieces"] = tuple(row.get("pieces", ()))
     return Preview(**fields)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from stagetrace.plaintext import printable
 from stagetrace.report import charts
+from stagetrace.report.heat import heat_of
 from stagetrace.report.model import Report, Row
 from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.picture import LARGEST, is_png
@@ -77,6 +78,7 @@ def data_of(report: Report) -> dict[str, Any]:
             f"{names.index(str(item.stage))}:{item.index}": {**_preview(item), **same}
             for item, same in zip(shown, _look_alikes(shown), strict=True)
         },
+        "heat": heat_of(report, names),
         "queries": [{"index": item.index, **_preview(item)} for item in report.queries],
         "each": any(row.query is not None for row in report.rows),
     }
@@ -134,6 +136,7 @@ def _preview(item: Preview) -> Mapping[str, Any]:
         "label": item.label,
         "prediction": item.prediction,
         "loss": None if item.loss is None else number(item.loss),
+        "pieces": list(item.pieces),
         "value": item.loss if item.loss is not None and math.isfinite(item.loss) else None,
     }
     return {name: value for name, value in shown.items() if value not in ("", [], 0, None)}

@@ -151,11 +151,7 @@ class Trace(ShownAsTable):
         solved = [
             f"{stage}: {solution.system}, {solution.products:,} products" for stage, solution in self.solutions.items()
         ]
-        less = (
-            ""
-            if self.contrast is None
-            else f"query loss: the query's less its contrast's ({self.contrast:,} examples)\n"
-        )
+        less = "" if self.contrast is None else f"query loss: the query's less its contrast's (of {self.contrast:,})\n"
         caption = f"{warning}solved {'; '.join(solved)}\n{less}{SIGN}" if solved else f"{warning}{less}{SIGN}"
         return Table(f"trace (scores in {UNIT})", _HEADINGS, rows, caption, _WORDS, frozenset(failed))
 

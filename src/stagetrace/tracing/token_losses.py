@@ -21,7 +21,7 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.tangent import directional
 from stagetrace.tracing.contract import DISAGREEMENT
 
-__all__ = ["TokenWay", "places_of", "token_derivatives", "token_way"]
+__all__ = ["TokenWay", "padding_of", "places_of", "token_derivatives", "token_way"]
 
 TokenWay = Literal["forward mode, token by token", "backward twice, token by token"]
 
@@ -44,7 +44,7 @@ def places_of(risk: Risk, batch: Batch) -> Places:
     """The predicted tokens of a batch, on the CPU. A position does not count padding on the left."""
     labels = by_token(risk.objective).predicted(batch.content).cpu().long()
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-    return Places(rows, columns, columns - _padding(batch.content, labels)[rows], labels[rows, columns])
+    return Places(rows, columns, columns - padding_of(batch.content, labels)[rows], labels[rows, columns])
 
 
 def token_derivatives(way: TokenWay, risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def _gradient(risk: Risk, batch: Batch, row: int, coefficients: Tensor) -> Tenso
     return risk.trained.flatten(dict(zip(trained, (s.to_dense() if s.is_sparse else s for s in slopes), strict=True)))
 
 
-def _padding(content: Any, labels: Tensor) -> Tensor:
+def padding_of(content: Any, labels: Tensor) -> Tensor:
     """How many places on the left of each example are padding, `[batch]`, by the attention mask where there is one."""
     mask = content.get("attention_mask") if isinstance(content, Mapping) else None
     if not isinstance(mask, Tensor) or mask.shape != labels.shape:

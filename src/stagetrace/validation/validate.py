@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -24,12 +24,14 @@ from stagetrace.tracing.query import Query
 from stagetrace.validation.agreement import Agreement
 from stagetrace.validation.control import Control
 from stagetrace.validation.estimators import Estimator, Influence
+from stagetrace.validation.estimators.estimator import effects_of
 from stagetrace.validation.fits import Fit, as_fit, recorded_fit
 from stagetrace.validation.fits.fit import described
 from stagetrace.validation.reliability import Reliability
 from stagetrace.validation.removals import RandomRemovals, Removal, RemovalPlan, TopRemovals, predicted_effects
 from stagetrace.validation.retrain import Retraining
 from stagetrace.validation.store import Store
+from stagetrace.validation.token_masks import TokenNumbers
 from stagetrace.validation.workers import Job, default_processes, run_jobs
 
 CHOICES: tuple[RemovalPlan, ...] = (TopRemovals(50), RandomRemovals(50))
@@ -102,6 +104,7 @@ def validate(
     seeds: Sequence[int] = (0, 1, 2),
     processes: int | None = None,
     together: int = 8,
+    tokens: bool = False,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Validation:
@@ -121,6 +124,10 @@ def validate(
         seeds: of the runs, for fits that draw something (batch order, initial values); others run once.
         processes: that share the retrainings; None takes one per core. Accelerators are used from this process alone.
         together: copies in one batched model, the control beside them; for memory or models that `vmap` refuses, 1.
+        tokens: remove single tokens in place of examples: the term that predicting a token adds to its example's loss
+            is taken out, and its divisor stays, so that the other tokens weigh what they weighed. The stage is trained
+            again by `Steps` or `Resolve`; estimators are those that predict tokens: `Influence`, `Random`. Choices
+            count tokens.
         out: a folder in which every retraining is kept as it ends; the same call goes on there.
 
     Returns:
@@ -145,12 +152,14 @@ def validate(
         refuse("validate shares its work among processes itself; start it without torchrun, with processes=...")
     if out is not None:
         refuse_in_use(out)  # before anything is predicted
-    retraining = Retraining(chain, query, stage, _by_stage(chain, fit))
+    numbers = TokenNumbers.of(chain[stage], progress) if tokens else None
+    retraining = Retraining(chain, query, stage, _by_stage(chain, fit), numbers)
     runs = tuple(dict.fromkeys(seeds)) if retraining.is_stochastic else tuple(seeds)[:1]
     if not runs:
         refuse("validate(seeds=...) is empty; type seeds=(0,) for one run")
-    predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress)
-    removals = _chosen(choices, len(chain[stage].stage.examples), next(iter(predictions.values())))
+    predictions, units = _predicted(chain, query, stage, estimators or (Influence(),), progress, tokens=tokens)
+    units_removed = len(chain[stage].stage.examples) if numbers is None else len(numbers)
+    removals = _chosen(choices, units_removed, next(iter(predictions.values())))
     with Store(Path(out) if out is not None else None, _identity(retraining, progress)) as store:
         jobs = _missing(removals, runs, store, together)
         total = sum(len(job.removals) for job in jobs)
@@ -160,6 +169,8 @@ def validate(
                 store.add(keys, done.losses, done.control, done.seconds)
                 advance(len(keys))
     measured = tuple(_measured(choice, found, runs, store, predictions) for choice, found in removals.items())
+    if tokens:
+        measured = tuple(replace(each, choice=f"{each.choice}, tokens") for each in measured)
     wanted = {(seed, choice.by, r) for seed in runs for choice, found in removals.items() for r in found}
     controls = [store.control([key for key in wanted if key[0] == seed]) for seed in runs]
     trains = any(isinstance(bound.recording, Fit) for bound in chain)  # scores are then taken at what it trained
@@ -219,13 +230,15 @@ def _missing(
 
 
 def _predicted(
-    chain: Chain, query: Query, stage: str, estimators: Sequence[Estimator], progress: Progress
+    chain: Chain, query: Query, stage: str, estimators: Sequence[Estimator], progress: Progress, *, tokens: bool
 ) -> tuple[dict[str, Tensor], dict[str, str | None]]:
     names = [estimator.name for estimator in estimators]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         refuse(f"validate: two estimators are called '{repeated[0]}'; give one another name=")
-    predictions = {e.name: e.removal_effects(chain, query, stage, progress).double().cpu() for e in estimators}
+    predictions = {
+        e.name: effects_of(e, chain, query, stage, progress, tokens=tokens).double().cpu() for e in estimators
+    }
     for name, effects in predictions.items():
         check_finite(effects, range(len(effects)), f"estimator '{name}'", "the predicted effect")
     return predictions, {e.name: e.unit for e in estimators}
@@ -244,10 +257,12 @@ def _identity(retraining: Retraining, progress: Progress) -> dict[str, JSON]:
     """What retrainings depend on, other than what is removed."""
     query, last = retraining.query, retraining.chain.last
     risk, *contrast = query.risks(last)
+    removed = {} if retraining.tokens is None else {"removed": f"{len(retraining.tokens):,} tokens"}
     against = {"contrast": fingerprint_examples(contrast[0].examples, progress)} if contrast else {}
     return {
         "fingerprints": SCHEME,
         "stage": retraining.stage,
+        **removed,
         "stages": [fingerprint_stage(bound, progress) for bound in retraining.chain.bound_stages],
         "fits": {bound.name: described(retraining.fits[bound.name]) for bound in retraining.later},
         "query": {

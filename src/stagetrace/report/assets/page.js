@@ -29,8 +29,38 @@
     return node;
   };
 
-  const preview = (item) => {
+  // The text of an example with its tokens coloured by their scores, and the strongest of them in words.
+  const valueOf = (said) => Number(said.replaceAll("\u2212", "-"));
+  const heated = (item, heat) => {
+    const text = make("p", "text");
+    text.dir = "auto";
+    text.lang = "";
+    text.tabIndex = 0;
+    text.setAttribute("role", "group");
+    text.setAttribute("aria-label", "text of the example, its tokens coloured by their scores");
+    const said = new Map(heat.at.map((position, place) => [position, heat.said[place]]));
+    const largest = Math.max(...heat.said.map((each) => Math.abs(valueOf(each))), 0);
+    item.pieces.forEach((piece, position) => {
+      const value = said.has(position) ? valueOf(said.get(position)) : 0;
+      const strength = largest ? Math.ceil((4 * Math.abs(value)) / largest) : 0;
+      const node = legible(make("span", strength ? "token " + (value > 0 ? "harmful" : "helpful") + " h" + strength : ""), piece);
+      if (said.has(position)) node.title = said.get(position);
+      text.append(node);
+    });
+    const box = make("div");
+    box.append(text);
+    const beyond = heat.at.filter((position) => position >= item.pieces.length).length;
+    if (beyond) box.append(make("p", "cut", beyond.toLocaleString("en") + " more tokens are not shown"));
+    const strongest = [...heat.at.keys()].filter((place) => heat.at[place] < item.pieces.length).sort((a, b) => Math.abs(valueOf(heat.said[b])) - Math.abs(valueOf(heat.said[a])));
+    const list = strongest.slice(0, 5).map((place) => "\u201c" + visible(item.pieces[heat.at[place]].trim()) + "\u201d " + heat.said[place]);
+    if (list.length) box.append(make("p", "cut", "Largest token scores (query loss, + harmful): " + list.join(", ")));
+    if (heat.rest) box.append(make("p", "cut", "Tokens whose scores were not kept: " + heat.rest + " in sum"));
+    return box;
+  };
+
+  const preview = (item, heat) => {
     if (!item) return null;
+    if (heat && item.pieces) return heated(item, heat);
     if (item.kind === "image" && item.image) {
       const image = make("img", "thumb");
       image.src = item.image;
@@ -130,7 +160,7 @@
     ];
     if (row.parts) list.push(["via shared", row.parts[0]], ["via head", row.parts[1]]);
     said.append(pairs(list));
-    const picture = preview(item);
+    const picture = preview(item, data.heat[[row.stage, row.index, row.query ?? ""].join(":")]);
     if (picture) node.append(picture);
     node.append(said);
     return node;

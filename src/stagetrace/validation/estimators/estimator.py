@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, final
+from typing import Literal, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
@@ -39,6 +39,33 @@ class Estimator(Protocol):
             DataError: data or a loss cannot be used.
         """
         ...
+
+
+@runtime_checkable
+class TokenEstimator(Protocol):
+    """A further method of estimators that predict what removing a single token does."""
+
+    def token_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """The predicted change of the query loss if a token's term left the loss, float64 `[tokens]`.
+
+        Every predicted token of the stage, ordered by example and position. Sign: negative = removing it helps.
+        """
+        ...
+
+
+def effects_of(
+    estimator: Estimator, chain: Chain, query: Query, stage: str, progress: Progress | None, *, tokens: bool
+) -> Tensor:
+    """What an estimator predicts of the stage's examples, or of its tokens.
+
+    Raises:
+        DescriptionError: it predicts whole examples alone; or as `Estimator.removal_effects`.
+    """
+    if not tokens or isinstance(estimator, Precomputed):
+        return estimator.removal_effects(chain, query, stage, progress)
+    if not isinstance(estimator, TokenEstimator):
+        refuse(f"{estimator.name}: it predicts the removal of whole examples, not of tokens")
+    return estimator.token_effects(chain, query, stage, progress)
 
 
 @final

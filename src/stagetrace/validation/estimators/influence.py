@@ -15,6 +15,9 @@ from stagetrace.tracing.query import Query
 from stagetrace.tracing.trace import trace
 from stagetrace.validation.estimators.estimator import check_choice, check_name
 
+EVERY = 2**62
+"""More tokens than any stage has."""
+
 
 @final
 @dataclass(frozen=True)
@@ -59,3 +62,17 @@ class Influence:
             chain, query, curvature=self.curvature, solver=self.solver, of=[stage], progress=progress or False
         )
         return result[stage].removal_effect
+
+    def token_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """As `TokenEstimator` says; and what `trace` raises and warns of."""
+        result = trace(
+            chain,
+            query,
+            curvature=self.curvature,
+            solver=self.solver,
+            of=[stage],
+            tokens=EVERY,
+            progress=progress or False,
+        )
+        found = result.tokens[stage]
+        return -found.values.double() / found.n_examples

@@ -11,6 +11,7 @@ from stagetrace.progress import Progress
 from stagetrace.stages.chain import Chain
 from stagetrace.tracing.query import Query
 from stagetrace.validation.estimators.estimator import check_name
+from stagetrace.validation.token_masks import TokenNumbers
 
 
 @final
@@ -47,3 +48,9 @@ class Random:
         examples, rows = len(chain[stage].stage.examples), query.rows
         shape = (examples,) if rows is None else (rows, examples)
         return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+
+    def token_effects(self, chain: Chain, query: Query, stage: str, progress: Progress | None = None) -> Tensor:
+        """As `TokenEstimator` says; the labels are read."""
+        del query
+        tokens = len(TokenNumbers.of(chain[stage], progress))
+        return torch.randn(tokens, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)

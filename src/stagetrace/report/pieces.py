@@ -1,0 +1,65 @@
+"""An example's tokens in words, one for each position, for the heat map of its scores."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from stagetrace.report.item import TARGET, fields_of
+from stagetrace.report.previews import whole_characters
+from stagetrace.results.tokens import ExampleTokens
+
+__all__ = ["pieces_of"]
+
+LONGEST = 1_024
+"""Tokens of an example that are kept in words."""
+
+_IDS = "input_ids"
+
+
+def pieces_of(data: Any, example: ExampleTokens) -> tuple[str, ...]:
+    """The words of an example's tokens by position, the first `LONGEST`; empty where they cannot be told.
+
+    A token that a masked model had to predict is shown as what it was. Without a tokenizer ids stand for words.
+    """
+    try:
+        ids = _ids(data[example.index])
+    except Exception:  # an example that cannot be read is previewed as such
+        return ()
+    if ids is None:
+        return ()
+    reader = getattr(data, "reader", None)
+    if getattr(getattr(reader, "task", None), "name", "") != "TOKENS":  # of which labels are classes, not tokens
+        for position, token in zip(example.positions.tolist(), example.tokens.tolist(), strict=True):
+            if position < len(ids):
+                ids[position] = token
+    tokenizer = getattr(data, "tokenizer", None) or getattr(reader, "tokenizer", None)
+    decode = getattr(tokenizer, "decode", None)
+    try:
+        return _words(ids[:LONGEST], decode) if callable(decode) else tuple(f" {token}" for token in ids[:LONGEST])
+    except Exception:  # ids of another vocabulary
+        return ()
+
+
+def _ids(item: Any) -> list[int] | None:
+    """The token ids of an item: its `input_ids`, its targets where these are as many, or all that it is."""
+    fields = fields_of(item)
+    found = fields.get(_IDS, fields.get(TARGET, fields.get("input")))
+    if isinstance(found, tuple | list) and len(cast("Sequence[Any]", found)) == 1:
+        found = cast("Sequence[Any]", found)[0]  # of a data set of one tensor
+    found = found.tolist() if isinstance(found, Tensor | np.ndarray) else found
+    if not isinstance(found, list) or not all(isinstance(each, int) for each in cast("list[Any]", found)):
+        return None
+    return list(cast("list[int]", found))
+
+
+def _words(ids: Sequence[int], decode: Callable[[list[int]], Any]) -> tuple[str, ...]:
+    """What each token adds to the text of the one before it, so that the pieces join to the text."""
+    pieces = list[str]()
+    for place, token in enumerate(ids):
+        alone = str(decode([token]))
+        before = str(decode([ids[place - 1]])) if place else ""
+        both = str(decode([ids[place - 1], token])) if place else alone
+        pieces.append(both[len(before) :] if both.startswith(before) else alone)
+    return tuple(map(whole_characters, pieces))
