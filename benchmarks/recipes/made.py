@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace import Chain, Hessian
+from stagetrace.checks.directions import beside_padding
 from stagetrace.objectives.objective import name_of
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
@@ -61,7 +62,8 @@ def measured(made: Made) -> dict[str, Any]:
     """
     bound = made.chain.last
     trained = {name: p for name, p in made.model.named_parameters() if name in set(bound.trained.names)}
-    vector = _direction(bound.trained.size, 1)
+    drawn = bound.trained.unflatten(_direction(bound.trained.size, 1))
+    vector = bound.trained.flatten(beside_padding(drawn, bound.stage.model))  # PyTorch holds padding's row constant
     ours = float(_mean_loss(bound))
     product = Hessian(examples=None).operator(bound) @ vector.unsqueeze(1)
     product = product.squeeze(1) - bound.penalty * vector
