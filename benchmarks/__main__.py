@@ -41,6 +41,7 @@ from benchmarks import (
     startup,
     token_masks,
     transformer,
+    why,
 )
 from benchmarks.report import Report
 from benchmarks.setting import Asked
@@ -81,6 +82,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "index-words": index_words.run,
     "plans": plans.run,
     "token-masks": token_masks.run,
+    "why": why.run,
     "recipes": _recipes,
     "corpora": corpora.run,
 }

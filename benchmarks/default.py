@@ -51,13 +51,13 @@ CHECK_TARGET, SCORE_TARGET, CHECKS_TARGET = 60.0, 360.0, 5.0
 
 def run(report: Report) -> None:
     """`default`: train where there is nothing yet, and time both commands."""
-    with _prepared(report) as (folder, scratch, _):
+    with prepared(report) as (folder, scratch, _):
         commands(report, folder, scratch)
 
 
 def run_subsets(report: Report) -> None:
     """`subsets`: train where there is nothing yet, and compare the rankings."""
-    with _prepared(report) as (folder, _, corpora):
+    with prepared(report) as (folder, _, corpora):
         chain, query = chain_of(folder, corpora, report.asked.seed)
         report.fields["model"] = {
             "parameters": sum(p.numel() for p in chain.stages[0].model.parameters()),
@@ -68,7 +68,7 @@ def run_subsets(report: Report) -> None:
 
 
 @contextmanager
-def _prepared(report: Report) -> Generator[tuple[Path, Path, Corpora]]:
+def prepared(report: Report) -> Generator[tuple[Path, Path, Corpora]]:
     """The folder of the models, one for what is thrown away, and the data."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = report.asked.checkpoints or Path(scratch)
@@ -77,16 +77,21 @@ def _prepared(report: Report) -> Generator[tuple[Path, Path, Corpora]]:
         yield folder, Path(scratch), corpora
 
 
-def commands(report: Report, folder: Path, scratch: Path) -> None:
-    """`check` and `score` as a user types them; the data sets whole, unless it is only to be seen that they run."""
+def environment(report: Report, folder: Path) -> dict[str, str]:
+    """What the example reads: the folders of the models and of the data."""
     data = report.asked.data
-    environment = os.environ | {
+    return {
         "STAGETRACE_PRETRAINED": str(folder / "language"),
         "STAGETRACE_FINETUNED": str(folder / "classifier"),
         "STAGETRACE_PRETRAINING_DATA": str(data / GENERAL),
         "STAGETRACE_FINETUNING_DATA": str(data / TWEETS),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
+
+
+def commands(report: Report, folder: Path, scratch: Path) -> None:
+    """`check` and `score` as a user types them; the data sets whole, unless it is only to be seen that they run."""
+    around = os.environ | environment(report, folder)
     table: list[Row] = []
     words = ("check",), ("score", "--out", str(scratch / "run"))
     for (command, *rest), limit in zip(words, (CHECK_TARGET, SCORE_TARGET), strict=True):
@@ -94,7 +99,7 @@ def commands(report: Report, folder: Path, scratch: Path) -> None:
             continue
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         arguments = [sys.executable, "-m", "stagetrace", command, f"{EXAMPLE}:job", *rest]
-        subprocess.run(arguments, env=environment, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(arguments, env=around, check=True, stderr=subprocess.DEVNULL)
         after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         table.append({"command": command, "s": seconds, "processor s": processor, "threads": torch.get_num_threads()})

@@ -14,6 +14,7 @@ import typer
 
 from experiments import choices, cleansing, misclassified, paper, resolve, reweight, smoothness, two_finetunings
 from experiments.language import experiment as language
+from experiments.minilm import experiment as minilm
 from experiments.settings import Settings
 from experiments.transformer_chains import experiment as transformer_chains
 from experiments.word_vectors import experiment as word_vectors
@@ -33,6 +34,7 @@ EXPERIMENTS: dict[str, Callable[[Settings, Progress], None]] = {
     language.NAME: language.run,
     **transformer_chains.EXPERIMENTS,
     word_vectors.EXPERIMENT.name: word_vectors.EXPERIMENT,
+    minilm.NAME: minilm.EXPERIMENT,
 }
 SIZES = {language.NAME: language.SIZES}
 """Of the experiments that come in several sizes: their names, the one that is taken if none is asked for first."""
@@ -60,6 +62,16 @@ def experiment(
         str | None,
         typer.Option("--dataset", metavar="FOLDER", help="Another data set of the same layout, in DIR or a path."),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Published weights and their tokenizer, for minilm.",
+        ),
+    ] = None,
     size: Annotated[
         str | None, typer.Option("--size", help="Of experiments that have several, such as language: small, paper.")
     ] = None,
@@ -73,7 +85,7 @@ def experiment(
         there = f"there are: {', '.join(SIZES[name])}" if name in SIZES else f"'{name}' has no sizes: leave it out"
         raise typer.BadParameter(f"there is no size '{size}'; {there}", param_hint="--size")
     out = out or Path("runs") / name
-    settings = Settings(data, out, seed, examples, _device(device), dataset, size)
+    settings = Settings(data, out, seed, examples, _device(device), dataset, size, weights=weights)
     EXPERIMENTS[name](settings, Bars())
     typer.echo(f"written: {out / 'result.json'}")
 

@@ -19,6 +19,7 @@ class Settings:
     device: where the models live.
     dataset: a folder that stands in for the experiment's own data set: inside `data`, or a path.
     size: which of an experiment's sizes, where it has several; None takes its first.
+    weights: a folder of published weights and their tokenizer, where an experiment begins with such.
     root: the `out` of the whole experiment, where these are the settings of one seed.
     """
 
@@ -30,6 +31,7 @@ class Settings:
     dataset: str | None = None
     size: str | None = None
     root: Path = Path()
+    weights: Path | None = None
 
     def of_seed(self, seed: int) -> "Settings":
         """The settings of one seed of the experiment: the first lies in `out` itself, the others in folders there."""

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from examples.elastic import Elastic
 from stagetrace import Chain, Frozen, Link, Proximal, Query, Stage
 from stagetrace.objectives import Classification, Regression
+from stagetrace.stages.links import Computed
 
 Points = tuple[dict[str, Tensor], ...]
 """The solved parameters of each stage, by name."""
@@ -27,13 +28,22 @@ OBJECTIVES = {"squared": Regression(), "cross-entropy": Classification()}
 # Records
 
 
+Merge = tuple[tuple[str, ...], Callable[..., Tensor]]
+"""Parameters of the previous stage, and the function of them that one of this stage started from."""
+
+
 @dataclass(frozen=True)
 class LinkCase:
-    """A link: `kind` is a row of `LINKS`; `shared` maps names or prefixes to the previous stage's."""
+    """A link: `kind` is a row of `LINKS`; `shared` maps names or prefixes to the previous stage's, or to a `Merge`."""
 
     kind: str
-    shared: dict[str, str]
+    shared: dict[str, Any]
     alpha: float = 0.0
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is shared, as the library is told."""
+        return {name: Computed(*there) if isinstance(there, tuple) else there for name, there in self.shared.items()}
 
     @property
     def keeps(self) -> bool:
@@ -74,9 +84,9 @@ def rising(shape: torch.Size) -> Tensor:
 
 
 LINKS = {
-    "frozen": LinkKind(lambda case, strengths: Frozen(case.shared), None, in_loss=False),
-    "proximal": LinkKind(lambda case, strengths: Proximal(case.shared, alpha=case.alpha), alike, in_loss=False),
-    "elastic": LinkKind(lambda case, strengths: Elastic(case.shared, strengths), rising, in_loss=True),
+    "frozen": LinkKind(lambda case, strengths: Frozen(case.given), None, in_loss=False),
+    "proximal": LinkKind(lambda case, strengths: Proximal(case.given, alpha=case.alpha), alike, in_loss=False),
+    "elastic": LinkKind(lambda case, strengths: Elastic(case.given, strengths), rising, in_loss=True),
 }
 """The table of links: every chain below that is made by `by_each_link` is made with each of them."""
 
@@ -189,6 +199,19 @@ class Stack(nn.Module):
         return self.get_submodule(self.order[-1])(x)
 
 
+class Adapted(nn.Module):
+    """Two layers with a tanh between them; beside the first one's weight an update of rank 1, `1.5 up down`."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int) -> None:
+        super().__init__()
+        self.width, self.outputs = inputs, outputs
+        self.base, self.head = nn.Linear(inputs, inner), nn.Linear(inner, outputs)
+        self.down, self.up = nn.Parameter(torch.empty(1, inputs)), nn.Parameter(torch.empty(inner, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.base(x) + 1.5 * (x @ self.down.T) @ self.up.T))
+
+
 # Data, float64
 
 
@@ -207,7 +230,7 @@ def targets(x: Tensor, outputs: int, seed: int) -> Tensor:
 
 def stage(
     name: str,
-    model: Additive | Stack,
+    model: Additive | Stack | Adapted,
     loss: str,
     *,
     n: int,
@@ -342,6 +365,22 @@ def tied(name: str, link: LinkCase, still: bool = True) -> ChainCase:
     )
 
 
+def merged(name: str, kind: str, alpha: float = 0.0, constant: tuple[str, ...] = ()) -> ChainCase:
+    """A network, a low-rank update of its first layer, and a network that began at both added up."""
+    layers = {"embedding": (4, 3), "head": (3, 2)}
+    weight: Merge = (("base.weight", "down", "up"), lambda weight, down, up: weight + 1.5 * up @ down)
+    link = LinkCase(kind, {"embedding.weight": weight, "embedding.bias": "base.bias"}, alpha)
+    before = frozen("head", base="embedding")
+    return chain(
+        name,
+        stage("first", Stack(layers), "squared", n=9, seed=19, weight_decay=0.03),
+        stage("second", Adapted(4, 3, 2), "squared", n=8, seed=20, weight_decay=0.02, link=before),
+        stage("third", Stack(layers), "squared", n=7, seed=21, weight_decay=0.03, link=link, constant=constant),
+        tolerance=1e-4,
+        queries=2,
+    )
+
+
 def by_each_link(kind: str) -> tuple[ChainCase, ...]:
     """A softmax chain, a tanh chain and one of three stages, by the same link."""
     name, alpha = (kind, 0.0) if LINKS[kind].metric is None else (f"{kind} 0.5", 0.5)
@@ -388,6 +427,14 @@ CASES = (
     tied("untied, frozen", LinkCase("frozen", UNTIED), still=False),
     tied("untied, proximal 0.5", LinkCase("proximal", UNTIED, 0.5), still=False),
 )
+
+MERGED = (
+    merged("merged, frozen", "frozen"),
+    merged("merged, proximal 0.3", "proximal", 0.3),
+    merged("merged, elastic 0.3", "elastic", 0.3),
+    merged("merged, kept within proximal 0.3", "proximal", 0.3, constant=("embedding.weight",)),
+)
+"""Chains whose last stage started from a function of parameters of the one before."""
 
 
 REPRESENTATIVES = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,18 +47,23 @@ def losses(stage: "StageCase", point: Point, x: Tensor, y: Tensor) -> Tensor:
 
 
 @cache
-def previous_names(stage: "StageCase") -> dict[str, str]:
-    """This stage's shared parameters, each with the previous stage's name of it."""
+def previous_names(stage: "StageCase") -> dict[str, Any]:
+    """This stage's shared parameters, each with the previous stage's name of it, or the `Merge` that it came from."""
     found = {}
     for here, there in stage.link.shared.items() if stage.link else ():
         for name in stage.initial():
             if name == here or name.startswith(here + "."):
-                found[name] = there + name[len(here) :]
+                found[name] = there if isinstance(there, tuple) else there + name[len(here) :]
     return found
 
 
+def came_from(there: Any, previous: Point) -> Tensor:
+    """Where a shared parameter started, at these values of the previous stage."""
+    return there[1](*(previous[name] for name in there[0])) if isinstance(there, tuple) else previous[there]
+
+
 @cache
-def kept_names(stage: "StageCase") -> dict[str, str]:
+def kept_names(stage: "StageCase") -> dict[str, Any]:
     """The shared parameters that stay at the previous stage's value, each with its name there."""
     return {here: there for here, there in previous_names(stage).items() if stage.link.keeps or not stage.trains(here)}
 
@@ -70,7 +75,7 @@ def own_names(stage: "StageCase") -> list[str]:
 
 
 @cache
-def held_names(stage: "StageCase") -> dict[str, str]:
+def held_names(stage: "StageCase") -> dict[str, Any]:
     """The shared parameters that the stage moves, each with its name in the previous stage."""
     return {here: there for here, there in previous_names(stage).items() if here in own_names(stage)}
 
@@ -92,7 +97,7 @@ def unflatten(vector: Tensor, like: Point, names: list[str]) -> Point:
 def complete(stage: "StageCase", own: Tensor, previous: Point) -> Point:
     """All parameters of the stage: its constants, what it kept of the previous stage, and its own."""
     point = dict(stage.initial())
-    point.update({here: previous[there] for here, there in kept_names(stage).items()})
+    point.update({here: came_from(there, previous) for here, there in kept_names(stage).items()})
     point.update(unflatten(own, point, own_names(stage)))
     return point
 
@@ -105,7 +110,7 @@ def objective(
     value = weights @ losses(stage, point, stage.x, stage.y)
     value = value + decay * stage.weight_decay / 2 * own.square().sum()
     for here, there in held_names(stage).items():
-        away = point[here] - previous[there]
+        away = point[here] - came_from(there, previous)
         value = value + pull * (stage.link.strengths(away.shape) * away.square()).sum()
     return value
 
@@ -152,7 +157,7 @@ def solved(case: "ChainCase") -> tuple[Point, ...]:
     previous: Point = {}
     for stage in case.stages:
         start = dict(stage.initial())
-        start.update({here: previous[there] for here, there in previous_names(stage).items()})
+        start.update({here: came_from(there, previous) for here, there in previous_names(stage).items()})
         own = minimise(
             lambda own, stage=stage, previous=previous: objective(stage, own, previous, mean_weights(stage)),
             flatten(start, own_names(stage)),

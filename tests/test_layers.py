@@ -31,6 +31,7 @@ LAYERS = [
     {"validation"},
     {"reweighting"},
     {"report"},
+    {"why"},
     {"curate"},
     {"export"},
     {PACKAGE},

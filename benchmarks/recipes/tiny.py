@@ -26,7 +26,7 @@ TEMPLATE = (
 def tokenizer() -> Any:
     inner = Tokenizer(models.WordPiece({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]", "eos_token": "[SEP]"}
+    names: dict[str, Any] = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]", "eos_token": "[SEP]"}
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, **names, model_input_names=["input_ids", "attention_mask"]
     )
@@ -35,22 +35,44 @@ def tokenizer() -> Any:
 
 
 def gpt2(cls: str = "GPT2LMHeadModel", **settings: Any) -> Any:
-    sizes = {"n_positions": 32, "n_embd": 4, "n_layer": 1, "n_head": 2, "n_inner": 5, "vocab_size": SIZE}
-    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    sizes: dict[str, Any] = {
+        "n_positions": 32,
+        "n_embd": 4,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_inner": 5,
+        "vocab_size": SIZE,
+    }
+    still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     return _made(cls, transformers.GPT2Config(**sizes, **still, **special, **settings))
 
 
 def bert(cls: str, **settings: Any) -> Any:
-    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 5}
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 32}
+    sizes: dict[str, Any] = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 5}
+    still: dict[str, Any] = {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "max_position_embeddings": 32,
+    }
     return _made(cls, transformers.BertConfig(vocab_size=SIZE, pad_token_id=0, **sizes, **still, **settings))
 
 
 def bart() -> Any:
-    sizes = {"d_model": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 5, "decoder_ffn_dim": 5}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": SIZE, "dropout": 0.0}
-    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    sizes: dict[str, Any] = {
+        "d_model": 4,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 5,
+        "decoder_ffn_dim": 5,
+    }
+    heads: dict[str, Any] = {
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "vocab_size": SIZE,
+        "dropout": 0.0,
+    }
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
     return _made(
         "BartForConditionalGeneration", transformers.BartConfig(**sizes, **heads, **special, max_position_embeddings=32)
     )
@@ -99,7 +121,7 @@ def _labels(place: int, tokens: list[int]) -> dict[str, Any]:
 
 def arguments(cls: Any, folder: Path, **settings: Any) -> Any:
     """Three steps of training, quietly."""
-    common = {
+    common: dict[str, Any] = {
         "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.01,
         "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
     }  # fmt: skip

@@ -1,11 +1,13 @@
 """Recipes with the Trainer of transformers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 
 from benchmarks.recipes import tiny
@@ -40,7 +42,18 @@ def made(trainer: Any, *, own_rows: bool = True) -> Made:
         items = tokens_of(inputs, shifted=type(trainer.model).__name__.endswith(("LMHeadModel", "ForCausalLM")))
         return trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
 
-    return Made(Chain(stage), loss, trainer.model)
+    return Made(Chain(stage), loss, trainer.model, in_double=in_double)
+
+
+@contextmanager
+def in_double() -> Generator[None]:
+    """Have transformers leave logits in float64, which it computes losses of tokens from in float32."""
+    before = torch.Tensor.float
+    torch.Tensor.float = lambda self, *settings, **named: self  # pyright: ignore
+    try:
+        yield
+    finally:
+        torch.Tensor.float = before
 
 
 def kept(trainer: Any, row: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import peft
 import torch.nn.functional as F
-import trl
 from torch import Tensor
 
 from benchmarks.recipes import tiny
@@ -33,6 +32,7 @@ PREFERRED = [
     {"prompt": one, "chosen": f" {other}", "rejected": f" {third}"}
     for one, other, third in zip(tiny.TEXTS, tiny.TEXTS[::-1], tiny.TEXTS[3:] + tiny.TEXTS[:3], strict=True)
 ]
+trl: Any = import_module("trl")  # its names are found when they are asked for
 utils: Any = import_module("trl.trainer.utils")
 QUIET: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False}
 

@@ -21,6 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {
     PAGE: RESULTS,
     ROOT / "docs" / "beside.md": RESULTS,
+    ROOT / "docs" / "recipes.md": RESULTS,
     ROOT / "docs" / "corpora.md": RESULTS,
     ROOT / "docs" / "two-stage-benchmark.md": ROOT / "benchmarks" / "two_stage" / "results",
 }

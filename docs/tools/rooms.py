@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[float, float, str, str]] = {
     "preflight": (1.25, 3.1, "back", "look first: cost,\nminimum, spectrum"),
     "validation, reweighting": (8.75, 3.1, "scores", "train again: compare, or\nweigh the examples"),
     "results": (5.0, 0.95, "scores", "scores, and the folder\nof a run"),
-    "report": (1.25, 0.95, "scores", "one HTML file"),
+    "report, why": (1.25, 0.95, "scores", "one HTML file;\none answer explained"),
     "curate, export": (8.75, 0.95, "scores", "the next data set,\nother tools' formats"),
 }
 ARROWS = (
@@ -37,7 +37,7 @@ ARROWS = (
     ("tracing, index", "preflight"),
     ("tracing, index", "validation, reweighting"),
     ("tracing, index", "results"),
-    ("results", "report"),
+    ("results", "report, why"),
     ("results", "curate, export"),
 )
 

@@ -35,6 +35,7 @@ PAPER: dict[str, tuple[str, str]] = {
     "smoothness": ("not in the paper", "-"),
     "bert": ("not in the paper", "-"),
     "gpt": ("not in the paper", "-"),
+    "minilm": ("not in the paper", "-"),
     "word-vectors": ("named, no experiment", "-"),
 }
 TABLES: dict[str, Callable[..., str]] = {

@@ -32,6 +32,7 @@ from stagetrace.index.build import QUERIES, build
 from stagetrace.progress import Bars
 from stagetrace.solvers.named import SOLVERS
 from stagetrace.solvers.together import MODES
+from stagetrace.why.ask import TOKENS
 from tests import jobs
 
 TARGET = f"{jobs.FILE}:frozen"
@@ -512,7 +513,7 @@ def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
 
 
 COMMANDS = (
-    *("score", "check", "rank", "validate", "report", "show"),
+    *("score", "check", "rank", "validate", "why", "report", "show"),
     *("index", "search", "curate", "export", "demo"),
 )
 QUICK_WORDS = [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)]
@@ -554,6 +555,7 @@ def test_names_and_numbers_in_the_help_are_those_of_the_settings():
     assert (options.ENOUGH, options.TOKENS) == (ENOUGH, PREDICTIONS)
     defaults = (NUMBERS, QUERIES, inspect.signature(build).parameters["memory"].default / 2**30)
     assert defaults == (options.INDEX_NUMBERS, options.INDEX_QUERIES, options.INDEX_MEMORY)
+    assert options.NEW_TOKENS == TOKENS
     assert (tuple(FORMATS), OutputFormat, RANDOM) == (options.EXPORTS, options.RowFormat, options.RANDOM_SETS)
 
 

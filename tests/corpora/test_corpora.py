@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from stagetrace import Chain, hf, trace
-from stagetrace.corpora import Jsonl, Stream
+from stagetrace.corpora import Jsonl, ParquetShards, Stream
 from stagetrace.errors import DataError, DescriptionError, ResultsError
-from stagetrace.stages.ids import ids_of
+from stagetrace.stages.own_ids import ids_of
 from tests.corpora.files import KINDS, ROWS, plain
 from tests.hf import tiny
 
@@ -131,3 +133,11 @@ def test_long_lines_are_fetched_a_few_at_a_time(tmp_path: Path):
     assert max(len(data[index]["text"]) for index in (0, 5)) == 600_000
     data[0]
     assert len(data._held) == 1  # pyright: ignore[reportPrivateUsage]  # two would be more than a mebibyte
+
+
+def test_a_large_row_group_is_read_in_pieces(tmp_path: Path):
+    pq.write_table(pa.table({"n": range(300)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"n": range(300, 500)}), tmp_path / "b.parquet", row_group_size=100)
+    data = ParquetShards(tmp_path / "*.parquet")
+    order = random.Random(0).choices(range(500), k=200)
+    assert [data[index]["n"] for index in [*range(500), *order]] == [*range(500), *order]

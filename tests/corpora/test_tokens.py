@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stagetrace import Chain, hf, trace
 from stagetrace.corpora import TokenFile
-from stagetrace.stages.ids import ids_of
+from stagetrace.stages.own_ids import ids_of
 from tests.hf import tiny
 
 LENGTH = 6

@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 API = sorted((DOCS / "api").glob("*.md"))
 MODULES = ["stagetrace", *(f"stagetrace.{name}" for name in ("objectives", "solvers", "curvature", "validation"))]
 MODULES += ["stagetrace.hf", "stagetrace.report", "stagetrace.curate", "stagetrace.export", "stagetrace.errors"]
-MODULES += ["stagetrace.reweighting", "stagetrace.corpora"]
+MODULES += ["stagetrace.reweighting", "stagetrace.corpora", "stagetrace.why"]
 NO_PAGE = {"__version__", "NAME", "FORMATS"}
 """Public in a module, and no API: a version, and names of files and formats."""
 

@@ -73,29 +73,51 @@ def scores(
     first: Side,
     second: Side,
     query: Sequence[Mapping[str, Any]],
-    kept: Mapping[str, str],
-    moved: Mapping[str, str],
+    kept: Mapping[str, Any],
+    moved: Mapping[str, Any],
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
     """`[n_first]` and `[n_second]`; `kept` and `moved` are `{second's name: first's}`."""
-    first, second = first.with_gradients(), second.with_gradients()
-    question = torch.stack(second.losses(query)).mean()
-    pull = torch.cat([torch.full((p.numel(),), float(name in moved)) for name, p in named(second, second.own)]).double()
-    hessian = second_derivatives(second, second.own) + torch.diag(second.decay + 2 * alpha * pull)
-    adjoint = torch.linalg.solve(hessian, flat_gradient(question, second.values(second.own)))
-    gradient = {name: torch.zeros(p.numel()).double() for name, p in named(first, first.own)}
-    if kept:
-        ours = list(kept)
-        direct, mixed = flat_gradient(question, second.values(ours)), second_derivatives(second, ours)
-        for name, piece in pieces(direct - mixed.T @ adjoint, second, ours).items():
-            if kept[name] in gradient:  # else a constant of the first stage
-                gradient[kept[name]] += piece
-    for name, piece in pieces(2 * alpha * adjoint, second, second.own).items():
-        if name in moved and moved[name] in gradient:
-            gradient[moved[name]] += piece
-    before = second_derivatives(first, first.own) + first.decay * torch.eye(size(first, first.own)).double()
-    adjoint_before = torch.linalg.solve(before, torch.cat(list(gradient.values())))
-    return each(first, adjoint_before), each(second, adjoint)
+    one, two = scores_of_chain([first, second], [(kept, moved)], query, alpha)
+    return one, two
+
+
+def scores_of_chain(
+    sides: Sequence[Side],
+    links: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    query: Sequence[Mapping[str, Any]],
+    alpha: float,
+) -> list[Tensor]:
+    """The scores of each stage, `[n]`; before each stage but the first a link: `kept` and `moved`.
+
+    They map names to the previous stage's, or to `(names, function)` where a start was computed from several.
+    """
+    sides = [side.with_gradients() for side in sides]
+    question = torch.stack(sides[-1].losses(query)).mean()
+    everything = [name for name, _ in sides[-1].model.named_parameters()]
+    gradient = pieces(flat_gradient(question, sides[-1].values(everything)), sides[-1], everything)
+    found: list[Tensor] = []
+    for place in reversed(range(len(sides))):
+        side, (kept, moved) = sides[place], links[place - 1] if place else ({}, {})
+        pull = torch.cat([torch.full((p.numel(),), float(name in moved)) for name, p in named(side, side.own)]).double()
+        hessian = second_derivatives(side, side.own) + torch.diag(side.decay + 2 * alpha * pull)
+        adjoint = torch.linalg.solve(hessian, torch.cat([gradient[name] for name in side.own]))
+        found.insert(0, each(side, adjoint))
+        if not place:
+            break
+        start = {name: piece for name, piece in pieces(2 * alpha * adjoint, side, side.own).items() if name in moved}
+        if kept:
+            mixed = pieces(second_derivatives(side, list(kept)).T @ adjoint, side, list(kept))
+            start |= {name: gradient[name] - mixed[name] for name in kept}
+        before = dict(sides[place - 1].model.named_parameters())
+        gradient = {name: torch.zeros(p.numel()).double() for name, p in before.items()}
+        for name, piece in start.items():
+            origin = {**kept, **moved}[name]
+            names, function = origin if isinstance(origin, tuple) else ((origin,), lambda value: value)
+            jacobians = torch.func.jacrev(function, argnums=tuple(range(len(names))))(*(before[n] for n in names))
+            for other, jacobian in zip(names, jacobians, strict=True):
+                gradient[other] = gradient[other] + piece @ jacobian.reshape(len(piece), -1)
+    return found
 
 
 def each(side: Side, adjoint: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from stagetrace import Chain, Frozen, Hessian, Proximal, hf, trace
+from stagetrace import Chain, Frozen, Hessian, Lanczos, Proximal, hf, trace
 from stagetrace.errors import DescriptionError
 from tests.hf import dense, tiny
 
@@ -168,60 +168,14 @@ def test_an_adapter_that_the_model_added_itself_is_one():
         torch.testing.assert_close(values[0][stage].values, values[1][stage].values)
 
 
-class TestMergedAdapters:
-    """base -> adapters -> merged, and other adapters on top of that."""
-
-    @staticmethod
-    def chain(further: float = 0.0, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
-        base = classifier()
-        one = stirred(peft.get_peft_model(copy.deepcopy(base), lora()))
-        merged: Any = copy.deepcopy(one).merge_and_unload().to(dtype)
-        if further:
-            tiny.stir(merged.requires_grad_(True), further, only="query")
-        two = stirred(peft.get_peft_model(merged, lora()), seed=4).to(dtype)
-        first = hf.stage("base", base, ROWS)
-        return first, hf.stage("first", one, ROWS, after=first, weight_decay=0.7), two
-
-    def test_are_taken_apart_and_shared(self):
-        base, first, two = self.chain()
-        before = {name: p.clone() for name, p in two.named_parameters()}
-        second = hf.stage("second", two, ROWS[::-1], after=first, weight_decay=0.4)
-        kept = set(Chain(base, first, second)["second"].inherited_from.values())
-        assert {name for name in own_names(first.model) if "lora_" in name} <= kept
-        batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
-        torch.testing.assert_close(second.loss.outputs(second.model, batch), second.loss.outputs(two, batch))
-        assert all(torch.equal(p, before[name]) for name, p in two.named_parameters())
-        second_of_first = hf.stage("first", first.model, ROWS, weight_decay=0.7)
-        agree(second_of_first, second)
-        result = trace(Chain(base, first, second), hf.query(ROWS[:1], stage=second))
-        assert bool((result["base"].values != 0).all())
-
-    def test_in_half_precision_too(self):
-        _, first, two = self.chain(dtype=torch.bfloat16)
-        first = hf.stage("first", first.model.to(torch.bfloat16), ROWS)
-        second = hf.stage("second", two, ROWS, after=first)
-        assert any(".base_layer.lora_A." in name for name in second.link.pairs)  # pyright: ignore[reportOptionalMemberAccess]
-
-    def test_trained_further_are_refused(self):
-        _, first, two = self.chain(further=0.01)
-        with pytest.raises(
-            DescriptionError, match=r"stage 'second': .*merged in, and then trained further.*merged folder"
-        ):
-            hf.stage("second", two, ROWS, after=first)
-
-    def test_a_map_of_the_model_as_it_is_is_refused(self):
-        _, first, two = self.chain()
-        with pytest.raises(DescriptionError, match=r"are merged into .*give after= and no link="):
-            hf.shared(two, first)
-
-    def test_what_merging_left_without_a_gradient_is_refused(self):
-        base = classifier()
-        merged: Any = stirred(peft.get_peft_model(copy.deepcopy(base), lora())).merge_and_unload()
-        first = hf.stage("base", base, ROWS)
-        with pytest.raises(DescriptionError, match=r"requires_grad=False; .*type: model.requires_grad_\(True\)"):
-            hf.stage("second", merged, ROWS, after=first)
-        second = hf.stage("second", merged.requires_grad_(True), ROWS, after=first)
-        assert isinstance(second.link, Proximal)
+def test_what_merging_left_without_a_gradient_is_refused():
+    base = classifier()
+    merged: Any = stirred(peft.get_peft_model(copy.deepcopy(base), lora())).merge_and_unload()
+    first = hf.stage("base", base, ROWS)
+    with pytest.raises(DescriptionError, match=r"requires_grad=False; .*type: model.requires_grad_\(True\)"):
+        hf.stage("second", merged, ROWS, after=first)
+    second = hf.stage("second", merged.requires_grad_(True), ROWS, after=first)
+    assert isinstance(second.link, Proximal)
 
 
 def switched_off(model: Any) -> Any:
@@ -234,11 +188,6 @@ def merged_in_place(model: Any) -> Any:
     return model
 
 
-def quantised(model: Any) -> Any:
-    model.get_base_model().hf_quantizer = object()
-    return model
-
-
 def on_meta(model: Any) -> Any:
     return model.to("meta")
 
@@ -248,7 +197,6 @@ def on_meta(model: Any) -> Any:
     [
         (switched_off, r"switched off .*model.enable_adapters\(\)"),
         (merged_in_place, r"merged into the weights .*model.unmerge_adapter\(\)"),
-        (quantised, r"quantised.*from_pretrained\(folder, dtype="),
         (on_meta, "not in memory"),
     ],
 )
@@ -317,6 +265,22 @@ class TestGrownVocabulary:
             values.append([result[name].values for name in ("first", "second")])
         torch.testing.assert_close(values[0], values[1])
 
+    def test_below_modules_that_were_trained_beside_adapters(self):
+        """Both tables are copies that adapters were trained beside; a query of the added rows reaches the old ones."""
+        before = tiny.model("LlamaForCausalLM").double()
+        settings = peft.LoraConfig(r=1, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        after = stirred(peft.get_peft_model(self.grown(before), settings))
+        rows = [{"input_ids": [2, 7, tiny.SIZE + 1, 9], "labels": [2, 7, tiny.SIZE + 1, 9]}]
+        first = hf.stage("first", before, [{"input_ids": [2, 7, 9], "labels": [2, 7, 9]}], weight_decay=1.0)
+        second = hf.stage("second", after, rows, after=first, weight_decay=1.0)
+        bound = Chain(first, second).last
+        tables = [name for name in bound.trained_values if "parametrizations" in name]
+        assert len(tables) == 4
+        assert {name.endswith("original0") for name in tables if name in bound.anchored_to} == {True}
+        assert tables == [name for name, _ in second.evaluated.named_parameters() if "parametrizations" in name]
+        result = trace(Chain(first, second), hf.query(rows, stage=second), solver=Lanczos(damping=1.0))
+        assert bool((result["first"].values != 0).all())
+
     def test_of_another_kind_is_said(self):
         before = tiny.model("GPT2LMHeadModel")
         after = tiny.model("GPT2LMHeadModel", n_positions=20)
@@ -337,7 +301,7 @@ class TestSoftPrompts:
         base, after = self.both(peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
         rows = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10, 11]}]
         first = hf.stage("first", base, rows)
-        second = hf.stage("second", after, rows, after=first)
+        second = hf.stage("second", after, rows, after=first, reduction="mean")
         batch = second.collate(list(second.data))  # pyright: ignore[reportOptionalCall]
         losses = second.loss.losses(second.loss.outputs(after, batch), batch)
         alone = [after(**{k: torch.tensor([v]) for k, v in row.items()}).loss.double() for row in second.data]

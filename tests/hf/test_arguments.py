@@ -36,7 +36,7 @@ CLASSES, MASKS, NEXT, WORDS = (
             "tokenizer must be .* got the class",
         ),
         ({"collate": "x"}, "collate must be a function"),
-        ({"reduction": None}, "reduction must be 'mean' or 'sum', got None"),
+        ({"reduction": None}, "reduction must be 'tokens', 'mean', 'sum' or 'auto', got None"),
     ],
 )
 def test_settings_of_another_kind_are_refused(settings: dict[str, Any], says: str):

@@ -153,7 +153,7 @@ def error(case: Any) -> float:
     """Of all scores together, over their size."""
     model, rows, plain, settings = case()
     model = model.double()
-    stage = hf.stage("only", model, rows, weight_decay=1.0, **settings)
+    stage = hf.stage("only", model, rows, weight_decay=1.0, reduction="mean", **settings)
     found = trace(Chain(stage), hf.query(rows[:2], stage=stage), curvature=Hessian(), solver=tiny.INVERSE)[
         "only"
     ].values

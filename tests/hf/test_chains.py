@@ -92,6 +92,7 @@ def error(name: str) -> float:
     case = CASES[name]
     before, after = models(case)
     settings = {"tokenizer": tokenizer_of(case)}
+    settings["reduction"] = "mean"
     first = hf.stage("first", before, DATA[case.first_data], weight_decay=DECAYS[0], **settings)
     second = hf.stage("second", after, DATA["labelled"], after=first, alpha=0.2, weight_decay=DECAYS[1], **settings)
     query = hf.query(QUERY, stage=second)

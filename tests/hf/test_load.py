@@ -170,9 +170,8 @@ def test_a_model_that_does_not_do_is_refused(model: Any, settings: dict[str, Any
 def test_a_decoder_with_the_head_of_an_encoder_s_family_will_do():
     model = transformers.BertLMHeadModel(tiny.config("bert", is_decoder=True))
     tiny.stir(model, 0.4)
-    assert (
-        repr(hf.stage("s", model, tiny.rows(), tokenizer=tiny.tokenizer()).objective) == "NextToken(reduction='mean')"
-    )
+    stage = hf.stage("s", model, tiny.rows(), tokenizer=tiny.tokenizer(), reduction="mean")
+    assert repr(stage.objective) == "NextToken(reduction='mean')"
 
 
 def test_another_class_takes_a_loss_of_one_s_own():

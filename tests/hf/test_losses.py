@@ -36,7 +36,8 @@ def stage_of(case: str, **settings: Any) -> Stage:
     name, changes, data = CASES[case]
     bert = name.startswith("Bert")
     tokenizer = tiny.tokenizer(marks=bert, pad=changes.get("pad_token_id", 0) is not None)
-    return hf.stage("s", tiny.model(name, **changes), data, tokenizer=tokenizer, **settings)
+    given: dict[str, Any] = {"reduction": "mean", **settings}
+    return hf.stage("s", tiny.model(name, **changes), data, tokenizer=tokenizer, **given)
 
 
 def losses_of(stage: Stage, plan: list[list[int]]) -> Tensor:
@@ -93,7 +94,7 @@ def test_words_are_labelled_on_their_first_token():
 
 def test_labels_as_given_are_ignored_where_they_say_so():
     data = [{"input_ids": [2, 7, 8, 9], "labels": [-100, 7, -100, 9]}, {"input_ids": [2, 7], "labels": [-100, 7]}]
-    stage = hf.stage("s", tiny.model("BertForMaskedLM"), data)
+    stage = hf.stage("s", tiny.model("BertForMaskedLM"), data, reduction="mean")
     logits = stage.model(input_ids=torch.tensor([data[0]["input_ids"]])).logits[0].log_softmax(dim=-1)
     expected = -(logits[1, 7] + logits[3, 9]) / 2
     torch.testing.assert_close(losses_of(stage, [[0, 1]])[0], expected.detach())

@@ -93,7 +93,7 @@ def test_a_string_of_a_masked_model_is_masked_as_its_stage_is(stages: dict[str, 
         ("texts", [{"input_ids": [5, 6], "labels": [5, -100]}], "no token that is predicted"),
         ("texts", [{"input_ids": [5, 6], "labels": [6]}], "has 1 labels for 2 tokens"),
         ("texts", [{"input_ids": [5, 6], "completion_mask": [1]}], "has 1 entries for 2 tokens"),
-        ("texts", [{"messages": [{"role": "user", "content": "a"}]}], "chat template"),
+        ("texts", [{"messages": [{"role": "user", "content": "a"}]}], "the last message is of the role"),
     ],
 )
 def test_a_query_that_asks_for_nothing_or_for_too_much_is_refused(kind: str, data: Any, says: str, stages: Any):

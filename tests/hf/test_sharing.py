@@ -105,15 +105,6 @@ def test_adapters_go_on_from_adapters():
     assert not found.left
 
 
-def test_several_active_adapters_are_refused():
-    lora = peft.LoraConfig(r=1, target_modules=["query"])
-    after: Any = peft.get_peft_model(tiny.model("BertForMaskedLM"), lora)
-    after.add_adapter("other", lora)
-    after.base_model.set_adapter(["default", "other"])
-    with pytest.raises(DescriptionError, match=r"2 active adapters \(default, other\); choose one"):
-        hf.shared(after, tiny.model("BertForMaskedLM"))
-
-
 @pytest.mark.parametrize("ours_tied", [True, False])
 @pytest.mark.parametrize("theirs_tied", [True, False])
 def test_tied_embeddings_are_one_parameter(ours_tied: bool, theirs_tied: bool):

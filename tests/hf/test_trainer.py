@@ -193,7 +193,7 @@ def test_the_trainers_of_transformers_are_read_by_size(tmp_path: Path):
 @pytest.mark.parametrize("reduction", ["Sum", "token", None, 1])
 def test_an_unknown_reduction_is_refused(reduction: Any, tmp_path: Path):
     made = of_next_tokens(tmp_path, trained=False)
-    with pytest.raises(DescriptionError, match=r"reduction must be 'auto', 'mean' or 'sum', got"):
+    with pytest.raises(DescriptionError, match=r"reduction must be 'tokens', 'mean', 'sum' or 'auto', got"):
         hf.from_trainer(made, "s", reduction=reduction)
 
 

@@ -10,7 +10,7 @@ import torch
 from stagetrace import Chain, Direct, Query, Stage, trace
 from stagetrace.corpora import TokenFile
 from stagetrace.errors import DataError, DescriptionError
-from stagetrace.results import Scores
+from stagetrace.results import Scores, TokenScores
 
 VALUES = torch.tensor([[0.5, -2.0, 1.0, 0.25], [1.0, 0.0, -3.0, 0.5]]).double()
 GROUPS = [7, "b", 7, "c"]
@@ -58,6 +58,27 @@ def test_the_sum_is_the_derivative_in_a_weight_of_the_document(tmp_path: Path):
         step = 1e-6
         ends = [((solved(1 + 6 * sign * step * member) * 0.9) - targets[1]) ** 2 for sign in (1, -1)]
         assert found.values[place].item() == pytest.approx(float((ends[0] - ends[1]) / (2 * step)), rel=1e-6)
+
+
+def test_tokens_of_rows_that_hold_several_documents(tmp_path: Path):
+    tokens, starts, order = np.arange(24, dtype=np.uint16), [0, 6, 6, 13], [3, 0, 5, 1, 2, 4]
+    tokens.tofile(tmp_path / "tokens.bin")
+    rows = TokenFile(tmp_path / "tokens.bin", dtype="uint16", length=4, order=order, documents=starts)
+    index, position = (torch.from_numpy(each) for each in np.divmod(np.arange(24), 4))
+    values = torch.randn(24)
+    found = TokenScores("fit", 6, index, position, torch.zeros(24, dtype=torch.long), values, 24)
+    said = found.grouped(rows.document_of(index, position))
+    held = {int(name): 0.0 for name in said.names}
+    for place in range(24):  # the number of a token is its place in the file
+        token = int(rows[int(index[place])]["input_ids"][position[place]])
+        held[max(number for number, start in enumerate(starts) if start <= token)] += float(values[place])
+    assert {int(name): pytest.approx(value) for name, value in zip(said.names, said.values, strict=True)} == held
+    assert torch.equal(said.removal_effect, -said.values / 6)
+    rest = TokenScores("fit", 6, index, torch.where(index == 5, -1, position), index, values, 24, 0.1)
+    with pytest.raises(DescriptionError, match="20 of 24 tokens were kept"):
+        rest.grouped(range(24))
+    with pytest.raises(DescriptionError, match="example 5 has no token 4"):
+        rows.document_of([5], [4])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from stagetrace import Chain, Query, Stage, Trace, trace
 from stagetrace.errors import DataError, DescriptionError, ResultsError, StagetraceWarning
 from stagetrace.objectives import Regression
 from stagetrace.results.parts import split
-from stagetrace.stages.ids import Ids, ids_of
+from stagetrace.stages.ids import Ids
+from stagetrace.stages.own_ids import ids_of
 from stagetrace.tracing import rank
 
 N = 6

@@ -37,7 +37,9 @@ def losses_are_their_own(risk: Risk, batch: Batch, losses: Tensor, lookout: Look
                 f"{risk.where}: the loss of example {company[worst]} depends on what else is in its batch "
                 f"({float(losses[here[worst]]):.6g} with {len(batch)} examples, {float(again[worst]):.6g} with "
                 f"{len(company)}); it must depend on the example alone: mask padding, do not normalise by the "
-                "batch, and let collate= keep the order of the examples"
+                "batch, and let collate= keep the order of the examples. Where a loss compares the rows of a batch "
+                "(contrastive, in-batch negatives), make each fixed group of rows one example: "
+                "stagetrace.objectives.Grouped and Contrastive"
             )
     return (
         f"the losses of {len(batch)} examples are the same in half the batch, those of {len(lookout.alone)} alone too"

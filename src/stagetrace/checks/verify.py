@@ -81,6 +81,7 @@ def verify(risk: Risk, bound: BoundStage, where: str, before: Sequence[Stage] = 
 
 def _looked_at(chosen: Risk, bound: BoundStage, where: str, before: Sequence[Stage]) -> list[Finding]:
     findings: list[Finding] = []
+    chosen = chosen.unweighted
     risk = chosen.exact
 
     def look(what: str, check: Callable[[], tuple[Level, str] | str]) -> None:

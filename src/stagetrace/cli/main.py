@@ -4,6 +4,7 @@ r"""stagetrace: trace a fine-tuned model's loss back through every training stag
     stagetrace check examples/mnist.py:job               what would be wrong, and what it would cost
     stagetrace score examples/mnist.py:job --out runs/a  the main job; run it again to resume
     stagetrace rank examples/mnist.py:job --out runs/r   both ends of the ranking for each of many queries
+    stagetrace why examples/chat.py:job --prompt "..."   one answer of the model, and the examples behind it
     stagetrace show runs/a                               the run in the terminal
     stagetrace report runs/a                             the run as one HTML file (score writes it, too)
     stagetrace validate examples/mnist.py:job --out runs/b  retrains, and compares with what was predicted
@@ -41,6 +42,7 @@ from stagetrace.cli.report import report, write_after
 from stagetrace.cli.search import search_index
 from stagetrace.cli.show_run import show_run
 from stagetrace.cli.validate import validate
+from stagetrace.cli.why import why
 from stagetrace.errors import StagetraceError, StagetraceWarning
 from stagetrace.plaintext import printable
 from stagetrace.version import __version__
@@ -178,6 +180,7 @@ def check(
 
 for name, command in {
     "rank": rank_queries,
+    "why": why,
     "validate": validate,
     "report": report,
     "show": show_run,

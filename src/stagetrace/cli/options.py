@@ -20,6 +20,7 @@ RowFormat = Literal["indices", "parquet", "hf"]
 IndexStore = Literal["auto", "components", "words"]
 RANDOM_SETS = 10
 INDEX_NUMBERS, INDEX_QUERIES, INDEX_MEMORY = 996, 20, 4.0
+NEW_TOKENS = 32
 
 QUICK_EXAMPLES, QUICK_RTOL, QUICK_STEPS = 250, 1e-2, 50
 """`--quick`: a first look. The curvature is that of fewer examples, and the solve is rough."""

@@ -50,7 +50,7 @@ def summary(trace: Trace, console: Console, folder: Path) -> None:
     for found in reach_of_run(trace, folder):
         words = printable(f"{found.where}: {found.text}", lines=True)
         console.print(Text(words, style=STYLES[found.level]), soft_wrap=True)
-    console.print(_legible(trace.table().rich(), console.width))
+    console.print(legible(trace.table().rich(), console.width))
 
 
 def question(previews: Previews, query: int, console: Console) -> None:
@@ -82,7 +82,7 @@ def ranking(
                 rows = tuple((*row, cell) for row, cell in zip(table.rows, cells, strict=True))
                 words = table.words | {heading}
                 table = replace(table, headings=(*table.headings, heading), rows=rows, words=words)
-        console.print(_legible(table.rich(), console.width))
+        console.print(legible(table.rich(), console.width))
 
 
 def token_ranking(
@@ -104,7 +104,7 @@ def token_ranking(
             title = f"{len(rows)} {which} tokens ({kept}; position of the token that is predicted)"
             words = [_word(shown.get((tokens.stage, row.index)), row.position) for row in rows]
             table = table_of(tokens.stage, title, rows, words if any(words) else ())
-            console.print(_legible(table.rich(), console.width))
+            console.print(legible(table.rich(), console.width))
 
 
 def _word(item: Preview | None, position: int) -> str:
@@ -120,7 +120,7 @@ def rankings(found: Mapping[str, Ranking], top: int, console: Console, query: in
         console.print(printable(line), highlight=False, soft_wrap=True)
         for harmful in (True, False) if top else ():
             kept = min(top, ranking.harmful.shape[1])
-            console.print(_legible(ranking.top(kept, query=query, harmful=harmful).table().rich(), console.width))
+            console.print(legible(ranking.top(kept, query=query, harmful=harmful).table().rich(), console.width))
 
 
 def _told(solution: Solution) -> str:
@@ -179,7 +179,7 @@ def findings(chain: Chain, found: Iterable[Finding], console: Console) -> list[F
                 Text(printable(finding.text, lines=True)),
             )
     finally:  # what was found stands, also where a later check refuses
-        console.print(_legible(table, console.width))
+        console.print(legible(table, console.width))
     console.print(f"{warned} warning{'s' if warned != 1 else ''}" if warned else "no warnings")
     return seen
 
@@ -189,7 +189,7 @@ def validation(
 ) -> None:
     """The agreement of every estimator for each choice of removals, what was done, and where it all is."""
     for table in report.tables(found):
-        console.print(_legible(table.rich(), console.width))
+        console.print(legible(table.rich(), console.width))
     for name, reason in left_out.items():
         console.print(f"{name} does not apply: {reason}", highlight=False)
     for name, how in fitted.items():
@@ -199,7 +199,7 @@ def validation(
     console.print(f"saved to {', '.join(map(str, files))}", soft_wrap=True)
 
 
-def _legible(table: Table, width: int) -> Table:
+def legible(table: Table, width: int) -> Table:
     """The table without broken words, if the console is wide enough for the longest of each column."""
     longest = [
         max(len(word) for cell in (column.header, *column.cells) for word in str(cell).split() or [""])

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from stagetrace.corpora.files import Files, Places, Shard, found
 from stagetrace.errors import DataError
-from stagetrace.stages.ids import COLUMN, as_id
+from stagetrace.stages.ids import as_id
+from stagetrace.stages.own_ids import COLUMN
 
 __all__ = ["Jsonl"]
 
@@ -117,9 +118,9 @@ class Jsonl:
         """Hold the line of an example and those behind it, in the place of what was held; its place is 0."""
         number, _ = self._places.of(index)
         first = index + number  # each file before has one more start than lines
-        bounds: list[int] = self._starts[
-            first : first + 1 + min(_AHEAD, int(self._places.ends[number]) - index)
-        ].tolist()
+        ahead = self._starts[first : first + 1 + min(_AHEAD, int(self._places.ends[number]) - index)]
+        most = max(2, int(np.searchsorted(ahead, ahead[0] + _BYTES, side="right")))
+        bounds: list[int] = ahead[:most].tolist()
         content = self._files.read(number, bounds[0], bounds[-1] - bounds[0])
         self._held = [content[begin - bounds[0] : end - bounds[0]] for begin, end in pairwise(bounds)]
         self._first = index

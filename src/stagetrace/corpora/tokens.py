@@ -133,7 +133,7 @@ class TokenFile:
 
         Raises:
             DescriptionError: made without `documents=`, or a row holds tokens of several documents: its score is a
-                number for all of them, and only the scores of its tokens could be shared out.
+                number for all of them. Trace with `tokens=` and sum those of each document: `document_of`.
         """
         starts = self._of_documents("documents")
         rows = np.arange(len(self)) if self._order is None else self._order
@@ -145,9 +145,27 @@ class TokenFile:
             names = ", ".join(str(span.document) for span in self.spans(index))
             refuse(
                 f"{_WHERE}: example {index} holds tokens of the documents {names}, and {len(mixed) - 1:,} more "
-                "hold several; a row's score cannot be shared out among them (`spans` says which tokens are whose)"
+                "hold several; a row's score is that of all its documents: trace with tokens=, and sum the tokens' by "
+                "TokenScores.grouped(data.document_of(tokens.index, tokens.position))"
             )
         return first.astype(np.int64)
+
+    def document_of(self, index: Any, position: Any) -> npt.NDArray[np.int64]:
+        """The document of each of some tokens, `[m]`, for `TokenScores.grouped`.
+
+        index, position: of each token its example, and its place in that row; `[m]`.
+
+        Raises:
+            DescriptionError: made without `documents=`, or a token that does not exist.
+        """
+        starts = self._of_documents("document_of")
+        index, position = np.asarray(index, dtype=np.int64), np.asarray(position, dtype=np.int64)
+        outside = (index < 0) | (index >= len(self)) | (position < 0) | (position >= self.length)
+        if outside.any():
+            first = int(np.flatnonzero(outside)[0])
+            refuse(f"{_WHERE}.document_of: example {index[first]} has no token {position[first]}")
+        rows = index if self._order is None else self._order[index]
+        return (np.searchsorted(starts, rows * self.length + position, side="right") - 1).astype(np.int64)
 
     def place(self, index: int) -> str:
         """Where an example lies: the file, and the tokens in it."""

@@ -5,7 +5,8 @@ import numpy as np
 from stagetrace.curate.rows import Rows
 from stagetrace.errors import DataError, refuse
 from stagetrace.results import Scores
-from stagetrace.stages.ids import COLUMN, Ids
+from stagetrace.stages.ids import Ids
+from stagetrace.stages.own_ids import COLUMN
 
 __all__ = ["matched"]
 

@@ -160,10 +160,10 @@ def make_plan(
     """
     places = [(len(indices) - 1) * sixth // 6 for sixth in (1, 3, 5)] if differ else [0]
     probe, *others = risk.read([[indices[place]] for place in places])
-    exact = risk.exact
-    found, error = probed(exact, matrix, probe), None
+    risk = risk.unweighted  # of an example of weight 0 every product would be right
+    found, error = probed(risk.exact, matrix, probe), None
     rounding = found.rounding
-    if exact is not risk:
+    if risk.exact is not risk:
         found, error = with_rounding(risk, matrix, found, probe)
         rounding = max(rounding, risk.rounding, error)
     sizes = [found.size, *(recorded(risk, found.way, other)[1] for other in others)]

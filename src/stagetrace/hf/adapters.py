@@ -45,17 +45,8 @@ def check_adapters(model: nn.Module) -> None:
     """Refuse adapters that are not in use as they were trained.
 
     Raises:
-        DescriptionError: several are active, they are switched off or merged in place, or their training added a
-            penalty to the loss.
+        DescriptionError: they are switched off or merged in place, or their training added a penalty to the loss.
     """
-    active = active_adapters(model)
-    if len(active) > 1:
-        refuse(
-            f"the model has {len(active)} active adapters ({', '.join(active)}); choose one by "
-            "model.set_adapter(name). If one was trained on top of another, merge the earlier into its base "
-            "(model.merge_and_unload() with that one alone), put the later on the merged model, and describe each as a "
-            "stage"
-        )
     for name, module in model.named_modules():
         layer: Any = module
         if is_of(module, "peft", "ParamWrapper"):
@@ -74,12 +65,14 @@ def check_adapters(model: nn.Module) -> None:
                 f"the adapters are switched off ('{name}'), so the model answers without them; type: "
                 "model.enable_adapters(), or model.base_model.enable_adapter_layers() for a PeftModel"
             )
-    kind = getattr(getattr(settings_of(model), "peft_type", ""), "value", "")
-    if kind in PENALISED:
-        refuse(
-            f"adapters of kind {kind} are trained with {PENALISED[kind]} added to the loss; merge them "
-            "(model.merge_and_unload()) and describe the stage by the merged model"
-        )
+    configs: Any = getattr(model, "peft_config", None) or {}
+    for name in active_adapters(model):
+        kind = getattr(getattr(configs.get(name), "peft_type", ""), "value", "")
+        if kind in PENALISED:
+            refuse(
+                f"adapters of kind {kind} are trained with {PENALISED[kind]} added to the loss; merge them "
+                "(model.merge_and_unload()) and describe the stage by the merged model"
+            )
 
 
 def _listed(names: Any) -> list[Any]:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.hf.adapters import check_adapters
-from stagetrace.hf.packages import base_of
+from stagetrace.hf.quantised import check_quantised
 from stagetrace.stages.wrappers import refuse_wrapped
 
 
@@ -35,30 +34,17 @@ def admit(model: Any, where: str) -> None:
     """Refuse a model of transformers or peft whose scores would all be wrong.
 
     Raises:
-        DescriptionError: quantised weights, weights that were not loaded (on the meta device or offloaded), adapters
+        DescriptionError: quantised weights, but for a frozen base of adapters; weights that were not loaded (on the meta device or offloaded), adapters
             that are not in use as they were trained.
     """
-    base = base_of(model)
-    quantised = getattr(base, "hf_quantizer", None) is not None or bool(getattr(base, "is_quantized", False))
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             refuse(
                 f"{where}: the weights of '{name}' are not in memory (device 'meta': offloaded, or never loaded); load "
                 "the model whole, without device_map= and low_cpu_mem_usage"
             )
-        quantised |= not parameter.is_floating_point() or parameter.dtype.itemsize < 2
-    if quantised:
-        refuse(
-            f"{where}: the weights are quantised, so the loss has no derivative in them; load the model in full "
-            f"precision, e.g. {type(base).__name__}.from_pretrained(folder, dtype=torch.{_full(base)}), put the "
-            "adapters on that, and give it as model="
-        )
+    check_quantised(model, where)
     try:
         check_adapters(model)
     except DescriptionError as cause:
         refuse(f"{where}: {cause}")
-
-
-def _full(base: Any) -> str:
-    dtype = getattr(getattr(base, "config", None), "dtype", None)
-    return str(dtype if isinstance(dtype, torch.dtype) else torch.float32).removeprefix("torch.")

@@ -8,7 +8,8 @@ from stagetrace.errors import refuse
 from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
 from stagetrace.hf.texts import COMPLETION, having, texts_of
-from stagetrace.stages.ids import COLUMN
+from stagetrace.objectives.spans import POSITIONS as POSITIONS_OF_ANSWER
+from stagetrace.stages.own_ids import COLUMN
 
 TOKENISED, EMBEDDED, POSITIONS, MASK = "input_ids", "inputs_embeds", "position_ids", "attention_mask"
 
@@ -23,6 +24,12 @@ PREDICTED = ("completion_mask", "assistant_masks")
 
 OTHER_MASKS = ("loss_mask", "label_mask", "labels_mask", "prompt_mask", "loss_weights", "token_weights")
 WEIGHTS = ("weight", "weights", "sample_weight", "example_weight", "loss_weight")
+TOKENISED_ONLY = {
+    Task.SPAN: "'start_positions' and 'end_positions'",
+    Task.CHOICE: "a list of tokens for each choice, and the right one's place in 'label'",
+}
+"""Tasks whose texts are put together in many ways -> what a row must hold."""
+
 LENGTHS = "seq_lengths"
 """The lengths of the documents that a row packs (TRL's)."""
 
@@ -64,12 +71,13 @@ def columns_of(
     *,
     main: str = TOKENISED,
     takes: Collection[str] = (),
+    weighs: str | None = None,
     ids: str = COLUMN,
 ) -> tuple[Columns, tuple[str, ...]]:
     """The columns as named, else the known ones that the first row has; and what was decided and should be known.
 
-    main: the feature that an example cannot be without. takes: what the model's `forward` takes. ids: the
-    column of the examples' ids.
+    main: the feature that an example cannot be without. takes: what the model's `forward` takes. weighs: the column
+    that weights are read from. ids: the column of the examples' ids.
 
     Raises:
         DescriptionError: a named column is missing, none is known, or several could be meant.
@@ -85,7 +93,12 @@ def columns_of(
         refuse(
             f"{where}: the model reads '{main}', which no column holds{having(row)}; make it by the model's processor"
         )
-    texts, passed = (given or (), ()) if given or tokenised else texts_of(row, task, where)
+    if task in TOKENISED_ONLY and not tokenised:
+        refuse(
+            f"{where}: {task.value} is read from tokenised rows{having(row)}; tokenise as in training into "
+            f"'{TOKENISED}', with {TOKENISED_ONLY[task]}"
+        )
+    texts, passed = (given or (), ()) if given or tokenised else texts_of(_without(row, weighs), task, where)
     passed = tuple(name for name in passed if name != ids)
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
@@ -95,9 +108,12 @@ def columns_of(
     notices += said
     if tokenised:
         notices += _beside(row, task, {found, *predicted, *LABELS}, takes, where)
-    weights = [name for name in WEIGHTS if name in row]
-    if weights:
-        notices.append(f"{where}: {_quoted(weights)} is not used: every example weighs alike")
+    unused = [name for name in WEIGHTS if name in row] if weighs is None else []
+    if unused:
+        notices.append(
+            f'{where}: {_quoted(unused)} {_is(unused)} not used: every example weighs alike; weights="{unused[0]}" '
+            "in hf.stage reads it"
+        )
     return Columns(texts, found, predicted, main), tuple(notices)
 
 
@@ -106,6 +122,14 @@ def _label(
 ) -> tuple[str | None, list[str]]:
     if task in UNLABELLED:
         return _label_of_tokens(row, task, named, tokenised, where)
+    if task is Task.SPAN:
+        lacking = [name for name in POSITIONS_OF_ANSWER if name not in present(row)]
+        if lacking:
+            refuse(
+                f"{where}: there is no column {' or '.join(map(repr, lacking))}{having(row)}; add the places of the "
+                "answer's first and last token, as in training"
+            )
+        return None, []
     if named is not None:
         return named, []
     present_ = [name for name in (WORD_LABELS if task is Task.TOKENS else LABELS) if name in row]
@@ -174,6 +198,10 @@ def _beside(
     if not left_out:
         return []
     return [f"{where}: {_quoted(left_out)} {_is(left_out)} not used: the model does not take {_them(left_out)}"]
+
+
+def _without(row: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
 
 
 def _of_strings(value: Any) -> bool:

@@ -1,12 +1,17 @@
 """`stage`: what a user writes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor
+
 from stagetrace.errors import refuse
-from stagetrace.hf.arguments import check_arguments
+from stagetrace.hf.arguments import check_arguments, check_per_token_loss
 from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import Columns, columns_of
+from stagetrace.hf.counting import column_of, per_token, weights_of
 from stagetrace.hf.fits import check_fits
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.linking import link_to
@@ -21,7 +26,7 @@ from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
-from stagetrace.hf.task import Reduction, Task, objective_of, task_of, task_of_labels
+from stagetrace.hf.task import ChosenReduction, Task, objective_of, task_of, task_of_labels
 from stagetrace.hf.tokenizing import (
     check_length,
     check_looks_back_only,
@@ -32,8 +37,11 @@ from stagetrace.hf.tokenizing import (
 )
 from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
-from stagetrace.stages.ids import COLUMN, AskedIds
+from stagetrace.objectives.weights import Weights
+from stagetrace.recording import Unrolled
+from stagetrace.stages.decay import Decay
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import COLUMN, AskedIds
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 
@@ -52,12 +60,13 @@ def stage(
     objective: Objective | PlainLoss | None = None,
     collate: Collate | None = None,
     masking: Masking | None = None,
-    reduction: Reduction = "mean",
+    reduction: ChosenReduction = "auto",
     text: str | Sequence[str] | None = None,
     label: str | None = None,
     max_length: int | None = None,
+    weights: str | Weights | Sequence[float] | Tensor | None = None,
     batch_size: int = 32,
-    weight_decay: float = 0.0,
+    weight_decay: Decay = 0.0,
     workers: int = 0,
     training: Any = None,
     precision: Precision | None = None,
@@ -67,7 +76,9 @@ def stage(
 
     The loss by the end of the class's name: `ForSequenceClassification` cross-entropy (by `config.problem_type` and
     `num_labels` squared error or binary cross-entropy per label), `ForTokenClassification` cross-entropy of the
-    labelled tokens, `ForMaskedLM` that of the masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token.
+    labelled tokens, `ForMaskedLM` that of the masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token,
+    `ForConditionalGeneration` that of each token of the target, `ForQuestionAnswering` the mean of those of the
+    answer's first and last token, `ForMultipleChoice` that of the right choice.
 
     Args:
         name: how results refer to the stage.
@@ -83,7 +94,13 @@ def stage(
         objective: another loss; needed for other classes.
         collate: another collation of the features `input_ids`, `attention_mask`, ..., `labels`.
         masking: for masked language models; None is `Masking(0.15, seed=0)`.
-        reduction: a sentence's loss is the "mean" or the "sum" over its tokens.
+        reduction: what a sentence's loss is. "tokens": the sum over its tokens divided by the data's mean number of
+            tokens, so that every token weighs the same: what the trainers of transformers and TRL minimise. "mean" and
+            "sum" are over its own tokens; with "mean" every sentence weighs the same. "auto" is "tokens"; for a
+            recorded training (`link=Unrolled(...)`) "sum", since what a step divided it by is in the recording.
+        weights: how much each example counts in the mean: the name of a column, one number per example, or
+            `stagetrace.objectives.Weights`, also with the column that names a source or class, such as
+            `Weights({"web": 0.5, "code": 2.0}, sources="source")`. None counts each once.
         text, label: the columns; two text columns are a pair. None takes the usual names.
         max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
         batch_size, weight_decay, workers, training, precision: as for `Stage`; for training see `hf.checkpoints`.
@@ -100,17 +117,21 @@ def stage(
     task = task_of(loaded.model, objective, where)
     if objective is None and task.of_tokens:
         check_prompt(loaded.model, where)
-    called = ids if isinstance(ids, str) else COLUMN
+    weighs, called = column_of(weights), ids if isinstance(ids, str) else COLUMN
     reader, notices, used = _read(
-        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, called, where
+        data, loaded, task, objective, tokenizer, masking or Masking(), text, label, max_length, called, where, weighs
     )
+    if objective is None:
+        check_per_token_loss(reduction, reader.task, where)
     trained, found = (used, link) if after is None else link_to(used, after, link, alpha, where)
+    summed = reduction == "sum" or (reduction == "auto" and isinstance(found, Unrolled))
     described = Stage(
         name,
         model=trained,
-        objective=objective_of(reader.task, reduction) if objective is None else objective,
+        objective=objective_of(reader.task, "sum" if summed else "mean") if objective is None else objective,
         data=Sentences(data, reader, notices),
         link=found,
+        weights=weights_of(weights, data, where),
         weight_decay=weight_decay,
         batch_size=batch_size,
         collate=collate or collation_of(loaded.model, reader.tokenizer, task, where),
@@ -124,9 +145,14 @@ def stage(
     check_fits(described, task)
     if reader.packed and packs(first_row(data, where), data):
         check_apart(described.evaluated, where)
-    if objective is None:
-        check_own_loss(described, reader.task, objective_of(reader.task, "mean"))
-    return described
+    if objective is not None:
+        return described
+    check_own_loss(described, reader.task, objective_of(reader.task, "mean"))
+    if not reader.task.of_tokens or summed or reduction == "mean":
+        return described
+    whose = "the trainers of transformers and TRL"
+    loss, said = per_token(described, reader.task, partial(objective_of, reader.task), whose)
+    return replace(described, objective=loss, data=Sentences(data, reader, notices, said))
 
 
 def _read(
@@ -141,10 +167,12 @@ def _read(
     max_length: int | None,
     ids: str,
     where: str,
+    weighs: str | None,
 ) -> tuple[Reader, tuple[str, ...], Any]:
     """How the data set's examples become the model's features, what is said of it, and the model as it is used."""
     model, row, taken = loaded.model, first_row(data, where), takes(loaded.model)
-    columns, said = columns_of(row, task, text, label, where, main=main_of(model), takes=taken, ids=ids)
+    main = main_of(model)
+    columns, said = columns_of(row, task, text, label, where, main=main, takes=taken, weighs=weighs, ids=ids)
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
     if columns.tokenised and task.of_tokens:

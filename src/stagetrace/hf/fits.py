@@ -10,6 +10,7 @@ from stagetrace.errors import DataError, StagetraceError, first_line, refuse
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.signature import main_of, needs, takes
 from stagetrace.hf.task import Task
+from stagetrace.objectives import Seq2Seq
 from stagetrace.objectives.objective import Objective, splits
 from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
@@ -42,7 +43,8 @@ def check_fits(stage: Stage, task: Task) -> None:
         refuse(f"{stage.where}: {type(base).__name__} needs {some}, and {has}; add what is missing to the rows")
     labels = batch.get("labels")
     of_tokens = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
-    if DECODER in takes(stage.model) and DECODER not in batch and of_tokens:
+    made = isinstance(stage.loss, Seq2Seq)  # from the labels
+    if DECODER in takes(stage.model) and DECODER not in batch and of_tokens and not made:
         refuse(
             f"{stage.where}: {type(base).__name__} reads '{DECODER}', which training made from the labels, and {has}; "
             "add that column, by model.prepare_decoder_input_ids_from_labels(torch.tensor([row['labels']]))[0].tolist()"

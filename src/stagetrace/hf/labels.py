@@ -25,7 +25,9 @@ class Labels:
     @staticmethod
     def of(task: Task, config: Any) -> "Labels":
         """The labels of a model; for a language model its vocabulary."""
-        count: Any = getattr(config, "vocab_size" if task in (Task.MASKED, Task.CAUSAL) else "num_labels", None)
+        count: Any = getattr(
+            config, "vocab_size" if task in (Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ) else "num_labels", None
+        )
         return Labels(task, count if isinstance(count, int) else 0, dict(getattr(config, "label2id", None) or {}))
 
     def read(self, label: Any, where: str) -> Any:
@@ -42,8 +44,10 @@ class Labels:
                 return self._class(label, where)
             case Task.REGRESSION | Task.MULTI_LABEL:
                 return self._numbers(label, where)
-            case Task.MASKED | Task.CAUSAL:
+            case Task.MASKED | Task.CAUSAL | Task.SEQ2SEQ:
                 return self._token(label, where)
+            case Task.CHOICE:
+                return self._choice(label, where)
             case _:
                 return label
 
@@ -64,6 +68,11 @@ class Labels:
             hint = f"; {IGNORED} stands for no label" if label == IGNORED else hint
             raise DataError(f"{where}: class {label} is not one of the model's 0 to {self.count - 1}{hint}")
         return int(label)
+
+    def _choice(self, label: Any, where: str) -> int:
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise DataError(f"{where}: the right choice must be its place, 0 for the first one, got {label!r}")
+        return label
 
     def _numbers(self, label: Any, where: str) -> float | list[float]:
         values: list[Any] = list(label) if isinstance(label, (list, tuple)) else [label]

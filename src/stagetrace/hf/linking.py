@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import nn
 
 from stagetrace.errors import DescriptionError, StagetraceWarning, refuse
-from stagetrace.hf.merged import with_adapters_apart
 from stagetrace.hf.names import plain_names
 from stagetrace.hf.sharing import Shared, shared
 from stagetrace.hf.vocabulary import with_common_rows
@@ -25,7 +24,7 @@ def link_to(
 
     All shared values unchanged: `Frozen`. Otherwise `Proximal`, and the unchanged tensors require no gradient: a tensor
     that training does not change at all was not trained. A vocabulary that grew is cut into the rows of before and
-    those that were added; adapters of the stage before that were merged since are taken apart again.
+    those that were added; of weights that adapters of the stage before were merged into, the link is told how.
 
     Raises:
         DescriptionError: nothing is shared, or something is shared in a way that no link describes.
@@ -39,7 +38,7 @@ def link_to(
     if link is not None:
         return model, link
     try:
-        model = with_common_rows(with_adapters_apart(model, after.model), after.model)
+        model = with_common_rows(model, after.model)
         found = shared(model, after)
         _check_trained(model, found, after)
     except DescriptionError as cause:

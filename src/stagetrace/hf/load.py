@@ -116,7 +116,7 @@ def _adapted(place: str, where: str) -> Loaded:
             "give model=PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
     base_place = place_of(base_place, f"{where}: the base that {ADAPTER} in {place} names")
-    cls, extra = _architecture(base_place, where), dict[str, Any]()
+    cls, extra = _architecture(base_place, where, adapted=True), dict[str, Any]()
     task = ADAPTED.get(settings.get("task_type") or "")
     if task is not None and task_named(cls) is not task:  # the base is still that of an earlier task
         cls = getattr(transformers, AUTO[task])
@@ -151,8 +151,8 @@ def _saved_shapes(folder: Path, where: str) -> dict[str, list[int]]:
         refuse(f"{where}: {file} is no whole safetensors file ({_line(cause)}); copy or write it again")
 
 
-def _architecture(place: str, where: str) -> Any:
-    """The class that `config.architectures` names."""
+def _architecture(place: str, where: str, *, adapted: bool = False) -> Any:
+    """The class that `config.architectures` names. adapted: whether it is a base of adapters, which may be quantised."""
     transformers = package("transformers")
     folder = Path(place)
     if folder.is_dir():
@@ -169,10 +169,10 @@ def _architecture(place: str, where: str) -> Any:
     except Exception as cause:  # whatever a broken or foreign file makes the libraries raise
         refuse(f"{where}: no model can be loaded from '{place}' ({_line(cause)}); {YOURSELF}")
     refuse_code({CODE: getattr(config, CODE, None)}, place, where, YOURSELF)
-    if getattr(config, "quantization_config", None):
+    if getattr(config, "quantization_config", None) and not adapted:
         refuse(
             f"{where}: the weights in {place} are quantised (quantization_config), so the loss has no derivative in "
-            "them; give the folder of the model in full precision"
+            "them; give the folder of the model in full precision. (Adapters on it can be traced: give their folder)"
         )
     names: list[str] = list(config.architectures or [])
     if not names:

@@ -1,6 +1,6 @@
 """Parameter names without what heads, prefixes and adapters make of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from torch import nn
@@ -14,23 +14,32 @@ Plain = tuple[str, ...]
 """What a name is matched by: `("base", rest)` below the base model, whatever its prefix, else `("head", name)`."""
 
 
-def plain_names(model: nn.Module) -> dict[str, Plain]:
+def plain_names(model: nn.Module, called: Mapping[str, str] | None = None) -> dict[str, Plain]:
     """`{parameter: plain name}`, tied weights under each of their names.
+
+    called: what names of adapters are replaced by, `*` for all if not given: another stage may call them otherwise.
 
     Modules that adapters have replaced by trained copies (`original_module`), adapters that are not in use and the
     reference of an objective are left out: they have no part in the model's output.
 
     Raises:
-        DescriptionError: several adapters are active at once, or the one is not in use as it was trained.
+        DescriptionError: adapters are not in use as they were trained.
     """
     check_adapters(model)
+    return plain_of(model, [name for name, _ in model.named_parameters(remove_duplicate=False)], called)
+
+
+def plain_of(model: nn.Module, names: Iterable[str], called: Mapping[str, str] | None = None) -> dict[str, Plain]:
+    """`{name: plain name}` of these names of tensors, without those that have no part in the model's output."""
     base = base_of(model)
     wrapper = next(name for name, module in model.named_modules() if module is base)
     prefix = str(getattr(base, "base_model_prefix", "") or "")
     below = bool(prefix) and hasattr(base, prefix)  # else the model is a base model itself
-    walk = _Walk(dict(model.named_modules(remove_duplicate=False)), active_adapters(model))
+    active = active_adapters(model)
+    words = {name: "*" for name in active} if called is None else {name: called.get(name, name) for name in active}
+    walk = _Walk(dict(model.named_modules(remove_duplicate=False)), words)
     plain: dict[str, Plain] = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
+    for name in names:
         rest = None if is_of_reference(name) else walk.plain(name)
         if rest is None:
             continue
@@ -47,7 +56,7 @@ def plain_names(model: nn.Module) -> dict[str, Plain]:
 class _Walk:
     """Follows a parameter's name from module to module, and leaves out what is not the model's own."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], active: Sequence[str]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], active: Mapping[str, str]) -> None:
         self.modules, self.active = modules, active
         layers: list[Any] = [module for module in modules.values() if is_adapter(module)]
         self.known = {name for layer in layers for kind in layer.adapter_layer_names for name in _keys(layer, kind)}
@@ -61,7 +70,8 @@ class _Walk:
             if is_adapter(owner) and part != "base_layer":
                 return self._of_adapter(owner, kept, part, parts)
             if is_copied(owner):
-                if part == "original_module" or parts[0] not in self.active:
+                used: Any = owner  # of several adapters, one at most
+                if part == "original_module" or parts[0] not in used.active_adapters:
                     return None
                 path = f"{path}.{parts.pop(0)}"
             elif part == "parametrizations" and (rows := rows_of(owner, parts[0])) is not None:
@@ -72,13 +82,13 @@ class _Walk:
         return ".".join(kept)
 
     def _of_adapter(self, owner: Any, kept: list[str], part: str, rest: list[str]) -> str | None:
-        """An adapter's own parameter, its name replaced by `*`: the next stage may call it otherwise."""
+        """An adapter's own parameter, the adapter's name replaced: the next stage may call it otherwise."""
         if rest and rest[0] in self.known and rest[0] not in self.active:
             return None
         below, layer = 0, owner.base_layer
         while is_adapter(layer):  # adapters around adapters: counted from the inside
             below, layer = below + 1, layer.base_layer
-        names = ["*" if one in self.active else one for one in rest]
+        names = [self.active.get(one, one) for one in rest]
         return ".".join([*kept, part, *names, *([f"around {below}"] if below else [])])
 
 

@@ -13,6 +13,7 @@ from stagetrace.hf.packages import base_of, quiet
 from stagetrace.hf.task import Task
 from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives.objective import Objective
+from stagetrace.objectives.spans import OWN_LENGTH
 from stagetrace.objectives.tokens import IGNORED
 from stagetrace.stages.device import to_device
 from stagetrace.stages.stage import Stage
@@ -32,7 +33,7 @@ Own = Callable[[Any, dict[str, Any]], Any]
 
 def counted(batch: Mapping[str, Any], task: Task) -> Tensor:
     """`[batch]`: how many labels of each example are predicted; one each where labels are not of tokens."""
-    labels = batch["labels"]
+    labels = batch["start_positions" if task is Task.SPAN else "labels"]
     if not task.of_tokens:
         return torch.ones(len(labels), dtype=torch.long, device=labels.device)
     return ((labels[:, 1:] if task is Task.CAUSAL else labels) != IGNORED).sum(dim=1)
@@ -60,7 +61,8 @@ def check_own_loss(stage: Stage, task: Task, objective: Objective, own: Own = ow
     dtype = next(stage.evaluated.parameters()).dtype  # a model that has no plain form is refused here
     alone = _ends(len(stage.examples))
     with torch.no_grad(), quiet():
-        for chosen in (*([index] for index in alone), _of_every_label(stage, task, alone)):
+        together = [] if task is Task.SPAN else [_of_every_label(stage, task, alone)]  # whose padding they see
+        for chosen in (*([index] for index in alone), *together):
             try:
                 found = _both(stage, chosen, task, objective, own)
             except Exception:  # no loss for these labels, or examples that are refused when they are used
@@ -104,7 +106,7 @@ def _values(example: Any, task: Task) -> set[Any]:
     labels = example.get("labels", example.get("label", example.get("label_ids")))
     labels = labels.tolist() if hasattr(labels, "tolist") else labels
     match task:
-        case Task.CLASSIFICATION:
+        case Task.CLASSIFICATION | Task.CHOICE:
             return {labels}
         case Task.TOKENS:
             return set(labels) - {IGNORED}
@@ -122,7 +124,7 @@ def _both(
     model = stage.evaluated
     first = next(model.parameters())
     batch: Any = to_device(read.content, first.dtype, first.device)
-    theirs = own(model, dict(batch))
+    theirs = own(model, {name: value for name, value in batch.items() if name != OWN_LENGTH})
     if not isinstance(theirs, Tensor) or theirs.numel() != 1 or not bool(torch.isfinite(theirs)):
         return None
     counts = counted(batch, task).to(torch.float64)

@@ -1,5 +1,6 @@
 """A table of vectors in pieces, for a vocabulary that grew: the rows of before, and those that were added."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -56,3 +57,18 @@ def cut(model: nn.Module, whole: nn.Parameter, sizes: Sequence[int], kept: Seque
             ]
         for number, piece in enumerate(pieces):
             setattr(lists[name], f"original{number}", piece)
+    for module in model.modules():
+        if getattr(getattr(module, "__deepcopy__", None), "__self__", module) is not module:
+            cls = type(module)
+            named = {"__module__": cls.__module__, "__deepcopy__": _copied_whole}
+            module.__class__ = type(cls.__name__, (cls,), named)
+
+
+def _copied_whole(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a wrapper that hands attributes on to a module inside: PyTorch gives modules with parametrizations a
+    `__deepcopy__`, and handed on it would copy what is inside alone.
+    """
+    found: nn.Module = module.__new__(type(module))
+    memo[id(module)] = found
+    vars(found).update(copy.deepcopy(vars(module), memo))
+    return found

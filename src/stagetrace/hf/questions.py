@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.hf.asking import Prompt, asked_row, task_of_stage, tokenizer_of, without_conversations
 from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns_of
 from stagetrace.hf.labels import Labels, check_names
@@ -19,9 +20,10 @@ from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row, is_sequence, present
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import main_of, takes
-from stagetrace.hf.task import Task, task_of
+from stagetrace.hf.task import Task
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
+from stagetrace.hf.weights import PerToken
 from stagetrace.objectives import NextToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
@@ -31,8 +33,10 @@ Collate = Callable[[list[Any]], Any]
 
 
 def query(
-    data: Any,
+    data: Any = None,
     *,
+    prompt: Prompt | None = None,
+    completion: str | None = None,
     stage: Stage,
     objective: Objective | PlainLoss | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
@@ -43,26 +47,45 @@ def query(
     """A query whose examples are read as a stage of `hf.stage` reads its own: tokenizer, columns, labels, masks.
 
     Columns that the stage's rows do not have are inferred from the query's: labels of tokens (-100 where nothing is
-    asked), a `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for. Of a stage that
-    learned from pairs (`DPOTrainer`), rows that are no pairs are asked for the mean loss of their next tokens.
+    asked), a `completion_mask`, or a 'prompt' and a 'completion', of which the completion is asked for. Of
+    conversations ('messages', or a prompt and a completion that are messages) the last turn is asked for, which is the
+    assistant's, by the tokenizer's chat template. Labels that a query's row has itself are always the ones that count.
+    Of a stage that learned from pairs (`DPOTrainer`), rows that are no pairs are asked for the mean loss of their next
+    tokens.
 
     Args:
         data: examples with the columns of the stage's data; for a language model also a string or a list of strings.
+        prompt, completion: in the place of data, what a causal language model was asked and what it said. A prompt is a
+            string, or a list of messages before the assistant's turn.
         stage: the last stage of the chain.
-        objective, reduction, batch_size, workers: as for `Query`.
+        objective: the query loss; None takes the stage's, of tokens the mean over each query example's own.
+        reduction, batch_size, workers: as for `Query`.
         contrast: further examples, read as `data` are, whose loss is taken off that of `data`, as for `Query`: another
             completion of the same prompt, or texts of another behaviour. With `reduction="none"` they pair up by row.
+            With prompt= a string is another completion of it.
 
     Raises:
         DescriptionError: the stage is not of `hf.stage`, or the data are of the wrong kind.
-        DataError: the data set is empty, or (when it is read) an example predicts nothing.
+        DataError: the data set is empty, a prompt and its completion do not fit into the model, a conversation cannot
+            be read, or (when it is read) an example predicts nothing.
     """
     if not isinstance(stage, Stage) or not isinstance(stage.data, Sentences):
         refuse(f"{WHERE}: stage= must be a stage made by hf.stage or hf.from_trainer; for others write Query(...)")
-    rows = _rows(data, stage)
+    if (data is None) == (prompt is None):
+        refuse(f"{WHERE}: give rows of data, or prompt= and completion=: one of the two")
+    if prompt is None and completion is not None:
+        refuse(f"{WHERE}: completion= goes with prompt=, what it was said to; rows of data have a column 'completion'")
+    if prompt is None:
+        rows = _rows(data, stage)
+    else:
+        rows = [asked_row(prompt, completion, stage, f"{WHERE}: prompt= and completion=")]
+        if isinstance(contrast, str):
+            contrast = [asked_row(prompt, contrast, stage, f"{CONTRAST} after prompt=")]
     read, collate = _read(rows, stage)
     if objective is None and asks_for_texts(read, stage):
         objective = NextToken()
+    if objective is None and isinstance(stage.objective, PerToken):
+        objective = stage.objective.of_one
     return Query(
         read,
         objective=objective,
@@ -85,11 +108,11 @@ def _contrast(data: Any, stage: Stage, collate: Collate | None) -> Sentences:
 
 
 def _rows(data: Any, stage: Stage) -> Any:
-    """Rows as they are; a string, or a list of strings, as rows of the stage's column of texts."""
+    """Rows as they are, conversations as tokens; strings as rows of the stage's column of texts."""
     texts: list[Any] = [data] if isinstance(data, str) else data
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        return data
-    task, reader = _task(stage), cast(Sentences, stage.data).reader
+        return without_conversations(data, stage)
+    task, reader = task_of_stage(stage), cast(Sentences, stage.data).reader
     if task not in UNLABELLED:
         refuse(
             f"{WHERE}: data is text without labels, and {stage.where} needs them; write "
@@ -110,10 +133,11 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
         reader = reader_of_texts(reader, stage)
         collate = collation_of(stage.model, reader.tokenizer, reader.task, WHERE)
     elif isinstance(reader, Given):
-        labelled = _task(stage) is Task.CAUSAL and is_sequence(row.get("labels"))  # which collators may overwrite
+        # labels that collators may overwrite
+        labelled = task_of_stage(stage) is Task.CAUSAL and is_sequence(row.get("labels"))
         if not labelled and reader.relevant(row) == reader.expected:
             return own.of(rows, WHERE), stage.collate
-        reader, collate = _reader_of(stage), collation_of(stage.model, _tokenizer(stage), _task(stage), WHERE)
+        reader, collate = _reader_of(stage), collation_of(stage.model, tokenizer_of(stage), task_of_stage(stage), WHERE)
     else:
         collate = stage.collate
     return Sentences(rows, _with_query_columns(reader, row, rows, stage)), collate
@@ -159,7 +183,7 @@ def _with_query_columns(reader: Reader, row: Mapping[str, Any], rows: Any, stage
 
 def _reader_of(stage: Stage) -> Reader:
     """A reader for a stage whose rows were collated by a collator of its Trainer."""
-    config, task, tokenizer = base_of(stage.model).config, _task(stage), _tokenizer(stage)
+    config, task, tokenizer = base_of(stage.model).config, task_of_stage(stage), tokenizer_of(stage)
     main, longest = main_of(stage.model), longest_of(tokenizer, stage.model)
     row = stage.data.rows[0]
     columns, _ = columns_of(row, task, None, None, stage.where, main=main, takes=takes(stage.model))
@@ -168,14 +192,3 @@ def _reader_of(stage: Stage) -> Reader:
         task, columns, labels, tokenizer, takes(stage.model), longest, Masking(), stage.where, size=size_of(config)
     )
     return replace(made, expected=made.relevant(row))
-
-
-def _task(stage: Stage) -> Task:
-    reader = cast(Sentences, stage.data).reader
-    return reader.task if isinstance(reader, Reader) else task_of(stage.model, stage.objective, stage.where)
-
-
-def _tokenizer(stage: Stage) -> Any:
-    """The tokenizer of a stage's rows, or that of its collator."""
-    reader = cast(Sentences, stage.data).reader
-    return reader.tokenizer if isinstance(reader, Reader) else getattr(stage.collate, "tokenizer", None)

@@ -31,6 +31,7 @@ from stagetrace.hf.tokens import (
     text_of,
     words_of,
 )
+from stagetrace.objectives.spans import OWN_LENGTH
 from stagetrace.objectives.tokens import IGNORED
 
 Features = dict[str, Any]
@@ -74,7 +75,7 @@ class Reader:
             return [self(row, index) for row, index in zip(rows, indices, strict=True)]
         for row, index in zip(rows, indices, strict=True):
             self._check(row, index)
-        (name,) = self.columns.texts
+        name = self.columns.texts[0]
         where = f"{self.where}: '{name}' of example "
         texts = [text_of(row[name], f"{where}{index}") for row, index in zip(rows, indices, strict=True)]
         encoded = self.tokenizer(texts, **self._cut)
@@ -104,7 +105,9 @@ class Reader:
         if is_sequence(tokens):
             check_tokens(features, self.size, f"{self.where}: example {index}")
             if MASK not in features and not self.packed and (MASK in self.takes or self.task.of_tokens):
-                features[MASK] = [1] * len(tokens)
+                features[MASK] = [[1] * len(one) if is_sequence(one) else 1 for one in tokens]
+        if self.task is Task.SPAN:
+            features[OWN_LENGTH] = len(features.get(TOKENISED, features.get(EMBEDDED, ())))
         if self.task is Task.MASKED and self.columns.label is None:
             self._mask(features, whole.get("special_tokens_mask"), index)
         else:
@@ -188,6 +191,8 @@ class Reader:
         label = label.tolist() if hasattr(label, "tolist") else label
         if not self.task.of_tokens:
             return self.labels.read(label, where)
+        if self.task is Task.SEQ2SEQ and isinstance(label, str):
+            label = self._target(label, where)
         if not is_sequence(label):
             raise DataError(f"{where} must be a list with a label per token, got {label!r}")
         if self.task is Task.TOKENS and not self.columns.tokenised:
@@ -197,9 +202,15 @@ class Reader:
             return first_of_each(whole["word_ids"], [self._one(one, where) for one in label])
         label = [self._one(one, where) for one in label]
         tokens = features.get(TOKENISED, features.get(EMBEDDED, ()))
-        if len(label) != len(tokens):
+        if len(label) != len(tokens) and self.task is not Task.SEQ2SEQ:
             raise DataError(f"{where} has {len(label)} labels for {len(tokens)} tokens")
         return label
+
+    def _target(self, text: str, where: str) -> list[int]:
+        """The tokens of a target text."""
+        if self.tokenizer is None:
+            raise DataError(f"{where} is a text, and there is no tokenizer; give tokenizer=, or the target's tokens")
+        return self.tokenizer(text_target=text, **self._cut)[TOKENISED]
 
     def _one(self, label: Any, where: str) -> Any:
         return IGNORED if isinstance(label, (int, float)) and label == IGNORED else self.labels.read(label, where)

@@ -20,11 +20,19 @@ class Sentences:
         rows: the data set as it was given; an example's id is its index there.
         reader: how a row is read.
         notices: what was decided for the user and should be known.
+        remarks: what is as usual, and said where a stage is looked at or a run kept.
     """
 
-    def __init__(self, rows: Any, reader: Reader | Given | PairReader, notices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        reader: Reader | Given | PairReader,
+        notices: tuple[str, ...] = (),
+        remarks: tuple[str, ...] = (),
+    ) -> None:
         expected = reader.relevant(rows[0])
-        self.rows, self.reader, self.notices = rows, replace(reader, expected=expected), notices
+        self.rows, self.reader = rows, replace(reader, expected=expected)
+        self.notices, self.remarks = notices, remarks
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,6 +1,6 @@
 """Which parameters a model has from the one before it, found by name and shape."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -8,17 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import refuse
-from stagetrace.hf.merged import merged_layers
+from stagetrace.hf.chained import words_of
+from stagetrace.hf.merged import kept_merged, merged_layers, merged_weights
 from stagetrace.hf.names import Plain, plain_names
+from stagetrace.hf.quantised import check_traceable, is_quantised
 from stagetrace.results.table import ShownAsTable, Table
+from stagetrace.stages.links.computed import Origin, sources_of
 from stagetrace.stages.links.names import canonical_names
 from stagetrace.stages.stage import Stage
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Shared(ShownAsTable, Mapping[str, str]):
+class Shared(ShownAsTable, Mapping[str, Origin]):
     """`{this model's parameter: the previous model's}`, and what has no counterpart.
+
+    In place of a name stands a function of several where adapters were merged.
 
     As a mapping it can stand in `Frozen(...)` or `Proximal(...)`; printed, it is a table by module.
 
@@ -30,7 +35,7 @@ class Shared(ShownAsTable, Mapping[str, str]):
         are in `new` and in `left` too.
     """
 
-    pairs: Mapping[str, str]
+    pairs: Mapping[str, Origin]
     kept: frozenset[str]
     new: tuple[str, ...]
     left: tuple[str, ...]
@@ -38,7 +43,7 @@ class Shared(ShownAsTable, Mapping[str, str]):
     _ours: Mapping[str, tuple[str, int]]
     _theirs: Mapping[str, tuple[str, int]]
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> Origin:
         return self.pairs[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -55,8 +60,8 @@ class Shared(ShownAsTable, Mapping[str, str]):
     def table(self) -> Table:
         """A row for each module and each fate of its parameters: how many numbers they are, in how many tensors."""
         rows = [
-            *_rows("shared, kept", [self._ours[name] for name in self.pairs if name in self.kept]),
-            *_rows("shared, moved", [self._ours[name] for name in self.moved]),
+            *self._shared_rows("kept", [name for name in self.pairs if name in self.kept]),
+            *self._shared_rows("moved", self.moved),
             *_rows("new here", [self._ours[name] for name in self.new]),
             *_rows("left behind", [self._theirs[name] for name in self.left]),
         ]
@@ -67,6 +72,13 @@ class Shared(ShownAsTable, Mapping[str, str]):
         title, heads = "parameters of this stage and the one before", ("what", "module", "parameters", "tensors")
         return Table(title, heads, tuple(rows), "\n".join(notes), words=frozenset(heads[:2]))
 
+    def _shared_rows(self, fate: str, names: Sequence[str]) -> list[tuple[str, ...]]:
+        merged = [name for name in names if not isinstance(self.pairs[name], str)]
+        return [
+            *_rows(f"shared, {fate}", [self._ours[name] for name in names if name not in merged]),
+            *_rows(f"merged, {fate}", [self._ours[name] for name in merged]),
+        ]
+
     __repr__ = ShownAsTable.__str__
 
 
@@ -75,10 +87,12 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
 
     A name is what is left of it without the prefix of the base model (`bert.`, `model.`) and without what adapters add;
     weights that were trained beside adapters (`modules_to_save`) count as the module they replace. Tied weights are one
-    parameter.
+    parameter. Of two adapters those are one that have the same values, or else the same name. A weight that the
+    previous model's adapters were merged into is shared as a function of them and of their base
+    (`stagetrace.stages.links.Computed`).
 
     Raises:
-        DescriptionError: no parameter is shared, or weights have the previous model's adapters merged into them.
+        DescriptionError: no parameter is shared; or it is not clear whether adapters were merged, or which is which.
     """
     for each in (model, previous):
         if not isinstance(each, (nn.Module, Stage)):
@@ -87,16 +101,18 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
                 "transformers.AutoModel.from_pretrained(folder)"
             )
     ours_model, theirs_model = (each.model if isinstance(each, Stage) else each for each in (model, previous))
-    _check_apart(ours_model, theirs_model)
-    ours, theirs = plain_names(ours_model), plain_names(theirs_model)
+    check_traceable(ours_model, theirs_model)
+    computed = merged_weights(ours_model, theirs_model)
+    our_words, their_words = words_of(ours_model, theirs_model, merged_layers(computed))
+    ours, theirs = plain_names(ours_model, our_words), plain_names(theirs_model, their_words)
     our_one, their_one = canonical_names(ours_model), canonical_names(theirs_model)
     our_values, their_values = dict(ours_model.named_parameters()), dict(theirs_model.named_parameters())
     by_plain = {plain: their_one[name] for name, plain in theirs.items()}
-    pairs: dict[str, str] = {}
+    pairs: dict[str, Origin] = dict(computed)
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for name, plain in ours.items():
         here, there = our_one[name], by_plain.get(plain)
-        if there is None or here in pairs:
+        if there is None or here in pairs or is_quantised(our_values[here]):
             continue
         if our_values[here].shape == their_values[there].shape:
             pairs[here] = there
@@ -108,28 +124,22 @@ def shared(model: nn.Module | Stage, previous: nn.Module | Stage) -> Shared:
             f"{type(theirs_model).__name__}{_example(reshaped)}; name the shared ones by link=Frozen({{...}}) "
             "or link=Proximal({...})"
         )
+    used = sources_of(pairs.values())
     return Shared(
         pairs,
-        frozenset(name for name, other in pairs.items() if _equal(our_values[name], their_values[other])),
+        frozenset(name for name, other in pairs.items() if _kept(our_values[name], other, their_values)),
         tuple(name for name in dict.fromkeys(our_one[n] for n in ours) if name not in pairs),
-        tuple(name for name in dict.fromkeys(their_one[n] for n in theirs) if name not in set(pairs.values())),
+        tuple(name for name in dict.fromkeys(their_one[n] for n in theirs) if name not in used),
         {name: shapes for name, shapes in reshaped.items() if name not in pairs},
         _described(ours, our_values),
         _described(theirs, their_values),
     )
 
 
-def _check_apart(model: nn.Module, previous: nn.Module) -> None:
-    merged = merged_layers(model, previous)
-    if merged:
-        refuse(
-            f"the adapters of the stage before are merged into '{next(iter(merged))}'; give after= and no link=, "
-            "hf.stage(..., after=before), which takes them apart again: the names of the model change with that"
-        )
-
-
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    return torch.equal(ours.detach(), theirs.detach().to(ours))
+def _kept(ours: Tensor, origin: Origin, theirs: Mapping[str, Tensor]) -> bool:
+    if isinstance(origin, str):
+        return torch.equal(ours.detach(), theirs[origin].detach().to(ours))
+    return kept_merged(ours, origin, theirs)
 
 
 def _described(plain: Mapping[str, Plain], values: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:

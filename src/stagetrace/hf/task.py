@@ -5,9 +5,22 @@ from typing import Any, Literal, final
 
 from stagetrace.errors import refuse
 from stagetrace.hf.packages import base_of
-from stagetrace.objectives import Classification, MaskedToken, MultiLabel, NextToken, Objective, Regression
+from stagetrace.objectives import (
+    Classification,
+    MaskedToken,
+    MultiLabel,
+    NextToken,
+    Objective,
+    Regression,
+    Seq2Seq,
+    SpanAnswer,
+)
 
 Reduction = Literal["mean", "sum"]
+"""Over an example's tokens."""
+
+ChosenReduction = Literal["auto", "tokens", "mean", "sum"]
+"""What a user may choose: also that every token of the data weighs the same."""
 
 
 @final
@@ -20,12 +33,15 @@ class Task(StrEnum):
     TOKENS = "tokens"
     MASKED = "masked"
     CAUSAL = "causal"
+    SEQ2SEQ = "sequence to sequence"
+    SPAN = "question answering"
+    CHOICE = "multiple choice"
     OTHER = "other"
 
     @property
     def of_tokens(self) -> bool:
         """Whether there is a label per token."""
-        return self in (Task.TOKENS, Task.MASKED, Task.CAUSAL)
+        return self in (Task.TOKENS, Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
 
 
 HEADS = {
@@ -35,6 +51,9 @@ HEADS = {
     "ForMaskedLM": Task.MASKED,
     "ForCausalLM": Task.CAUSAL,
     "LMHeadModel": Task.CAUSAL,
+    "ForConditionalGeneration": Task.SEQ2SEQ,
+    "ForQuestionAnswering": Task.SPAN,
+    "ForMultipleChoice": Task.CHOICE,
 }
 """How the name of a model's class ends -> its task."""
 
@@ -56,9 +75,11 @@ def task_of(model: Any, objective: object, where: str) -> Task:
     """
     base = base_of(model)
     found = task_named(type(base))
+    if found is Task.SEQ2SEQ and not getattr(base.config, "is_encoder_decoder", False):
+        found = None  # a decoder alone, of images and text, say
     if found is None and objective is None:
         refuse(
-            f"{where}: there is no ready-made loss for {type(base).__name__}; classes that end in {', '.join(HEADS)} "
+            f"{where}: there is no ready-made loss for {type(base).__name__}; classes that end in {_ends()} "
             "have one; for another give objective=, an objective or a function losses(model, batch) -> Tensor[batch]"
         )
     if found is not Task.CLASSIFICATION:
@@ -69,6 +90,10 @@ def task_of(model: Any, objective: object, where: str) -> Task:
             refuse(f"{where}: config.problem_type is {bound!r}; it must be one of {', '.join(map(repr, PROBLEMS))}")
         return PROBLEMS[bound]
     return Task.REGRESSION if base.config.num_labels == 1 else Task.CLASSIFICATION
+
+
+def _ends() -> str:
+    return ", ".join(f"{end} (with an encoder)" if task is Task.SEQ2SEQ else end for end, task in HEADS.items())
 
 
 def task_of_labels(task: Task, model: Any, objective: object, label: Any) -> Task:
@@ -104,5 +129,9 @@ def objective_of(task: Task, reduction: Reduction) -> Objective:
             return MaskedToken(reduction)
         case Task.CAUSAL:
             return NextToken(reduction)
+        case Task.SEQ2SEQ:
+            return Seq2Seq(reduction)
+        case Task.SPAN:
+            return SpanAnswer()
         case _:
             return Classification()

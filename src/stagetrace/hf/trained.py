@@ -14,7 +14,7 @@ from stagetrace.hf.weights import Smoothed
 from stagetrace.objectives import Objective
 from stagetrace.objectives.tokens import IGNORED
 
-SMOOTHED = (Task.CLASSIFICATION, Task.TOKENS, Task.MASKED, Task.CAUSAL)
+SMOOTHED = (Task.CLASSIFICATION, Task.CHOICE, Task.TOKENS, Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
 
 STEPS = (
     "compute_loss",
@@ -64,7 +64,8 @@ def check_loss(trainer: Any, where: str) -> None:
     give = (
         "give objective=, a function losses(model, batch) -> Tensor[batch] that returns this loss for each example; if "
         "it is the loss of the model's class all the same (as where a method only logs), say which: "
-        "objective=stagetrace.objectives.NextToken() for a causal language model, Classification() for a classifier"
+        "objective=stagetrace.objectives.NextToken() for a causal language model, Classification() for a classifier; "
+        'if it weighs classes, also weights=Weights({class: weight, ...}, sources="label")'
     )
     for step in STEPS:
         if _is_own(trainer, step):
@@ -140,7 +141,8 @@ def examples_averaged(trainer: Any, model: Any, batch: dict[str, Any]) -> int:
         labels = (batch["labels"] != IGNORED).sum()
         one, two = (float(trainer.compute_loss(model, dict(batch), num_items_in_batch=labels * k)) for k in (1, 2))
     taken = abs(one - 2 * two) < 0.1 * abs(one)
-    return on_device * (int(args.gradient_accumulation_steps) * int(args.world_size) if taken else 1)
+    devices = int(args.world_size) if getattr(args, "average_tokens_across_devices", True) else 1
+    return on_device * (int(args.gradient_accumulation_steps) * devices if taken else 1)
 
 
 def groups_by_length(trainer: Any) -> bool:

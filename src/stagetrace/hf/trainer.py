@@ -1,24 +1,28 @@
 """A finished `transformers.Trainer` as a stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor
+
 from stagetrace.errors import refuse
 from stagetrace.hf.admit import admit, unwrapped
+from stagetrace.hf.arguments import check_per_token_loss, check_reduction
 from stagetrace.hf.checkpoints import last_of
 from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import Columns
+from stagetrace.hf.counting import COUNTED, per_token, weights_of
 from stagetrace.hf.labels import Labels
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.masking import Masking
-from stagetrace.hf.ownloss import check_own_loss, counted
+from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of, package
 from stagetrace.hf.reader import Given, Reader
 from stagetrace.hf.rows import first_row
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.signature import takes
-from stagetrace.hf.task import Reduction, Task, task_of
+from stagetrace.hf.task import ChosenReduction, Reduction, Task, task_of
 from stagetrace.hf.trained import (
     check_collator,
     check_loss,
@@ -30,11 +34,11 @@ from stagetrace.hf.trained import (
     own_loss_of,
 )
 from stagetrace.hf.trl import kind_of, stage_of
-from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
-from stagetrace.objectives.tokens import IGNORED
+from stagetrace.objectives.weights import Weights
 from stagetrace.recording import Unrolled
 from stagetrace.replay.checkpoints import Checkpoint
+from stagetrace.stages.decay import Decay
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
@@ -52,9 +56,10 @@ def from_trainer(
     alpha: float | Literal["auto"] = 0.01,
     objective: Objective | PlainLoss | None = None,
     seed: int = 0,
-    reduction: Reduction | Literal["auto"] = "auto",
+    reduction: ChosenReduction = "auto",
+    weights: str | Weights | Sequence[float] | Tensor | None = None,
     batch_size: int = 32,
-    weight_decay: float = 0.0,
+    weight_decay: Decay = 0.0,
     workers: int = 0,
     training: Any = "auto",
     precision: Precision | None = None,
@@ -80,12 +85,12 @@ def from_trainer(
     Args:
         trainer: after `trainer.train()`.
         name: how results refer to the stage.
-        after, link, alpha, batch_size, weight_decay, workers, precision: as for `hf.stage`.
+        after, link, alpha, weights, batch_size, weight_decay, workers, precision: as for `hf.stage`.
         objective: the loss, where the Trainer's is not that of the model's class.
         seed: of the masks.
         training: as for `Stage`, such as `hf.checkpoints(trainer)`; "auto" is the Trainer's own optimiser and schedule
             where they are known and its model is the one that they left, else None.
-        reduction: a sentence's loss is the "mean" or the "sum" over its tokens; "auto" weighs tokens as was trained.
+        reduction: as for `hf.stage`; "auto" weighs tokens as was trained.
 
     Raises:
         DescriptionError: a loss of the Trainer's own and no objective; rows that it reads in a way of its own; no
@@ -95,8 +100,7 @@ def from_trainer(
     transformers = package("transformers")
     if not isinstance(trainer, transformers.Trainer):
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
-    if reduction not in ("auto", "mean", "sum"):
-        refuse(f"{where}: reduction must be 'auto', 'mean' or 'sum', got {reduction!r}")
+    check_reduction(reduction, where)
     kind = kind_of(trainer)
     if kind is not None:
         recorded = isinstance(link, Unrolled)
@@ -111,6 +115,7 @@ def from_trainer(
             reduction=reduction,
             batch_size=batch_size,
             weight_decay=weight_decay,
+            weights=None if weights is None else weights_of(weights, trainer.train_dataset or [{}], where),
             workers=workers,
             precision=precision,
             training=_left(trainer, recorded) if training == "auto" else training,
@@ -133,6 +138,7 @@ def from_trainer(
         model=trained,
         link=found,
         weight_decay=weight_decay,
+        weights=weights_of(weights, data.rows, where),
         batch_size=batch_size,
         collate=collate,
         workers=workers,
@@ -141,12 +147,13 @@ def from_trainer(
     )
     if objective is not None:
         return stage(objective=objective, data=data)
+    check_per_token_loss(reduction, task, where)
     loss = loss_of(trainer, task, model, where)
     first = stage(objective=loss("mean"), data=data)
     check_own_loss(first, task, loss("mean"), own_loss_of(trainer), "the Trainer")
-    if reduction == "auto" and task.of_tokens and not recorded:
-        weighed, notice = _as_weighed(trainer, first, task, loss)
-        return stage(objective=weighed, data=Sentences(data.rows, data.reader, (*data.notices, notice)))
+    if reduction == "tokens" or (reduction == "auto" and task.of_tokens and not recorded):
+        weighed, said = _as_weighed(trainer, first, task, loss, asked=reduction == "tokens")
+        return stage(objective=weighed, data=Sentences(data.rows, data.reader, (*data.notices, *said)))
     summed = reduction == "sum" or (reduction == "auto" and recorded)
     return stage(objective=loss("sum" if summed else "mean"), data=data)
 
@@ -158,25 +165,18 @@ def _left(trainer: Any, recorded: bool) -> list[Checkpoint] | None:
 
 
 def _as_weighed(
-    trainer: Any, stage: Stage, task: Task, loss: Callable[[Reduction], Objective]
-) -> tuple[Objective, str]:
-    """The loss with tokens weighed as the Trainer weighed them, and the sentence that says so."""
+    trainer: Any, stage: Stage, task: Task, loss: Callable[[Reduction], Objective], *, asked: bool
+) -> tuple[Objective, tuple[str, ...]]:
+    """The loss with tokens weighed as the Trainer weighed them, or alike where that is asked for; and what says so."""
+    if asked:
+        return per_token(stage, task, loss, 'reduction="tokens"', COUNTED)
     (batch,) = stage.examples.read([range(min(2, len(stage.examples)))])
     together = examples_averaged(trainer, stage.evaluated, batch.content)
     if together == 1 or groups_by_length(trainer):
         why = "one example in a step" if together == 1 else "batches of like lengths"
-        return loss("mean"), f"{stage.where}: trained with {why}, every example weighs the same, not every token"
-    total = sum(
-        int(counted(batch.content, task).sum()) for batch in stage.examples.read(stage.examples.batch_indices())
-    )
-    tokens = total / len(stage.examples)
-    if not tokens:
-        refuse(f"{stage.where}: no example has a token to predict (all labels are {IGNORED}); check the labels")
-    return PerToken(loss("sum"), tokens), (
-        f"{stage.where}: every token weighs the same, as in the Trainer's steps of {together} examples: a loss is the "
-        f"sum over an example's tokens divided by {tokens:.4g}, the mean number; reduction='mean' weighs every example "
-        "the same instead"
-    )
+        said = f"{stage.where}: trained with {why}, every example weighs the same, not every token"
+        return loss("mean"), (said,)
+    return per_token(stage, task, loss, f"the Trainer's steps of {together} examples", COUNTED)
 
 
 def _data(trainer: Any, model: Any, task: Task, seed: int, where: str) -> tuple[Sentences, Any]:

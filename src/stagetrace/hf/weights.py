@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch.nn.functional as F
@@ -45,6 +45,12 @@ class PerToken:
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self.objective.losses(outputs, batch) / self.tokens
+
+    @property
+    def of_one(self) -> Objective:
+        """The loss of an example that stands alone: the mean over its own tokens, where the summed loss has one."""
+        held: Any = self.objective
+        return replace(held, reduction="mean") if getattr(held, "reduction", None) == "sum" else held
 
     def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
         """Each predicted token's term of its example's loss, `[batch, length]`."""

@@ -25,7 +25,7 @@ def call(model: nn.Module, batch: Any) -> Tensor:
     """
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in LABELS}
-        return tensor_of(_call_by_keyword(model, inputs))
+        return tensor_of(output_of(model, inputs))
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         targets_of(batch)
         return tensor_of(_called(model, batch[:-1], {}))
@@ -56,7 +56,12 @@ def _binds(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any]) ->
     return True
 
 
-def _call_by_keyword(model: nn.Module, inputs: dict[str, Any]) -> Any:
+def output_of(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """What the model returns for inputs by name, as `call` gives them.
+
+    Raises:
+        BatchError: they do not fit its `forward`.
+    """
     parameters = inspect.signature(model.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         known = inputs

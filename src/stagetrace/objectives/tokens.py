@@ -106,7 +106,11 @@ class MaskedToken:
 
     def labelled(self, batch: Any) -> int:
         """How many tokens of the batch are predicted."""
-        return int((target_tensor(batch, "MaskedToken") != IGNORED).sum())
+        return int(self.counted(batch).sum())
+
+    def counted(self, batch: Any) -> Tensor:
+        """At which positions `[batch, length]` of the outputs something is predicted."""
+        return target_tensor(batch, "MaskedToken") != IGNORED
 
 
 @final
@@ -172,8 +176,12 @@ class NextToken:
 
     def labelled(self, batch: Any) -> int:
         """How many tokens of the batch are predicted."""
+        return int(self.counted(batch).sum())
+
+    def counted(self, batch: Any) -> Tensor:
+        """At which positions `[batch, length]` of the outputs something is predicted: the token after it."""
         labels, shifted = _labels(batch)
-        return int((labels[:, 0 if shifted else 1 :] != IGNORED).sum())
+        return (labels if shifted else F.pad(labels[:, 1:], (0, 1), value=IGNORED)) != IGNORED
 
 
 def _tokens_alone(batch: Any) -> Any:

@@ -16,7 +16,7 @@ from stagetrace.progress import Progress
 from stagetrace.solvers.base import Solver
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.coverage import Coverage, changed_statistics, notices, unfollowed_statistics
+from stagetrace.stages.coverage import Coverage, changed_statistics, notices, remarks, unfollowed_statistics
 from stagetrace.stages.modes import each_in_ordinary_modes
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.rounded import too_fine
@@ -54,6 +54,7 @@ def inspect(
     for bound in chain:
         yield from in_short(predictor.checked(bound))
         yield from (Finding(bound.name, "mode", Level.NOTE, notice) for notice in notices(bound.stage))
+        yield from (Finding(bound.name, "loss", Level.OK, remark) for remark in remarks(bound.stage))
         yield Finding(bound.name, "coverage", *_coverage(bound))
         if bound.previous is not None:
             yield Finding(bound.name, "mapping", Level.OK, _mapping(bound))

@@ -34,7 +34,7 @@ def stationarity(bound: BoundStage, solver: Solver, progress: Progress) -> Findi
     indices = seeded_subset(total, "auto", seed=0)
     values = bound.trained.flatten(bound.trained_values)
     mean = mean_gradient(bound.risk, indices, progress=progress).trained.squeeze(1)
-    found = (mean + bound.stage.weight_decay * values + _pull(bound, values)).double()
+    found = (mean + bound.decay * values + _pull(bound, values)).double()
     typical, spread = _single_gradients(bound, mean)
     error = (spread * (1 / len(indices) - 1 / total)) ** 0.5
     norm = max(0.0, float(found @ found) - error**2) ** 0.5

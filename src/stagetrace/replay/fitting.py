@@ -11,7 +11,9 @@ from stagetrace.recording.names import plain_name
 from stagetrace.recording.recorded import Recorded
 from stagetrace.recording.recording import constants_digest
 from stagetrace.replay.statistics import check_buffers
+from stagetrace.replay.training import check_weights
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.links.computed import Origin, gap, start_of
 from stagetrace.stages.space import Params
 
 
@@ -34,13 +36,13 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
     if bound.previous is not None:
         theirs = {name: p.detach() for name, p in bound.previous.model.named_parameters()}
         began = {
-            name: other for name, other in bound.anchored_to.items() if not _same(start.values[name], theirs[other])
+            name: origin for name, origin in bound.anchored_to.items() if not _from(start.values[name], origin, theirs)
         }
         if began:
-            gap = max(_gap(start.values[name], theirs[other]) for name, other in began.items())
+            far = max(gap(start.values[name], start_of(origin, theirs)) for name, origin in began.items())
             refuse(
                 f"{where}: the recorded training did not start from what '{bound.previous.name}' left: "
-                f"{some_names(began)} differ by up to {gap:.3g}; give the checkpoint that it started from as the stage "
+                f"{some_names(began)} differ by up to {far:.3g}; give the checkpoint that it started from as the stage "
                 "before, or link what was really shared"
             )
     beside = {plain_name(name) for name, _ in bound.stage.model.named_parameters() if is_of_reference(name)}
@@ -55,17 +57,20 @@ def fitting(bound: BoundStage, recorded: Recorded) -> Recorded:
 
 
 def check_decay(bound: BoundStage) -> None:
-    """Refuse a weight decay beside recorded steps, which have it in the optimiser's settings or not at all.
+    """Refuse a weight decay beside recorded steps, which have it in the optimiser's settings or not at all; and weights
+    of the examples, which they have in their loss.
 
     Raises:
-        DescriptionError: the stage has one.
+        DescriptionError: the stage has either.
     """
-    if bound.stage.weight_decay:
+    stage = bound.stage
+    if any(bound.decays.values()):
         refuse(
-            f"{bound.stage.where}: weight_decay={bound.stage.weight_decay:g} is the L2 term of a loss at its minimum, "
+            f"{stage.where}: weight_decay={stage.weight_decay} is the L2 term of a loss at its minimum, "
             "but this stage is differentiated through recorded steps, whose decay is in the optimiser's settings as "
             "used; leave weight_decay= out"
         )
+    check_weights(bound)
 
 
 def unlisted(bound: BoundStage, recorded: Recorded) -> list[str]:
@@ -105,10 +110,10 @@ def _cut(bound: BoundStage, recorded: Recorded) -> Recorded:
             if left and _is_at(left, values):
                 return replace(recorded if step == recorded.steps else recorded.cut(step), averaged=averaged)
     last = recorded.state(recorded.steps)
-    gap = max(_gap(last.values[name], value) for name, value in values.items())
+    far = max(gap(last.values[name], value) for name, value in values.items())
     refuse(
         f"{bound.stage.where}: its model is in none of the states that the recording kept (after the last of "
-        f"{recorded.steps:,} steps parameters differ by up to {gap:.3g}); give the model as that training left it. Of "
+        f"{recorded.steps:,} steps parameters differ by up to {far:.3g}); give the model as that training left it. Of "
         "a checkpoint on the way a state is kept if Recording(every=...) hits its step, and where a Trainer or "
         "Lightning saves one; of averaged weights (EMA, SWA) if they were recorded, Recording(..., average=...)"
     )
@@ -122,8 +127,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.cpu(), other.detach().cpu().to(one.dtype))
 
 
-def _gap(one: Tensor, other: Tensor) -> float:
-    return float((one.cpu().double() - other.detach().cpu().double()).abs().max()) if one.numel() else 0.0
+def _from(began: Tensor, origin: Origin, theirs: Params) -> bool:
+    """Whether the steps began at what the stage before left; at what was computed from it, to rounding."""
+    return _same(began, theirs[origin]) if isinstance(origin, str) else origin.agrees(began, theirs)
 
 
 def _grouped(recorded: Recorded) -> list[str]:

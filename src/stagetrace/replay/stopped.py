@@ -193,7 +193,7 @@ def _of_recording(bound: BoundStage, recorded: Recorded, segments: int) -> list[
 def _measures(bound: BoundStage, left: Left) -> tuple[float, Tensor | None, float | Tensor]:
     """Time, metric and decay of a stretch."""
     where, trained = bound.stage.where, bound.trained
-    _warn_of_decay(bound, left.groups)
+    _warn_of_decay(bound, left)
     times = [rate / _holding_back(where, group) for rate, group in zip(left.rates, left.groups, strict=True)]
     time = next((each for each in times if each > 0), 0.0)
     if not time:
@@ -209,18 +209,27 @@ def _measures(bound: BoundStage, left: Left) -> tuple[float, Tensor | None, floa
     return time, None if bool((D == 1).all()) else D, float(shrinks[0]) if same else shrinks
 
 
-def _warn_of_decay(bound: BoundStage, groups: Sequence[Settings]) -> None:
+def _warn_of_decay(bound: BoundStage, left: Left) -> None:
     """Of an L2 term that the optimiser added to the gradient and that the stage's curvature does not have."""
-    coupled = [float(group.get("weight_decay") or 0.0) for group in groups if not group.get("decoupled_weight_decay")]
-    added, own = max(coupled, default=0.0), float(bound.stage.weight_decay)
-    if added and added != own:
-        warnings.warn(
-            f"{bound.stage.where}: the optimiser added weight_decay={added:g} times the parameters to the gradient, "
-            f"and the stage's curvature has {own:g}, so that scores are those of another penalty; give "
-            f"Stage(..., weight_decay={added:g})",
-            StagetraceWarning,
-            stacklevel=3,
-        )
+    added = {name: _coupled(left.groups[left.group[plain_name(name)]]) for name in bound.trained.names}
+    own = bound.decays
+    wrong = next((name for name, decay in added.items() if decay and decay != own[name]), None)
+    if wrong is None:
+        return
+    alike = len({*added.values()}) == 1
+    of, give = ("", f"{added[wrong]:g}") if alike else (f" of '{wrong}'", "{...}) with patterns of names")
+    warnings.warn(
+        f"{bound.stage.where}: the optimiser added weight_decay={added[wrong]:g} times the parameters to the gradient"
+        f"{of}, and the stage's curvature has {own[wrong]:g}, so that scores are those of another penalty; give "
+        f"Stage(..., weight_decay={give}{')' if alike else ''}",
+        StagetraceWarning,
+        stacklevel=3,
+    )
+
+
+def _coupled(group: Settings) -> float:
+    """What was added to the gradient, times the parameters."""
+    return 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay") or 0.0)
 
 
 def _holding_back(where: str, group: Settings) -> float:

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from stagetrace.errors import ResultsError
+from stagetrace.errors import ResultsError, refuse
 from stagetrace.recording.content import digest, read
 from stagetrace.recording.names import plain_name
 from stagetrace.recording.step import Micro
@@ -23,6 +23,20 @@ from stagetrace.stages.evaluation import Evaluation
 from stagetrace.stages.space import Params
 
 
+def check_weights(bound: BoundStage) -> None:
+    """Refuse weights of the examples beside recorded steps, which have them in their loss or not at all.
+
+    Raises:
+        DescriptionError: the stage has them.
+    """
+    if bound.stage.example_weights is not None:
+        refuse(
+            f"{bound.stage.where}: weights= are those of a mean over all examples, but this stage is differentiated "
+            "through recorded steps, which weigh the examples of each batch in their own way; give the loss that was "
+            "recorded, an objective whose losses are multiplied by the examples' weights, and leave weights= out"
+        )
+
+
 @final
 class Training:
     """The losses of recorded batches at any parameters: random masks, modes and running statistics as recorded.
@@ -33,6 +47,7 @@ class Training:
     """
 
     def __init__(self, bound: BoundStage) -> None:
+        check_weights(bound)
         stage = bound.stage
         self._bound = bound
         self.model = without_recomputing(replace_layers(private_copy(stage.model, stage.where), stage.where))

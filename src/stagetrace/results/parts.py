@@ -24,15 +24,13 @@ from torch import Tensor
 from stagetrace.errors import ResultsError, refuse
 from stagetrace.results.files import REMEDY, atomic, read_as
 from stagetrace.results.manifest import check_identity, identity
+from stagetrace.results.part_columns import ID, check_layout, schema_of
 from stagetrace.results.scores import Scores, check_finite, check_values
 from stagetrace.results.seals import SEAL, check_seal, seal_of
 from stagetrace.stages.ids import Ids
 
 PART_EXAMPLES = 16384
 """Examples a part. It belongs to the format of the folder: another number needs another format number."""
-
-ID = "id"
-"""The column of the examples' ids."""
 
 _PART_BYTES = 64 * 1024**2
 
@@ -188,7 +186,7 @@ def read_part(path: Path, run: str, stage: str, number: int) -> Part:
             found = metadata_of(file.schema_arrow.metadata)
             check_identity(found, run, stage)
             n_examples, n_queries = int(found["n_examples"]), int(found["n_queries"]) or None
-            _check_layout(file, len(place_of(number, n_examples, n_queries)), n_queries)
+            check_layout(file, len(place_of(number, n_examples, n_queries)), n_queries)
             table = file.read()
         check_seal(found, seal_of_table(table, found))
         part = _part(table, n_examples)
@@ -201,39 +199,11 @@ def run_of_part(path: Path) -> str | None:
     return metadata_of(pq.read_schema(path).metadata).get("run")
 
 
-def _check_layout(file: Any, rows: int, n_queries: int | None) -> None:
-    """Refuse columns of other types or lengths than a part of that shape has, before they are read."""
-    schema, each = file.schema_arrow, n_queries or 1
-    has = {"with_parts": "via_shared" in schema.names, "with_ids": ID in schema.names}
-    kinds = [_schema(matrix=n_queries is not None, **has)]
-    if n_queries is not None:
-        kinds.append(_schema(matrix=True, **has, older=True))
-    if not any(schema.remove_metadata().equals(kind) for kind in kinds):
-        columns = ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-        raise ValueError(f"its columns are {columns[:200]}: not those of scores")
-    if file.metadata.num_rows != rows:
-        raise ValueError(f"it has {file.metadata.num_rows} rows, not {rows}")
-    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-    for column, name in enumerate(schema.names):
-        values = sum(group.column(column).num_values for group in groups)
-        if values != (rows if name in ("index", ID) else rows * each):
-            raise ValueError(f"its column {name} holds {values} values, not {rows * each}")
-
-
-def _schema(*, matrix: bool, with_parts: bool, with_ids: bool, older: bool = False) -> Any:
-    """older: a matrix as versions before wrote it, with the removal effects."""
-    number = pa.list_(pa.float32()) if matrix else pa.float64()
-    effect = () if matrix and not older else ("removal_effect",)
-    names = ["scores" if matrix else "score", *effect, *(("via_shared", "via_head") if with_parts else ())]
-    last = [(ID, pa.large_string())] if with_ids else []
-    return pa.schema([("index", pa.int64()), *((name, number) for name in names), *last])
-
-
 def _table(run: str, stage: str, part: Part) -> Any:
     matrix = part.n_queries is not None
     effect = () if matrix else (-part.values / part.n_examples,)
     arrays = [pa.array(np.arange(part.start, part.stop, dtype=np.int64))]
-    schema = _schema(matrix=matrix, with_parts=part.via_shared is not None, with_ids=part.ids is not None)
+    schema = schema_of(matrix=matrix, with_parts=part.via_shared is not None, with_ids=part.ids is not None)
     parts = () if part.via_shared is None else (part.via_shared, part.via_head)
     for name, tensor in zip(schema.names[1:], (part.values, *effect, *parts), strict=False):
         assert tensor is not None

@@ -6,14 +6,15 @@ Positive = harmful; unit: query loss. An example's score is the sum of its token
 largest size are kept, those of the examples at both ends of the ranking, and of each example the sum of the others.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse
+from stagetrace.results.grouped import Grouped, grouped
 from stagetrace.results.sign import REMOVAL_HEADING, SCORE_HEADING
 from stagetrace.results.table import ShownAsTable, Table
 
@@ -123,6 +124,23 @@ class TokenScores(ShownAsTable):
         own = positions != REST
         left_out = values[..., ~own].sum(dim=-1)
         return ExampleTokens(index, positions[own], self.token[first:stop][own], values[..., own], left_out)
+
+    def grouped(self, groups: Iterable[str | int]) -> Grouped:
+        """The sums of the scores over groups of tokens: the documents of packed rows.
+
+        groups: the name of each kept token's group, in the order of `index` and `position`. Of rows of a
+            `stagetrace.corpora.TokenFile` they are `data.document_of(tokens.index, tokens.position)`.
+
+        Raises:
+            DescriptionError: tokens that were not kept belong to some group, too; or another number of names.
+            DataError: a name that is no text or whole number.
+        """
+        if bool((self.position == REST).any()):
+            refuse(
+                f"TokenScores({self.stage!r}).grouped: {self.kept:,} of {self.scored:,} tokens were kept, and sums "
+                f"over groups need all; trace again with tokens={self.scored}"
+            )
+        return replace(grouped(self.stage, self.values, groups), n_examples=self.n_examples)
 
     def top(self, k: int = 10, *, harmful: bool = True, query: int | None = None) -> list[TokenRow]:
         """The k most harmful tokens of the stage, the most harmful first, or the most helpful ones.

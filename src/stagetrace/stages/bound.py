@@ -1,5 +1,6 @@
 """A stage bound to the one before it: which parameters it trained, which it inherited, and what pulled on them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -12,12 +13,14 @@ from stagetrace.objectives.objective import Objective
 from stagetrace.renamed import renamed_attributes
 from stagetrace.stages.buffers import shared_buffers
 from stagetrace.stages.data import Examples
+from stagetrace.stages.decay import decays_of
 from stagetrace.stages.differentiable_norms import running_statistics
 from stagetrace.stages.evaluation import Evaluation, plain_tensor
 from stagetrace.stages.gradient import mean_gradient
 from stagetrace.stages.kernels import ready_forward_mode
+from stagetrace.stages.links.computed import Computed, Origin, by_name, gap, start_of
 from stagetrace.stages.links.link import Anchored, Link, pull_of
-from stagetrace.stages.links.names import check_shapes, shared_names
+from stagetrace.stages.links.names import check_shapes, origins_of
 from stagetrace.stages.overlaps import check_apart
 from stagetrace.stages.precision import check_precision_fits
 from stagetrace.stages.reference import reference_pairs
@@ -42,12 +45,13 @@ class BoundStage:
 
     inherited_from: `{inherited parameter: the previous stage's}`.
     anchored_to: `{trained parameter: the previous stage's that it started from}`; new ones are not in it.
+    In both, what was `Computed` from several of the previous stage's stands in place of a name.
     """
 
     stage: Stage
     previous: Stage | None
-    inherited_from: dict[str, str]
-    anchored_to: dict[str, str]
+    inherited_from: dict[str, Origin]
+    anchored_to: dict[str, Origin]
 
     @staticmethod
     def of(stage: Stage, previous: Stage | None) -> "BoundStage":
@@ -59,7 +63,7 @@ class BoundStage:
         ready_forward_mode()
         where = stage.where
         if previous is None:
-            if stage.link is not None and stage.link.pairs:
+            if stage.link is not None and (stage.link.pairs or stage.link.computed):
                 refuse(
                     f"{where} is the first of the chain, so nothing came before it; remove its link= (of a "
                     "recorded training: link=Unrolled(recording=...))"
@@ -71,7 +75,7 @@ class BoundStage:
                 "if the shared parameters were kept, link=Proximal(...) if they were trained further (hf.stage: "
                 "after=, the stage before it, finds the link)"
             )
-        pairs = shared_names(stage.link.pairs, stage.model, previous.model, where)
+        pairs = origins_of(stage.link.pairs, stage.link.computed, stage.model, previous.model, where)
         pairs |= reference_pairs(stage.model, previous.model)
         ours, theirs = dict(stage.model.named_parameters()), dict(previous.model.named_parameters())
         check_shapes(stage.model, previous.model, pairs, where, previous.name)
@@ -79,9 +83,10 @@ class BoundStage:
         anchored = {name: other for name, other in pairs.items() if trains and ours[name].requires_grad}
         inherited = {name: other for name, other in pairs.items() if name not in anchored}
         for name, other in anchored.items():
-            _check_anchored(name, ours[name], other, theirs[other], stage, previous)
+            for source in (other,) if isinstance(other, str) else other.of:
+                _check_anchored(name, ours[name], source, theirs[source], stage, previous)
         for name, other in inherited.items():
-            _check_inherited(name, ours[name], other, theirs[other], stage, previous)
+            _check_inherited(name, ours[name], other, theirs, stage, previous)
         return _checked(BoundStage(stage, previous, inherited, anchored))
 
     @property
@@ -141,7 +146,7 @@ class BoundStage:
         """`{followed running statistic: previous stage's}` beside shared parameters."""
         if self.previous is None or self.stage.link is None:
             return {}
-        pairs = {**self.inherited_from, **self.anchored_to}
+        pairs = by_name(self.inherited_from | self.anchored_to)
         shared = shared_buffers(self.stage.link, pairs, self.stage.model, self.previous.model)
         return {name: other for name, other in shared.items() if name in self.statistics_values}
 
@@ -168,15 +173,16 @@ class BoundStage:
 
     @cached_property
     def risk(self) -> Risk:
-        """The losses of the stage's own examples."""
-        return self.risk_of(self.stage.where, self.stage.loss, self.stage.examples)
+        """The losses of the stage's own examples, each times its weight."""
+        stage = self.stage
+        return replace(self.risk_of(stage.where, stage.loss, stage.examples), weights=stage.example_weights)
 
     @property
     def anchored(self) -> Anchored:
         """The parameters that were trained further, and where they started: what the link is asked about."""
         theirs = {} if self.previous is None else dict(self.previous.model.named_parameters())
         values = {name: value.clone() for name, value in self.trained_values.items() if name in self.anchored_to}
-        start = {name: theirs[self.anchored_to[name]].detach().to(value, copy=True) for name, value in values.items()}
+        start = {name: start_of(self.anchored_to[name], theirs).to(value, copy=True) for name, value in values.items()}
 
         def gradient() -> Params:
             whole = self.trained.unflatten(self.stationarity)
@@ -215,15 +221,33 @@ class BoundStage:
         return self.trained.flatten(self.trained_values | self.anchored.start)
 
     @cached_property
+    def decays(self) -> dict[str, float]:
+        """The L2 coefficient of each trained parameter.
+
+        Raises:
+            DescriptionError: the stage's mapping leaves one out, or gives it two.
+        """
+        return decays_of(self.stage.weight_decay, self.trained_values, self.stage.where)
+
+    @cached_property
+    def decay(self) -> Tensor:
+        """The same as a vector `[trained.size]`, or a single number `[]` where they are alike."""
+        like = torch.zeros((), dtype=self.trained.dtype, device=self.trained.device)
+        if len(set(self.decays.values())) == 1:
+            return like + next(iter(self.decays.values()))
+        each = {name: (like + decay).expand_as(self.trained_values[name]) for name, decay in self.decays.items()}
+        return self.trained.flatten(each)
+
+    @cached_property
     def stationarity(self) -> Tensor:
         """The gradient of mean loss + weight decay in the trained parameters, without the pull: `[trained.size]`."""
         values = self.trained.flatten(self.trained_values)
-        return mean_gradient(self.risk).trained.squeeze(1) + self.stage.weight_decay * values
+        return mean_gradient(self.risk).trained.squeeze(1) + self.decay * values
 
     @cached_property
     def penalty(self) -> Tensor:
         """The penalty's second derivative, a diagonal: weight decay on all trained parameters, and the link's pull."""
-        return self.stage.weight_decay + self.pull
+        return self.decay + self.pull
 
 
 def _checked(bound: BoundStage) -> BoundStage:
@@ -233,6 +257,7 @@ def _checked(bound: BoundStage) -> BoundStage:
             f"{bound.stage.where} trained nothing: {len(bound.inherited_from)} of its parameters are kept from the "
             f"previous stage, {frozen} have requires_grad=False; set requires_grad_(True) on those this stage trained"
         )
+    bound.decays  # noqa: B018  (every trained parameter has one)
     check_apart(bound.stage.model, bound.stage.where)
     try:  # dtype and device are checked on construction
         ParameterSpace.of(bound.trained_values | bound.inherited_values)
@@ -253,14 +278,16 @@ def _check_anchored(name: str, value: Tensor, other: str, before: Tensor, stage:
         )
 
 
-def _check_inherited(name: str, value: Tensor, other: str, before: Tensor, stage: Stage, previous: Stage) -> None:
-    """Inherited parameters still have the values that the previous stage left."""
-    after, start = value.detach(), before.detach().to(value)
-    if torch.equal(after, start):
+def _check_inherited(
+    name: str, value: Tensor, other: Origin, theirs: Mapping[str, Tensor], stage: Stage, previous: Stage
+) -> None:
+    """Inherited parameters still have the values that the previous stage left, those that were computed to rounding."""
+    after, start = value.detach(), start_of(other, theirs).to(value)
+    if torch.equal(after, start) or (isinstance(other, Computed) and other.agrees(after, theirs)):
         return
-    gap = float((after.double() - start.double()).abs().max())
+    came = f"'{other}' of stage '{previous.name}'" if isinstance(other, str) else f"{other} ('{previous.name}')"
     refuse(
-        f"{stage.where}: parameter '{name}' should be kept from '{other}' of stage '{previous.name}', but "
-        f"differs from it by up to {gap:.3g}; use link=Proximal(...) if it was trained further, or load the "
-        "checkpoint it started from"
+        f"{stage.where}: parameter '{name}' should be kept from {came}, but "
+        f"differs from it by up to {gap(after, start):.3g}; use link=Proximal(...) if it was trained further, or load "
+        "the checkpoint it started from"
     )

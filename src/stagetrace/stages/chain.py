@@ -8,6 +8,7 @@ from typing import final
 from stagetrace.errors import refuse
 from stagetrace.renamed import renamed_attributes
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.links.computed import sources_of
 from stagetrace.stages.stage import Stage
 
 
@@ -106,7 +107,7 @@ class Chain:
 
 def _check_reaches(previous: BoundStage, bound: BoundStage) -> None:
     """Refuse a link through which nothing can flow: every shared parameter is a constant of the previous stage."""
-    shared = {*bound.inherited_from.values(), *bound.anchored_to.values()}
+    shared = sources_of((*bound.inherited_from.values(), *bound.anchored_to.values()))
     if not shared:
         refuse(
             f"{bound.stage.where} shares nothing with {previous.stage.where}, so its examples can have no influence; "

@@ -13,6 +13,7 @@ from stagetrace.parallel import world
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.buffers import moved_buffers, shared_buffers
 from stagetrace.stages.differentiable_norms import running_statistics
+from stagetrace.stages.links.computed import by_name
 from stagetrace.stages.reference import reference_notices
 from stagetrace.stages.shards import sizes_of, whole_shapes
 from stagetrace.stages.stage import Stage
@@ -36,6 +37,11 @@ def notices(stage: Stage) -> list[str]:
         *given,
         f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode",
     ]
+
+
+def remarks(stage: Stage) -> list[str]:
+    """What the data set's attribute `remarks` says of the stage as described: as usual, so nothing to warn of."""
+    return [*getattr(stage.data, "remarks", ())]
 
 
 def notices_at(bound: BoundStage) -> list[str]:
@@ -123,7 +129,8 @@ def _buffers(bound: BoundStage) -> tuple[dict[str, str], list[str]]:
     stage, previous = bound.stage, bound.previous
     if stage.link is None or previous is None:
         return {}, []
-    shared = shared_buffers(stage.link, {**bound.inherited_from, **bound.anchored_to}, stage.model, previous.model)
+    pairs = by_name(bound.inherited_from | bound.anchored_to)
+    shared = shared_buffers(stage.link, pairs, stage.model, previous.model)
     return shared, moved_buffers(stage.link, shared, stage.model, previous.model)
 
 

@@ -47,6 +47,7 @@ def fingerprint_stage(
         "collate": fingerprint_collate(stage.collate, stage.data, identity),
         "link": fingerprint_link(stage.link, identity),
         "weight_decay": stage.weight_decay,
+        **({} if stage.example_weights is None else {"weights": digest_of_weights(stage.example_weights)}),
         "batch_size": stage.batch_size,
         **({} if stage.precision is None else {"precision": stage.precision}),
     }
@@ -127,6 +128,11 @@ def fingerprint_collate(collate: Collate | None, data: Any, identity: Identity) 
     return None if collate is None else identity.of(collate, {id(data): "the data set"})
 
 
+def digest_of_weights(weights: torch.Tensor | None) -> str | None:
+    """A digest of the examples' weights `[n]`; None for none."""
+    return None if weights is None else digest(weights).hex()
+
+
 def _ends(count: int) -> list[int]:
     return [*range(min(ENDS, count)), *range(max(ENDS, count - ENDS), count)]
 
@@ -149,7 +155,10 @@ def fingerprint_link(link: Link | None, identity: Identity) -> Json | None:
         return None
     settings = {key: settings_of(value, identity) for key, value in link.settings.items()}
     ours = library_of(type(link).__module__) == "stagetrace"
-    named = {"name": type(link).__name__, "shared": dict(link.pairs)}
+    named: Json = {"name": type(link).__name__, "shared": dict(link.pairs)}
+    made = {name: {"of": list(each.of), **identity.of(each.function)} for name, each in link.computed.items()}
+    if made:
+        named["computed"] = made
     return {**settings, **named, **({} if ours else {"its": identity.of(link)})}
 
 

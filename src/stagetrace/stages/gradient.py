@@ -206,7 +206,7 @@ def gradients_at_once(risk: Risk, batch: Batch) -> Gradient:
     Raises:
         DataError: a loss is NaN or infinite (the example is named), or a gradient is.
     """
-    losses, trained, inherited = example_gradients(risk, batch.content, risk.inherited_values)
+    losses, trained, inherited = example_gradients(risk, batch, risk.inherited_values)
     gradient = Gradient(risk.trained.flatten_columns(trained), risk.trained.zeros(0).new_zeros(0, len(batch)))
     if risk.inherited.size:
         gradient = replace(gradient, inherited=risk.inherited.flatten_columns(inherited))
@@ -218,7 +218,7 @@ def gradients_at_once(risk: Risk, batch: Batch) -> Gradient:
 def _together(risk: Risk) -> int:
     """How many examples are differentiated at once: as many as fit, or 1 where that gives no right gradients."""
     probe = probe_of_gradients(risk)
-    if inseparable(probe) or not same_gradients(risk.exact, probe, gradients_at_once):
+    if inseparable(probe) or not same_gradients(risk.exact.unweighted, probe, gradients_at_once):
         return 1
     return fitting_gradients(risk)
 

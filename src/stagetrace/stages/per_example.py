@@ -34,18 +34,22 @@ def taken(batch: Batch, which: Tensor | slice) -> Any:
     return tree_map(lambda leaf: leaf[which], batch.content)
 
 
-def example_gradients(risk: Risk, content: Any, inherited: Params | None = None) -> tuple[Tensor, Params, Params]:
+def example_gradients(risk: Risk, batch: Batch, inherited: Params | None = None) -> tuple[Tensor, Params, Params]:
     """Losses `[b]`, and each one's gradient in the trained and in inherited parameters, `[b, *shape]` by name.
 
-    content: of a batch that can be taken apart. inherited: the values to differentiate at, too; none by default.
+    batch: one that can be taken apart. inherited: the values to differentiate at, too; none by default.
     """
+    plain = risk.unweighted  # within `vmap` nobody knows which example it is
+    weights = risk.weights_of(batch, risk.trained.zeros(0))
+    factors = risk.trained.zeros(len(batch)).new_ones(len(batch)) if weights is None else weights
 
-    def loss(trained: Params, beside: Params, example: Any) -> Tensor:
-        return risk.losses(trained, {**risk.inherited_values, **beside}, _single(example)).squeeze(0)
+    def loss(trained: Params, beside: Params, example: Any, factor: Tensor) -> Tensor:
+        losses = plain.losses(trained, {**risk.inherited_values, **beside}, _single(example)).squeeze(0)
+        return losses if weights is None else losses * factor
 
     with _looped():
-        found, losses = vmap(grad_and_value(loss, argnums=(0, 1)), in_dims=(None, None, 0))(
-            risk.trained_values, inherited or {}, content
+        found, losses = vmap(grad_and_value(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))(
+            risk.trained_values, inherited or {}, batch.content, factors
         )
     trained, beside = found
     return losses.detach(), trained, beside

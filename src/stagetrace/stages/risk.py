@@ -35,6 +35,7 @@ class Risk:
     """The losses of some examples at a stage's parameters, those it trained and those it inherited.
 
     where: how messages name it, e.g. `stage 'pretrain'` or `the query`.
+    weights: what each example's loss is multiplied by, `[n]`; None for 1.
     """
 
     where: str
@@ -45,6 +46,7 @@ class Risk:
     inherited: ParameterSpace
     trained_values: Params
     inherited_values: Params
+    weights: Tensor | None = None
 
     def at(self, trained: Params) -> "Risk":
         """The same losses at other values of the trained parameters."""
@@ -54,6 +56,17 @@ class Risk:
     def exact(self) -> "Risk":
         """The same losses with matrix products in the precision of the parameters: what a check compares with."""
         return self if self.evaluation.precision is None else replace(self, evaluation=self.evaluation.exact)
+
+    @cached_property
+    def unweighted(self) -> "Risk":
+        """The same losses, each as the objective gives it: what checks look at, which an example of weight 0 would
+        pass whatever its loss is.
+        """
+        return self if self.weights is None else replace(self, weights=None)
+
+    def weights_of(self, batch: Batch, like: Tensor) -> Tensor | None:
+        """What the losses of a batch are multiplied by, `[batch]`, of the type and on the device of `like`."""
+        return None if self.weights is None else self.weights[list(batch.indices)].to(like.device, like.dtype)
 
     @property
     def rounding(self) -> float:
@@ -73,7 +86,7 @@ class Risk:
             return self.evaluation({**inherited, **trained}, self.objective.outputs, batch.content)
 
     def reduce(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The losses `[batch]` of given outputs.
+        """The losses `[batch]` of given outputs, each times its example's weight.
 
         Raises:
             DataError: the losses were reduced, or are not one per example.
@@ -87,14 +100,16 @@ class Risk:
                 f"{self.where}: the losses are {dtype_of(losses)}, and must be real floating-point numbers that depend "
                 "on the parameters smoothly; return the loss that was trained, not how often the model is right"
             )
-        return losses
+        weights = self.weights_of(batch, losses)
+        return losses if weights is None else losses * weights
 
     def losses(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
         """One loss per example `[batch]`."""
         return self.reduce(self.outputs(trained, inherited, batch), batch)
 
     def token_losses(self, trained: Params, inherited: Params, batch: Batch) -> Tensor:
-        """The losses token by token, `[batch, length]`, of an objective that has them; they sum to `losses`.
+        """The losses token by token, `[batch, length]`, of an objective that has them, each times its example's weight;
+        they sum to `losses`.
 
         Raises:
             DescriptionError: the objective has none.
@@ -108,7 +123,8 @@ class Risk:
                 f"{self.where}: token_losses must be [{len(batch)}, length] for {len(batch)} examples, got "
                 f"{in_short(losses)}"
             )
-        return losses
+        weights = self.weights_of(batch, losses)
+        return losses if weights is None else losses * weights.unsqueeze(1)
 
     def read(self, plan: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """The batches of a plan, on the model's device, floating-point tensors in its dtype.

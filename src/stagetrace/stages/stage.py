@@ -1,23 +1,25 @@
 """One training stage as the user describes it."""
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, cast, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from stagetrace.errors import refuse
 from stagetrace.objectives.objective import Objective, PlainLoss, as_objective
 from stagetrace.objectives.reference import is_of_reference
+from stagetrace.objectives.weights import Weights, as_weights
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
+from stagetrace.stages.decay import Decay, checked_decay
 from stagetrace.stages.differentiable_layers import replace_layers
-from stagetrace.stages.ids import AskedIds, Ids, ids_of
+from stagetrace.stages.ids import Ids
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import AskedIds, ids_of
 from stagetrace.stages.precision import Precision, check_precision
 from stagetrace.stages.recomputing import recompute_blocks
 from stagetrace.stages.reference import with_reference
@@ -31,7 +33,7 @@ class Stage:
     """A training stage: the model as it left it, what it minimised, and on which examples.
 
     The stage minimised `mean_i loss_i + weight_decay / 2 * |parameters|^2` over the parameters that require a gradient
-    (and that its link did not freeze), plus the pull of its link, if it has one.
+    (and that its link did not freeze), plus the pull of its link, if it has one; with weights `mean_i w_i loss_i`.
 
     Args:
         name: how results refer to the stage; letters, digits, `.`, `_` and `-`.
@@ -40,7 +42,11 @@ class Stage:
         objective: an `Objective` (`stagetrace.objectives`), or a function `losses(model, batch) -> Tensor[batch]`.
         data: a map-style data set (PyTorch, Hugging Face, a list); an example is known by its index, and its id.
         link: how the stage started from the one before it; None for the first stage of a chain.
-        weight_decay: the L2 coefficient in the training loss. It belongs to the curvature, not to an example.
+        weight_decay: the L2 coefficient in the training loss. It belongs to the curvature, not to an example. Or a
+            mapping of patterns of parameters' names, such as `{"*bias": 0.0, "*norm*": 0.0, "*": 0.01}`, where `*` is
+            for the parameters that no other pattern matches.
+        weights: one number of at least 0 per example, or a `stagetrace.objectives.Weights`: how much each example
+            counts in the mean. They are divided by their mean, see there. None counts each example once.
         batch_size: examples evaluated at once when scoring; affects speed and memory, not the scores.
         collate: list of examples -> batch; PyTorch's default otherwise.
         training: what is left of a training that was not recorded: its optimiser, that one's `state_dict()`, or a list
@@ -71,7 +77,8 @@ class Stage:
     objective: Objective | PlainLoss = field(kw_only=True)
     data: Any = field(kw_only=True)
     link: Link | None = field(kw_only=True, default=None)
-    weight_decay: float = field(kw_only=True, default=0.0)
+    weight_decay: Decay = field(kw_only=True, default=0.0)
+    weights: Weights | Sequence[float] | Tensor | None = field(kw_only=True, default=None)
     batch_size: int = field(kw_only=True, default=256)
     collate: Callable[[list[Any]], Any] | None = field(kw_only=True, default=None)
     workers: int = field(kw_only=True, default=0)
@@ -96,9 +103,8 @@ class Stage:
         if self.link is not None and self.link.recording is not None and type(self.model).__name__ == "OptimizedModule":
             # a recording names parameters as the plain module does
             object.__setattr__(self, "model", self.model.get_submodule("_orig_mod"))
-        number = isinstance(self.weight_decay, Real) and not isinstance(self.weight_decay, bool)
-        if not (number and 0 <= self.weight_decay < math.inf):
-            refuse(f"{self.where}: weight_decay must be a number of at least 0, got {self.weight_decay!r}")
+        names = (name for name, _ in self.model.named_parameters())
+        object.__setattr__(self, "weight_decay", checked_decay(self.weight_decay, names, self.where))
         check_count(self.batch_size, f"{self.where}: batch_size")
         check_count(self.workers, f"{self.where}: workers", least=0)
         check_precision(self.precision, self.where)
@@ -109,6 +115,7 @@ class Stage:
             )
         self.loss  # noqa: B018  (checked on construction)
         self.examples  # noqa: B018
+        self.example_weights  # noqa: B018
         if self.ids is not None:
             object.__setattr__(self, "ids", self.example_ids)  # read once, and not again by each copy of the stage
 
@@ -136,6 +143,12 @@ class Stage:
     def ids_and_notice(self) -> tuple[Ids | None, str | None]:
         """The examples' ids, and what is to be said of a column that cannot serve as such."""
         return ids_of(self.data, self.ids, self.where)
+
+    @cached_property
+    def example_weights(self) -> Tensor | None:
+        """How much each example counts in the mean, float64 `[n]` on the CPU; None where each counts once."""
+        given = as_weights(self.weights, self.where)
+        return None if given is None else given.of(len(self.examples), self.where)
 
     @cached_property
     def evaluated(self) -> nn.Module:

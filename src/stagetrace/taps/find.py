@@ -171,7 +171,7 @@ def _gap(
 
 
 def _distance(found: Tensor, right: Tensor, size: float) -> float:
-    gap = float((found - right).norm())
+    gap = float((found - right).detach().norm())
     return gap / size if size else gap
 
 

@@ -16,6 +16,7 @@ place of per example. Layer by layer needs models of known layers (`taps`), whic
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -141,7 +142,8 @@ def per_example(risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Ten
     rows = max(1, GRADIENT_BYTES // (risk.trained.size * adjoints.element_size()))
     losses, dots = [], []
     for start in range(0, len(batch), rows):
-        values, gradients, _ = example_gradients(risk, taken(batch, slice(start, start + rows)))
+        some = slice(start, start + rows)
+        values, gradients, _ = example_gradients(risk, Batch(batch.indices[some], taken(batch, some)))
         losses.append(values)
         dots.append(risk.trained.flatten_columns(gradients).mT @ adjoints)
     return torch.cat(losses), torch.cat(dots).detach()
@@ -242,6 +244,8 @@ def _failure(way: Way, risk: Risk, probe: Batch, columns: int, tapped: Tapped | 
         why = inseparable(probe)
         if why:
             return why
+    risk = risk.unweighted  # an example of weight 0 would agree, whatever it is multiplied by
+    tapped = None if tapped is None else replace(tapped, risk=risk)
     directions = _directions(risk, min(columns, 2))
     try:
         dots = contraction(way, risk, directions, tapped)(probe)[1]

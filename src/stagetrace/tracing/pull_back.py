@@ -12,11 +12,14 @@ anchored: W is among the trained parameters, and the link pulls it by `sum_j a_j
     previous stage's W'. The mixed derivative of the pull is `-2 a`, so `d(Theta, W)/dW' = H^-1 [0; 2 diag(a)]`, and
     dq/dW' = 2 a lambda_W.                                       (eq. 15; H includes 2 a on W)
 
+Where W' was computed from several parameters P of the previous stage, `W' = f(P)`, each P is handed its part by
+`dq/dP = (df/dP)' dq/dW'`, whichever of the two rules gave `dq/dW'`; the same holds of where recorded steps began.
+
 Parameters of the previous stage that are not shared (its head) get zero; those it did not train itself are passed on
 as inherited, or dropped if they are constants that no stage's examples move.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -24,6 +27,8 @@ from stagetrace.curvature.mixed import mixed_product
 from stagetrace.progress import Progress
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.links.computed import Origin, sources_of
+from stagetrace.stages.space import ParameterSpace
 
 
 def pull_back(
@@ -58,14 +63,28 @@ def handed_back(bound: BoundStage, previous: BoundStage, start: Gradient) -> Gra
         **{name: (inherited, where) for name, where in previous.inherited.slices().items()},
         **{name: (statistics, where) for name, where in previous.statistics.slices().items()},
     }
-    for source, spaces, pairs in (
+    parts: list[tuple[Tensor, ParameterSpace, Mapping[str, Origin]]] = [
         (start.inherited, bound.inherited, bound.inherited_from),
         (start.trained, bound.trained, bound.anchored_to),
         (start.statistics, bound.statistics, bound.shared_statistics),
-    ):
-        places = spaces.slices()
-        for name, other in pairs.items():
-            if other in targets:
-                vector, where = targets[other]
-                vector[where] += source[places[name]].to(vector)
+    ]
+    theirs = dict(previous.stage.model.named_parameters())
+    for source, space, origins in parts:
+        places, shapes = space.slices(), dict(zip(space.names, space.shapes, strict=True))
+        for name, origin in origins.items():
+            if not any(other in targets for other in sources_of([origin])):
+                continue  # constants
+            part = source[places[name]]
+            for other, each in _through(origin, theirs, part, shapes[name]).items():
+                if other in targets:
+                    vector, where = targets[other]
+                    vector[where] += each.to(vector)
     return Gradient(trained, inherited, statistics)
+
+
+def _through(origin: Origin, theirs: Mapping[str, Tensor], part: Tensor, shape: Sequence[int]) -> Mapping[str, Tensor]:
+    """What each parameter that W' came from is handed of `dq/dW'`, `[size, k]` by its name."""
+    if isinstance(origin, str):
+        return {origin: part}
+    pulled = origin.pulled_back(theirs, part.mT.reshape(-1, *shape))  # (df/dP)' dq/dW'
+    return {name: rows.flatten(start_dim=1).mT for name, rows in pulled.items()}

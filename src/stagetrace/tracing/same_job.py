@@ -14,6 +14,7 @@ from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.parallel import backends, world
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.fingerprint import (
+    digest_of_weights,
     fingerprint_collate,
     fingerprint_link,
     fingerprint_model,
@@ -97,6 +98,7 @@ def _job(chain: Chain, query: Query, settings: Mapping[str, object]) -> dict[str
             "the link": _known(fingerprint_link(stage.link, identity) or {}),
             "the collation": _known(fingerprint_collate(stage.collate, stage.data, identity) or {}),
             "the weight decay": stage.weight_decay,
+            "the weights of its examples": digest_of_weights(stage.example_weights),
         }
         found |= {f"{stage.where}: {what}": value for what, value in told.items()}
         if bound.recording is None:  # one that is replayed may draw its data anew each time

@@ -17,7 +17,7 @@ from stagetrace.results.token_parts import join_tokens
 from stagetrace.results.tokens import TokenScores
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
-from stagetrace.stages.coverage import Coverage, notices_at
+from stagetrace.stages.coverage import Coverage, notices_at, remarks
 from stagetrace.stages.halves import halvings
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
@@ -78,7 +78,10 @@ class RunStatistics:
             "scoring": self._scoring,
             "links": {bound.name: dict(bound.link_settings) for bound in self._chain if bound.anchored_to},
             "checks": to_json(self._checks),
-            "notices": [*(notice for bound in self._chain for notice in notices_at(bound)), *_halved(self._chain)],
+            "notices": [
+                *(said for bound in self._chain for said in (*notices_at(bound), *remarks(bound.stage))),
+                *_halved(self._chain),
+            ],
         }
 
     def _work(self, stage: str, cost: Cost | None) -> dict[str, JSON]:

@@ -12,7 +12,7 @@ from stagetrace.stages.shards import whole_shapes
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
 
-__all__ = ["MOST_QUERIES", "most_tokens", "token_stages"]
+__all__ = ["MOST_QUERIES", "most_tokens", "scores_tokens", "token_stages"]
 
 MOST_QUERIES = 8
 """Queries, each by itself, up to which tokens are scored: each token then has as many scores."""
@@ -52,6 +52,11 @@ def token_stages(chain: Chain, query: Query, scored: Collection[str]) -> tuple[s
     for reason in unfit.values():
         warnings.warn(f"no scores of tokens: {reason}", StagetraceWarning, stacklevel=4)
     return tuple(name for name in why if name not in unfit)
+
+
+def scores_tokens(chain: Chain) -> bool:
+    """Whether the tokens of some stage can be scored, and the chain is not one that the library trains."""
+    return not trained_seeds(chain) and any(_unfit(bound) is None for bound in chain)
 
 
 def _unfit(bound: BoundStage) -> str | None:

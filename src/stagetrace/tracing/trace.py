@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from stagetrace.parallel import world
 from stagetrace.progress import Bars, Progress, Silent
 from stagetrace.results import JSON, RunFolder, Scores, Trace
 from stagetrace.results.lock import refuse_in_use
-from stagetrace.results.parts import Part, join
 from stagetrace.solvers.base import Solver
 from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.solvers.lanczos import Lanczos
@@ -30,6 +27,7 @@ from stagetrace.tracing.arguments import check_arguments, check_options
 from stagetrace.tracing.backward import backward_pass, solution_warnings
 from stagetrace.tracing.describe import by_stage, describe, scored_stages
 from stagetrace.tracing.ensemble import mean_over, trained_seeds
+from stagetrace.tracing.keeping import scored_into
 from stagetrace.tracing.query import Query
 from stagetrace.tracing.responses.implicit import Implicit
 from stagetrace.tracing.responses.recorded import Replayed
@@ -156,9 +154,7 @@ def trace(
                     scorer = step.scorer(parts=parts, rows=query.rows)
                     if bound.name in by_token:
                         scorer = token_scorer(scorer, bound, most, folder)
-                    written, write = partial(folder.part, bound.name), partial(_write, folder, bound)
-                    done = scorer.run(written, write, statistics)
-                    scores = replace(join(bound.name, done), ids=bound.stage.example_ids)
+                    scores = scored_into(folder, bound, scorer, statistics)
                     statistics.record_scores(bound.name, scorer, _some_influence(scores, bound))
                 statistics.record_solution(bound.name, step.solution)
                 if scored <= set(statistics.scores):
@@ -166,11 +162,6 @@ def trace(
             result = statistics.trace(described)
             folder.finish(result.statistics)
         return _with_warnings(result)
-
-
-def _write(folder: RunFolder, bound: BoundStage, number: int, part: Part) -> None:
-    """Keep a part of a stage's scores, with the ids of its examples."""
-    folder.write_part(bound.name, number, part.named(bound.stage.example_ids))
 
 
 def _of_trained(

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.links.computed import Origin, start_of
 from stagetrace.stages.revalued import with_values
 from stagetrace.stages.space import Params
 
@@ -18,7 +20,18 @@ def values_from_previous(bound: BoundStage, previous: Mapping[str, Tensor], *, a
     """
     ours = dict(bound.stage.model.named_parameters())
     pairs = bound.inherited_from | bound.anchored_to if anchored else bound.inherited_from
-    return {name: previous[other].detach().to(ours[name].detach()) for name, other in pairs.items()}
+    return {name: _taken(bound, origin, previous, ours[name].detach()) for name, origin in pairs.items()}
+
+
+def _taken(bound: BoundStage, origin: Origin, previous: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """What a parameter started from, of one model or of several copies."""
+    if isinstance(origin, str) or bound.previous is None:
+        return start_of(origin, previous).to(like)
+    first = origin.of[0]
+    if previous[first].ndim == bound.previous.model.get_parameter(first).ndim:
+        return origin.value(previous).to(like)
+    copies = [{name: previous[name][place] for name in origin.of} for place in range(len(previous[first]))]
+    return torch.stack([origin.value(each).to(like) for each in copies])
 
 
 def with_previous(bound: BoundStage, previous: Mapping[str, Tensor] | None) -> BoundStage:

@@ -1,8 +1,9 @@
 """The objective of a stage with weights on its examples: value, gradient and curvature at any point.
 
-    F(x) = (1/n) sum_i w_i loss_i(x) + weight_decay / 2 |x|^2 + sum_j a_j (x_j - W_j)^2 + proximity / 2 |x - start|^2
+    F(x) = (1/n) sum_i w_i loss_i(x) + sum_j d_j / 2 x_j^2 + sum_j a_j (x_j - W_j)^2 + proximity / 2 |x - start|^2
 
-over the stage's trained parameters x `[trained.size]`, with n the number of all examples, whatever their weights.
+over the stage's trained parameters x `[trained.size]`, with n the number of all examples, whatever their weights. A
+loss is the stage's own, times the stage's own weight for the example where it has one; d is the stage's weight decay.
 """
 
 from typing import final
@@ -45,9 +46,9 @@ class WeightedObjective:
 
     def penalty(self, point: Tensor) -> tuple[float, Tensor]:
         """The penalty and its gradient."""
-        decay, pull = self.bound.stage.weight_decay, self.bound.penalty - self.bound.stage.weight_decay
+        decay, pull = self.bound.decay, self.bound.pull
         away = point - self._anchor
-        value = decay / 2 * (point @ point) + (pull * away) @ away / 2  # pull is 2 a on W, 0 elsewhere
+        value = (decay * point) @ point / 2 + (pull * away) @ away / 2  # pull is 2 a on W, 0 elsewhere
         displacement = point - self.start
         value = value + self.proximity / 2 * (displacement @ displacement)
         return float(value), decay * point + pull * away + self.proximity * displacement

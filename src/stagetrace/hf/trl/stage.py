@@ -18,7 +18,7 @@ from stagetrace.hf.pairs import PairCollation, PairReader
 from stagetrace.hf.prompts import check_prompt
 from stagetrace.hf.rows import first_row
 from stagetrace.hf.sentences import Sentences
-from stagetrace.hf.task import Reduction, Task
+from stagetrace.hf.task import ChosenReduction, Reduction, Task
 from stagetrace.hf.trained import check_whole, groups_by_length, loss_of
 from stagetrace.hf.trl.kinds import Kind, check_unchanged
 from stagetrace.hf.trl.own import check_trainers_loss
@@ -49,7 +49,7 @@ def stage_of(
     link: Link | None,
     alpha: float | Literal["auto"],
     objective: Objective | PlainLoss | None,
-    reduction: Reduction | Literal["auto"],
+    reduction: ChosenReduction,
     batch_size: int,
     **settings: Any,
 ) -> Stage:
@@ -97,7 +97,7 @@ def _sft(
     alpha: float | Literal["auto"],
     objective: Objective | PlainLoss | None,
     batch_size: int,
-    reduction: Reduction | Literal["auto"],
+    reduction: ChosenReduction,
     settings: dict[str, Any],
 ) -> Stage:
     where, collator = f"stage '{name}'", trainer.data_collator
@@ -136,20 +136,24 @@ def _sft(
         return losses.sum() / (labels[:, 1:] != IGNORED).sum().clamp_min(1)
 
     check_trainers_loss(trainer, first, kind, mean)
-    if reduction != "auto" or recorded:  # what a recorded step divided a sum by is in the recording
+    if reduction in ("mean", "sum") or (
+        reduction == "auto" and recorded
+    ):  # what a recorded step divided a sum by is in the recording
         return replace(first, objective=loss("mean" if reduction == "mean" else "sum"))
-    weighed, notice = _as_weighed(trainer, first, loss)
+    weighed, notice = _as_weighed(trainer, first, loss, asked=reduction == "tokens")
     read = first.data
     return replace(first, objective=weighed, data=Sentences(rows, read.reader, (*read.notices, notice)))
 
 
-def _as_weighed(trainer: Any, stage: Stage, loss: Callable[[Reduction], Objective]) -> tuple[Objective, str]:
-    """The loss with tokens weighed as in the trainer's steps, and the sentence that says so."""
+def _as_weighed(
+    trainer: Any, stage: Stage, loss: Callable[[Reduction], Objective], *, asked: bool
+) -> tuple[Objective, str]:
+    """The loss with tokens weighed as in the trainer's steps, or alike where that is asked for; and what says so."""
     args = trainer.args
     together = int(args.per_device_train_batch_size)
     if getattr(trainer, "model_accepts_loss_kwargs", False):  # a step's loss is divided by the tokens of all its rows
         together *= int(args.gradient_accumulation_steps) * int(args.world_size)
-    if together == 1 or groups_by_length(trainer):
+    if not asked and (together == 1 or groups_by_length(trainer)):
         why = "one row in a step" if together == 1 else "batches of like lengths"
         return loss("mean"), f"{stage.where}: trained with {why}, every row weighs the same, not every token"
     labels = (stage.data.rows[index]["labels"] for index in range(len(stage.data)))
@@ -174,7 +178,7 @@ def _pairs(
     alpha: float | Literal["auto"],
     objective: Objective | PlainLoss | None,
     batch_size: int,
-    reduction: Reduction | Literal["auto"],
+    reduction: ChosenReduction,
     settings: dict[str, Any],
 ) -> Stage:
     where, collator = f"stage '{name}'", trainer.data_collator

@@ -6,11 +6,14 @@ from typing import Any
 from stagetrace.stages.identity.identity import Identity
 from stagetrace.stages.identity.origin import library_of
 
+BESIDE = ("memory", "cache")
+"""Fields of the library's own choices that change no number."""
+
 
 def settings_of(choice: object, identity: Identity | None = None) -> Any:
     """A choice's name and fields as plain values; what is not plain, or of the user's own class, also by a digest.
 
-    `memory` is left out: it decides how, not what, is computed.
+    `memory` and `cache` are left out: they decide how and where, not what, is computed.
 
     Example:
         >>> from stagetrace import Hessian
@@ -23,7 +26,7 @@ def settings_of(choice: object, identity: Identity | None = None) -> Any:
     ours = library_of(kind.__module__) == "stagetrace"
     name = getattr(choice, "__qualname__", kind.__qualname__)
     if is_dataclass(choice) and not isinstance(choice, type):
-        named = {f.name: getattr(choice, f.name) for f in fields(choice) if not (ours and f.name == "memory")}
+        named = {f.name: getattr(choice, f.name) for f in fields(choice) if not (ours and f.name in BESIDE)}
         plain = {key: settings_of(value, identity) for key, value in named.items()}
         return {"name": name, **plain, **({} if ours else {"its": identity.of(choice)})}
     if isinstance(choice, type) and library_of(choice.__module__) == "stagetrace":

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stagetrace.errors import refuse, some_names
-from stagetrace.stages.links.names import Shared, checked_pairs
+from stagetrace.stages.links.computed import Computed
+from stagetrace.stages.links.names import Shared, checked_pairs, computed_of
 from stagetrace.stages.space import Params
 
 
@@ -52,7 +53,7 @@ class Link(ABC):
 
     Args:
         shared: which parameters are shared: `{this stage's name or prefix: previous stage's}`, or names alike on both
-            sides. `""` is every parameter.
+            sides. `""` is every parameter. Of one that started from a function of several, `{name: Computed(...)}`.
 
     Raises:
         DescriptionError: `shared` is no name, no list and no mapping of names.
@@ -95,8 +96,13 @@ class Link(ABC):
 
     @property
     def pairs(self) -> dict[str, str]:
-        """`{this stage's name or prefix: previous stage's}`."""
+        """`{this stage's name or prefix: previous stage's}`, of what was not `computed`."""
         return checked_pairs(type(self).__name__, self.shared)
+
+    @property
+    def computed(self) -> dict[str, Computed]:
+        """`{this stage's parameter: what it was computed from}`, where that is no single parameter."""
+        return computed_of(self.shared)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stagetrace.progress import Progress
 from stagetrace.results.parts import join
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
+from stagetrace.stages.links.computed import by_name
 from stagetrace.stages.space import ParameterSpace
 from stagetrace.stages.stage import Stage
 from stagetrace.tracing.query import Query
@@ -26,7 +27,8 @@ from stagetrace.tracing.score import Scorer
 def parameter_origins(chain: Chain, stage: str, where: str) -> dict[str, str]:
     """`{last stage's parameter: the parameter of `stage` that it came from}`: the links' pairs, composed.
 
-    Where `stage` is the last, each parameter is its own origin. Several may have come from one (a tie undone).
+    Where `stage` is the last, each parameter is its own origin. Several may have come from one (a tie undone); one that
+    was computed from several has no single origin, and is left out.
 
     where: the estimator, for messages.
 
@@ -37,7 +39,7 @@ def parameter_origins(chain: Chain, stage: str, where: str) -> dict[str, str]:
     position = chain.names.index(stage)
     names = {name: name for name in (*chain.last.trained.names, *chain.last.inherited.names)}
     for bound in reversed(chain.bound_stages[position + 1 :]):
-        pairs = bound.inherited_from | bound.anchored_to
+        pairs = by_name(bound.inherited_from | bound.anchored_to)
         names = {name: pairs[other] for name, other in names.items() if other in pairs}
     if not set(names.values()) & set(chain[stage].trained.names):
         refuse(

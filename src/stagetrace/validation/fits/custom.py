@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.stages.bound import BoundStage
+from stagetrace.stages.links.computed import sources_of, start_of
 from stagetrace.stages.revalued import with_values
 from stagetrace.stages.space import Params
 from stagetrace.validation.fits.fit import Copies, Fit, one_copy, stacked
@@ -81,12 +82,20 @@ class CustomTraining(Fit):
 
 def _check_inherited(bound: BoundStage, values: Params, taken: Params) -> None:
     """Inherited parameters must be those of the stage before; else the effect would not pass through them."""
-    for name, other in bound.inherited_from.items():
-        if not torch.equal(values[name], taken.get(other, bound.inherited_values[name]).to(values[name])):
-            refuse(
-                f"{bound.stage.where}: the module that fit returned has another '{name}' than the stage before, "
-                f"trained again, has in '{other}', though its link keeps it; load it from previous, and do not train it"
-            )
+    for name, origin in bound.inherited_from.items():
+        expected = start_of(origin, taken) if sources_of([origin]) <= taken.keys() else bound.inherited_values[name]
+        if torch.equal(values[name], expected.to(values[name])):
+            continue
+        if isinstance(origin, str):
+            said = f"the stage before, trained again, has in '{origin}'"
+        elif taken and origin.agrees(values[name], taken):
+            continue
+        else:
+            said = f"{origin} of the stage before, trained again, comes to"
+        refuse(
+            f"{bound.stage.where}: the module that fit returned has another '{name}' than {said}, though its link "
+            "keeps it; load it from previous, and do not train it"
+        )
 
 
 def as_fit(given: Any) -> Fit:

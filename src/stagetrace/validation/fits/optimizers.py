@@ -43,9 +43,15 @@ class OptimizerSettings(ABC):
             optimizer.state[point] = {"step": torch.tensor(float(entries[0]["step"])), **moments}
         return optimizer
 
-    def alone(self, parameters: Sequence[Tensor], space: ParameterSpace, decay: float) -> torch.optim.Optimizer:
-        """The optimiser of one copy, its parameters each for itself; decay as in `made`."""
-        optimizer = self.made(parameters, decay)
+    def alone(
+        self, parameters: Sequence[Tensor], space: ParameterSpace, decays: Sequence[float]
+    ) -> torch.optim.Optimizer:
+        """The optimiser of one copy, its parameters each for itself; decays: as in `made`, of each parameter."""
+        optimizer = self.made(parameters, max(decays))
+        if len(set(decays)) > 1:  # a group for each
+            (group,) = optimizer.param_groups
+            each = zip(parameters, decays, strict=True)
+            optimizer.param_groups[:] = [{**group, "params": [one], "weight_decay": decay} for one, decay in each]
         entries = [] if self.state is None else _entries(type(self).__name__, self.state, space)
         for parameter, entry in zip(parameters, entries, strict=bool(entries)):
             moments = {key: entry[key].to(parameter).clone() for key in ("exp_avg", "exp_avg_sq")}

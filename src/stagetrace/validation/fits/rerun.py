@@ -19,6 +19,7 @@ from stagetrace.replay.other_order import OtherOrder
 from stagetrace.replay.training import Training
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.buffers import shared_buffers
+from stagetrace.stages.links.computed import by_name
 from stagetrace.stages.space import Params
 from stagetrace.validation.fits.fit import Copies, Fit, all_values, one_copy, stacked
 from stagetrace.validation.rebinding import values_from_previous
@@ -136,9 +137,8 @@ def after(bound: BoundStage, begun: Point, previous: Mapping[str, Tensor]) -> tu
     buffers = dict(begun.buffers)
     if bound.stage.link is not None:
         left = dict(bound.previous.model.named_buffers())
-        shared = shared_buffers(
-            bound.stage.link, bound.inherited_from | bound.anchored_to, bound.stage.model, bound.previous.model
-        )
+        pairs = by_name(bound.inherited_from | bound.anchored_to)
+        shared = shared_buffers(bound.stage.link, pairs, bound.stage.model, bound.previous.model)
         for name, other in shared.items():
             if other in previous and torch.equal(begun.buffers[name], left[other].to(begun.buffers[name])):
                 buffers[name] = previous[other].to(begun.buffers[name])

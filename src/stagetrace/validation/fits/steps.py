@@ -109,13 +109,18 @@ class Steps(Fit):
         previous: the stage before as it was trained by such steps; None where it is what the chain says.
 
         Raises:
-            DescriptionError: the pull of the stage's link would be in the training loss, which no recorded step has; or
-                the optimiser cannot be told of the stage's weight decay.
+            DescriptionError: the pull of the stage's link would be in the training loss, which no recorded step has;
+                its examples have weights; or the optimiser cannot be told of the stage's weight decay.
         """
         if bound.stage.link is not None and bound.anchored_to and bound.stage.link.in_training_loss:
             refuse(
                 f"{bound.stage.where}: the pull of {type(bound.stage.link).__name__} is part of the loss that these "
                 "steps minimise, and of no example's; record the training itself, or use the link as it is"
+            )
+        if bound.stage.example_weights is not None:
+            refuse(
+                f"{bound.stage.where}: its examples have weights, which recorded steps have in their loss alone; give "
+                "an objective whose losses are multiplied by the examples' weights, and leave weights= out"
             )
         before = None if previous is None else dict(previous.model.named_parameters())
         copies = None if before is None else {name: p.detach().unsqueeze(0) for name, p in before.items()}
@@ -125,7 +130,9 @@ class Steps(Fit):
         for name in bound.inherited.names:
             named[name].requires_grad_(False)  # kept, whatever the user's model says
         parameters = [named[name] for name in bound.trained.names]
-        optimizer = self.optimizer.alone(parameters, bound.trained, bound.stage.weight_decay)
+        optimizer = self.optimizer.alone(
+            parameters, bound.trained, [bound.decays[name] for name in bound.trained.names]
+        )
         with Recording(folder, model, optimizer, inputs="again") as recording:
             for step, batch in enumerate(self.batches(bound, seed)):
                 for group in optimizer.param_groups:
@@ -214,7 +221,7 @@ def batch_gradients(bound: BoundStage) -> BatchGradient:
 
 def _penalty_gradient(bound: BoundStage, previous: Copies | None) -> Callable[[Tensor], Tensor]:
     """The gradient of the penalties in the training loss, at the points of several copies `[copies, size]`."""
-    decay = bound.stage.weight_decay
+    decay = bound.decay
     if not bound.anchored_to or not bound.stage.link or not bound.stage.link.in_training_loss:
         return lambda point: decay * point
     pull, start = bound.pull, bound.anchor.unsqueeze(0)

@@ -1,0 +1,131 @@
+"""A prompt and what a language model said to it, as rows that are read like any others."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from stagetrace.errors import DataError, refuse
+from stagetrace.hf.columns import TOKENISED
+from stagetrace.hf.conversations import Message, is_chat, last_turn, messages_of
+from stagetrace.hf.packages import base_of
+from stagetrace.hf.reader import Reader
+from stagetrace.hf.rows import first_row
+from stagetrace.hf.sentences import Sentences
+from stagetrace.hf.task import Task, task_of
+from stagetrace.hf.texts import COMPLETION
+from stagetrace.hf.tokenizing import longest_of
+from stagetrace.stages.stage import Stage
+from stagetrace.tracing.query import WHERE
+
+Prompt = str | Sequence[Message]
+
+
+def asked_row(prompt: Prompt, completion: str | None, stage: Stage, where: str) -> dict[str, Any]:
+    """The row of a completion after its prompt.
+
+    A prompt of text stays text, and both are tokenised together. A beginning-of-text token that the tokenizer adds by
+    itself is taken off the prompt. A conversation goes through the chat template, the completion as its last turn.
+
+    Raises:
+        DescriptionError: the stage is no causal language model, has no tokenizer, or something is missing.
+        DataError: the completion is empty, or does not fit into what the model reads.
+    """
+    task = task_of_stage(stage)
+    if task is not Task.CAUSAL:
+        refuse(
+            f"{where}: a prompt is continued by a causal language model, and {stage.where} is one of {task.value}; "
+            "give rows with its data's columns, hf.query([{...}], stage=...), or type why.ask(chain, prompt)"
+        )
+    if completion is None:
+        refuse(
+            f"{where}: a completion is missing, which is what is asked about; give completion=, or have the model "
+            "write one: stagetrace.why.ask(chain, prompt)"
+        )
+    if not isinstance(completion, str):
+        refuse(f"{where}: completion must be a string, got {type(completion).__name__}")
+    if not completion.strip():
+        raise DataError(f"{where}: the completion is empty, so nothing is asked")
+    tokenizer = asked_tokenizer(stage, where)
+    if is_chat(prompt):
+        turns = cast("Sequence[Message]", prompt)
+        row = last_turn(tokenizer, [*turns, {"role": "assistant", "content": completion}], where)
+        check_room(len(row[TOKENISED]), stage, where)
+        return dict(row)
+    if not isinstance(prompt, str):
+        refuse(f"{where}: prompt must be a string or a list of messages, got {type(prompt).__name__}")
+    begins = without_bos(tokenizer, prompt)
+    check_room(len(tokenizer(begins + completion, verbose=False)[TOKENISED]), stage, where)
+    return dict(zip(COMPLETION, (begins, completion), strict=True))
+
+
+def without_conversations(rows: Any, stage: Stage) -> Any:
+    """Rows of conversations as rows of tokens, the last turn asked for; other rows as they are.
+
+    Raises:
+        DataError: a conversation that cannot be read, or some rows are conversations and some are not.
+    """
+    if messages_of(first_row(rows, WHERE)) is None or task_of_stage(stage) is not Task.CAUSAL:
+        return rows
+    tokenizer, found = asked_tokenizer(stage, WHERE), list[dict[str, list[int]]]()
+    for index in range(len(rows)):
+        where, row = f"{WHERE}: example {index}", rows[index]
+        messages = messages_of(row) if hasattr(row, "keys") else None
+        if messages is None:
+            raise DataError(f"{where} is no conversation, unlike example 0; all rows must have the same columns")
+        found.append(last_turn(tokenizer, messages, where))
+        check_room(len(found[-1][TOKENISED]), stage, where)
+    return found
+
+
+def without_bos(tokenizer: Any, prompt: str) -> str:
+    """The prompt without the beginning-of-text token in its words that the tokenizer would add a second time."""
+    token, number = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "bos_token_id", None)
+    if not token or not prompt.startswith(token) or list(tokenizer(prompt)[TOKENISED])[:2] != [number, number]:
+        return prompt
+    return prompt.removeprefix(token)
+
+
+def asked_tokenizer(stage: Stage, where: str) -> Any:
+    """The tokenizer of a stage's rows, or that of its collator.
+
+    Raises:
+        DescriptionError: it has none.
+    """
+    tokenizer = tokenizer_of(stage)
+    if tokenizer is None:
+        refuse(f"{where}: {stage.where} has no tokenizer to read a text with; give it one by hf.stage(..., tokenizer=)")
+    return tokenizer
+
+
+def tokenizer_of(stage: Stage) -> Any:
+    """The tokenizer of a stage's rows, or that of its collator; None where there is none."""
+    own = getattr(cast(Sentences, stage.data).reader, "tokenizer", None)
+    own = getattr(stage.collate, "tokenizer", None) if own is None else own
+    return getattr(own, "tokenizer", own)  # that of a processor
+
+
+def task_of_stage(stage: Stage) -> Task:
+    """What the labels of a stage of `hf.stage` are."""
+    reader = cast(Sentences, stage.data).reader
+    return reader.task if isinstance(reader, Reader) else task_of(stage.model, stage.objective, stage.where)
+
+
+def most_tokens(stage: Stage) -> int | None:
+    """The tokens after which the stage's texts are cut; None where nothing says."""
+    reader = cast(Sentences, stage.data).reader
+    if isinstance(reader, Reader) and reader.max_length is not None:
+        return reader.max_length
+    return longest_of(tokenizer_of(stage), base_of(stage.model))
+
+
+def check_room(count: int, stage: Stage, where: str) -> None:
+    """Refuse more tokens than the stage's model reads: cut, they would be another question.
+
+    Raises:
+        DataError: with both numbers.
+    """
+    most = most_tokens(stage)
+    if most is not None and count > most:
+        raise DataError(
+            f"{where}: prompt and completion are {count:,} tokens, and the texts of {stage.where} are cut after "
+            f"{most:,}; shorten them, or give the stage max_length="
+        )

@@ -1,0 +1,109 @@
+"""From scores to the examples that are shown: both ends of each stage's ranking, those that look the same as one."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from stagetrace.hf.columns import TOKENISED
+from stagetrace.index import Hits, Index
+from stagetrace.report.collect import given_names
+from stagetrace.report.item import Reader
+from stagetrace.results import Scores, Trace
+from stagetrace.results.table import Row
+from stagetrace.results.tokens import TokenScores
+from stagetrace.solvers.base import Solution
+from stagetrace.stages.chain import Chain
+from stagetrace.why.answer import Example, Piece, StageAnswer
+from stagetrace.why.asked import decoded
+from stagetrace.why.question import Question
+
+LONGEST = 300
+"""Tokens of an example that are shown with their scores."""
+
+FAR = 100
+"""Examples of an end that are looked at for some that look the same, at least."""
+
+
+def by_trace(chain: Chain, found: Trace, top: int) -> tuple[StageAnswer, ...]:
+    """Of scores of all examples."""
+    return tuple(
+        _stage(chain, scores, top, found.solutions.get(name), found.tokens.get(name))
+        for name, scores in found.scores.items()
+    )
+
+
+def by_index(index: Index, question: Question, top: int, **how: Any) -> tuple[StageAnswer, ...]:
+    """Of the examples that an index names, scored exactly."""
+    found = index.search(question.query, top=max(top, FAR // 2), **how)
+    return tuple(_hits(index.chain, hits, top) for hits in found.values())
+
+
+def _stage(
+    chain: Chain, scores: Scores, top: int, solution: Solution | None, tokens: TokenScores | None
+) -> StageAnswer:
+    reader, far = _reader(chain, scores.stage), max(top, FAR)
+    ends = [_shown(reader, scores.stage, scores.top(far, harmful=end), top, harmful=end) for end in (False, True)]
+    if tokens is not None:
+        data: Any = chain[scores.stage].stage.data
+        ends = [tuple(replace(each, pieces=pieces_of(data, tokens, each.index)) for each in end) for end in ends]
+    note = () if solution is None else (solved(scores.stage, solution),)
+    return StageAnswer(scores.stage, scores.n_examples, scores.n_examples, ends[0], ends[1], note)
+
+
+def pieces_of(data: Any, tokens: TokenScores, index: int) -> tuple[Piece, ...]:
+    """The tokens of an example with their scores, those behind a mask as they are predicted; none without a tokenizer.
+
+    Texts are cut after `LONGEST` tokens.
+    """
+    tokenizer = getattr(getattr(data, "reader", None), "tokenizer", None)
+    if tokenizer is None:
+        return ()
+    ids: list[int] = [int(one) for one in data[index][TOKENISED]]
+    found = tokens[index]
+    scores = dict(zip(found.positions.tolist(), found.values.tolist(), strict=True))
+    for position, token in zip(found.positions.tolist(), found.tokens.tolist(), strict=True):
+        ids[position] = token
+    shown = ids[:LONGEST]
+    return tuple(Piece(text, scores.get(place)) for place, text in enumerate(decoded(tokenizer, [])(shown)))
+
+
+def _hits(chain: Chain, hits: Hits, top: int) -> StageAnswer:
+    reader, ranking = _reader(chain, hits.stage), hits.ranking
+    far = ranking.harmful.shape[1]
+    ends = [_shown(reader, hits.stage, hits.top(far, harmful=end), top, harmful=end) for end in (False, True)]
+    note = () if ranking.solution is None else (solved(hits.stage, ranking.solution),)
+    return StageAnswer(hits.stage, ranking.n_examples, hits.rescored, ends[0], ends[1], (*note, hits.says()))
+
+
+def _shown(reader: Reader, stage: str, rows: Iterable[Row], top: int, *, harmful: bool) -> tuple[Example, ...]:
+    """The first `top` of the rows that look different, of this sign only; the others of each look by their indices."""
+    found: dict[object, Example] = {}
+    alike: dict[object, list[int]] = {}
+    for row in rows:
+        if row.score == 0 or (row.score > 0) != harmful:
+            break
+        item = reader.preview(stage, row.index)
+        look: object = row.index if item.look is None else item.look
+        if look in found:
+            alike[look].append(row.index)
+        elif len(found) < top:
+            text = item.text or ", ".join(f"{name}: {value}" for name, value in item.fields)
+            text += f" ... ({item.cut:,} more characters)" if item.cut else ""
+            found[look], alike[look] = Example(row.index, row.score, row.removal_effect, text, item.label), []
+    return tuple(
+        Example(each.index, each.score, each.removal_effect, each.text, each.label, tuple(alike[look]))
+        for look, each in found.items()
+    )
+
+
+def _reader(chain: Chain, stage: str) -> Reader:
+    described = chain[stage].stage
+    return Reader.of(described.data, given_names(described.objective, described.model))
+
+
+def solved(stage: str, solution: Solution) -> str:
+    """How a stage was solved, in a sentence."""
+    return (
+        f"{stage}: {solution.system}, {solution.status.value} at relative residual {solution.relative_residual:.1e} "
+        f"(asked for {solution.tolerance:.1e})"
+    )
