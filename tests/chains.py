@@ -373,9 +373,9 @@ def merged(name: str, kind: str, alpha: float = 0.0, constant: tuple[str, ...] =
     before = frozen("head", base="embedding")
     return chain(
         name,
-        stage("first", Stack(layers), "squared", n=9, seed=19, weight_decay=0.03),
-        stage("second", Adapted(4, 3, 2), "squared", n=8, seed=20, weight_decay=0.02, link=before),
-        stage("third", Stack(layers), "squared", n=7, seed=21, weight_decay=0.03, link=link, constant=constant),
+        stage("first", Stack(layers), "squared", n=6, seed=19, weight_decay=0.03),
+        stage("second", Adapted(4, 3, 2), "squared", n=5, seed=20, weight_decay=0.02, link=before),
+        stage("third", Stack(layers), "squared", n=5, seed=21, weight_decay=0.03, link=link, constant=constant),
         tolerance=1e-4,
         queries=2,
     )

@@ -43,7 +43,7 @@ def stacked(before: Any, first: str = "sft", second: str = "dpo", **settings: An
     return after.double().eval()
 
 
-@pytest.mark.parametrize(("first", "second"), [("sft", "dpo"), ("old", "default")])
+@pytest.mark.parametrize(("first", "second"), [("old", "default"), pytest.param("sft", "dpo", marks=pytest.mark.slow)])
 def test_adapters_beside_those_of_before_share_them(first: str, second: str):
     """Whatever both are called; the names that say it are the values."""
     before = adapted()
@@ -55,7 +55,7 @@ def test_adapters_beside_those_of_before_share_them(first: str, second: str):
     assert {name for name in pairs if "lora_" in name} == {
         name for name, _ in after.named_parameters() if f".{first}." in name and "lora_" in name
     }
-    assert set(pairs.values()) >= {name for name, p in before.named_parameters() if "lora_" in name}
+    assert set(pairs.values()) >= {name for name, _ in before.named_parameters() if "lora_" in name}
     agree(one, two)
 
 
@@ -78,6 +78,7 @@ def test_both_trained_on_are_told_apart_by_name():
         hf.stage("second", other, ROWS, after=one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", [None, ["classifier"]], ids=["adapters alone", "and saved modules"])
 def test_the_same_adapters_trained_further(modules: Any):
     before = adapted(modules_to_save=modules)

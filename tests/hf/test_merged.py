@@ -188,7 +188,7 @@ class TestChains:
             names = (f"{path}.base_layer.weight", *(f"{path}.lora_{x}.default.weight" for x in "AB"))
             return names, lambda weight, a, b: weight + 4.0 * b @ a  # lora_alpha / r
 
-        names = [n for n, p in last.named_parameters() if "lora_" not in n]
+        names = [n for n, _ in last.named_parameters() if "lora_" not in n]
         before = dict(adapters.named_parameters())
         moved = {n: origin(n) for n in names if last.get_parameter(n).requires_grad}
         kept = {n: origin(n) for n in names if n not in moved}
@@ -228,6 +228,7 @@ class TestChains:
         tiny.stir(last, 0.05, only="classifier")
         self.scores(last, adapters, base, Proximal)
 
+    @pytest.mark.slow
     def test_other_adapters_on_top(self):
         base = classifier()
         adapters = self.adapters(base)

@@ -166,7 +166,10 @@ class TestRefusals:
                 r"shape \[2, 3\].* computed as one of \[2, 2\]",
             ),
             ({"weight": Computed(("down", "up"), lambda a, b: a @ a)}, r"function fails .* \[1, 3\], \[2, 1\]"),
-            ({"weight": Computed(("up",), lambda a: 1.0)}, "must return a tensor of real numbers, got float"),
+            (
+                {"weight": Computed(("up",), lambda a: 1.0)},  # pyright: ignore[reportArgumentType]
+                "must return a tensor of real numbers, got float",
+            ),
             ({"weight": 3}, r"names to names \(strings\), or to Computed"),
         ],
     )
