@@ -7,7 +7,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 
 from stagetrace import Chain, Frozen, Hessian, Lanczos, Proximal, hf, trace
 from stagetrace.errors import DescriptionError
