@@ -108,6 +108,13 @@ def test_two_completions_of_a_prompt():
     torch.testing.assert_close(one, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
+def test_single_examples_need_a_contrast_each():
+    pairs = Query(CASE_DATA, contrast=CASE_DATA, reduction="none")
+    assert len(pairs.each_of([2, 0]).contrast) == 2
+    with pytest.raises(DescriptionError, match="all query examples together, not of each"):
+        Query(CASE_DATA, contrast=CASE_DATA).each_of([2, 0])
+
+
 CASE_DATA = TensorDataset(torch.ones(3, 1), torch.ones(3, 1))
 
 

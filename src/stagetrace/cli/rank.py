@@ -1,6 +1,5 @@
 """`stagetrace rank`: for each of many queries the examples at both ends of its ranking."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +41,7 @@ def rank_queries(
     typed = settings.SolveOptions(solve, options.preset(quick=quick, exact=exact))
     with parallel.started() as world:
         job = load(target, precision)
-        query = replace(job.query, reduction="none")  # whatever the target asks for: each example is a query
+        query = job.query.each()  # whatever the target asks for: each example is a query
         curvature = settings.curvatures(job.chain, typed, job.options.get("curvature"))
         solver = settings.solvers(job.chain, typed, job.options.get("solver"), curvature, solver_for_order(query))
         found = rank(

@@ -51,8 +51,6 @@ def search_index(
     """Find the examples that a query's loss comes from, by an index: few are looked at, and those exactly."""
     del debug
 
-    from torch.utils.data import Subset
-
     from stagetrace.cli import settings
     from stagetrace.cli.target import load
     from stagetrace.index import Index
@@ -74,7 +72,7 @@ def search_index(
         last = len(asked.data) - 1
         if max(query) > last:
             refuse(f"--query {max(query)}: the query of {place} has the examples 0 to {last}")
-        asked = replace(asked, data=Subset(asked.data, query), reduction="none")
+        asked = asked.each_of(query)
     chosen = settings.asked(job.chain, typed, job.options)
     index = Index.open(folder, job.chain)
     found = index.search(asked, top=top, rescore=number, of=stage, progress=Bars(), **chosen)

@@ -166,7 +166,8 @@ def build(
 def _measuring(query: Query, queries: int, seed: int) -> Query:
     """The examples of the query that recall is measured with, each a query by itself."""
     chosen = list(seeded_subset(len(query.data), max(1, queries), seed))
-    return query.each_of(chosen)
+    alone = query if query.reduction == "none" else replace(query, contrast=None)
+    return alone.each_of(chosen)
 
 
 @final

@@ -81,11 +81,24 @@ class Query:
         contrast = "" if self.contrast is None else f", contrast of {len(self.contrast):,}"
         return f"Query({count}{contrast}, reduction {self.reduction!r})"
 
+    def each(self) -> "Query":
+        """Each of its examples by itself, with its own contrast where it has one.
+
+        Raises:
+            DescriptionError: the contrast is that of all examples together.
+        """
+        if self.contrast is not None and self.reduction != "none":
+            refuse(
+                f"{CONTRAST} is taken off the loss of all query examples together, not of each; for single ones "
+                "describe the query with reduction='none' and a contrast for each example, or without contrast="
+            )
+        return replace(self, reduction="none")
+
     def each_of(self, indices: Sequence[int]) -> "Query":
-        """Some of its examples, each by itself: with its own contrast where they come in pairs, else with none."""
-        against = self.contrast if self.reduction == "none" else None
-        contrast = None if against is None else Subset(against, indices)
-        return replace(self, data=Subset(self.data, indices), contrast=contrast, reduction="none")
+        """Some of its examples, as `each` has them."""
+        each = self.each()
+        contrast = None if self.contrast is None else Subset(self.contrast, indices)
+        return replace(each, data=Subset(self.data, indices), contrast=contrast)
 
     @property
     def rows(self) -> int | None:
