@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from stagetrace.objectives.tokens import IGNORED
 from stagetrace.report.item import TARGET, fields_of
 from stagetrace.report.previews import whole_characters
 from stagetrace.results.tokens import ExampleTokens
@@ -52,7 +53,10 @@ def _ids(item: Any, *, written: bool) -> list[int] | None:
     found = found.tolist() if isinstance(found, Tensor | np.ndarray) else found
     if not isinstance(found, list) or not all(isinstance(each, int) for each in cast("list[Any]", found)):
         return None
-    return list(cast("list[int]", found))
+    ids = list(cast("list[int]", found))
+    while ids and ids[-1] == IGNORED:  # a written text's padding
+        ids.pop()
+    return ids
 
 
 def _words(ids: Sequence[int], decode: Callable[[list[int]], Any]) -> tuple[str, ...]:
