@@ -53,7 +53,7 @@ def rows(texts: Texts) -> list[dict[str, Any]]:
 
 def chain_of(folder: Path, corpora: Corpora, seed: int) -> tuple[Chain, Query]:
     """Both stages from their folders, and a query of test tweets drawn by the seed."""
-    pretrain = hf.stage("pretrain", str(folder / "language"), rows(corpora.lines))
+    pretrain = hf.stage("pretrain", str(folder / "language"), rows(corpora.lines), reduction="mean")
     finetune = hf.stage("finetune", str(folder / "classifier"), rows(corpora.tweets), after=pretrain)
     return Chain(pretrain, finetune), hf.query(rows(corpora.tests.drawn(QUERIES, seed)), stage=finetune)
 
@@ -65,7 +65,11 @@ def train(folder: Path, corpora: Corpora, seed: int) -> None:
     tokenizer = new_tokenizer([*corpora.lines.texts, *corpora.tweets.texts], "pieces", 2000, longest=64)
     progress: Progress = Bars()
     language = hf.stage(
-        "pretrain", _new("GPT2LMHeadModel", len(tokenizer), seed), rows(corpora.lines), tokenizer=tokenizer
+        "pretrain",
+        _new("GPT2LMHeadModel", len(tokenizer), seed),
+        rows(corpora.lines),
+        tokenizer=tokenizer,
+        reduction="mean",
     )
     train_stage(language, PRETRAINING.seeded(seed), progress)
     _save(language.model, tokenizer, folder / "language")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -99,8 +100,50 @@ def merged(folder: Path) -> Made:
     return Made(chain, loss_of_all(after), after.model, move, in_double)
 
 
+def merged_whole(folder: Path) -> Made:
+    """SFT with adapters, merged into the base; then all parameters trained further."""
+    before = sft(folder / "one", COMPLETED, adapters=lora())
+    first = hf.from_trainer(before, "sft")
+    base = tiny.apart(before.model).merge_and_unload().requires_grad_(requires_grad=True)
+    after = sft(folder / "two", COMPLETED[::-1], model=base)
+    chain = Chain(first, hf.from_trainer(after, "further", after=first, alpha=0.1))
+    layers = [
+        name.removeprefix("base_model.model.") for name, m in before.model.named_modules() if isinstance(m, LoraLayer)
+    ]
+
+    def started() -> dict[str, Tensor]:
+        again = tiny.apart(before.model).merge_and_unload()
+        return {f"{name}.weight": again.get_submodule(name).weight.detach() for name in layers}
+
+    return Made(chain, loss_of_all(after), after.model, moving(tiny.named(before.model)), in_double, started)
+
+
+def beside(folder: Path) -> Made:
+    """SFT with adapters; then others that are trained beside them, the first still active."""
+    before = sft(folder / "one", COMPLETED, adapters=lora())
+    first = hf.from_trainer(before, "sft")
+    model: Any = get_peft_model(tiny.gpt2(), lora())  # the trainer's own runs in the trainer's precision
+    model.load_state_dict(before.model.state_dict())
+    model.add_adapter("second", lora())
+    model.base_model.set_adapter(["default", "second"])
+    for name, parameter in model.double().eval().named_parameters():
+        parameter.requires_grad_(".second." in name)
+    rows = [{"input_ids": row, "labels": row} for row in ([5, 7, 9, 11], [8, 6, 12], [13, 5, 10, 14, 6])]
+
+    def loss() -> Tensor:
+        tokens = [torch.tensor([row["input_ids"]]) for row in rows]  # transformers takes its own mean in float32
+        return torch.stack([F.cross_entropy(model(each).logits[0, :-1], each[0, 1:]) for each in tokens]).mean()
+
+    _steps(model, loss)
+    chain = Chain(first, hf.stage("beside", model, rows, after=first))
+    held = {name: p for name, p in model.named_parameters() if ".second." not in name}
+    return Made(chain, loss, model, moving(held))
+
+
 RECIPES: dict[str, Recipe] = {
     "plain loop: a head on a kept body": plain,
     "plain loop: contrastive, fixed groups": groups,
     "LoRA merged, then LoRA": merged,
+    "LoRA merged, then all parameters": merged_whole,
+    "LoRA, then LoRA beside it": beside,
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stagetrace import Chain, Hessian
+from stagetrace.checks.directions import beside_padding
 from stagetrace.objectives.objective import name_of
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
@@ -43,6 +44,8 @@ class Made:
     model: the trainer's model; its parameters are those of the stage, in the same memory.
     before: moves what the trainer's code has of the stage before, along a direction by its parameters' names, so far.
     in_double: what has the trainer's code compute in float64 throughout, where it does not by itself.
+    started: where the trainer's code had the stage start, by its parameters' names, at the values that the stage before
+        has, where no parameter of the stage before is that start.
     """
 
     chain: Chain
@@ -50,6 +53,7 @@ class Made:
     model: nn.Module
     before: Move | None = None
     in_double: Callable[[], AbstractContextManager[object]] = nullcontext
+    started: Callable[[], Mapping[str, Tensor]] = dict
 
 
 def measured(made: Made) -> dict[str, Any]:
@@ -58,7 +62,8 @@ def measured(made: Made) -> dict[str, Any]:
     """
     bound = made.chain.last
     trained = {name: p for name, p in made.model.named_parameters() if name in set(bound.trained.names)}
-    vector = _direction(bound.trained.size, 1)
+    drawn = bound.trained.unflatten(_direction(bound.trained.size, 1))
+    vector = bound.trained.flatten(beside_padding(drawn, bound.stage.model))  # PyTorch holds padding's row constant
     ours = float(_mean_loss(bound))
     product = Hessian(examples=None).operator(bound) @ vector.unsqueeze(1)
     product = product.squeeze(1) - bound.penalty * vector
@@ -76,9 +81,11 @@ def measured(made: Made) -> dict[str, Any]:
     mixed = _central(made, made.before, vectors, trained)
     along = sum(float((mixed[name] * bound.trained.unflatten(vector)[name]).sum()) for name in trained)
     pull = bound.trained.unflatten(bound.pull * vector)
-    pulled = sum(
-        float((pull[name] * vectors[other]).sum()) for name, other in bound.anchored_to.items() if other in vectors
-    )
+    starts = vectors | _started(made, made.before, vectors)
+    pulled = 0.0
+    for name, origin in bound.anchored_to.items():
+        moved = starts.get(origin if isinstance(origin, str) else name)
+        pulled += 0.0 if moved is None else float((pull[name] * moved).sum())
     return row | found | {"stage before": _apart(value, pulled - along)}
 
 
@@ -119,6 +126,15 @@ def _central(
                     torch.autograd.grad(made.loss(), list(of.values()), allow_unused=True, materialize_grads=True)
                 )
     return {name: (more - less) / (2 * STEP) for name, more, less in zip(of, found[0], found[1], strict=True)}
+
+
+def _started(made: Made, move: Move, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The derivative of where the stage started, along a direction at the stage before."""
+    found = list[Mapping[str, Tensor]]()
+    for sign in (1, -2, 1):
+        move(direction, sign * STEP)
+        found.append(made.started())
+    return {name: (found[0][name] - found[1][name]) / (2 * STEP) for name in found[0]}
 
 
 def _direction(size: int, seed: int) -> Tensor:

@@ -168,7 +168,7 @@ def _fine_tuned(asked: Asked, name: str, read: Read, model: Any, data: list[Row]
     store = Checkpoints(asked.work / "checkpoints" / f"{name}-{plan.seed}")
 
     def train() -> dict[str, Any]:
-        stage = hf.stage(FINETUNE, model, data, tokenizer=read.tokenizer, batch_size=64)
+        stage = hf.stage(FINETUNE, model, data, tokenizer=read.tokenizer, batch_size=64, reduction="mean")
         return {"adam": train_stage(stage, plan, SILENT)}
 
     given = {"architecture": asdict(read.architecture), "training": asdict(plan), "texts": read.texts.digest}
@@ -177,7 +177,9 @@ def _fine_tuned(asked: Asked, name: str, read: Read, model: Any, data: list[Row]
 
 
 def _language(texts: Texts, tokenizer: Any, model: Any) -> Stage:
-    return hf.stage(PRETRAIN, model, rows(texts, tokenizer, labels=False), tokenizer=tokenizer, batch_size=64)
+    return hf.stage(
+        PRETRAIN, model, rows(texts, tokenizer, labels=False), tokenizer=tokenizer, batch_size=64, reduction="mean"
+    )
 
 
 def _pretrain(read: Read, rate: float) -> Stage:
@@ -186,7 +188,9 @@ def _pretrain(read: Read, rate: float) -> Stage:
     steps = Steps(Adam(rate, state=read.state), sizes.passes * sizes.first // sizes.batch, sizes.batch)
     data = rows(read.lines, read.tokenizer, labels=False)
     link = Unrolled(recording=steps)
-    return hf.stage(PRETRAIN, read.checkpoint, data, tokenizer=read.tokenizer, batch_size=64, link=link)
+    return hf.stage(
+        PRETRAIN, read.checkpoint, data, tokenizer=read.tokenizer, batch_size=64, reduction="mean", link=link
+    )
 
 
 def _start(
@@ -204,11 +208,13 @@ def _start(
     steps = Steps(optimizer, sizes.passes * sizes.second // sizes.batch, sizes.batch, schedule="cosine")
     if isinstance(model, MeanPooled):  # examples and loss are those of a classifier of the library's
         usual = read.architecture.classifier(read.checkpoint, seed)
-        described = hf.stage(FINETUNE, usual, list(data), tokenizer=read.tokenizer, batch_size=64)
+        described = hf.stage(FINETUNE, usual, list(data), tokenizer=read.tokenizer, batch_size=64, reduction="mean")
         last = replace(described, model=model, link=Unrolled("bert", steps))
     else:
         link = Unrolled(hf.shared(model, read.checkpoint), steps)
-        last = hf.stage(FINETUNE, model, list(data), tokenizer=read.tokenizer, batch_size=64, link=link)
+        last = hf.stage(
+            FINETUNE, model, list(data), tokenizer=read.tokenizer, batch_size=64, reduction="mean", link=link
+        )
     facts = {
         **read.facts,
         "optimisers": ["Adam(3e-4), state of the checkpoint's", f"Adam({optimizer.lr:g}), cosine"],

@@ -160,6 +160,7 @@ class _Bench:
     def _described(self, name: str, model: Any, data: list[Any], plan: Training, after: Stage | None) -> Stage:
         # adapters replace a head that the base's folder lacks: it is drawn, never used, and part of the fingerprint
         options: Any = {"tokenizer": self.tokenizer, "batch_size": 64, "weight_decay": plan.weight_decay}
+        options["reduction"] = "mean"  # by which its training weighs sentences
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return hf.stage(name, model, data, after=after, **options)

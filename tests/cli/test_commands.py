@@ -513,7 +513,7 @@ def test_processes_end_as_the_same_commands_do_here(tmp_path: Path):
 
 
 COMMANDS = (
-    *("score", "check", "rank", "validate", "why", "report", "show"),
+    *("score", "check", "rank", "why", "validate", "report", "show"),
     *("index", "search", "curate", "export", "demo"),
 )
 QUICK_WORDS = [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)]

@@ -67,13 +67,13 @@ def test_both_trained_on_are_told_apart_by_name():
     two = hf.stage("second", after, ROWS[::-1], after=one, alpha=0.2)
     assert isinstance(two.link, Proximal)
     bound = Chain(one, two).last
-    assert {name for name in bound.anchored_to} == {n for n, _ in after.named_parameters() if "lora_A.default" in n}
+    assert set(bound.anchored_to) == {n for n, _ in after.named_parameters() if "lora_A.default" in n}
     assert not any(".new." in name for name in (*bound.anchored_to, *bound.inherited_from))
     other = stacked(before, "renamed", "new")
     tiny.stir(other, 0.05, only="renamed")
     with pytest.raises(
         DescriptionError,
-        match=r"stage 'second': the adapter 'default' of the stage before is none .*'renamed', 'new' beside.*load_adapter",
+        match=r"stage 'second': the adapter 'default' of the stage before .*'renamed', 'new' beside.*load_adapter",
     ):
         hf.stage("second", other, ROWS, after=one)
 

@@ -1,6 +1,7 @@
 """How much an example counts in its stage's mean: by tokens, as trainers weigh them, and by columns of weights."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stagetrace import Stage, hf
+from stagetrace import Chain, Recording, Stage, Unrolled, hf, trace
 from stagetrace.errors import StagetraceError
 from stagetrace.objectives import Classification, Weights
 from tests.hf import tiny
@@ -63,6 +64,22 @@ def test_words_for_the_same_loss():
             tokenizer=tiny.tokenizer(),
             reduction="tokens",
         )
+
+
+def test_of_recorded_steps_the_loss_is_the_sum_and_a_replay_agrees(tmp_path: Path):
+    model, rows = tiny.model("GPT2LMHeadModel"), [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10]}]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    padded = hf.stage("s", model, rows).collate([{**row, "labels": row["input_ids"]} for row in rows])  # pyright: ignore
+    padded["attention_mask"] = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with Recording(tmp_path, model, optimizer) as recording:
+        for _ in range(2):
+            with recording.batch([0, 1], padded):
+                optimizer.zero_grad()
+                model(**padded).loss.backward()
+            optimizer.step()
+    stage = hf.stage("s", model, rows, link=Unrolled(recording=tmp_path))
+    assert repr(stage.objective) == "NextToken(reduction='sum')"
+    assert trace(Chain(stage), hf.query(rows, stage=stage))["s"].values.shape == (2,)
 
 
 def test_a_query_is_the_mean_over_its_own_tokens():

@@ -1,4 +1,4 @@
-"""Weights that adapters were merged into: as functions of base and adapters they are what peft merges, in derivative too.
+"""Weights that adapters were merged into are functions of base and adapters, those that peft merges, in derivative too.
 
 The truth is `merge_and_unload()` itself, and its difference quotients.
 """

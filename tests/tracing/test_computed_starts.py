@@ -17,7 +17,7 @@ from stagetrace.stages.links import Computed
 from stagetrace.validation.rebinding import values_from_previous
 from stagetrace.validation.resolving import leave_out, query_loss, resolve
 from tests.chains import MERGED, ChainCase, chain_of, query_of
-from tests.oracles import mean_weights, own_solution, solved, solved_again, truth
+from tests.oracles import mean_weights, solved, solved_again, truth
 
 EXACT: dict[str, Any] = {"curvature": Hessian(), "solver": Direct()}
 MERGE = Computed(("base.weight", "down", "up"), lambda weight, down, up: weight + up @ down)

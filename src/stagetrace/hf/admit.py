@@ -34,8 +34,8 @@ def admit(model: Any, where: str) -> None:
     """Refuse a model of transformers or peft whose scores would all be wrong.
 
     Raises:
-        DescriptionError: quantised weights, but for a frozen base of adapters; weights that were not loaded (on the meta device or offloaded), adapters
-            that are not in use as they were trained.
+        DescriptionError: quantised weights, but for a frozen base of adapters; weights that were not loaded (on the
+            meta device or offloaded); adapters that are not in use as they were trained.
     """
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":

@@ -39,6 +39,7 @@ from stagetrace.hf.tokens import check_per_token
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.weights import Weights
 from stagetrace.recording import Unrolled
+from stagetrace.recording.recorded import Recorded
 from stagetrace.stages.decay import Decay
 from stagetrace.stages.links.link import Link
 from stagetrace.stages.own_ids import COLUMN, AskedIds
@@ -124,7 +125,7 @@ def stage(
     if objective is None:
         check_per_token_loss(reduction, reader.task, where)
     trained, found = (used, link) if after is None else link_to(used, after, link, alpha, where)
-    summed = reduction == "sum" or (reduction == "auto" and isinstance(found, Unrolled))
+    summed = reduction == "sum" or (reduction == "auto" and _recorded(found))
     described = Stage(
         name,
         model=trained,
@@ -153,6 +154,11 @@ def stage(
     whose = "the trainers of transformers and TRL"
     loss, said = per_token(described, reader.task, partial(objective_of, reader.task), whose)
     return replace(described, objective=loss, data=Sentences(data, reader, notices, said))
+
+
+def _recorded(link: Link | None) -> bool:
+    """Whether the stage's steps were recorded, and not yet to be made with the stage's own loss."""
+    return isinstance(link, Unrolled) and isinstance(link.recording, Recorded)
 
 
 def _read(

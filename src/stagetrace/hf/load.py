@@ -152,7 +152,7 @@ def _saved_shapes(folder: Path, where: str) -> dict[str, list[int]]:
 
 
 def _architecture(place: str, where: str, *, adapted: bool = False) -> Any:
-    """The class that `config.architectures` names. adapted: whether it is a base of adapters, which may be quantised."""
+    """The class that `config.architectures` names. adapted: whether adapters stand on it; it may be quantised then."""
     transformers = package("transformers")
     folder = Path(place)
     if folder.is_dir():

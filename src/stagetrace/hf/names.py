@@ -36,7 +36,7 @@ def plain_of(model: nn.Module, names: Iterable[str], called: Mapping[str, str] |
     prefix = str(getattr(base, "base_model_prefix", "") or "")
     below = bool(prefix) and hasattr(base, prefix)  # else the model is a base model itself
     active = active_adapters(model)
-    words = {name: "*" for name in active} if called is None else {name: called.get(name, name) for name in active}
+    words = dict.fromkeys(active, "*") if called is None else {name: called.get(name, name) for name in active}
     walk = _Walk(dict(model.named_modules(remove_duplicate=False)), words)
     plain: dict[str, Plain] = {}
     for name in names:

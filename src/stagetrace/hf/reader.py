@@ -75,7 +75,7 @@ class Reader:
             return [self(row, index) for row, index in zip(rows, indices, strict=True)]
         for row, index in zip(rows, indices, strict=True):
             self._check(row, index)
-        name = self.columns.texts[0]
+        name = next(iter(self.columns.texts))
         where = f"{self.where}: '{name}' of example "
         texts = [text_of(row[name], f"{where}{index}") for row, index in zip(rows, indices, strict=True)]
         encoded = self.tokenizer(texts, **self._cut)

@@ -136,9 +136,7 @@ def _sft(
         return losses.sum() / (labels[:, 1:] != IGNORED).sum().clamp_min(1)
 
     check_trainers_loss(trainer, first, kind, mean)
-    if reduction in ("mean", "sum") or (
-        reduction == "auto" and recorded
-    ):  # what a recorded step divided a sum by is in the recording
+    if reduction in ("mean", "sum") or (reduction == "auto" and recorded):  # a recording has what steps divided by
         return replace(first, objective=loss("mean" if reduction == "mean" else "sum"))
     weighed, notice = _as_weighed(trainer, first, loss, asked=reduction == "tokens")
     read = first.data
