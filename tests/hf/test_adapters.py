@@ -7,7 +7,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 
 from stagetrace import Chain, Frozen, Hessian, Lanczos, Proximal, hf, trace
 from stagetrace.errors import DescriptionError
@@ -331,9 +330,3 @@ class TestSoftPrompts:
         stage = hf.stage("s", after, rows, objective=losses)
         batch = stage.collate(list(stage.data))  # pyright: ignore[reportOptionalCall]
         torch.testing.assert_close(losses(after, batch)[0], after(**batch).loss.double(), rtol=1e-5, atol=1e-6)
-
-
-def test_seq2seq_has_no_ready_made_loss():
-    settings = transformers.T5Config(vocab_size=20, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2)
-    with pytest.raises(DescriptionError, match=r"no ready-made loss for T5ForConditionalGeneration.*objective="):
-        hf.stage("s", transformers.T5ForConditionalGeneration(settings), [{"input_ids": [3, 4], "labels": [5, 6]}])
