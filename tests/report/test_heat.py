@@ -1,6 +1,7 @@
 """The heat map of tokens: each in its colour, with its number; the words of tokens; what a run kept before has none."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -72,6 +73,14 @@ def example(index: int, **tokens: int) -> ExampleTokens:
     return ExampleTokens(index, at, ids, torch.zeros(len(at)), torch.tensor(0.0))
 
 
+class Rows(list[Any]):
+    """Rows with how they are read."""
+
+    def __init__(self, rows: list[Any], reader: Any) -> None:
+        super().__init__(rows)
+        self.reader = reader
+
+
 def test_tokens_in_words():
     words = tiny.tokenizer(marks=False)
     causal = hf.stage("fit", tiny.model("GPT2LMHeadModel"), tiny.rows(), tokenizer=words)
@@ -81,6 +90,10 @@ def test_tokens_in_words():
     labels = masked.data[1]["labels"]
     told = {f"p{position}": label for position, label in enumerate(labels) if label != -100}
     assert pieces_of(masked.data, example(1, **told)) == ("[CLS]", " a", " dog", " ran", " [SEP]")
+    seq2seq = SimpleNamespace(task=SimpleNamespace(name="SEQ2SEQ"), tokenizer=words)
+    written = Rows([{"input_ids": [5, 6, 7], "labels": [8, 10, -100]}], seq2seq)
+    assert pieces_of(written, example(0, p0=8, p1=10))[:2] == ("dog", " ran")
+    assert pieces_of([{"input_ids": [5]}], example(0, p3=7)) == ()
     assert pieces_of([(torch.tensor([5, 6]), torch.tensor([6, 7]))], example(0)) == (" 6", " 7")  # inputs, targets
     assert pieces_of(torch.tensor([[5, 6, 8]]), example(0)) == (" 5", " 6", " 8")
     assert pieces_of([{"pixels": torch.zeros(2, 2)}], example(0)) == ()

@@ -278,3 +278,14 @@ def test_of_a_chain_the_stages_that_can_are_scored():
     assert list(result.tokens) == ["fit"]
     totals = [float(result.tokens["fit"][index].total) for index in range(len(first.data))]
     torch.testing.assert_close(torch.tensor(totals), result["fit"].values.float())
+
+
+def test_weights_of_examples_weigh_their_tokens():
+    plain = drawn(Bigrams)
+    weights = [1.0, 2.0, 0.5, 1.0, 0.5]  # of mean 1
+    weighed = Stage("fit", model=plain.model, objective=NextToken(), data=SENTENCES, weights=weights)
+    one, other = (trace(Chain(stage), Query(SENTENCES[:1]), tokens=True, **SOLVE) for stage in (plain, weighed))
+    for index in range(len(SENTENCES)):
+        total = float(other.tokens["fit"][index].total)
+        assert total == pytest.approx(float(other["fit"].values[index]), abs=1e-6)
+        torch.testing.assert_close(other.tokens["fit"][index].values, weights[index] * one.tokens["fit"][index].values)

@@ -143,3 +143,5 @@ def test_messages_name_the_contrast():
     stage = hf.stage("causal", tiny.model("GPT2LMHeadModel"), tiny.rows(), tokenizer=tiny.tokenizer(marks=False))
     with pytest.raises(DataError, match=r"the query's contrast: example 1 has no column 'text'"):
         trace(Chain(stage), hf.query(tiny.rows(), contrast=[{"text": "a cat"}, {"other": "a dog"}], stage=stage))
+    with pytest.raises(DataError, match=r"the query's contrast: the data set is empty"):
+        hf.query(tiny.rows(), contrast=[], stage=stage)

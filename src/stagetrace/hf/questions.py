@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.errors import StagetraceError, StagetraceWarning, refuse
 from stagetrace.hf.asking import Prompt, asked_row, task_of_stage, tokenizer_of, without_conversations
 from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns_of
@@ -101,7 +101,10 @@ def _contrast(data: Any, stage: Stage, collate: Collate | None) -> Sentences:
     """The contrast's rows, read as the stage's are; messages name it."""
     if isinstance(data, Query):
         refuse(f"{CONTRAST} is a query; give its rows as they are: contrast=rows")
-    read, collated = _read(_rows(data, stage), stage)
+    try:
+        read, collated = _read(_rows(data, stage), stage)
+    except StagetraceError as cause:
+        raise type(cause)(str(cause).replace(f"{WHERE}:", f"{CONTRAST}:", 1)) from cause
     if (collated is None) != (collate is None) or type(collated) is not type(collate):
         refuse(f"{CONTRAST}: its rows have other columns than the query's; give both the same columns")
     return Sentences(read.rows, replace(read.reader, where=CONTRAST), read.notices)

@@ -43,12 +43,11 @@ class Sentences:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Features]:
         """Several examples: their texts are tokenised in one call."""
-        rows = [self.rows[index] for index in indices]
-        return (
-            self.reader.several(rows, indices)
-            if isinstance(self.reader, Reader)
-            else list(map(self.reader, rows, indices))
-        )
+        places = [range(len(self))[index] for index in indices]
+        rows = [self.rows[index] for index in places]
+        if isinstance(self.reader, Reader):
+            return self.reader.several(rows, places)
+        return list(map(self.reader, rows, places))
 
     def length_of(self, index: int) -> int:
         """How long an example is, about: without making features of it."""

@@ -159,9 +159,14 @@ def _gradient(risk: Risk, batch: Batch, row: int, coefficients: Tensor) -> Tenso
 
 
 def padding_of(content: Any, labels: Tensor) -> Tensor:
-    """How many places on the left of each example are padding, `[batch]`, by the attention mask where there is one."""
+    """How many places on the left of each example are padding, `[batch]`, by the attention mask where there is one.
+
+    labels: of the batch, on the CPU. A mask of other tokens (an encoder's) would say it of places with labels.
+    """
     mask = content.get("attention_mask") if isinstance(content, Mapping) else None
     if not isinstance(mask, Tensor) or mask.shape != labels.shape:
         return torch.zeros(len(labels), dtype=torch.long)
     kept = (mask != 0).cpu().long()
-    return torch.where(kept.any(dim=1), kept.argmax(dim=1), 0)
+    first, labelled = kept.argmax(dim=1), labels != IGNORED
+    theirs = kept.any(dim=1) & ~(labelled & (kept.cumsum(dim=1) == 0)).any(dim=1)
+    return torch.where(theirs, first, 0)

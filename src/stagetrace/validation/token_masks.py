@@ -113,7 +113,7 @@ class _Weighed:
         content, indices = batch
         each = by_token(self.inner).token_losses(outputs, content)
         weights = torch.ones(each.shape, dtype=each.dtype)
-        shift = padding_of(content, weights)
+        shift = padding_of(content, by_token(self.inner).predicted(content).cpu())
         for row, index in enumerate(indices.tolist()):
             for position in self.places.get(index, ()):
                 weights[row, position + int(shift[row])] -= self.by
