@@ -31,8 +31,9 @@ class Packed(nn.Linear):
         vars(layer).update(copy.deepcopy(vars(whole)))
         values = whole.weight.detach()
         del layer._parameters["weight"]
-        layer.register_buffer("scale", values.abs().amax(dim=1, keepdim=True) / 127)
-        layer.register_buffer("weight", (values / layer.scale).round().to(torch.int8))
+        scale = values.abs().amax(dim=1, keepdim=True) / 127
+        layer.register_buffer("scale", scale)
+        layer.register_buffer("weight", (values / scale).round().to(torch.int8))
         return layer
 
     def dequantised(self) -> Tensor:
