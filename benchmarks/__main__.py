@@ -37,6 +37,7 @@ from benchmarks import (
     recording,
     retraining,
     scoring,
+    sft_dpo,
     solvers,
     startup,
     token_masks,
@@ -84,6 +85,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "token-masks": token_masks.run,
     "why": why.run,
     "recipes": _recipes,
+    "sft-dpo": sft_dpo.run,
     "corpora": corpora.run,
 }
 

@@ -24,6 +24,7 @@ PAGES = {
     ROOT / "docs" / "recipes.md": RESULTS,
     ROOT / "docs" / "corpora.md": RESULTS,
     ROOT / "docs" / "why.md": RESULTS,
+    ROOT / "docs" / "tutorials" / "dpo.md": RESULTS,
     ROOT / "docs" / "two-stage-benchmark.md": ROOT / "benchmarks" / "two_stage" / "results",
 }
 """Page -> the folder of its results."""
