@@ -1,4 +1,4 @@
-"""The pages of equations and of the code name places that exist; the first has every equation of the paper, and one more."""
+"""The pages of equations and of the code name places that exist; the first has the paper's equations and one more."""
 
 import ast
 import re
