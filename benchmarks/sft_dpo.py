@@ -1,8 +1,8 @@
 """`sft-dpo`: the tutorial's chain of pretraining, SFT and DPO, with and without the examples that it names.
 
-The code of `docs/tutorials/dpo.md` is run as it stands there. Then the recorded trainings are repeated, from a stage on,
-without one of its examples: the three of largest score, and three drawn ones. The query loss is compared with what the
-scores predicted.
+The code of `docs/tutorials/dpo.md` is run as it stands there. The recorded trainings are then repeated, from a stage
+on, without one of its examples: the three of largest score, and three drawn ones. The query loss is compared with what
+the scores predicted.
 """
 
 import contextlib

@@ -135,7 +135,7 @@ def beside(folder: Path) -> Made:
         return torch.stack([F.cross_entropy(model(each).logits[0, :-1], each[0, 1:]) for each in tokens]).mean()
 
     _steps(model, loss)
-    chain = Chain(first, hf.stage("beside", model, rows, after=first))
+    chain = Chain(first, hf.stage("beside", model, rows, after=first, reduction="mean"))
     held = {name: p for name, p in model.named_parameters() if ".second." not in name}
     return Made(chain, loss, model, moving(held))
 

@@ -432,7 +432,7 @@ def test_typed_words_stand_above_the_targets(validate: Command, tmp_path: Path):
         ('{"fit": {"nope": None}}', "the target's option 'fit': no stage is called 'nope'"),
         ('{"estimators": []}', "the target's option 'estimators' is empty"),
         ('{"estimators": [3]}', "the target's option 'estimators' must be a list such as [Influence(), Random()]"),
-        ('{"fits": 3}', "the option 'fits'; options for trace are curvature, solver, of, parts, for validate also fit"),
+        ('{"fits": 3}', "the option 'fits'; options for trace are curvature, solver, of, parts, tokens, for validate"),
     ],
 )
 def test_options_of_the_target_that_say_nothing(validate: Command, options: str, message: str, tmp_path: Path):
