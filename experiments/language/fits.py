@@ -34,7 +34,9 @@ class OnFeatures(Fit):
             features, labels = features_of(stage, stage.data)
             head: nn.Module = stage.model.get_submodule("head")
             assert isinstance(head, Head)
-            alone = BoundStage.of(head_stage(head, features, labels, stage.weight_decay), None)
+            decay = stage.weight_decay
+            assert isinstance(decay, (int, float))
+            alone = BoundStage.of(head_stage(head, features, labels, decay), None)
             values = one_copy(self.head(alone, weights[place : place + 1], None, seed), 0)
             trained.append({f"head.{name}": value for name, value in values.items()})
         return {**copies, **stacked(trained)}

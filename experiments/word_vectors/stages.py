@@ -115,12 +115,13 @@ def _trained(store: Checkpoints, stage: Stage, size: Size, train: Callable[[], R
 def _by_adam(stage: Stage, size: Size, seed: int, progress: Progress) -> None:
     """Adam on full batches of lines; the weight decay is a term of the loss."""
     model, lines = stage.model, stage.data
-    device = next(model.parameters()).device
+    device, decay = next(model.parameters()).device, stage.weight_decay
+    assert isinstance(decay, (int, float))
 
     def loss(rows: list[int]) -> Tensor:
         batch = [tensor[torch.tensor(rows)].to(device) for tensor in lines.tensors]
         squares = torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
-        return stage.loss.losses(stage.loss.outputs(model, batch), batch).mean() + stage.weight_decay / 2 * squares
+        return stage.loss.losses(stage.loss.outputs(model, batch), batch).mean() + decay / 2 * squares
 
     plan = Training(size.steps, size.rate, min(size.batch or len(lines), len(lines)), seed=seed)
     full = (rows for rows in plan.batches(len(lines)) if len(rows) == plan.batch)

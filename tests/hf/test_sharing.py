@@ -32,6 +32,7 @@ def check(found: hf.Shared, model: nn.Module, previous: nn.Module) -> None:
     assert used == {*found, *found.new}
     assert set(theirs) - {name for name in theirs if ".original_module." in name} == {*found.values(), *found.left}
     for name, other in found.items():
+        assert isinstance(other, str)
         assert ours[name].shape == theirs[other].shape
         assert torch.equal(ours[name], theirs[other]) == (name in found.kept)
 

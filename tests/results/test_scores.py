@@ -110,7 +110,8 @@ def test_markup_in_a_stage_name_is_shown_as_it_is() -> None:
 
 
 def test_to_pandas_by_name() -> None:
-    scores = Scores("s", *(torch.tensor([v, -v], dtype=torch.float64) for v in (3.0, 1.0, 2.0)))
+    values, shared, head = (torch.tensor([v, -v], dtype=torch.float64) for v in (3.0, 1.0, 2.0))
+    scores = Scores("s", values, shared, head)
     frame = scores.to_pandas()
     assert list(frame.columns) == ["index", "score", "removal_effect", "via_shared", "via_head"]
     assert frame["removal_effect"].tolist() == [-1.5, 1.5]

@@ -150,4 +150,5 @@ def test_the_link_is_kept():
     again = resolve(chain, "pretrain", leave_out(23, [0])).chain
     assert isinstance(again.stages[1].link, Frozen)
     for name, other in again["finetune"].inherited_from.items():
+        assert isinstance(other, str)
         assert torch.equal(again["finetune"].inherited_values[name], again["pretrain"].trained_values[other])
