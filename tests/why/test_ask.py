@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from stagetrace import Chain, GaussNewton, Lanczos, Shift, Stage, hf, index, trace, why
 from stagetrace.errors import StagetraceError
 from stagetrace.objectives import Classification, NextToken
+from stagetrace.stages import fingerprint
 from stagetrace.why.question import Contrast
 from stagetrace.why.write import render
 from tests.hf import tiny
@@ -60,7 +61,8 @@ def test_a_completion_is_traced_by_the_nats_of_its_tokens(causal: Chain):
     assert [token.chance for token in question.tokens] == pytest.approx(chances)
     rows = [{"prompt": "the cat", "completion": text} for text in (" sat on the mat", " ran")]
     asked = hf.query(rows[:1], contrast=rows[1:], stage=causal.last.stage, objective=NextToken("sum"))
-    expected = trace(causal, asked, **HOW)["pretrain"]
+    whole_trace = trace(causal, asked, tokens=True, **HOW)
+    expected = whole_trace["pretrain"]
     assert found.trace is not None
     torch.testing.assert_close(found.trace["pretrain"].values, expected.values, rtol=1e-6, atol=1e-9)
     stage = found["pretrain"]
@@ -68,8 +70,11 @@ def test_a_completion_is_traced_by_the_nats_of_its_tokens(causal: Chain):
         row.index for row in expected.top(5, harmful=False) if row.score < 0
     ]
     assert all(each.score > 0 > each.removal_effect for each in stage.spoke_against)
-    for each in (*stage.spoke_for, *stage.spoke_against, *found["sft"].spoke_for):  # tokens: in order, and all of it
-        assert sum(piece.score or 0.0 for piece in each.pieces) == pytest.approx(each.score, rel=1e-5)
+    for name in ("pretrain", "sft"):  # tokens: in order, and all of it
+        for each in (*found[name].spoke_for, *found[name].spoke_against):
+            scores = [piece.score for piece in each.pieces if piece.score is not None]
+            assert scores == pytest.approx(whole_trace.tokens[name][each.index].values.tolist(), rel=1e-5, abs=1e-9)
+            assert sum(scores) == pytest.approx(each.score, rel=1e-5)
     first = stage.spoke_for[0]
     assert "".join(piece.text for piece in first.pieces).replace(" ##", "") == first.text
     assert [piece.score is None for piece in first.pieces] == [True] + [False] * (len(first.pieces) - 1)
@@ -124,7 +129,15 @@ def test_a_question_asked_again_is_read_and_another_one_is_spared_the_fit(
     causal: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     how: dict[str, Any] = {"curvature": "ekfac", "out": tmp_path}
+    gathered, reads = fingerprint._gathered, list[str]()  # pyright: ignore[reportPrivateUsage]
+
+    def counted(examples: Any, *rest: Any, **named: Any) -> Any:
+        reads.append(examples.where)
+        return gathered(examples, *rest, **named)
+
+    monkeypatch.setattr(fingerprint, "_gathered", counted)
     first = why.ask(causal, "the cat", " sat", **how)
+    assert sorted(reads) == ["stage 'pretrain'", "stage 'sft'", "the query"]  # once for the run and for the fits
     fits = sorted(each.name for each in (tmp_path / "fits").iterdir())
     assert [name.split("-")[1] for name in fits] == ["pretrain", "sft"]
 
@@ -135,6 +148,8 @@ def test_a_question_asked_again_is_read_and_another_one_is_spared_the_fit(
     assert why.ask(causal, "the cat", " ran", **how).folder != first.folder
     monkeypatch.setattr(sys.modules["stagetrace.tracing.trace"], "backward_pass", never)
     again = why.ask(causal, "the cat", " sat", **how)
+    assert len(reads) == 9  # each call by itself
+    assert again.stages == first.stages  # the tokens, too
     assert again.trace is not None
     assert first.trace is not None
     assert torch.equal(again.trace["sft"].values, first.trace["sft"].values)

@@ -1,6 +1,8 @@
 """What identifies a model, a data set and a stage: digests of contents, so that a resumed run is the same run."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
@@ -28,6 +30,12 @@ NOT_TAKEN = "not taken"
 
 ENDS = 32
 """Examples looked at on each end of a data set that is not read for its digest."""
+
+
+_Told = tuple[list[bytes], list[str], set[str]]
+
+_READ: ContextVar[dict[int, tuple[Examples, list[_Told]]] | None] = ContextVar("data sets read", default=None)
+"""What was found of each data set in the job at hand, by its `id`; it is held on to, or that would be another's."""
 
 
 def fingerprint_stage(
@@ -101,16 +109,13 @@ def fingerprint_examples(
 
     Where they are not to be `read`, `sha256` is "not taken", and `ends` is the digest of the first and the last few.
     """
-    identity, digests = identity or Identity(), list[bytes]()
-    walk = identity.walk()
-    what = f"fingerprint of {examples.where}" if read else f"ends of {examples.where}"
-    plan = world().shard(examples.batch_indices() if read else examples.batch_indices(_ends(len(examples))))
-    with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance, world().together(what):
-        for batch in examples.read(plan):
-            digests.append(walk.digest(batch.content, "batch"))
-            walk.forget()
-            advance(len(batch))
-    told = world().gather((digests, walk.unidentified, walk.libraries))
+    identity = identity or Identity()
+    if read and (held := _READ.get()) is not None:
+        if id(examples) not in held:
+            held[id(examples)] = examples, _gathered(examples, progress, read=True)
+        told = held[id(examples)][1]
+    else:
+        told = _gathered(examples, progress, read=read)
     whole = identity.walk()
     for mine, unidentified, libraries in told:
         for each in mine:
@@ -121,6 +126,32 @@ def fingerprint_examples(
     if not read:
         found = {**found, "sha256": NOT_TAKEN, "ends": found["sha256"]}
     return {"examples": len(examples), **found}
+
+
+@contextmanager
+def reading_once() -> Generator[None]:
+    """Within it a data set is read for its digest once, however often its fingerprint is asked for.
+
+    For one job that takes its data to stay as they are while it is done; the next job reads them again.
+    """
+    token = _READ.set({})
+    try:
+        yield
+    finally:
+        _READ.reset(token)
+
+
+def _gathered(examples: Examples, progress: Progress | None, *, read: bool) -> list[_Told]:
+    """The digest of each batch, what could not be identified, and packages met: of every process."""
+    digests, walk = list[bytes](), Identity().walk()
+    what = f"fingerprint of {examples.where}" if read else f"ends of {examples.where}"
+    plan = world().shard(examples.batch_indices() if read else examples.batch_indices(_ends(len(examples))))
+    with (progress or Silent()).task(what, sum(map(len, plan)), "examples") as advance, world().together(what):
+        for batch in examples.read(plan):
+            digests.append(walk.digest(batch.content, "batch"))
+            walk.forget()
+            advance(len(batch))
+    return world().gather((digests, walk.unidentified, walk.libraries))
 
 
 def fingerprint_collate(collate: Collate | None, data: Any, identity: Identity) -> Json | None:

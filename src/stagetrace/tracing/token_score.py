@@ -1,14 +1,13 @@
 """Scores of a stage's tokens, and of its examples as their sums, part by part."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import final
 
 import torch
 from torch import Tensor
 
-from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results import RunFolder
@@ -18,9 +17,10 @@ from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk, check_finite
-from stagetrace.tracing.score import PROBED, Scorer, SumScorer, as_part
+from stagetrace.tracing.score import Scorer, SumScorer, as_part
 from stagetrace.tracing.sieve import Sieve, Tokens
-from stagetrace.tracing.token_losses import TokenWay, places_of, token_derivatives, token_way
+from stagetrace.tracing.token_losses import TokenWay
+from stagetrace.tracing.token_terms import TokenTerms
 
 __all__ = ["TokenScorer", "token_scorer"]
 
@@ -61,11 +61,10 @@ class TokenScorer:
     found: what was kept of each part that `run` has been through.
     """
 
-    terms: tuple[tuple[Risk, Tensor], ...]
+    terms: TokenTerms
     parts: bool
     rows: int | None
     most: int
-    way: TokenWay
     files: _Files
     why: str = "a score for each token was asked for"
     found: dict[int, TokenPart] = field(default_factory=dict[int, TokenPart])
@@ -77,24 +76,23 @@ class TokenScorer:
         Raises:
             DescriptionError, DifferentiationError: as `token_way`.
         """
-        terms = scorer.terms if isinstance(scorer, SumScorer) else (scorer,)
-        risk, first = terms[-1].risk, terms[0]
-        total = len(risk.examples)
-        probed = sorted({*range(min(2, total)), *seeded_subset(total, PROBED, seed=0)})
-        with world().together(f"looking how to score tokens of {risk.where}"):
-            way = token_way(risk, next(iter(risk.read([probed]))))
-        pairs = tuple((term.risk, term.adjoints) for term in terms)
-        return TokenScorer(pairs, first.parts, first.rows, most, way, files)
+        each = scorer.terms if isinstance(scorer, SumScorer) else (scorer,)
+        terms = TokenTerms.of([(term.risk, term.adjoints) for term in each])
+        return TokenScorer(terms, each[0].parts, each[0].rows, most, files)
 
     @property
     def risk(self) -> Risk:
         """The losses at the stage's outcome."""
-        return self.terms[-1][0]
+        return self.terms.risk
+
+    @property
+    def way(self) -> TokenWay:
+        return self.terms.way
 
     @property
     def forward_passes(self) -> float:
         """What scoring the stage costs, counted in forward passes over one example."""
-        return sum(1.0 + 2 * adjoints.shape[1] for _, adjoints in self.terms) * len(self.risk.examples)
+        return len(self.terms.each) * (1.0 + 2 * self.terms.columns) * len(self.risk.examples)
 
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
@@ -120,37 +118,30 @@ class TokenScorer:
     def _part(self, indices: range, advance: Callable[..., None]) -> tuple[Part, TokenPart]:
         """Some consecutive examples, their batches shared out over processes."""
         risk, scored, what = self.risk, world().shard(indices), f"scoring tokens of {self.risk.where}"
-        columns = self.terms[0][1].shape[1]
+        columns, like = self.terms.columns, self.terms.each[0][1]
         losses = torch.empty(len(scored), dtype=torch.float64)
         values = torch.empty(len(scored), columns, dtype=torch.float64)
         quota = ceil(self.most * len(indices) / len(risk.examples))
         sieve = Sieve(indices, columns // 2 if self.parts else columns, quota)
-        with world().together(what, self.terms[0][1]):
-            for batch, (lost, found) in by_halves(risk, "scoring tokens", risk.read_by_size(scored), self._contracted):
+        with world().together(what, like):
+            for batch, (lost, found) in by_halves(
+                risk, "scoring tokens", risk.read_by_size(scored), self.terms.contracted
+            ):
                 here = torch.tensor([index - scored[0] for index in batch.indices])
                 losses[here], values[here] = lost.double().sum(dim=1).cpu(), found.double().sum(dim=1).cpu()
-                sieve.add(self._tokens(batch, found), here + scored[0], self._whole(values[here].mT))
+                sieve.add(self._whole_of(batch, found), here + scored[0], self._whole(values[here].mT))
                 advance(len(batch) * world().size)
             check_finite(losses, scored, risk.where)
             check_finite(values.sum(dim=1), scored, risk.where, "the score")
         tokens = sieve.result(reduced=self.rows is None)
-        dtype = torch.float64 if self.rows is None else torch.promote_types(self.terms[0][1].dtype, torch.float32)
+        dtype = torch.float64 if self.rows is None else torch.promote_types(like.dtype, torch.float32)
         scores = world().joined(values).to(dtype).mT
         return as_part(indices.start, scores, len(risk.examples), parts=self.parts, rows=self.rows), tokens
 
-    def _contracted(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token losses `[batch, length]` and scores `[batch, length, columns]`."""
-        *_, (losses, dots) = found = [token_derivatives(self.way, risk, batch, x) for risk, x in self.terms]
-        for _, more in found[:-1]:
-            dots = dots + more
-        return losses, dots.neg()
-
-    def _tokens(self, batch: Batch, scores: Tensor) -> Tokens:
-        """The predicted tokens of a batch with their scores."""
-        places = places_of(self.risk, batch)
-        values = scores.cpu()[places.rows, places.columns].mT
-        index = torch.tensor(batch.indices)[places.rows]
-        return Tokens(index, places.positions, places.tokens, self._whole(values))
+    def _whole_of(self, batch: Batch, scores: Tensor) -> Tokens:
+        """The predicted tokens of a batch with their whole scores."""
+        tokens = self.terms.tokens(batch, scores)
+        return replace(tokens, values=self._whole(tokens.values))
 
     def _whole(self, values: Tensor) -> Tensor:
         """`[columns, n]` with the paper's two parts added up, where they were kept apart."""

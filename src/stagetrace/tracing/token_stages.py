@@ -12,7 +12,7 @@ from stagetrace.stages.shards import whole_shapes
 from stagetrace.tracing.ensemble import trained_seeds
 from stagetrace.tracing.query import Query
 
-__all__ = ["MOST_QUERIES", "most_tokens", "scores_tokens", "token_stages"]
+__all__ = ["MOST_QUERIES", "most_tokens", "stages_of_tokens", "token_stages"]
 
 MOST_QUERIES = 8
 """Queries, each by itself, up to which tokens are scored: each token then has as many scores."""
@@ -54,9 +54,9 @@ def token_stages(chain: Chain, query: Query, scored: Collection[str]) -> tuple[s
     return tuple(name for name in why if name not in unfit)
 
 
-def scores_tokens(chain: Chain) -> bool:
-    """Whether the tokens of some stage can be scored, and the chain is not one that the library trains."""
-    return not trained_seeds(chain) and any(_unfit(bound) is None for bound in chain)
+def stages_of_tokens(chain: Chain) -> tuple[str, ...]:
+    """The stages whose tokens can be scored, in chain order; none of a chain that the library trains."""
+    return () if trained_seeds(chain) else tuple(bound.name for bound in chain if _unfit(bound) is None)
 
 
 def _unfit(bound: BoundStage) -> str | None:

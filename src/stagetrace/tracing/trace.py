@@ -21,6 +21,7 @@ from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.coverage import notices_at
+from stagetrace.stages.fingerprint import reading_once
 from stagetrace.stages.gradient import Gradient
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.tracing.arguments import check_arguments, check_options
@@ -122,7 +123,7 @@ def trace(
     curvatures, most = by_stage(chain, curvature, Auto(), "curvature"), most_tokens(tokens)
     usual = usual_solvers(chain, curvatures)
     solvers = by_stage(chain, solver, Lanczos(), "solver", usual)
-    with admit(chain, query, curvatures, solvers):
+    with admit(chain, query, curvatures, solvers), reading_once():
         scored = scored_stages(chain, of)
         by_token = token_stages(chain, query, scored) if most else ()
         kept = out is not None

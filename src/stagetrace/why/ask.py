@@ -1,31 +1,36 @@
 """`ask`: from a prompt to the examples behind an answer."""
 
 import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
 from typing import Any
 
+from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.named import CURVATURES
-from stagetrace.errors import StagetraceWarning, refuse
+from stagetrace.errors import refuse
 from stagetrace.hf.asking import Prompt
 from stagetrace.index import Index
 from stagetrace.progress import Progress
 from stagetrace.results import Trace
+from stagetrace.results.tokens import ExampleTokens
 from stagetrace.solvers.base import Solver
+from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
 from stagetrace.stages.stage import check_count
-from stagetrace.tracing.token_stages import scores_tokens
+from stagetrace.tracing.describe import by_stage
+from stagetrace.tracing.token_some import tokens_of
+from stagetrace.tracing.token_stages import stages_of_tokens
 from stagetrace.tracing.trace import trace
+from stagetrace.tracing.usual import usual_solvers
 from stagetrace.why.answer import Answer
 from stagetrace.why.asked import WHERE, question_of
-from stagetrace.why.found import by_index, by_trace
+from stagetrace.why.found import Tokens, by_index, by_trace
 from stagetrace.why.question import Question
 from stagetrace.why.write import write
 
@@ -100,11 +105,23 @@ def ask(
         stages = by_index(Index.open(index, chain), question, top, **how)
         answer = Answer(question, stages)
     else:
-        with warnings.catch_warnings():  # of stages without: the answer shows where there are some
-            warnings.filterwarnings("ignore", "no scores of tokens", StagetraceWarning)
-            found: Trace = trace(chain, question.query, tokens=scores_tokens(chain), out=place, **how)
-        answer = Answer(question, by_trace(chain, found, top), found)
+        found = trace(chain, question.query, out=place, **how)
+        answer = Answer(question, by_trace(chain, found, top, _tokens(chain, found, how)), found)
     return answer if place is None else write(replace(answer, folder=place))
+
+
+def _tokens(chain: Chain, found: Trace, how: Mapping[str, Any]) -> Tokens:
+    """Scores the tokens of examples: of those that are shown, so that a run need not keep millions of others."""
+    stages = stages_of_tokens(chain)
+    curvatures = by_stage(chain, how["curvature"], Auto(), "curvature")
+    solvers = by_stage(chain, how["solver"], Lanczos(), "solver", usual_solvers(chain, curvatures))
+
+    def tokens(stage: str, indices: Collection[int]) -> Mapping[int, ExampleTokens]:
+        if stage not in stages:
+            return {}
+        return tokens_of(chain[stage], solvers[stage], found.solutions[stage].value, indices)
+
+    return tokens
 
 
 def folder_name(question: Question, index: object, curvature: object, solver: object) -> str:

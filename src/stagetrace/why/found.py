@@ -1,6 +1,6 @@
 """From scores to the examples that are shown: both ends of each stage's ranking, those that look the same as one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,15 @@ from stagetrace.report.collect import given_names
 from stagetrace.report.item import Reader
 from stagetrace.results import Scores, Trace
 from stagetrace.results.table import Row
-from stagetrace.results.tokens import TokenScores
+from stagetrace.results.tokens import ExampleTokens
 from stagetrace.solvers.base import Solution
 from stagetrace.stages.chain import Chain
 from stagetrace.why.answer import Example, Piece, StageAnswer
 from stagetrace.why.asked import decoded
 from stagetrace.why.question import Question
+
+Tokens = Callable[[str, Collection[int]], Mapping[int, ExampleTokens]]
+"""The tokens of a stage's examples with their scores, by the examples' indices; nothing where they have none."""
 
 LONGEST = 300
 """Tokens of an example that are shown with their scores."""
@@ -24,12 +27,9 @@ FAR = 100
 """Examples of an end that are looked at for some that look the same, at least."""
 
 
-def by_trace(chain: Chain, found: Trace, top: int) -> tuple[StageAnswer, ...]:
-    """Of scores of all examples."""
-    return tuple(
-        _stage(chain, scores, top, found.solutions.get(name), found.tokens.get(name))
-        for name, scores in found.scores.items()
-    )
+def by_trace(chain: Chain, found: Trace, top: int, tokens: Tokens) -> tuple[StageAnswer, ...]:
+    """Of scores of all examples; tokens: scores those of the examples that are shown."""
+    return tuple(_stage(chain, scores, top, found.solutions.get(name), tokens) for name, scores in found.scores.items())
 
 
 def by_index(index: Index, question: Question, top: int, **how: Any) -> tuple[StageAnswer, ...]:
@@ -38,19 +38,20 @@ def by_index(index: Index, question: Question, top: int, **how: Any) -> tuple[St
     return tuple(_hits(index.chain, hits, top) for hits in found.values())
 
 
-def _stage(
-    chain: Chain, scores: Scores, top: int, solution: Solution | None, tokens: TokenScores | None
-) -> StageAnswer:
+def _stage(chain: Chain, scores: Scores, top: int, solution: Solution | None, tokens: Tokens) -> StageAnswer:
     reader, far = _reader(chain, scores.stage), max(top, FAR)
     ends = [_shown(reader, scores.stage, scores.top(far, harmful=end), top, harmful=end) for end in (False, True)]
-    if tokens is not None:
-        data: Any = chain[scores.stage].stage.data
-        ends = [tuple(replace(each, pieces=pieces_of(data, tokens, each.index)) for each in end) for end in ends]
+    data: Any = chain[scores.stage].stage.data
+    found = tokens(scores.stage, [each.index for end in ends for each in end])
+    ends = [
+        tuple(replace(each, pieces=pieces_of(data, found[each.index])) if each.index in found else each for each in end)
+        for end in ends
+    ]
     note = () if solution is None else (solved(scores.stage, solution),)
     return StageAnswer(scores.stage, scores.n_examples, scores.n_examples, ends[0], ends[1], note)
 
 
-def pieces_of(data: Any, tokens: TokenScores, index: int) -> tuple[Piece, ...]:
+def pieces_of(data: Any, found: ExampleTokens) -> tuple[Piece, ...]:
     """The tokens of an example with their scores, those behind a mask as they are predicted; none without a tokenizer.
 
     Texts are cut after `LONGEST` tokens.
@@ -58,8 +59,7 @@ def pieces_of(data: Any, tokens: TokenScores, index: int) -> tuple[Piece, ...]:
     tokenizer = getattr(getattr(data, "reader", None), "tokenizer", None)
     if tokenizer is None:
         return ()
-    ids: list[int] = [int(one) for one in data[index][TOKENISED]]
-    found = tokens[index]
+    ids: list[int] = [int(one) for one in data[found.index][TOKENISED]]
     scores = dict(zip(found.positions.tolist(), found.values.tolist(), strict=True))
     for position, token in zip(found.positions.tolist(), found.tokens.tolist(), strict=True):
         ids[position] = token

@@ -50,7 +50,7 @@ class InSegments:
 
     def __init__(self, bound: BoundStage, curvature: Curvature, solver: EarlyStopping) -> None:
         self.bound, self.curvature, self.solver = bound, curvature, solver
-        self._parts = [(bound if values is None else _at(bound, values), alone) for values, alone in solver.segments]
+        self._parts = list(zip(stretches(bound, solver), (alone for _, alone in solver.segments), strict=True))
         self._operator: LinearOperator | None = curvature.operator(bound)
 
     def cost(self) -> Cost | None:
@@ -94,6 +94,11 @@ class InSegments:
                     found[-1] = replace(one, products=one.products + left.shape[1])
                 self._operator = None
         return _together(found[::-1], describe_subset(self.curvature, bound))
+
+
+def stretches(bound: BoundStage, solver: EarlyStopping) -> list[BoundStage]:
+    """The stage where each stretch of its training ended, the first one first; the last is the stage itself."""
+    return [bound if values is None else _at(bound, values) for values, _ in solver.segments]
 
 
 def _solved(
