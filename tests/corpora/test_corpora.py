@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,25 @@ def test_a_large_row_group_is_read_in_pieces(tmp_path: Path):
     data = ParquetShards(tmp_path / "*.parquet")
     order = random.Random(0).choices(range(500), k=200)
     assert [data[index]["n"] for index in [*range(500), *order]] == [*range(500), *order]
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([{"id": 1}, {"id": 2.5}], "'id' of row 0 is 1 and would be kept as 1.0"),
+        ([{"m": {"a": 1}}, {"m": {"b": 2}}], "'m' of row 0"),
+        ([{"m": [{"role": "user"}]}, {"m": [{"role": "user", "name": "x"}]}], "'m' of row 0"),
+    ],
+)
+def test_a_stream_whose_rows_would_come_back_as_others_is_refused(rows: list[Any], named: str, tmp_path: Path):
+    with pytest.raises(DataError, match=re.escape(named)):
+        Stream(iter(rows), spill=tmp_path / "kept")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_gives_back_what_it_was_given(tmp_path: Path):
+    rows = [
+        {"x": [1, 2], "y": float("nan"), "z": None, "m": {"a": "b"}},
+        {"x": [], "y": 0.5, "z": "t", "m": {"a": None}},
+    ]
+    assert repr(list(Stream(iter(rows), spill=tmp_path / "kept"))) == repr(rows)

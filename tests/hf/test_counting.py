@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stagetrace import Chain, Recording, Stage, Unrolled, hf, trace
+from stagetrace import Chain, Direct, Identity, Recording, Stage, Unrolled, hf, trace
 from stagetrace.errors import StagetraceError
 from stagetrace.objectives import Classification, Weights
 from tests.hf import tiny
@@ -136,3 +136,17 @@ def test_weights_of_classes_are_those_of_cross_entropy():
         logits = stage.evaluated(**{k: v for k, v in batch.items() if k != "labels"}).logits
     expected = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0]))(logits, batch["labels"])
     torch.testing.assert_close((losses.double() * stage.example_weights).mean().float(), expected)
+
+
+def test_an_example_that_counts_twice_is_two_copies_in_the_mean_number_of_tokens():
+    weights, rows = [1, 2, 0, 1, 1, 3, 1, 1], tiny.rows()
+    model, tokenizer = tiny.model("GPT2LMHeadModel").double(), tiny.tokenizer(marks=False)
+    copies = [index for index, count in enumerate(weights) for _ in range(count)]
+    weighted = hf.stage("s", model, rows, tokenizer=tokenizer, weights=weights)
+    copied = hf.stage("s", model, [rows[index] for index in copies], tokenizer=tokenizer)
+    effects = [
+        trace(Chain(stage), hf.query("the cat sat", stage=stage), curvature=Identity(), solver=Direct())["s"]
+        for stage in (weighted, copied)
+    ]
+    together = torch.zeros(len(rows), dtype=torch.float64).index_add(0, torch.tensor(copies), effects[1].removal_effect)
+    torch.testing.assert_close(effects[0].removal_effect, together, rtol=1e-10, atol=0)

@@ -13,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -200,12 +201,41 @@ def _as_parquet(rows: Iterable[Any], folder: Path) -> int:
             if writer is None:
                 _check_schema(table.schema)
                 writer = pq.ParquetWriter(folder / "rows.parquet", table.schema, compression="zstd")
+            _check_kept(table, some, count)
             writer.write_table(table)
             count += len(some)
     finally:
         if writer is not None:
             writer.close()
     return count
+
+
+def _check_kept(table: Any, rows: list[Any], start: int) -> None:
+    """Refuse rows that come back as others: whole numbers among fractions, dicts with other keys in one column.
+
+    Raises:
+        DataError: with the first of them.
+    """
+    for place, (kept, row) in enumerate(zip(table.to_pylist(), rows, strict=True), start):
+        for name, value in row.items():
+            if not _same(kept[name], value):
+                raise DataError(
+                    f"{_WHERE}: '{name}' of row {place} is {str(value)[:60]} and would be kept as "
+                    f"{str(kept[name])[:60]}: a column holds values of one kind, and dicts with the same keys; make "
+                    "them alike, or keep the value as text (json.dumps)"
+                )
+
+
+def _same(kept: Any, given: Any) -> bool:
+    given = given.tolist() if isinstance(given, (np.ndarray, np.generic)) else given
+    if isinstance(given, Mapping):
+        return isinstance(kept, dict) and kept.keys() == given.keys() and all(_same(kept[k], given[k]) for k in kept)
+    if isinstance(given, (list, tuple)):
+        alike = isinstance(kept, list) and len(kept) == len(given)
+        return alike and all(_same(one, other) for one, other in zip(kept, given, strict=True))
+    if isinstance(given, float):
+        return isinstance(kept, float) and (kept == given or given != given)
+    return type(kept) is type(given) and bool(kept == given)
 
 
 def _table(rows: list[Any], start: int, schema: Any) -> Any:

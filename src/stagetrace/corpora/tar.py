@@ -158,7 +158,7 @@ class _Index:
         self.endings: dict[str, int] = {}
 
     def add(self, shard: Shard) -> None:
-        seen, last = set[str](), ""
+        seen, last, here = set[str](), "", set[str]()
         with reading(shard.path), _opened(shard.path) as file:
             for member in file:
                 if not member.isfile():
@@ -172,9 +172,14 @@ class _Index:
                             "so; write each example's files together, under a name of its own"
                         )
                     seen.add(key)
-                    last = key
+                    last, here = key, set()
                     self.keys.append(key)
                     self.first.append(len(self.members) // 3)
+                if ending in here:
+                    raise DataError(
+                        f"{shard.path}: {key} has the file '.{ending}' twice; keep one, or give it another ending"
+                    )
+                here.add(ending)
                 self.members.extend(
                     (member.offset_data, member.size, self.endings.setdefault(ending, len(self.endings)))
                 )

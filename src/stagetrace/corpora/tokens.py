@@ -193,6 +193,13 @@ class TokenFile:
         return f"TokenFile({len(self):,} rows of {self.length:,} tokens, {self._shard.path})"
 
 
+def _kind(dtype: Any) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        return None
+
+
 def _layout(shard: Shard, dtype: Any) -> tuple[np.dtype[Any], int, int]:
     """The kind of the tokens, the byte where they begin, and their number."""
     if shard.path.suffix == ".npy":
@@ -200,12 +207,12 @@ def _layout(shard: Shard, dtype: Any) -> tuple[np.dtype[Any], int, int]:
             held = np.load(shard.path, mmap_mode="r", allow_pickle=False)
         if held.ndim != 1 or held.dtype.kind not in "iu":
             refuse(f"{_WHERE}: {shard.path} must hold whole numbers in one dimension, got {held.dtype} {held.shape}")
-        if dtype is not None and np.dtype(dtype) != held.dtype:
+        if dtype is not None and _kind(dtype) != held.dtype:
             refuse(f"{_WHERE}: {shard.path} holds {held.dtype}, and dtype={dtype!r} was given; leave it out")
         return held.dtype, int(held.offset), len(held)
-    if dtype is None or np.dtype(dtype).kind not in "iu":
+    kind = None if dtype is None else _kind(dtype)
+    if kind is None or kind.kind not in "iu":
         refuse(f"{_WHERE}: dtype must be the kind of the file's numbers, such as 'uint16', got {dtype!r}")
-    kind = np.dtype(dtype)
     if shard.size % kind.itemsize:
         refuse(f"{_WHERE}: {shard.path} has {shard.size:,} bytes, no whole number of {kind}; is dtype= right?")
     return kind, 0, shard.size // kind.itemsize

@@ -1,7 +1,7 @@
 """How much an example counts in its stage's mean: by weights of the user's, and by how many tokens it predicts."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from stagetrace.objectives import Objective, Weights
 from stagetrace.objectives.weights import as_weights
 from stagetrace.stages.stage import Stage
 
-__all__ = ["COUNTED", "column_of", "per_token", "weights_of"]
+__all__ = ["COUNTED", "column_of", "mean_tokens", "per_token", "weights_of"]
 
 DRAWN = 1_000
 """Examples whose predicted tokens are counted while a stage is described."""
@@ -72,8 +72,8 @@ def per_token(
     """
     total = len(stage.examples)
     some = range(total) if total <= most else sorted(random.Random(0).sample(range(total), most))
-    counts = [count for index in some for count in _counts(stage, index, task)]
-    tokens = sum(counts) / max(1, len(counts))
+    found = {index: count for index in some for count in _counts(stage, index, task)}
+    counts, tokens = list(found.values()), mean_tokens(stage, list(found.values()), list(found))
     if not tokens or (len(set(counts)) == 1 and len(some) == total):  # that nothing is predicted is said on use
         return loss("mean"), ()
     of = "" if len(some) == total else f" in {most:,} drawn examples"
@@ -81,6 +81,16 @@ def per_token(
         f"{stage.where}: every token weighs the same, as in {whose}: a loss is the sum over an example's tokens "
         f"divided by {tokens:.4g}, the mean number{of}; reduction='mean' weighs every example the same instead",
     )
+
+
+def mean_tokens(stage: Stage, counts: Sequence[int], indices: Sequence[int] | None = None) -> float:
+    """`sum_i w_i T_i / sum_i w_i` of the tokens that these examples predict (all, by default), by the stage's weights:
+    an example that counts twice is two copies in it.
+    """
+    weights = stage.example_weights
+    weighed = [1.0] * len(counts) if weights is None else weights[slice(None) if indices is None else list(indices)]
+    each = [float(weight) for weight in weighed]
+    return sum(weight * count for weight, count in zip(each, counts, strict=True)) / (sum(each) or 1.0)
 
 
 def _counts(stage: Stage, index: int, task: Task) -> list[int]:

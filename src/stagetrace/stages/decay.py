@@ -41,6 +41,8 @@ def checked_decay(given: object, names: Iterable[str], where: str) -> Decay:
             refuse(f"{where}: weight_decay has the key {pattern!r}; keys are patterns of names, such as {EXAMPLE}")
         if not _is_decay(value):
             refuse(f"{where}: weight_decay[{pattern!r}] must be a number of at least 0, got {value!r}")
+        if pattern != REST and not pattern.strip("*"):
+            refuse(f"{where}: weight_decay has the key {pattern!r}; the rest is written '{REST}'")
         if not any(fnmatchcase(name, pattern) for name in known):
             some = ", ".join(map(repr, known[:SHOWN])) + (", ..." if len(known) > SHOWN else "")
             refuse(f"{where}: weight_decay: no parameter is called like {pattern!r}; the model has {some}")

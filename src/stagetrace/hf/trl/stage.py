@@ -10,6 +10,7 @@ from torch import Tensor
 from stagetrace.errors import refuse
 from stagetrace.hf.admit import admit, unwrapped
 from stagetrace.hf.collate import collation_of
+from stagetrace.hf.counting import mean_tokens
 from stagetrace.hf.describe import stage as described
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.packages import base_of
@@ -154,8 +155,8 @@ def _as_weighed(
     if not asked and (together == 1 or groups_by_length(trainer)):
         why = "one row in a step" if together == 1 else "batches of like lengths"
         return loss("mean"), f"{stage.where}: trained with {why}, every row weighs the same, not every token"
-    labels = (stage.data.rows[index]["labels"] for index in range(len(stage.data)))
-    tokens = sum(sum(label != IGNORED for label in each[1:]) for each in labels) / len(stage.data)
+    labels = [stage.data.rows[index]["labels"] for index in range(len(stage.data))]
+    tokens = mean_tokens(stage, [sum(label != IGNORED for label in each[1:]) for each in labels])
     if not tokens:
         refuse(f"{stage.where}: no row has a token to predict (all labels are {IGNORED}); check the labels")
     return PerToken(loss("sum"), tokens), (
