@@ -163,4 +163,5 @@ def test_a_stream_gives_back_what_it_was_given(tmp_path: Path):
         {"x": [1, 2], "y": float("nan"), "z": None, "m": {"a": "b"}},
         {"x": [], "y": 0.5, "z": "t", "m": {"a": None}},
     ]
-    assert repr(list(Stream(iter(rows), spill=tmp_path / "kept"))) == repr(rows)
+    stream = Stream(iter(rows), spill=tmp_path / "kept")
+    assert repr([stream[index] for index in range(len(stream))]) == repr(rows)
