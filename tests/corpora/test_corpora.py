@@ -49,7 +49,7 @@ def test_forked_workers_do_not_disturb_each_other(kind: str, tmp_path: Path):
     assert found == [*ROWS, *ROWS]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "stream of datasets"])
+@pytest.mark.parametrize("kind", ["jsonl", pytest.param("stream of datasets", marks=pytest.mark.slow)])
 def test_scores_are_those_of_a_list(kind: str, tmp_path: Path):
     model = tiny.model("BertForSequenceClassification", num_labels=3)
     rows = [{**row, "text": tiny.TEXTS[place % 8]} for place, row in enumerate(ROWS)]

@@ -121,7 +121,7 @@ def error(name: str) -> float:
     return worst
 
 
-QUICK = {"bert, masks to classes, proximal", "bert, masks to adapters, frozen", "bert, classes to adapters, head moved"}
+QUICK = {"bert, masks to classes, proximal", "bert, masks to adapters, frozen"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in CASES])
@@ -140,7 +140,9 @@ def saved_chain(folder: Path, before: Any, after: Any, tokenizer: Any) -> Chain:
     ("first", "second", "by"),
     [
         pytest.param("BertForMaskedLM", "BertForSequenceClassification", 0.0, id="bert, frozen"),
-        pytest.param("GPT2LMHeadModel", "GPT2ForSequenceClassification", 0.1, id="gpt2, proximal"),
+        pytest.param(
+            "GPT2LMHeadModel", "GPT2ForSequenceClassification", 0.1, id="gpt2, proximal", marks=pytest.mark.slow
+        ),
         pytest.param("LlamaForCausalLM", "LlamaForSequenceClassification", 0.1, id="llama, proximal"),
     ],
 )

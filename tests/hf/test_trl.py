@@ -113,6 +113,7 @@ def test_settings_of_dpo(settings: dict[str, Any], tmp_path: Path):
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_dpo_with_adapters(tmp_path: Path):
     """New ones refer to the base, which is the stage before; those of SFT trained on refer to their start."""
     tuned = of.sft(tmp_path / "sft", of.COMPLETED, steps=2)

@@ -50,7 +50,7 @@ def tables() -> tuple[Tensor, Tensor]:
     return first, of.dpo(PAIRS, first, first)
 
 
-@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize("follows", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_both_stages_solved_again_with_an_example_of_another_weight(follows: bool, tables: tuple[Tensor, Tensor]):
     """Where the reference is the stage before, the derivative goes through it; else it is held, and that is said."""
     columns = [{**row, **_reference(tables[0], row)} for row in PAIRS]

@@ -43,7 +43,7 @@ def agreement(trained: Any, folder: Any, **settings: Any) -> tuple[float, Trace]
         ("BertForMaskedLM", {"train_sampling_strategy": "group_by_length", "dataloader_num_workers": 1}),
         pytest.param("GPT2LMHeadModel", {"max_grad_norm": 0.0}, marks=pytest.mark.slow),
         ("GPT2LMHeadModel", {"bf16": True}),
-        (CLASSIFIER, {"checkpointed": True}),
+        pytest.param(CLASSIFIER, {"checkpointed": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_trainer_trains_as_without_and_is_replayed(name: str, settings: dict[str, Any], tmp_path: Path):

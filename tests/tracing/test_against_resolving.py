@@ -43,6 +43,12 @@ def named(cases: tuple[ChainCase, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
+def quick(cases: tuple[ChainCase, ...]) -> pytest.MarkDecorator:
+    """Every case; those that are no representatives are slow."""
+    params = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in SOME)) for case in cases]
+    return pytest.mark.parametrize("case", params)
+
+
 @lru_cache
 def traced(case: ChainCase, *, reduction: str = "mean", **settings: Any) -> Trace:
     """The trace of a case, by the exact Hessian and a dense solve unless told otherwise; never traced twice."""
@@ -92,9 +98,7 @@ def test_the_examples_of_every_stage_matter(case: ChainCase):
 # Scores
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in SOME)) for case in CASES]
-)
+@quick(CASES)
 def test_scores_equal_the_resolved_query_loss(case: ChainCase):
     result = traced(case)
     for position, stage in enumerate(case.stages):
@@ -103,7 +107,7 @@ def test_scores_equal_the_resolved_query_loss(case: ChainCase):
         assert torch.equal(result[stage.name].removal_effect, -result[stage.name].values / len(stage.x))
 
 
-@named(CASES)
+@quick(CASES)
 def test_scores_equal_the_implicit_function_theorem_to_rounding(case: ChainCase):
     result = traced(case)
     for position, stage in enumerate(case.stages):
@@ -315,19 +319,19 @@ def test_a_strong_pull_equals_frozen(case: ChainCase):
 # Whether these comparisons could fail: the truth against deliberate mistakes
 
 
-@named(FROZEN)
+@quick(FROZEN)
 def test_the_oracle_rejects_a_flipped_sign(case: ChainCase):
     expected = truth(case, 0).mean(dim=0)
     assert miss(dense_scores(case, 0, Slip(mixed=-1.0)).mean(dim=0), expected) > 1e-2
 
 
-@named(FROZEN)
+@quick(FROZEN)
 def test_the_oracle_rejects_a_dropped_mixed_term(case: ChainCase):
     expected = truth(case, 0).mean(dim=0)
     assert miss(dense_scores(case, 0, Slip(mixed=0.0)).mean(dim=0), expected) > 1e-2
 
 
-@named(FROZEN)
+@quick(FROZEN)
 def test_the_oracle_rejects_a_dropped_direct_term(case: ChainCase):
     expected = truth(case, 0).mean(dim=0)
     assert miss(dense_scores(case, 0, Slip(direct=0.0)).mean(dim=0), expected) > 1e-2
@@ -349,7 +353,7 @@ def test_the_oracle_rejects_a_tenth_of_the_weight_decay(case: ChainCase):
             assert miss(dense_scores(case, position, Slip(decay=0.1)).mean(dim=0), expected) > 1e-2
 
 
-@named(tuple(case for case in CASES if not oracles.shares_all(case)))
+@quick(tuple(case for case in CASES if not oracles.shares_all(case)))
 def test_the_oracle_rejects_an_inverse_of_the_shared_block_alone(case: ChainCase):
     expected = truth(case, 0).mean(dim=0)
     assert miss(dense_scores(case, 0, Slip(joint=False)).mean(dim=0), expected) > 1e-2

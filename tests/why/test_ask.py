@@ -97,6 +97,7 @@ def test_without_a_completion_the_model_answers_and_examples_that_look_the_same_
     assert "spoke for the completion: score below 0, more of the example makes it likelier" in printed
 
 
+@pytest.mark.slow
 def test_a_masked_model_is_asked_at_its_masks(masked: Chain):
     found = why.ask(masked, "the [MASK] sat on the [MASK]", "dog mat", **HOW)
     tokens = torch.tensor([tiny.tokenizer()("the [MASK] sat on the [MASK]")["input_ids"]])
