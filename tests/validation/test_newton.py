@@ -22,7 +22,7 @@ from stagetrace.validation.newton import minimise
 from stagetrace.validation.newton_direction import newton_direction
 from stagetrace.validation.preconditioner import Preconditioner
 from stagetrace.validation.resolving import leave_out
-from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH, ChainCase, chain_of, each_place
+from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, REPRESENTATIVES, STRONG_TANH, ChainCase, chain_of, each_place
 from tests.oracles import example_gradients, flatten, mean_weights, objective, own_names, solved, stage_hessian
 from tests.oracles import minimise as dense_minimise
 
@@ -235,7 +235,15 @@ def test_the_direction_solves_newtons_equations_or_descends(signs: str):
 
 SMALL = (FROZEN_LOGISTIC, FROZEN_TANH, STRONG_TANH)
 SMALL_PLACES = [(case, position) for case in SMALL for position in (0, 1)]
-each_small = pytest.mark.parametrize(("case", "position"), SMALL_PLACES, ids=[f"{c.name}-{p}" for c, p in SMALL_PLACES])
+each_small = pytest.mark.parametrize(
+    ("case", "position"),
+    [
+        pytest.param(
+            case, place, id=f"{case.name}-{place}", marks=[pytest.mark.slow] * (case.name not in REPRESENTATIVES)
+        )
+        for case, place in SMALL_PLACES
+    ],
+)
 
 
 @each_small
