@@ -13,7 +13,7 @@ from stagetrace.objectives import Objective
 from stagetrace.objectives.batches import targets_of
 from stagetrace.objectives.forward import call
 from stagetrace.objectives.objective import Checks, CountsLabels, by_token
-from stagetrace.objectives.tokens import IGNORED
+from stagetrace.objectives.tokens import IGNORED, cross_entropies, following
 
 
 @final
@@ -111,12 +111,10 @@ class Smoothed:
         labels = targets_of(batch)
         if outputs.ndim == 2:
             raise BatchError("labels are one for each example, not one for each token, so there are no token losses")
-        logits, labels = (outputs[:, :-1], labels[:, 1:]) if self.shifted else (outputs, labels)
-        each = F.cross_entropy(
-            logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED, label_smoothing=self.factor
-        )
+        labels = following(labels) if self.shifted else labels
+        each = cross_entropies(outputs, labels, self.factor)
         each = each if self.reduction == "sum" else each / (labels != IGNORED).sum(dim=1, keepdim=True).clamp_min(1)
-        return F.pad(each, (1, 0)) if self.shifted else each
+        return F.pad(each[:, :-1], (1, 0)) if self.shifted else each
 
     def predicted(self, batch: Any) -> Tensor:
         """The labels that are predicted, at their tokens' own positions."""
