@@ -107,7 +107,7 @@ def test_weights_are_read_from_columns(pack: Any):
     for weights, said in (
         ("wieght", "weights are read from column 'wieght', but there is none; the columns are"),
         (Weights({"a": 1}, sources="domain"), "example 1 is of the source 'b', which has no weight"),
-        ("domain", "the weight of example 0 must be a number, got 'a'"),
+        ("domain", "weights='domain' names a column that holds 'a' for example 0, and a weight is a number"),
         ([1.0], "one number for each of the 8 examples"),
     ):
         with pytest.raises(StagetraceError, match=re.escape(said)):
