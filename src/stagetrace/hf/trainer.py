@@ -26,6 +26,7 @@ from stagetrace.hf.signature import takes
 from stagetrace.hf.task import ChosenReduction, Reduction, Task, task_of
 from stagetrace.hf.trained import (
     check_collator,
+    check_home,
     check_loss,
     check_rows,
     check_whole,
@@ -103,6 +104,7 @@ def from_trainer(
     """
     where = f"stage '{name}'"
     transformers = package("transformers")
+    check_home(trainer, where)
     if not isinstance(trainer, transformers.Trainer):
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
     check_reduction(reduction, where)
