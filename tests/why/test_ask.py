@@ -172,6 +172,11 @@ def test_an_index_names_what_is_scored(causal: Chain, tmp_path: Path):
         assert [each.score for each in found[stage].spoke_for] == pytest.approx(
             [each.score for each in whole[stage].spoke_for], rel=1e-5
         )
+        for one, other in zip(found[stage].spoke_for, whole[stage].spoke_for, strict=True):
+            assert one.pieces
+            assert [piece.text for piece in one.pieces] == [piece.text for piece in other.pieces]
+            scores = [[piece.score for piece in each.pieces if piece.score is not None] for each in (one, other)]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-5, abs=1e-9)
     assert "nothing is missing" in f"{found}"
 
 

@@ -16,9 +16,8 @@ from stagetrace.errors import refuse
 from stagetrace.hf.asking import Prompt
 from stagetrace.index import Index
 from stagetrace.progress import Progress
-from stagetrace.results import Trace
 from stagetrace.results.tokens import ExampleTokens
-from stagetrace.solvers.base import Solver
+from stagetrace.solvers.base import Solution, Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
@@ -102,24 +101,22 @@ def ask(
         "progress": progress,
     }
     if index is not None:
-        stages = by_index(Index.open(index, chain), question, top, **how)
+        stages = by_index(Index.open(index, chain), question, top, _tokens(chain, how), **how)
         answer = Answer(question, stages)
     else:
         found = trace(chain, question.query, out=place, **how)
-        answer = Answer(question, by_trace(chain, found, top, _tokens(chain, found, how)), found)
+        answer = Answer(question, by_trace(chain, found, top, _tokens(chain, how)), found)
     return answer if place is None else write(replace(answer, folder=place))
 
 
-def _tokens(chain: Chain, found: Trace, how: Mapping[str, Any]) -> Tokens:
+def _tokens(chain: Chain, how: Mapping[str, Any]) -> Tokens:
     """Scores the tokens of examples: of those that are shown, so that a run need not keep millions of others."""
     stages = stages_of_tokens(chain)
     curvatures = by_stage(chain, how["curvature"], Auto(), "curvature")
     solvers = by_stage(chain, how["solver"], Lanczos(), "solver", usual_solvers(chain, curvatures))
 
-    def tokens(stage: str, indices: Collection[int]) -> Mapping[int, ExampleTokens]:
-        if stage not in stages:
-            return {}
-        return tokens_of(chain[stage], solvers[stage], found.solutions[stage].value, indices)
+    def tokens(stage: str, solution: Solution, indices: Collection[int]) -> Mapping[int, ExampleTokens]:
+        return tokens_of(chain[stage], solvers[stage], solution.value, indices) if stage in stages else {}
 
     return tokens
 
