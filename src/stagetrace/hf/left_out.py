@@ -51,8 +51,8 @@ def _unseen(trainer: Any, stage: Stage) -> list[str]:
         return []
     return [
         f"{stage.where}: {steps:,} step{'s' if steps > 1 else ''} of {each:,} examples saw at most {steps * each:,} of "
-        f"the {total:,}; the scores are those of a stage that learned from all; give the Trainer the part that it was trained on as its "
-        "train_dataset, or record the training (Recording.of)"
+        f"the {total:,}; the scores are those of a stage that learned from all; give the Trainer the part that it was "
+        "trained on as its train_dataset, or record the training (Recording.of)"
     ]
 
 
