@@ -86,6 +86,8 @@ def test_a_query_is_the_mean_over_its_own_tokens():
     stage = of_tokens("GPT2LMHeadModel")
     query = hf.query("the cat sat", stage=stage)
     assert repr(query.objective) == "NextToken(reduction='mean')"
+    summed = of_tokens("BertForMaskedLM", reduction="sum")  # as a recorded training has it by default
+    assert repr(hf.query("the cat sat", stage=summed).objective) == "MaskedToken(reduction='mean')"
 
 
 def classifier(rows: Any, weights: Any) -> Stage:
