@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagetrace.errors import BatchError, refuse
-from stagetrace.objectives import Objective
+from stagetrace.objectives import MaskedToken, NextToken, Objective, Seq2Seq
 from stagetrace.objectives.batches import targets_of
 from stagetrace.objectives.forward import call
 from stagetrace.objectives.objective import Checks, CountsLabels, by_token
@@ -45,12 +45,6 @@ class PerToken:
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self.objective.losses(outputs, batch) / self.tokens
-
-    @property
-    def of_one(self) -> Objective:
-        """The loss of an example that stands alone: the mean over its own tokens, where the summed loss has one."""
-        held: Any = self.objective
-        return replace(held, reduction="mean") if getattr(held, "reduction", None) == "sum" else held
 
     def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
         """Each predicted token's term of its example's loss, `[batch, length]`."""
@@ -125,3 +119,18 @@ class Smoothed:
         """How many labels of the batch are predicted."""
         labels = targets_of(batch)
         return int(((labels[:, 1:] if self.shifted else labels) != IGNORED).sum())
+
+
+SUMMED = (NextToken, MaskedToken, Seq2Seq, Smoothed)
+"""Ready-made losses of tokens, with a `reduction` over an example's own."""
+
+
+def mean_of_own_tokens(objective: Any) -> Objective | None:
+    """The loss of an example that stands alone, as those of a query do: the mean over its own tokens.
+
+    None where that is what the objective has, or where it is none of the ready-made losses of tokens.
+    """
+    held = objective.objective if isinstance(objective, PerToken) else objective
+    if isinstance(held, SUMMED) and held.reduction == "sum":
+        return replace(held, reduction="mean")
+    return held if isinstance(objective, PerToken) else None
