@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 OUTPUT_CHANNELS: dict[Callable[..., Tensor], int] = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}
 """Where the layers' output channels lie, counted from the end."""
 
-PLAIN = {"reduction", "ignore_index", "label_smoothing", "weight"}
-"""Options of a cross-entropy that its rule here looks at."""
+PLAIN = {"reduction": "none", "label_smoothing": 0.0, "weight": None, "size_average": None, "reduce": None}
+"""The options of a cross-entropy that the rule here is for; `ignore_index` may be any."""
 
 GROUPS = 6
 """The position of a convolution's `groups` among its arguments; stacked weights would mix the groups up."""
@@ -62,7 +62,7 @@ class _Stacked(TorchFunctionMode):
             if weight.tangent is not None and not grouped:
                 return _layer(func, args, options)
         if func is F.cross_entropy and _is_plain(args, options):
-            return _cross_entropy(args[0], args[1], options.get("ignore_index", -100))
+            return _cross_entropy(args, options["ignore_index"])
         return func(*args, **options)
 
 
@@ -80,17 +80,17 @@ def _layer(layer: Callable[..., Tensor], args: tuple[Any, ...], options: dict[st
 
 def _is_plain(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
     """Whether a cross-entropy is that of rows of logits with a tangent and their classes, each loss for itself."""
-    if len(args) != 2 or not set(options) <= PLAIN or options.get("reduction") != "none":
-        return False
-    if options.get("label_smoothing") or options.get("weight") is not None:
+    if len(args) != 2 or {**options, "ignore_index": None} != {**PLAIN, "ignore_index": None}:
         return False
     logits, labels = args
     return logits.ndim == 2 and labels.ndim == 1 and forward_ad.unpack_dual(logits).tangent is not None
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
-    """`(loss, loss')`, `[rows]`, of logits `[rows, classes]`; at ignored labels both are 0."""
+def _cross_entropy(args: tuple[Tensor, ...], ignored: int) -> Tensor:
+    """`(loss, loss')`, `[rows]`, of logits `[rows, classes]` and labels; at ignored labels both are 0."""
+    logits, labels = args
     z, dz, *_ = forward_ad.unpack_dual(logits)
+    assert z is not None
     assert dz is not None
     losses = F.cross_entropy(z, labels, reduction="none", ignore_index=ignored)
     kept = labels != ignored
