@@ -57,3 +57,43 @@ def test_layers_with_and_without_a_tangent_in_their_input():
     found, expected = directional(losses, at, along), jvp(losses, (at,), (along,))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "allowed"), [(torch.float32, 1e3, 1e-4), (torch.bfloat16, 20.0, 0.1)], ids=str
+)
+def test_large_logits_cost_no_digits(dtype: torch.dtype, size: float, allowed: float):
+    """Softmax is unmoved by a constant; computed by way of the log of its sum it lost digits with it."""
+    z, dz = (size + 3 * drawn(12, 50)).to(dtype), (10 + drawn(12, 50)).to(dtype)
+    labels = (torch.arange(12) * 7 % 50).to(torch.uint8)  # a dtype that PyTorch takes, too
+
+    def losses(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    _, found = directional(lambda at: losses(at["z"]), {"z": z}, {"z": dz})
+    expected = jvp(losses, (z.double(),), (dz.double(),))[1]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=allowed)
+
+
+def test_a_penalty_on_gradients_and_maps_over_a_batch():
+    x, labels = drawn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+    at, along = ({"w": drawn(5, 4), "b": drawn(5), "v": drawn(3, 5)} for _ in range(2))
+
+    def one(p: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
+        logits = F.linear(F.linear(row[None], p["w"], p["b"]).tanh(), p["v"])
+        return F.cross_entropy(logits, label[None], reduction="none")[0]
+
+    def mapped(p: dict[str, Tensor]) -> Tensor:
+        slopes = torch.func.grad(one, argnums=1)
+        return torch.func.vmap(lambda a, b: one(p, a, b) + slopes(p, a, b).square().sum())(x, labels)
+
+    def graphed(p: dict[str, Tensor]) -> Tensor:
+        rows = x.clone().requires_grad_()
+        losses = F.cross_entropy(F.linear(F.linear(rows, p["w"], p["b"]).tanh(), p["v"]), labels, reduction="none")
+        (slopes,) = torch.autograd.grad(losses.sum(), rows, create_graph=True)
+        return losses + slopes.square().sum(dim=1)
+
+    expected = jvp(mapped, (at,), (along,))
+    for losses in (mapped, graphed):
+        for found, other in zip(directional(losses, at, along), expected, strict=True):
+            torch.testing.assert_close(found, other, rtol=1e-12, atol=1e-12)

@@ -56,6 +56,8 @@ class _Stacked(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
+        if any(_is_watched(value) for value in (*args, *options.values())):
+            return func(*args, **options)
         if func in OUTPUT_CHANNELS and len(args) >= 2 and not {"input", "weight"} & set(options):
             grouped = options.get("groups", args[GROUPS] if len(args) > GROUPS else 1) != 1
             weight = forward_ad.unpack_dual(args[1])
@@ -64,6 +66,14 @@ class _Stacked(TorchFunctionMode):
         if func is F.cross_entropy and _is_plain(args, options):
             return _cross_entropy(args, options["ignore_index"])
         return func(*args, **options)
+
+
+def _is_watched(value: Any) -> bool:
+    """Whether a derivative within the function goes through this tensor: the rules here would cut its tangent off."""
+    if not isinstance(value, Tensor):
+        return False
+    inner = torch._C._functorch.is_functorch_wrapped_tensor(value)  # pyright: ignore
+    return bool(inner) or (value.requires_grad and torch.is_grad_enabled())
 
 
 def _layer(layer: Callable[..., Tensor], args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
@@ -94,9 +104,9 @@ def _cross_entropy(args: tuple[Tensor, ...], ignored: int) -> Tensor:
     assert dz is not None
     losses = F.cross_entropy(z, labels, reduction="none", ignore_index=ignored)
     kept = labels != ignored
-    own = torch.where(kept, labels, 0).unsqueeze(1)
-    partition = losses.unsqueeze(1) + z.gather(1, own)  # log of the sum of exp(z): loss = log sum - z_y
-    slopes = torch.linalg.vecdot((z - partition).exp(), dz) - dz.gather(1, own).squeeze(1)
+    own = torch.where(kept, labels, 0).long().unsqueeze(1)
+    # by softmax itself: exp(z - log sum) loses the digits that a large log sum takes, most of them in half precision
+    slopes = torch.linalg.vecdot(F.softmax(z, 1), dz) - dz.gather(1, own).squeeze(1)
     # where nothing is predicted the slope may be no number
     return forward_ad.make_dual(losses, torch.where(kept, slopes, 0.0))
 
