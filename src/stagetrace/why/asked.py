@@ -35,6 +35,9 @@ from stagetrace.why.question import Contrast, Kind, Question, Token, tokens_of
 
 WHERE = "why"
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers decode to where the last bytes of a character are missing."""
+
 
 @final
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _completion(chain: Chain, asked: Asked) -> Question:
         places = [place for place, one in enumerate(labels) if one != IGNORED and place]
         names = decoded(tokenizer, tokens[: places[0]])
         shown = tokens_of(found[0, [place - 1 for place in places]], [labels[place] for place in places], names)
-        sides.append(("".join(token.text for token in shown), shown))
+        sides.append((_after(tokenizer, tokens, places), shown))
         text = text or str(tokenizer.decode(tokens[: places[0]]))
     return _question("completion", prompt if isinstance(prompt, str) else text, sides, traced, own=own, cut=not ended)
 
@@ -222,14 +225,32 @@ def _outputs(chain: Chain, asked: Query) -> list[tuple[Mapping[str, Any], Tensor
 
 
 def decoded(tokenizer: Any, before: Sequence[int]) -> Callable[[Sequence[int]], list[str]]:
-    """From tokens that follow others to their texts, each with the blank before it."""
+    """From tokens that follow others to their texts, each with the blank before it.
+
+    Of a character that several tokens make up (bytes of an accent, an emoji) the last one has the character.
+    """
 
     def texts(tokens: Sequence[int]) -> list[str]:
         found, told = list[str](), str(tokenizer.decode(list(before))) if before else ""
         for place, token in enumerate(tokens):
-            whole = str(tokenizer.decode([*before, *tokens[: place + 1]]))
-            found.append(whole.removeprefix(told) if whole.startswith(told) else str(tokenizer.decode([token])))
+            whole, sure = str(tokenizer.decode([*before, *tokens[: place + 1]])), told.rstrip(UNFINISHED)
+            if whole == told and told != sure:
+                found.append(UNFINISHED)
+            elif whole.startswith(told):
+                found.append(whole.removeprefix(told))
+            else:
+                found.append(whole.removeprefix(sure) if sure != told and whole.startswith(sure) else one(token))
             told = whole
         return found
 
+    def one(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
     return texts
+
+
+def _after(tokenizer: Any, tokens: Sequence[int], places: Sequence[int]) -> str:
+    """What the tokens at some places say, read together: bytes of one character are in several tokens."""
+    said = [tokens[place] for place in places]
+    before, whole = (str(tokenizer.decode(list(some))) for some in (tokens[: places[0]], tokens[: places[-1] + 1]))
+    return whole.removeprefix(before) if whole.startswith(before) else str(tokenizer.decode(said))
