@@ -64,19 +64,22 @@ def stage(
 ) -> Stage:
     """A stage from a Hugging Face model and data set, with the loss of the model's class.
 
-    The loss by the end of the class's name: `ForSequenceClassification` cross-entropy (by `config.problem_type` and
-    `num_labels` squared error or binary cross-entropy per label), `ForTokenClassification` cross-entropy of the
-    labelled tokens, `ForMaskedLM` that of the masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token,
-    `ForConditionalGeneration` that of each token of the target, `ForQuestionAnswering` the mean of those of the
-    answer's first and last token, `ForMultipleChoice` that of the right choice.
+    The loss by the end of the class's name: `ForSequenceClassification`, `ForImageClassification` and
+    `ForAudioClassification` cross-entropy (by `config.problem_type` and `num_labels` squared error or binary
+    cross-entropy per label), `ForTokenClassification` cross-entropy of the labelled tokens, `ForMaskedLM` that of the
+    masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token, `ForConditionalGeneration` and
+    `EncoderDecoderModel` that of each token of the target, `ForQuestionAnswering` the mean of those of the answer's
+    first and last token, `ForMultipleChoice` that of the right choice.
 
     Args:
         name: how results refer to the stage.
         model: a folder written by `save_pretrained` (of a model or of adapters; safetensors only), a hub name, a
             `PreTrainedModel` or a `PeftModel`, as the stage left it. A model given is never changed.
-        data: a `datasets.Dataset`, a list of dicts or another map-style data set of dicts: with texts, tokenised when
-            they are read, or with `input_ids`.
+        data: a `datasets.Dataset`, a list of dicts or another map-style data set of dicts: with texts, images or
+            sounds, of which features are made when they are read, or with the features (`input_ids`, `pixel_values`).
         tokenizer: a tokenizer or the folder of one; None takes the one beside the model.
+        processor: what makes features of images or sounds: a processor, image processor or feature extractor of
+            transformers, or the folder of one; None takes the one beside the model.
         after: the stage this one started from; the shared parameters are found by name (`hf.shared`). Where all still
             have their values the link is `Frozen`, otherwise `Proximal(alpha)`, with unchanged tensors kept.
         link: the link, where `after` would not find the right one.
@@ -92,7 +95,9 @@ def stage(
             `stagetrace.objectives.Weights`, also with the column that names a source or class, such as
             `Weights({"web": 0.5, "code": 2.0}, sources="source")`. None counts each once.
         text, label: the columns; two text columns are a pair. None takes the usual names.
-        max_length: tokens after which a text is cut; None is the most that tokenizer and model allow.
+        max_length: tokens after which a text is cut; None is the most that tokenizer and model allow. Of a classifier
+            of sounds: samples after which they are cut, and to which they are filled where the model is not told what
+            is padding; None is their own length.
         batch_size, weight_decay, workers, training, precision: as for `Stage`; for training see `hf.checkpoints`.
         ids: the examples' stable ids, as for `Stage`: the name of a column of `data`, or a sequence; None takes the
             column 'id' where every value of it is a text or a whole number and is used once.

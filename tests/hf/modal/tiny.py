@@ -58,7 +58,8 @@ def images(count: int = 4) -> list[dict[str, Any]]:
 
 
 def wav2vec2_config(norm: str = "layer") -> Any:
-    return config("Wav2Vec2", **SMALL, conv_dim=(3, 3), conv_kernel=(4, 3), conv_stride=(3, 2), num_feat_extract_layers=2,
+    return config(
+        "Wav2Vec2", **SMALL, conv_dim=(3, 3), conv_kernel=(4, 3), conv_stride=(3, 2), num_feat_extract_layers=2,
         num_conv_pos_embeddings=3, num_conv_pos_embedding_groups=1, feat_extract_norm=norm,
         do_stable_layer_norm=norm == "layer", classifier_proj_size=3, num_labels=2, vocab_size=8, mask_time_prob=0.0,
     )  # fmt: skip
@@ -83,9 +84,10 @@ def sounds(*lengths: int) -> list[dict[str, Any]]:
 
 
 def whisper(name: str = "WhisperForConditionalGeneration") -> Any:
-    settings = config("Whisper", vocab_size=tiny.SIZE, num_mel_bins=3, d_model=4, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
-        decoder_attention_heads=1, encoder_ffn_dim=4, decoder_ffn_dim=4, max_source_positions=50,
-        max_target_positions=12, decoder_start_token_id=tiny.CLS, pad_token_id=tiny.PAD, bos_token_id=tiny.CLS,
+    settings = config(
+        "Whisper", vocab_size=tiny.SIZE, num_mel_bins=3, d_model=4, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=1, decoder_attention_heads=1, encoder_ffn_dim=4, decoder_ffn_dim=4,
+        max_source_positions=50, max_target_positions=12, decoder_start_token_id=tiny.CLS, pad_token_id=tiny.PAD, bos_token_id=tiny.CLS,
         eos_token_id=tiny.SEP, suppress_tokens=None, begin_suppress_tokens=None, num_labels=2, classifier_proj_size=4,
     )  # fmt: skip
     return made(name, settings)

@@ -12,7 +12,7 @@ from stagetrace.hf.rows import present
 from stagetrace.hf.texts import having
 
 IMAGES = ("image", "img", "picture", "photo")
-SOUNDS = ("audio", "sound", "speech", "clip", "waveform", "wav")
+SOUNDS = ("audio", "sound", "speech", "clip", "waveform", "wav", "flac", "mp3")
 
 
 def column_of(
