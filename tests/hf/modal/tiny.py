@@ -87,8 +87,9 @@ def whisper(name: str = "WhisperForConditionalGeneration") -> Any:
     settings = config(
         "Whisper", vocab_size=tiny.SIZE, num_mel_bins=3, d_model=4, encoder_layers=1, decoder_layers=1,
         encoder_attention_heads=1, decoder_attention_heads=1, encoder_ffn_dim=4, decoder_ffn_dim=4,
-        max_source_positions=50, max_target_positions=12, decoder_start_token_id=tiny.CLS, pad_token_id=tiny.PAD, bos_token_id=tiny.CLS,
-        eos_token_id=tiny.SEP, suppress_tokens=None, begin_suppress_tokens=None, num_labels=2, classifier_proj_size=4,
+        max_source_positions=50, max_target_positions=12, decoder_start_token_id=tiny.CLS, pad_token_id=tiny.PAD,
+        bos_token_id=tiny.CLS, eos_token_id=tiny.SEP, suppress_tokens=None, begin_suppress_tokens=None, num_labels=2,
+        classifier_proj_size=4,
     )  # fmt: skip
     return made(name, settings)
 
