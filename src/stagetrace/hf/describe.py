@@ -138,7 +138,7 @@ def stage(
         check_looks_back_only(base_of(described.evaluated), where)
     check_fits(described, task)
     if isinstance(reader.media, Sounds):
-        check_padding(described, reader.media)
+        check_padding(described, reader.media, reader.task)
     if reader.packed and packs(first_row(data, where), data):
         check_apart(described.evaluated, where)
     if objective is not None:

@@ -69,8 +69,8 @@ def wav2vec2(norm: str = "layer") -> Any:
     return made("Wav2Vec2ForSequenceClassification", wav2vec2_config(norm))
 
 
-def waves(mask: bool = True) -> Any:
-    return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=mask)
+def waves(mask: bool = True, **settings: Any) -> Any:
+    return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=mask, **settings)
 
 
 def samples(*lengths: int) -> list[np.ndarray[Any, Any]]:

@@ -1,6 +1,7 @@
 """An image as data sets hold it -> the features of an image processor."""
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -74,7 +75,9 @@ def brightness_notices(row: Mapping[str, Any], images: Images, where: str) -> li
     """A sentence where the first image is divided by 255 a second time."""
     image = read_image(row[images.column], f"{where}: '{images.column}' of example 0")
     divides = getattr(images.processor, "do_rescale", False)
-    if not divides or is_of(image, "PIL", "Image") or "float" not in str(image.dtype) or float(image.max()) > 1:
+    if not divides or is_of(image, "PIL", "Image") or "float" not in str(image.dtype):
+        return []
+    if not math.prod(image.shape) or float(image.max()) > 1:
         return []
     return [
         f"{where}: the values of '{images.column}' are between 0 and 1, and {type(images.processor).__name__} "
