@@ -56,7 +56,7 @@ def read_as(
             f"{where}: text= names texts that are read, and the model reads '{main}'; leave it out (a column of images "
             "or sounds is found by its name or kind), and name a text that is written from them by label="
         )
-    of_sound = None if task is Task.SEQ2SEQ else wishes.max_length  # where it is not the most tokens of a target
+    of_sound = None if task.writes else wishes.max_length  # where it is not the most tokens of a target
     media, of_media = media_of(data, model, main, wishes.processor, loaded.tokenizers, of_sound, where)
     row = row if media is None else media(row, 0, where)
     columns, said = columns_of(
@@ -68,7 +68,7 @@ def read_as(
         check_per_token(row, f"{where}: example 0")
     labels = Labels.of(task, base_of(model).config)
     check_names(getattr(data, "features", None), columns.label, labels, where)
-    written = columns.tokenised and task is Task.SEQ2SEQ and isinstance(row[columns.label or ""], str)
+    written = columns.tokenised and task.writes and isinstance(row[columns.label or ""], str)
     tokenizer = _tokenizer(loaded, task, columns, wishes, where, written=written)
     of_text = decoder_of(model) if written and main != TOKENISED else model
     if written or not columns.tokenised:
