@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import final
 
 from stagetrace.report.numbers import number, percent, signed
+from stagetrace.report.preview import Preview
 from stagetrace.results import Trace
 from stagetrace.results.table import Table
 from stagetrace.why.question import UNIT, Question, Token, shares
@@ -39,6 +40,7 @@ class Example:
     removal_effect: the predicted change of `-log p` without the example; positive = the answer becomes less likely.
     alike: other examples that look the same, left out of the list.
     pieces: its tokens in order, whose scores sum to its own; none where the stage's tokens cannot be scored.
+    preview: what it looks and sounds like, for the page.
     """
 
     index: int
@@ -48,6 +50,7 @@ class Example:
     label: str
     alike: tuple[int, ...] = ()
     pieces: tuple[Piece, ...] = ()
+    preview: Preview | None = None
 
     @property
     def carried(self) -> str:

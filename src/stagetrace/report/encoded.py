@@ -1,0 +1,36 @@
+"""Files of pictures and sounds within rows: bytes, or `{'bytes', 'path'}` as data sets have them undecoded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["content_of", "is_file_of_row", "kind_of"]
+
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+_SOUNDS = (b"RIFX", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
+
+
+def is_file_of_row(value: Any) -> bool:
+    """Whether a value is bytes, or has them or the path of them."""
+    if isinstance(value, bytes | bytearray):
+        return True
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"} and any(value.values())
+
+
+def content_of(value: Any) -> bytes:
+    """The bytes; those of a path are read, from this machine only.
+
+    Raises:
+        OSError: no such file.
+    """
+    held = value["bytes"] if isinstance(value, Mapping) else value
+    return Path(value["path"]).read_bytes() if held is None else bytes(held)
+
+
+def kind_of(content: bytes) -> Literal["picture", "sound"] | None:
+    """What a file is by its first bytes; None of others."""
+    if content[:4] == b"RIFF":  # a container of either
+        return {b"WAVE": "sound", b"WEBP": "picture"}.get(content[8:12])  # pyright: ignore[reportReturnType]
+    if content.startswith(_PICTURES):
+        return "picture"
+    return "sound" if content.startswith(_SOUNDS) else None
