@@ -103,7 +103,7 @@ def test_the_parts_of_one_query_are_its_own():
         assert row.percentile == pytest.approx(float(100 * below / 8))
 
 
-@pytest.mark.parametrize("which", ["hostile", "pictures"])
+@pytest.mark.parametrize("which", ["hostile", "pictures", "media"])
 def test_the_file_asks_for_nothing_and_only_its_own_script_may_run(which: str, request: pytest.FixtureRequest):
     text = request.getfixturevalue(which).read_text(encoding="utf-8")
     found = Read(text)

@@ -29,7 +29,7 @@ def conversation_of(fields: Mapping[str, Any], longest: int) -> tuple[list[Turn]
     answers begin are told once.
     """
     columns = _columns(fields)
-    several = len(columns) > 1
+    several = len(columns) - ("system" in columns) > 1
     told = [
         _turn(name if several and name != "system" else "", message, longest)
         for name, messages in columns.items()

@@ -1,6 +1,7 @@
 """The parts of an example by name, and a value in words."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ from torch import Tensor
 from stagetrace.objectives.batches import LABELS
 from stagetrace.report.preview import whole_characters
 
-__all__ = ["TARGET", "describe_value", "fields_of", "label_column", "short"]
+__all__ = ["TARGET", "describe_value", "fields_of", "label_column", "short", "without_places"]
 
 TARGET = "target"
 """The name of the last part of a tuple."""
 
 _FIELD = 120
 _SHOWN = 8
+_PLACE = re.compile(r" at 0x[0-9A-Fa-f]+")
 
 
 def label_column(fields: Mapping[str, Any]) -> str | None:
@@ -34,7 +36,7 @@ def describe_value(value: Any) -> str:
         >>> describe_value(torch.zeros(3, 50))
         'float32 [3, 50]: 0, 0, 0, 0, 0, 0, 0, 0, ...'
     """
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc"):
         array = torch.as_tensor(value).detach().cpu()
         flat = cast("list[float]", array.flatten()[: _SHOWN + 1].tolist())
         numbers = ", ".join(f"{number:.4g}" for number in flat[:_SHOWN])
@@ -71,4 +73,15 @@ def short(text: str) -> str:
 
 
 def _in_short(value: Any) -> str:
-    return f"{len(value):,} bytes" if isinstance(value, bytes | bytearray) else str(value)
+    """What JSON has no form for; without an object's place in memory, which differs from run to run."""
+    return f"{len(value):,} bytes" if isinstance(value, bytes | bytearray) else without_places(str(value))
+
+
+def without_places(text: str) -> str:
+    """A text without places in memory, such as Python writes of objects.
+
+    Example:
+        >>> without_places("<PIL.Image size=8x8 at 0x7F3A>")
+        '<PIL.Image size=8x8>'
+    """
+    return _PLACE.sub("", text)

@@ -50,7 +50,8 @@ class Reader:
         columns = {str(name): getattr(feature, "names", None) for name, feature in _items(features)}
         named = {TARGET: getattr(data, "classes", None), **columns}  # `classes` as torchvision's data sets have it
         named = {column: tuple(map(str, names)) for column, names in named.items() if names}
-        return Reader(rows, named, decode if callable(decode) else None, classes, _rate(data, reader, tokenizer))
+        rate = _rate(data, reader, getattr(reader, "media", None), tokenizer)
+        return Reader(rows, named, decode if callable(decode) else None, classes, rate)
 
     def preview(self, stage: str | None, index: int) -> Preview:
         """The preview of example `index`. An example that cannot be read is a table that says so."""

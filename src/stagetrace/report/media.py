@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from stagetrace.report import picture
-from stagetrace.report.encoded import content_of, is_file_of_row, kind_of
-from stagetrace.report.fields import describe_value, short
+from stagetrace.report.encoded import as_file, content_of, is_file_of_row, kind_of
+from stagetrace.report.fields import describe_value, short, without_places
 from stagetrace.report.preview import Sound
 from stagetrace.report.sound import is_sound, is_waveform, sound_of
 
@@ -37,13 +37,15 @@ class Media:
 
         held: what stands between the words of its messages; rate: of waveforms, in Hz.
         """
-        pictures, sounds, problems, columns = list[Any](), list[tuple[str, Any]](), dict[str, str](), set[str]()
-        for name, value in [*fields.items(), *(("message", part) for part in held)]:
+        pictures, sounds = list[tuple[str, Any]](), list[tuple[str, Any]]()
+        problems, columns = dict[str, str](), set[str]()
+        for name, given in [*fields.items(), *(("image", part) for part in held)]:
+            value = as_file(name, given)
             try:
                 if is_sound(value) or is_waveform(name, value):
                     sounds.append((name, value))
                 elif picture.available() and (some := picture.pictures_of(value)):
-                    pictures += some
+                    pictures += [(name, each) for each in some]
                 elif isinstance(value, Mapping) and is_file_of_row(value):
                     raise ValueError(_reason(value))
                 else:
@@ -51,17 +53,21 @@ class Media:
             except Exception as cause:
                 problems[name] = f"not readable: {why(cause)}"
             columns.add(name)
-        images = tuple(picture.png(each) for each in pictures[:IMAGES])
-        heard = list[Sound]()
+        seen, heard = list[bytes](), list[Sound]()
+        for name, value in pictures[:IMAGES]:
+            try:
+                seen.append(picture.png(value))
+            except Exception as cause:
+                problems[name] = f"not readable: {why(cause)}"
         for name, value in sounds[:SOUNDS]:
             try:
                 heard.append(replace(sound_of(value, rate), name=short(name) if len(sounds) > 1 else ""))
             except Exception as cause:
-                shape = f"{describe_value(value)}; " if is_waveform(name, value) else ""
-                problems[name] = f"{shape}not readable: {why(cause)}"
+                shape = f"; {describe_value(value)}" if is_waveform(name, value) else ""
+                problems[name] = f"not readable: {why(cause)}{shape}"
         more = (left_out(len(pictures) - IMAGES, "picture"), left_out(len(sounds) - SOUNDS, "sound"))
         told = tuple((short(name), short(said)) for name, said in problems.items())
-        return Media(images, tuple(heard), frozenset(columns), tuple(filter(None, more)), told)
+        return Media(tuple(seen), tuple(heard), frozenset(columns), tuple(filter(None, more)), told)
 
 
 def has_picture(fields: Mapping[str, Any]) -> bool:
@@ -84,7 +90,7 @@ def left_out(count: int, what: str) -> str:
 
 def why(cause: Exception) -> str:
     """What went wrong, in a cell."""
-    return short(f"{type(cause).__name__}: {cause}")
+    return short(without_places(f"{type(cause).__name__}: {cause}"))
 
 
 def _reason(value: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ def is_picture(value: Any) -> bool:
         return kind_of(content_of(value)) == "picture"
     if not isinstance(value, Tensor | np.ndarray):
         return False
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        return False
     array = torch.as_tensor(value)
     if not (array.is_floating_point() or array.dtype == torch.uint8):
         return False

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from stagetrace.report import wav
-from stagetrace.report.encoded import content_of, is_file_of_row, kind_of
+from stagetrace.report.encoded import SOUNDS, content_of, is_file_of_row, kind_of
 from stagetrace.report.preview import Preview, Sound
 
 __all__ = ["LARGEST", "RATES", "in_seconds", "is_sound", "is_waveform", "sound_of", "within"]
@@ -19,7 +19,7 @@ LARGEST = 24 * 2**20
 RATES = ("sampling_rate", "sample_rate")
 """Columns, and attributes of processors, with the rate of a waveform."""
 
-_WAVEFORMS = ("input_values", "waveform", "speech", "audio", "wav")
+_WAVEFORMS = ("input_values", *SOUNDS)
 _SHORTEST = 16
 
 
@@ -87,7 +87,7 @@ def within(previews: Sequence[Preview], largest: int = LARGEST) -> list[Preview]
     if sum(len(sound.wav) for sound in sounds) <= largest:
         return list(previews)
     slow = {id(sound): wav.shortened(sound.wav, wav.LONGEST, rate=wav.LOWEST) for sound in sounds}
-    sizes = sorted(map(len, slow.values()))
+    sizes = sorted(len(slow[id(sound)]) for sound in sounds)
     left, longest = largest, 0.0
     for place, size in enumerate(sizes):  # the shortest first: what they leave is shared by the longer ones
         longest = left / (len(sizes) - place)
@@ -111,5 +111,7 @@ def in_seconds(seconds: float) -> str:
         >>> in_seconds(0.25), in_seconds(3.21), in_seconds(1234.5)
         ('0.25 s', '3.2 s', '1,234 s')
     """
+    if seconds < 0.01:
+        return "less than 0.01 s"
     digits = 2 if seconds < 1 else 1 if seconds < 100 else 0
     return f"{seconds:,.{digits}f} s"

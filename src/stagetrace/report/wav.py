@@ -79,7 +79,10 @@ def decode(content: bytes) -> tuple[NDArray[Any], int]:
     if content[:4] in (b"RIFF", b"RIFX", b"RF64"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about notes and pictures within the file
-            rate, samples = wavfile.read(BytesIO(content))
+            try:
+                rate, samples = wavfile.read(BytesIO(content))
+            except Exception as cause:  # whatever a damaged header leads to
+                raise ValueError(f"a WAV file that SciPy cannot read ({cause})") from cause
         return samples, int(rate)
     if importlib.util.find_spec("soundfile") is None:
         raise ValueError("a sound that is no WAV file needs soundfile; type: pip install soundfile")

@@ -18,7 +18,7 @@ def in_words(item: Preview) -> str:
     said = [f"{turn.who}: {turn.text}" if turn.who else turn.text for turn in item.turns] or [item.text]
     said = [*filter(None, said)] or [f"{name}: {value}" for name, value in item.fields]
     words = (" / " if item.turns else ", ").join(said)
-    pictures = f"{len(item.images)} pictures" if len(item.images) > 1 else "picture" if item.images and words else ""
+    pictures = "pictures" if len(item.images) > 1 else "picture" if item.images and words else ""
     return ": ".join(filter(None, [", ".join(filter(None, [*map(_length, item.sounds), pictures])), words]))
 
 

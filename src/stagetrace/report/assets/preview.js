@@ -58,6 +58,8 @@ const examples = (() => {
     item.images.forEach((address, place) => {
       const image = make("img", "thumb");
       image.src = address;
+      // a small picture keeps its pixels apart, a photograph does not
+      image.addEventListener("load", () => image.classList.toggle("photograph", Math.max(image.naturalWidth, image.naturalHeight) > 64));
       const which = item.images.length > 1 ? "picture " + (place + 1) + " of " + item.images.length + " of the example" : "example";
       image.alt = which + (item.label ? " of class " + visible(item.label) : "");
       box.append(image);
@@ -144,12 +146,22 @@ const examples = (() => {
     return table;
   };
 
+  // One picture, and nothing to read or hear: such examples stand side by side.
+  const isPicture = (item) =>
+    Boolean(item && item.images && item.images.length === 1 && item.kind === "image" && !item.text && !item.fields && !item.more);
+
   // All of an example that was kept; `what` names it to those who hear the page.
   const preview = (item, what, heat) => {
     if (!item) return null;
     const isHeated = heat && item.pieces;
-    const box = make("div", "shown");
-    if (item.images) box.append(pictures(item));
+    const whole = make("div", "shown");
+    if (item.images) whole.append(pictures(item));
+    const isBeside = item.images && item.images.length === 1 && !isPicture(item);
+    const box = isBeside ? make("div", "shown") : whole;
+    if (isBeside) {
+      whole.classList.add("beside");
+      whole.append(box);
+    }
     for (const sound of item.sounds || []) box.append(heard(sound, what));
     if (isHeated) {
       box.append(heated(item, heat));
@@ -163,10 +175,7 @@ const examples = (() => {
     }
     if (item.fields) box.append(tabled(item.fields));
     for (const words of item.more || []) box.append(make("p", "cut", visible(words)));
-    return box.childElementCount ? box : null;
+    return whole.childElementCount ? whole : null;
   };
-  // One picture, and nothing to read or hear: such examples stand side by side.
-  const isPicture = (item) =>
-    Boolean(item && item.images && item.images.length === 1 && item.kind === "image" && !item.text && !item.fields && !item.more);
   return { make, visible, legible, preview, isPicture };
 })();
