@@ -13,8 +13,8 @@ from stagetrace.report.preview import Preview, Sound
 
 __all__ = ["LARGEST", "RATES", "in_seconds", "is_sound", "is_waveform", "sound_of", "within"]
 
-LARGEST = 24 * 2**20
-"""Bytes of all sounds of a report: 12 minutes at 16,000 Hz, 26 at 8,000."""
+LARGEST = 16 * 2**20
+"""Bytes of all sounds of a report: 8 minutes at 16,000 Hz, 17 at 8,000."""
 
 RATES = ("sampling_rate", "sample_rate")
 """Columns, and attributes of processors, with the rate of a waveform."""
