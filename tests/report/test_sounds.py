@@ -131,7 +131,7 @@ HOSTILE = [
     with_bytes(0, b"RIFX"), with_bytes(4, b"\xff\xff\xff\x7f"), with_bytes(20, b"\3\0"), with_bytes(22, b"\2\0"),
     with_bytes(24, (7_999).to_bytes(4, "little")), with_bytes(24, (48_000).to_bytes(4, "little")),
     with_bytes(34, b"\x20\0"), with_bytes(40, b"\xff\xff\xff\xff"), rows.file(STEPS, 44_100),
-    WHOLE[:44] + bytes(2 * 8_000 * 10 + 2),
+    wav._header(2 * 8_000 * 10 + 2, 8_000) + bytes(2 * 8_000 * 10 + 2),  # longer than 10 s
 ]  # fmt: skip
 
 

@@ -96,7 +96,8 @@ class Reader:
             return texts.get("text", next(iter(texts.values())))
         if texts:
             return "\n".join(f"{name}: {value}" for name, value in texts.items())
-        ids = fields.get(_IDS, next(iter(fields.values()), None) if len(fields) == 1 else None)
+        alone = len(fields) == 1 and not told
+        ids = fields.get(_IDS, next(iter(fields.values())) if alone else None)
         if self.decode is None or not _are_ids(ids):
             return None
         return self.decode([int(token) for token in ids])

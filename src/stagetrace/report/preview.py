@@ -1,6 +1,6 @@
 """One example as people see it: pictures, sounds, turns of a conversation, text or a table, and what was left out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final, get_args
 
 from stagetrace.errors import refuse
@@ -24,7 +24,7 @@ class Sound:
         DescriptionError: other bytes, or fewer seconds than the bytes hold.
     """
 
-    wav: bytes
+    wav: bytes = field(repr=False)
     seconds: float
     name: str = ""
 

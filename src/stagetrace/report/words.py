@@ -37,4 +37,4 @@ def heard(sound: Sound) -> str:
 
 
 def _length(sound: Sound) -> str:
-    return f"{sound.name or 'audio'}, {in_seconds(sound.seconds)}"
+    return f"{f'audio {sound.name}'.strip()}, {in_seconds(sound.seconds)}"

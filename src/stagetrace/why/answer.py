@@ -1,7 +1,7 @@
 """What comes out: the question, and of every stage the examples that spoke for and against the answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -50,7 +50,7 @@ class Example:
     label: str
     alike: tuple[int, ...] = ()
     pieces: tuple[Piece, ...] = ()
-    preview: Preview | None = None
+    preview: Preview | None = field(default=None, repr=False)
 
     @property
     def carried(self) -> str:
