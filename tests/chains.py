@@ -444,7 +444,6 @@ REPRESENTATIVES = {
     "three, frozen then proximal",
     "kept within proximal 0.5",
     "renamed in full, proximal 0.5",
-    "tanh three, proximal then frozen",
     "untied, proximal 0.5",
     "tanh, frozen",
     "tanh, elastic 0.5",

@@ -18,6 +18,7 @@ from stagetrace.report.attachments import write_findings
 from stagetrace.report.preview import Preview
 from stagetrace.report.previews import Previews, write_previews
 from tests import hostile, jobs, sealed
+from tests.cases import slow_but
 from tests.commands import Command, in_process
 from tests.report.pages import solution
 
@@ -60,7 +61,7 @@ def written(folder: Path, text: str) -> None:
     (folder / "validate.json").write_text(json.dumps({"estimators": {text: {"unit": text}}, "choices": [choice]}))
 
 
-@pytest.mark.parametrize("text", hostile.STRINGS)
+@pytest.mark.parametrize("text", slow_but(hostile.STRINGS, *hostile.STRINGS[::3]))
 def test_a_run_of_hostile_texts_is_shown_exported_and_reported(stage_trace: Command, tmp_path: Path, text: str):
     folder = tmp_path / "run"
     written(folder, text)

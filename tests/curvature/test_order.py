@@ -8,6 +8,7 @@ from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import SumOperator
 from stagetrace.objectives import Classification
 from stagetrace.stages.sizes import by_size
+from tests.cases import slow_but
 from tests.padded import Bag, padded, texts, widths
 
 EXAMPLES = 300
@@ -28,7 +29,7 @@ def mean_of(operator) -> MeanCurvature:
 LENGTHS = [1 + (7 * place) % 40 for place in range(EXAMPLES)]
 
 
-@pytest.mark.parametrize("choice", [Hessian, GaussNewton])
+@pytest.mark.parametrize("choice", slow_but([Hessian, GaussNewton], Hessian))
 def test_the_matrix_is_that_of_the_examples_one_by_one(choice) -> None:
     data = texts(LENGTHS)
     each = sum(choice().operator(bound([one])).to_dense() for one in data[:40]) / 40

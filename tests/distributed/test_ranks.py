@@ -26,6 +26,7 @@ from stagetrace.parallel import World, started, world
 from stagetrace.tracing import rank as ranked
 from stagetrace.tracing import score as scoring
 from tests import jobs
+from tests.cases import slow_but
 from tests.distributed.forks import Outcome, forked
 
 Found = dict[str, Tensor]
@@ -82,10 +83,10 @@ CASES: dict[str, tuple[Callable[[], Found], float]] = {
 }
 
 
-SLOW = ("one shared basis", "EK-FAC, nothing exact", "the ends of the ranking")
+QUICK = ("the space of the examples", "two examples on three processes")
 
 
-@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+@pytest.mark.parametrize("case", slow_but(CASES, *QUICK))
 @pytest.mark.parametrize("ranks", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_nothing(case: str, ranks: int):
     run, rtol = CASES[case]

@@ -20,7 +20,7 @@ MEASURED_WITH_THEIR_CASES = ("chains", "adapters", "rows")
 
 
 MEASURED_HERE = [row for row in ROWS if isinstance(row, Right) and row.table not in MEASURED_WITH_THEIR_CASES]
-QUICK = {"lstm", "encoder", "embedding bag, max", "function, once", "bert masked, sdpa"}
+QUICK = {"lstm", "encoder", "embedding bag, max", "function, once"}
 """One of each kind. The derivatives of all of them stand against plain autograd in `tests/architectures`."""
 
 

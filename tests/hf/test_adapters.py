@@ -114,7 +114,7 @@ def error(kind: str) -> float:
     return apart(first, second, second.evaluated if "dora" in kind else None)
 
 
-QUICK = {"lora", "lora, dropout", "lora, token rows", "lora on embeddings", "dora", "ia3", "token rows alone"}
+QUICK = {"lora", "lora, token rows", "dora"}
 """Others differ from one of these in a setting or in the formula of the adapter, which PEFT computes."""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stagetrace import Chain, Hessian, hf, trace
 from stagetrace.objectives import Classification, MaskedToken
+from tests.cases import slow_but
 from tests.hf import dense, tiny
 
 pytestmark = pytest.mark.filterwarnings(
@@ -169,6 +170,8 @@ def error(case: Any) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case", slow_but(CASES, packed, completions, questions, images, translations), ids=lambda case: case.__name__
+)
 def test_scores_are_those_of_the_training_loss(case: Any):
     assert error(case) < 1e-6

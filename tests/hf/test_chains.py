@@ -121,7 +121,7 @@ def error(name: str) -> float:
     return worst
 
 
-QUICK = {"bert, masks to classes, proximal", "bert, masks to adapters, frozen"}
+QUICK = {"bert, masks to classes, proximal"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in CASES])

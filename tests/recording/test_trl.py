@@ -11,6 +11,7 @@ import torch
 from stagetrace import Chain, Query, Recording, Stage, Unrolled, trace
 from stagetrace.errors import DescriptionError
 from stagetrace.objectives import NextToken
+from tests.cases import slow_but
 from tests.hf import tiny
 from tests.recording import trainings as of
 
@@ -40,7 +41,10 @@ def tuned(folder: Path, recording: Path | None, *, lora: bool = False, **setting
     return trainer
 
 
-@pytest.mark.parametrize(("settings", "allowed"), [({}, 1e-5), ({"lora": True}, 1e-5), ({"bf16": True}, 0.3)])
+WAYS: list[tuple[dict[str, Any], float]] = [({}, 1e-5), ({"lora": True}, 1e-5), ({"bf16": True}, 0.3)]
+
+
+@pytest.mark.parametrize(("settings", "allowed"), slow_but(WAYS, WAYS[1]))
 def test_tuned_as_without_and_replayed(settings: dict[str, Any], allowed: float, tmp_path: Path):
     alone = tuned(tmp_path / "a", None, **settings)
     trained = tuned(tmp_path / "b", tmp_path / "recording", **settings)

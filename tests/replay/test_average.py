@@ -20,6 +20,7 @@ from stagetrace.errors import DataError, DescriptionError
 from stagetrace.objectives import Classification
 from stagetrace.recording import Recorded
 from stagetrace.validation import RandomRemovals, validate
+from tests.cases import slow_but
 from tests.replay.runs import Net, data_of
 
 Adam, SGD = torch.optim.Adam, torch.optim.SGD
@@ -161,7 +162,7 @@ def slope(way: Way, stage: int, example: int) -> Tensor:
     return EXAMPLES[stage] * (4 * fine - coarse) / 3
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", slow_but(WAYS, "ema", "from elsewhere"))
 def test_scores_are_the_slopes_of_training_again(name: str, tmp_path: Path):
     way = WAYS[name]
     result = trace(chain_of(tmp_path, models(way, {}, tmp_path)), Query(ASKED, reduction="none"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stagetrace import trace
+from tests.cases import slow_but
 from tests.replay.runs import Net, Run, Stages
 
 Adam, AdamW, SGD, RMSprop = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop
@@ -45,7 +46,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, "three-stages", "dropout-groups", "adam-clipped-accumulated"))
 def test_scores_are_the_slopes_of_training_again(case: str, tmp_path: Path):
     stages = CASES[case]
     result = trace(stages.chain(tmp_path), stages.query())

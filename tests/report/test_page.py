@@ -5,11 +5,13 @@ The fixture `opened` fails a test in which the console said anything, or anythin
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from stagetrace import Trace
+from tests.cases import slow_but
 from tests.hostile import acting
 from tests.report import pages
 from tests.report.conftest import Opened
@@ -104,8 +106,9 @@ def test_examples_that_look_the_same_are_one_entry_that_names_them_all(opened: O
     assert indices(page, "harmful") == [5]
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("which", ["alike", "pictures"])
+@pytest.mark.parametrize(
+    ("which", "width"), slow_but(product(("alike", "pictures"), (360, 1280)), ("alike", 360), ("pictures", 1280))
+)
 def test_numbers_on_cards_stay_in_one_line(opened: Opened, width: int, which: str, request: pytest.FixtureRequest):
     page = opened(request.getfixturevalue(which), width=width)
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -184,8 +187,10 @@ def test_the_keyboard_reaches_filters_lists_and_buttons(opened: Opened, pictures
     assert "stage finetune" in page.get_by_role("status").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["hostile", "pictures", "tokens"])
+@pytest.mark.parametrize(
+    ("which", "scheme"),
+    slow_but(product(("hostile", "pictures", "tokens"), ("light", "dark")), ("hostile", "dark"), ("pictures", "light")),
+)
 def test_an_audit_of_accessibility_finds_nothing(
     opened: Opened, which: str, scheme: str, request: pytest.FixtureRequest
 ):

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.cases import slow_but
+
 STYLE = Path(__file__).parents[2] / "docs" / "static" / "site.css"
 LINES = (
     "result = trace(chain, Query(test_digits))  # one walk" * 4,
@@ -13,7 +15,7 @@ LINES = (
 )
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", slow_but((360, 1280), 360))
 @pytest.mark.parametrize("line", LINES)
 def test_a_long_line_goes_on_in_the_next_one(browser: Any, tmp_path: Path, width: int, line: str):
     # as the theme has it: blocks that scroll by themselves

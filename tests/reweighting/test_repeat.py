@@ -12,6 +12,7 @@ from stagetrace import Chain, Query
 from stagetrace.errors import DataError
 from stagetrace.progress import Silent
 from stagetrace.reweighting.repeat import Outcome, Repeat
+from tests.cases import slow_but
 from tests.replay.runs import FEATURES, WIDTH, Run, Stages
 
 ADAM = partial(torch.optim.Adam, lr=0.01, eps=1e-3)
@@ -57,7 +58,7 @@ def test_it_is_the_loop_with_a_weighted_loss(case: str, tmp_path: Path):
             torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, "moved", "normed"))
 def test_slopes_are_those_of_the_loop_at_the_same_weights(case: str, tmp_path: Path):
     """Central differences of the loop, really run again, also in the weight of an example that counts for nothing."""
     stages, weights = CASES[case], drawn(CASES[case])

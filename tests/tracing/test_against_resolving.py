@@ -36,7 +36,7 @@ from tests.oracles import Slip, dense_parts, dense_scores, solved, truth
 EXACT: dict[str, Any] = {"curvature": Hessian(), "solver": Direct()}
 FROZEN = tuple(case for case in CASES if all(link.keeps for link in case.links))
 PULLED = tuple(case for case in CASES if not any(link.keeps for link in case.links))
-SOME = tuple(case for case in CASES if case.name in REPRESENTATIVES)
+SOME = tuple(case for case in CASES if case.name in REPRESENTATIVES | {"tanh three, proximal then frozen"})
 
 
 def named(cases: tuple[ChainCase, ...]) -> pytest.MarkDecorator:

@@ -22,6 +22,7 @@ from stagetrace.validation.estimators import (
     Random,
     SingleStage,
 )
+from tests.cases import slow_but
 from tests.chains import FROZEN_LOGISTIC, FROZEN_RIDGE, STRONG_TANH, chain_of, query_of
 from tests.oracles import solved
 from tests.validation.shared import each_reduction
@@ -30,7 +31,9 @@ from tests.validation.shared import each_reduction
 @each_reduction
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize("case", [FROZEN_LOGISTIC, STRONG_TANH], ids=lambda case: case.name)
-@pytest.mark.parametrize("settings", [{}, {"curvature": Identity()}, {"curvature": GaussNewton(), "solver": Direct()}])
+@pytest.mark.parametrize(
+    "settings", slow_but([{}, {"curvature": Identity()}, {"curvature": GaussNewton(), "solver": Direct()}], {})
+)
 def test_influence_is_the_removal_effect_of_trace(case, position, reduction, settings):
     chain, query, name = chain_of(case, solved(case)), query_of(case, reduction=reduction), case.stages[position].name
     expected = trace(chain, query, of=[name], **settings)[name].removal_effect

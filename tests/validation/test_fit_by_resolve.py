@@ -11,6 +11,7 @@ from stagetrace.errors import SolveError
 from stagetrace.validation import Resolve, removal_effects
 from stagetrace.validation.resolving import leave_out
 from stagetrace.validation.retrain import Retraining
+from tests.cases import slow_but
 from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, STRONG_LOGISTIC, STRONG_TANH, ChainCase, chain_of
 from tests.oracles import (
     Point,
@@ -39,7 +40,11 @@ RESOLVE_PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("case", "position"), RESOLVE_PLACES, ids=[f"{c.name}-{p}" for c, p in RESOLVE_PLACES])
+@pytest.mark.parametrize(
+    ("case", "position"),
+    slow_but(RESOLVE_PLACES, (FROZEN_LOGISTIC, 0), (STRONG_TANH, 0), (THREE, 1), (PARTLY, 0)),
+    ids=[f"{c.name}-{p}" for c, p in RESOLVE_PLACES],
+)
 def test_resolve_equals_the_dense_oracle_and_removal_effects(case: ChainCase, position: int):
     retraining = again(case, position, Resolve(tolerance=1e-12))
     stage, runs, by = case.stages[position], [(), (2,), (5, 7)], 0.4
@@ -60,7 +65,7 @@ def test_resolve_keeps_an_estimated_pull_as_strong_as_it_was():
     torch.testing.assert_close(estimated.losses([(1,)], 0.5, 0), given.losses([(1,)], 0.5, 0), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("case", [FROZEN_TANH, STRONG_TANH], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", slow_but([FROZEN_TANH, STRONG_TANH], FROZEN_TANH), ids=lambda case: case.name)
 def test_resolve_with_proximity_minimises_the_written_out_objective(case: ChainCase):
     """Each stage pulled towards its own trained values, and a proximal one towards the stage before too."""
     proximity, n = 0.03, len(case.stages[0].x)

@@ -19,6 +19,7 @@ from stagetrace.validation.fits.fit import one_copy
 from stagetrace.validation.fits.steps import orders
 from stagetrace.validation.resolving import leave_out
 from stagetrace.validation.retrain import Retraining
+from tests.cases import slow_but
 from tests.chains import FROZEN_LOGISTIC, FROZEN_TANH, STRONG_LOGISTIC, STRONG_TANH, ChainCase, chain_of, query_of
 from tests.oracles import flatten, mean_weights, objective, own_names, solved
 from tests.validation.fits import (
@@ -44,7 +45,11 @@ STEP_PLACES = [(FROZEN_LOGISTIC, 1), (STRONG_TANH, 1), (ELASTIC, 1), (TIED, 0), 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("case", "position"), STEP_PLACES, ids=[f"{c.name}-{p}" for c, p in STEP_PLACES])
+@pytest.mark.parametrize(
+    ("case", "position"),
+    slow_but(STEP_PLACES, (FROZEN_LOGISTIC, 1), (ELASTIC, 1), (TIED, 0)),
+    ids=[f"{c.name}-{p}" for c, p in STEP_PLACES],
+)
 def test_steps_are_those_of_torch(case: ChainCase, position: int, way: str):
     """Several copies at once and each alone, what is shared taken from another previous stage for each."""
     how, fit = WAYS[way]

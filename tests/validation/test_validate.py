@@ -59,7 +59,11 @@ CHOICES = (TopRemovals(4), RandomRemovals(3, by=0.5), GroupRemovals(0.2, 3), Ran
 
 @pytest.mark.parametrize(
     ("case", "position", "reduction"),
-    [(STRONG_TANH, 0, "mean"), (STRONG_TANH, 1, "sum"), (FROZEN_LOGISTIC, 0, "sum")],
+    [
+        (STRONG_TANH, 0, "mean"),
+        (STRONG_TANH, 1, "sum"),
+        pytest.param(FROZEN_LOGISTIC, 0, "sum", marks=pytest.mark.slow),
+    ],
     ids=["first, mean", "last, sum", "frozen, sum"],
 )
 def test_effects_are_those_of_a_loop_by_hand(case: ChainCase, position: int, reduction: Any):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stagetrace import Chain, GaussNewton, Lanczos, Shift, Stage, hf, index, trace, why
+from stagetrace import Chain, GaussNewton, Lanczos, Recording, Shift, Stage, Unrolled, hf, index, trace, why
 from stagetrace.errors import StagetraceError
 from stagetrace.objectives import Classification, NextToken
 from stagetrace.stages import fingerprint
@@ -170,7 +170,33 @@ def test_an_index_names_what_is_scored(causal: Chain, tmp_path: Path):
         assert [each.score for each in found[stage].spoke_for] == pytest.approx(
             [each.score for each in whole[stage].spoke_for], rel=1e-5
         )
+        for one, other in zip(found[stage].spoke_for, whole[stage].spoke_for, strict=True):
+            assert one.pieces
+            assert [piece.text for piece in one.pieces] == [piece.text for piece in other.pieces]
+            scores = [[piece.score for piece in each.pieces if piece.score is not None] for each in (one, other)]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-5, abs=1e-9)
     assert "nothing is missing" in f"{found}"
+
+
+def test_through_recorded_steps_tokens_sum_to_their_example_s_score(tmp_path: Path):
+    model = tiny.model("GPT2LMHeadModel").double()
+    read = hf.stage("pretrain", model, tiny.rows(), tokenizer=PLAIN)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1)
+    with Recording(tmp_path / "steps", model, optimizer) as recording:
+        for ids in ([0, 1, 2], [3, 4, 5], [2, 6, 7]):
+            (batch,) = read.examples.read([ids])
+            with recording.batch(ids, batch.content):
+                optimizer.zero_grad()
+                labels = batch.content["labels"]
+                logits = model(**{name: value for name, value in batch.content.items() if name != "labels"}).logits
+                (NextToken("sum").losses(logits, batch.content).sum() / (labels[:, 1:] != -100).sum()).backward()
+                optimizer.step()
+    link = Unrolled(recording=tmp_path / "steps")
+    chain = Chain(hf.stage("pretrain", model.eval(), tiny.rows(), tokenizer=PLAIN, link=link))
+    found = why.ask(chain, "the cat", " sat", out=tmp_path / "why")
+    assert found.trace is not None
+    for each in (*found["pretrain"].spoke_for, *found["pretrain"].spoke_against):
+        assert sum(piece.score or 0.0 for piece in each.pieces) == pytest.approx(each.score, rel=1e-5)
 
 
 @final

@@ -1,7 +1,7 @@
 """`Index`: an index that was built, with the chain that it is of, ready to be searched."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -130,6 +130,29 @@ class Index:
             DescriptionError: a setting does not fit the chain or the index.
             DataError, DifferentiationError, SolveError: as `trace`.
         """
+        found = dict[str, list[Hits]]()
+        for _, hits in self.walked(
+            query, top=top, rescore=rescore, of=of, curvature=curvature, solver=solver, memory=memory, progress=progress
+        ):
+            found.setdefault(hits.stage, []).append(hits)
+        return {name: joined_hits(found[name]) for name in self.manifest.stages if name in found}
+
+    def walked(
+        self,
+        query: Query,
+        *,
+        top: int = 10,
+        rescore: int | float | None = None,
+        of: Iterable[str] | str | None = None,
+        curvature: Curvature | str | Mapping[str, Curvature | str] | None = None,
+        solver: Solver | str | Mapping[str, Solver | str] | None = None,
+        memory: int = 4 * 2**30,
+        progress: Progress | bool = False,
+    ) -> Iterator[tuple[Solution, Hits]]:
+        """What `search` finds as it is found, the last stage first: with the solution whose value, `[P, k]`, scored it.
+
+        Arguments and errors as for `search`. Where the queries are many there is one of these for each block of them.
+        """
         check_arguments(self.chain, query)
         check_options(of, None, progress)
         check_count(top, "Index.search(top=...)")
@@ -140,16 +163,14 @@ class Index:
         curvatures = by_stage(self.chain, curvature, Auto(), "curvature")
         solvers = by_stage(self.chain, solver, Lanczos(), "solver", usual_solvers(self.chain, curvatures))
         checked(self.chain, query, bars)
-        walked = self.chain.bound_stages[min(map(self.chain.names.index, stages)) :]
-        found, started = dict[str, list[Hits]](), time.perf_counter()
-        for some in blocks(query, walked, memory):
+        bounds = self.chain.bound_stages[min(map(self.chain.names.index, stages)) :]
+        started = time.perf_counter()
+        for some in blocks(query, bounds, memory):
             for bound, solution in adjoints(self.chain, some, stages, curvatures, solvers, bars):
                 solved = time.perf_counter()
                 hits = self._hits(bound, solution, numbers[bound.name], top, bars)
-                told = replace(hits, seconds={"solving": solved - started, **hits.seconds})
-                found.setdefault(bound.name, []).append(told)
+                yield solution, replace(hits, seconds={"solving": solved - started, **hits.seconds})
                 started = time.perf_counter()
-        return {name: joined_hits(found[name]) for name in self.manifest.stages if name in found}
 
     def _asked(self, of: Iterable[str] | str | None) -> list[str]:
         names = [of] if isinstance(of, str) else list(self.stages) if of is None else list(of)

@@ -38,6 +38,7 @@ from stagetrace.replay.graph import StepGraphs
 from stagetrace.replay.schedule import ahead
 from stagetrace.replay.statistics import notes, taken_over
 from stagetrace.replay.step import slopes, through_clips
+from stagetrace.replay.token_slopes import TokenSlopes, TokenSums
 from stagetrace.replay.training import Training
 from stagetrace.replay.weighted import Weighted
 from stagetrace.stages.bound import BoundStage
@@ -58,7 +59,7 @@ class Sensitivities:
     trained: `[trained.size, k]`, dq/d(the parameters that it started from). inherited: `[inherited.size, k]`, what the
     steps add to dq/d(inherited parameters). statistics: `[statistics.size, k]`, dq/d(the running statistics that the
     stage before left), 0 where it started from others. weights: float64 `[n, k]`, dq/d(the weight of each example's
-    loss), at the weights that it was trained with.
+    loss), at the weights that it was trained with. tokens: the same of each token's loss, where that was asked for.
     """
 
     trained: Tensor
@@ -67,6 +68,7 @@ class Sensitivities:
     weights: Tensor
     agreement: Agreement
     notes: tuple[str, ...]
+    tokens: TokenSlopes | None = None
 
 
 @final
@@ -78,6 +80,7 @@ class Reverse:
         once more.
     weighted: the recorded training repeated with weights on its examples; it is differentiated at these, and must come
         out as it did.
+    by_token: take the losses apart into those of tokens.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Reverse:
         gradient: Gradient,
         memory: int = MEMORY,
         weighted: Weighted | None = None,
+        *,
+        by_token: bool = False,
     ) -> None:
         self._bound, self._recorded, self._memory, self._weighted = bound, recorded, memory, weighted
         self._training = Training(bound)
@@ -109,6 +114,7 @@ class Reverse:
         self._began = State({})
         self._after: dict[int, State] = {}  # where the block that was run before began
         self._slopes = torch.zeros(len(bound.stage.examples), columns, dtype=torch.float64)
+        self._tokens = TokenSums(columns) if by_token else None
 
     def block(self, block: range) -> None:
         """Run one block backwards.
@@ -168,7 +174,8 @@ class Reverse:
             said.append("the stage ended at the moving average of the parameters, which is followed")
         if apart:
             said.append(f"the average of {some_names(apart, 3)} began at other values than training did: a constant")
-        return Sensitivities(trained, inherited, statistics, self._slopes, self.agreement, tuple(said))
+        tokens = None if self._tokens is None else self._tokens.result()
+        return Sensitivities(trained, inherited, statistics, self._slopes, self.agreement, tuple(said), tokens)
 
     def _forwards(self, number: int, step: Step, point: Point) -> Point:
         self._training.put(point.buffers)
@@ -178,7 +185,8 @@ class Reverse:
 
     def _backwards(self, number: int, step: Step, point: Point, ended: Ended | None) -> None:
         """One step backwards. ended: is told the point after it, which was not computed before."""
-        graphs = StepGraphs(self._training, point, self._bound.inherited_values, step, *self._weights(number))
+        given = self._training, point, self._bound.inherited_values, step
+        graphs = StepGraphs(*given, *self._weights(number), by_token=self._tokens is not None)
         found = graphs.gradient()
         if ended is not None:
             self.agreement.check_step(number, step, found, point.values)
@@ -197,6 +205,8 @@ class Reverse:
                 self._inherited[name] += product
             self._statistics = products.statistics
             self._slopes.index_add_(0, products.ids, products.weights)
+            if self._tokens is not None and products.tokens is not None and products.places is not None:
+                self._tokens.add(products.ids, products.places, products.tokens)
 
     def _weights(self, number: int) -> tuple[Tensor | None, Factors | None]:
         """The examples' weights, and a step's factors; None where it is differentiated as it was recorded."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from stagetrace.errors import DifferentiationError, first_line
 from stagetrace.recording.step import Step
 from stagetrace.replay.forward import Point
-from stagetrace.replay.step import Scale, Slopes, clipped, slopes, weighted_loss
+from stagetrace.replay.step import Scale, Slopes, clipped, slopes, summed
 from stagetrace.replay.training import Training
+from stagetrace.stages.predicted import Places
 from stagetrace.stages.space import Params
 
 
@@ -21,7 +22,8 @@ class Products:
     """What a batch's gradient gives along cotangents `v`, and the running statistics after it along `u`: one backward
     pass. Cotangents are `[k, *shape]`.
 
-    ids: the batch's examples. weights: float64 `[batch, k]`, `v . d gradient / d w`.
+    ids: the batch's examples. weights: float64 `[batch, k]`, `v . d gradient / d w`. tokens: the same token by token,
+        `[batch, length, k]`, where the losses were taken apart into those of tokens; places: where these are.
     trained, inherited, statistics: `[k, *shape]`, `v . d gradient / dx + u . d (statistics after) / dx` for x a
         parameter, or a running statistic before the batch.
     """
@@ -31,12 +33,17 @@ class Products:
     trained: Params
     inherited: Params
     statistics: Params
+    tokens: Tensor | None = None
+    places: Places | None = None
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The gradient of one batch's loss and the running statistics after it, differentiable in what they came from."""
+    """The gradient of one batch's loss and the running statistics after it, differentiable in what they came from.
+
+    weights: of the losses, `[batch]`; of token losses `[batch, length]`, whose predicted ones are at `places`.
+    """
 
     ids: Tensor
     weights: Tensor
@@ -46,6 +53,7 @@ class Graph:
     gradient: Params
     after: Params
     scale: Scale
+    places: Places | None
 
     @staticmethod
     def of(
@@ -56,8 +64,13 @@ class Graph:
         place: int,
         weights: Tensor | None = None,
         factors: Sequence[float] | None = None,
+        *,
+        by_token: bool = False,
     ) -> "Graph":
-        """That of the step's batch at `place`, from the buffers as they are; weights and factors: see `slopes`."""
+        """That of the step's batch at `place`, from the buffers as they are; weights and factors: see `slopes`.
+
+        by_token: with a weight for each token's loss.
+        """
         micro = step.micros[place]
         # one that rests in this step shapes the others' gradients all the same
         trained = {name: value.detach().requires_grad_() for name, value in point.values.items()}
@@ -69,14 +82,19 @@ class Graph:
         # losses come out in float32 where parameters are narrower
         dtype = torch.promote_types(like.dtype, torch.float32)
         chosen = torch.ones(len(micro.ids)) if weights is None else weights[list(micro.ids)]
-        leaf = chosen.to(like.device, dtype).requires_grad_()
+        leaf = chosen.to(like.device, dtype)
         factor = None if factors is None else factors[place]
         with torch.enable_grad():
-            loss, scale = weighted_loss(training, trained, kept, micro, leaf, factor)
+            if by_token:
+                losses, places = training.token_losses(trained, kept, micro)
+                leaf = leaf.unsqueeze(1).repeat(1, losses.shape[1])
+            else:
+                losses, places = training.losses(trained, kept, micro), None
+            loss, scale = summed(losses, micro, leaf.requires_grad_(), factor)
             found = torch.autograd.grad(loss, list(moved.values()), create_graph=True, materialize_grads=True)
         gradient = dict(zip(moved, found, strict=True))
         ids = torch.tensor(micro.ids)
-        return Graph(ids, leaf, trained, kept, statistics, gradient, training.statistics, scale)
+        return Graph(ids, leaf, trained, kept, statistics, gradient, training.statistics, scale, places)
 
     def products(self, cotangents: Params, after: Params) -> Products:
         """See `Products`.
@@ -112,16 +130,18 @@ class Graph:
             found[0][place].unsqueeze(0) if columns == 1 else torch.stack([each[place] for each in found])
             for place in range(len(inputs))
         )
-        weights = next(stacked).double().cpu().mT
+        weights = next(stacked).double().cpu().movedim(0, -1)
         trained, inherited, statistics = ({name: next(stacked) for name in group} for group in groups)
-        return Products(self.ids, weights, trained, inherited, statistics)
+        if self.places is None:
+            return Products(self.ids, weights, trained, inherited, statistics)
+        return Products(self.ids, weights.sum(dim=1), trained, inherited, statistics, weights, self.places)
 
 
 @final
 class StepGraphs:
     """The graphs of a step's batches. Of several one is held at a time, and the sum of gradients is computed before.
 
-    weights, factors: see `slopes`.
+    weights, factors: see `slopes`. by_token: with a weight for each token's loss.
     """
 
     def __init__(
@@ -132,9 +152,11 @@ class StepGraphs:
         step: Step,
         weights: Tensor | None = None,
         factors: Sequence[float] | None = None,
+        *,
+        by_token: bool = False,
     ) -> None:
         self._training, self._point, self._inherited, self._step = training, point, inherited, step
-        self._weights, self._factors = weights, factors
+        self._weights, self._factors, self._by_token = weights, factors, by_token
         self._only: Graph | None = None
         self._buffers: tuple[Params, ...] = ()
 
@@ -146,7 +168,7 @@ class StepGraphs:
             found = slopes(training, point.values, self._inherited, step, self._weights, self._factors)
             self._buffers = found.buffers
             return found
-        self._only = Graph.of(training, point, self._inherited, step, 0, self._weights, self._factors)
+        self._only = self._graph(0)
         raw = {name: gradient.detach() for name, gradient in self._only.gradient.items()}
         return clipped(raw, step.clips, (self._only.scale,))
 
@@ -157,9 +179,10 @@ class StepGraphs:
             return
         for place in reversed(range(len(self._step.micros))):
             self._training.put(self._buffers[place])
-            graph = Graph.of(
-                self._training, self._point, self._inherited, self._step, place, self._weights, self._factors
-            )
-            found = graph.products(cotangents, after)
+            found = self._graph(place).products(cotangents, after)
             after = found.statistics
             yield found
+
+    def _graph(self, place: int) -> Graph:
+        given = self._training, self._point, self._inherited, self._step, place, self._weights, self._factors
+        return Graph.of(*given, by_token=self._by_token)

@@ -76,9 +76,15 @@ def weighted_loss(
 
     factor: None reads it off the recorded loss, which tells it at the recorded parameters alone.
     """
-    losses = training.losses(trained, inherited, micro)
+    return summed(training.losses(trained, inherited, micro), micro, weights, factor)
+
+
+def summed(losses: Tensor, micro: Micro, weights: Tensor | None, factor: float | None) -> tuple[Tensor, Scale]:
+    """The sum of the losses `[batch]`, or of token losses `[batch, length]`, each times its weight; see above."""
     scale = Scale.of(micro, losses) if factor is None else Scale(factor, True, 0.0)
-    return scale.factor * (losses.sum() if weights is None else losses @ weights.to(losses)), scale
+    if weights is None or losses.ndim > 1:
+        return scale.factor * (losses if weights is None else losses * weights.to(losses)).sum(), scale
+    return scale.factor * (losses @ weights.to(losses)), scale
 
 
 def slopes(

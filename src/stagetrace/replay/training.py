@@ -20,6 +20,7 @@ from stagetrace.stages.device import to_device
 from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.differentiable_norms import statistics_places
 from stagetrace.stages.evaluation import Evaluation
+from stagetrace.stages.predicted import Places, places_of
 from stagetrace.stages.space import Params
 
 
@@ -82,10 +83,22 @@ class Training:
 
         Sets the random generators as recorded, and leaves them where the forward pass did.
         """
+        batch = self._started(micro)
+        with recomputing_off(), _autocast(micro):
+            return self._risk.losses(trained, inherited, batch)
+
+    def token_losses(self, trained: Params, inherited: Params, micro: Micro) -> tuple[Tensor, Places]:
+        """The same token by token, `[batch, length]`, and where the predicted tokens are."""
+        batch = self._started(micro)
+        with recomputing_off(), _autocast(micro):
+            losses = self._risk.token_losses(trained, inherited, batch)
+        return losses, places_of(self._risk, batch)
+
+    def _started(self, micro: Micro) -> Batch:
+        """The batch, with modules and random generators as they were before its forward pass."""
         content = self._content(micro)
         self._as_recorded(micro)
-        with recomputing_off(), _autocast(micro):
-            return self._risk.losses(trained, inherited, Batch(micro.ids, content))
+        return Batch(micro.ids, content)
 
     def _as_recorded(self, micro: Micro) -> None:
         still = set(micro.still)

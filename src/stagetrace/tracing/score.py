@@ -11,6 +11,7 @@ from torch import Tensor
 from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
+from stagetrace.replay.token_slopes import TokenSlopes
 from stagetrace.results.parts import Part, part_size
 from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
@@ -162,12 +163,16 @@ class SumScorer:
 @final
 @dataclass(frozen=True)
 class WeightScorer:
-    """Scores that came out of the walk back itself: `n dq/dw_i`, float64 `[n, k]`; other fields as in `Scorer`."""
+    """Scores that came out of the walk back itself: `n dq/dw_i`, float64 `[n, k]`; other fields as in `Scorer`.
+
+    tokens: `dq/dw_it`, with a weight for each token's loss; None where the losses were not taken apart.
+    """
 
     risk: Risk
     scores: Tensor
     parts: bool
     rows: int | None
+    tokens: Callable[[], TokenSlopes] | None = None
     way: Literal["recorded steps"] = "recorded steps"
     why: str = "they come with the derivative through the training"
     forward_passes: float = 0.0
@@ -182,14 +187,22 @@ class WeightScorer:
         """
         del progress
         total, size = len(self.risk.examples), part_size(self.rows)
-        check_finite(self.scores.sum(dim=1), range(total), self.risk.where, "the score")
+        self.check()
         for number, start in enumerate(range(0, total, size)):
             part = kept(number)
             if part is None:
-                scores = self.scores[start : start + size].mT
-                part = as_part(start, scores, total, parts=self.parts, rows=self.rows)
+                part = self.part(range(start, min(total, start + size)))
                 keep(number, part)
             yield part
+
+    def check(self) -> None:
+        """Refuse scores that are NaN or infinite."""
+        check_finite(self.scores.sum(dim=1), range(len(self.scores)), self.risk.where, "the score")
+
+    def part(self, indices: range) -> Part:
+        """The scores of some consecutive examples."""
+        scores = self.scores[indices.start : indices.stop].mT
+        return as_part(indices.start, scores, len(self.risk.examples), parts=self.parts, rows=self.rows)
 
 
 def as_part(start: int, scores: Tensor, examples: int, *, parts: bool, rows: int | None) -> Part:

@@ -22,9 +22,10 @@ from stagetrace.stages.halves import halvings
 from stagetrace.tracing.responses.response import Response
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer
 from stagetrace.tracing.sharded import ShardedScorer
+from stagetrace.tracing.token_recorded import RecordedTokenScorer
 from stagetrace.tracing.token_score import TokenScorer
 
-AnyScorer = Scorer | SumScorer | WeightScorer | ShardedScorer | TokenScorer
+AnyScorer = Scorer | SumScorer | WeightScorer | ShardedScorer | TokenScorer | RecordedTokenScorer
 
 
 @final
@@ -55,7 +56,7 @@ class RunStatistics:
 
     def record_scores(self, stage: str, scorer: AnyScorer, scores: Scores) -> None:
         self.scores[stage] = scores
-        if isinstance(scorer, TokenScorer):
+        if isinstance(scorer, TokenScorer | RecordedTokenScorer):
             found = [scorer.found[number] for number in sorted(scorer.found)]
             self._tokens[stage] = join_tokens(stage, scores.n_examples, found)
         self._scoring[stage] = {"way": scorer.way, "because": scorer.why, "forward passes": scorer.forward_passes}

@@ -7,8 +7,7 @@ Two ways, both exact, each tried on a few examples and compared with plain autog
                      that d(g(c) . lambda) / dc is the same derivative; for operations that have no forward mode
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from stagetrace.stages.risk import Risk
 from stagetrace.stages.tangent import directional
 from stagetrace.tracing.contract import DISAGREEMENT
 
-__all__ = ["TokenWay", "padding_of", "places_of", "token_derivatives", "token_way"]
+__all__ = ["TokenWay", "check_sums", "token_derivatives", "token_way"]
 
 TokenWay = Literal["forward mode, token by token", "backward twice, token by token"]
 
@@ -29,22 +28,6 @@ WAYS: tuple[TokenWay, ...] = ("forward mode, token by token", "backward twice, t
 
 UNEQUAL = 1e-4
 """Over the losses: how far the sum of token losses may be from the losses; more in half precision."""
-
-
-class Places(NamedTuple):
-    """The predicted tokens of a batch: rows and columns in it, their positions in the examples, and their ids."""
-
-    rows: Tensor
-    columns: Tensor
-    positions: Tensor
-    tokens: Tensor
-
-
-def places_of(risk: Risk, batch: Batch) -> Places:
-    """The predicted tokens of a batch, on the CPU. A position does not count padding on the left."""
-    labels = by_token(risk.objective).predicted(batch.content).cpu().long()
-    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-    return Places(rows, columns, columns - padding_of(batch.content, labels)[rows], labels[rows, columns])
 
 
 def token_derivatives(way: TokenWay, risk: Risk, batch: Batch, adjoints: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +72,7 @@ def token_way(risk: Risk, probe: Batch) -> TokenWay:
     if not isinstance(risk.objective, TokenLosses):
         by_token(risk.objective)
     exact = risk.exact
-    _check_sums(exact, probe)
+    check_sums(exact, probe)
     failed = list[str]()
     for way in WAYS:
         failure = _failure(way, exact, probe)
@@ -102,8 +85,12 @@ def token_way(risk: Risk, probe: Batch) -> TokenWay:
     )
 
 
-def _check_sums(risk: Risk, probe: Batch) -> None:
-    """Refuse token losses that are not terms of the losses, or lie where no token is predicted."""
+def check_sums(risk: Risk, probe: Batch) -> None:
+    """Refuse token losses that are not terms of the losses, or lie where no token is predicted.
+
+    Raises:
+        DescriptionError: the objective has none, or they do not add up.
+    """
     with torch.no_grad():
         each = risk.token_losses(risk.trained_values, risk.inherited_values, probe)
         losses = risk.losses(risk.trained_values, risk.inherited_values, probe)
@@ -156,17 +143,3 @@ def _gradient(risk: Risk, batch: Batch, row: int, coefficients: Tensor) -> Tenso
             return risk.trained.zeros(1).squeeze(1)
         slopes = torch.autograd.grad(total, list(trained.values()), materialize_grads=True)
     return risk.trained.flatten(dict(zip(trained, (s.to_dense() if s.is_sparse else s for s in slopes), strict=True)))
-
-
-def padding_of(content: Any, labels: Tensor) -> Tensor:
-    """How many places on the left of each example are padding, `[batch]`, by the attention mask where there is one.
-
-    labels: of the batch, on the CPU. A mask of other tokens (an encoder's) would say it of places with labels.
-    """
-    mask = content.get("attention_mask") if isinstance(content, Mapping) else None
-    if not isinstance(mask, Tensor) or mask.shape != labels.shape:
-        return torch.zeros(len(labels), dtype=torch.long)
-    kept = (mask != 0).cpu().long()
-    first, labelled = kept.argmax(dim=1), labels != IGNORED
-    theirs = kept.any(dim=1) & ~(labelled & (kept.cumsum(dim=1) == 0)).any(dim=1)
-    return torch.where(theirs, first, 0)

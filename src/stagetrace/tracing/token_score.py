@@ -17,38 +17,29 @@ from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
 from stagetrace.stages.risk import Risk, check_finite
-from stagetrace.tracing.score import Scorer, SumScorer, as_part
+from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer, as_part
 from stagetrace.tracing.sieve import Sieve, Tokens
+from stagetrace.tracing.token_files import TokenFiles
 from stagetrace.tracing.token_losses import TokenWay
+from stagetrace.tracing.token_recorded import RecordedTokenScorer
 from stagetrace.tracing.token_terms import TokenTerms
 
 __all__ = ["TokenScorer", "token_scorer"]
 
 
-def token_scorer(scorer: object, bound: BoundStage, most: int, folder: RunFolder) -> "TokenScorer":
+def token_scorer(
+    scorer: object, bound: BoundStage, most: int, folder: RunFolder
+) -> "TokenScorer | RecordedTokenScorer":
     """What scores a stage's tokens, and its examples as sums of them, in place of what scores its examples.
 
     Raises:
         DescriptionError, DifferentiationError: as `token_way`.
     """
+    files = TokenFiles(folder, bound.name, len(bound.stage.examples))
+    if isinstance(scorer, WeightScorer):
+        return RecordedTokenScorer(scorer, most, files)
     assert isinstance(scorer, (Scorer, SumScorer))  # `token_stages` has refused all others
-    return TokenScorer.of(scorer, most, _Files(folder, bound.name, len(bound.stage.examples)))
-
-
-@final
-@dataclass(frozen=True)
-class _Files:
-    """Where the token scores of a stage come from and go to, by the part's number."""
-
-    folder: RunFolder
-    stage: str
-    examples: int
-
-    def kept(self, number: int) -> TokenPart | None:
-        return self.folder.tokens(self.stage, number)
-
-    def keep(self, number: int, tokens: TokenPart) -> None:
-        self.folder.write_tokens(self.stage, number, self.examples, tokens)
+    return TokenScorer.of(scorer, most, files)
 
 
 @final
@@ -65,12 +56,12 @@ class TokenScorer:
     parts: bool
     rows: int | None
     most: int
-    files: _Files
+    files: TokenFiles
     why: str = "a score for each token was asked for"
     found: dict[int, TokenPart] = field(default_factory=dict[int, TokenPart])
 
     @staticmethod
-    def of(scorer: Scorer | SumScorer, most: int, files: _Files) -> "TokenScorer":
+    def of(scorer: Scorer | SumScorer, most: int, files: TokenFiles) -> "TokenScorer":
         """Token by token what the scorer does example by example.
 
         Raises:

@@ -62,8 +62,6 @@ def stages_of_tokens(chain: Chain) -> tuple[str, ...]:
 def _unfit(bound: BoundStage) -> str | None:
     """Why the tokens of a stage cannot be scored; None if they can."""
     where = bound.stage.where
-    if bound.recording is not None:
-        return f"{where} is differentiated through its recorded steps, which gives scores of whole examples"
     if whole_shapes(bound.stage.model) is not None:
         return f"the parameters of {where} lie in shards"
     if not isinstance(bound.stage.loss, TokenLosses):

@@ -138,7 +138,10 @@ def trace(
         statistics.record_checks([*say_chosen(solvers, usual), *checked(chain, query, statistics)])
         # built for all stages first: what cannot be solved is refused now, not after the later stages have been
         walked = chain.bound_stages[min(map(chain.names.index, scored)) :]
-        responses = {bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name]) for bound in walked}
+        responses = {
+            bound.name: response_of(bound, curvatures[bound.name], solvers[bound.name], by_token=bound.name in by_token)
+            for bound in walked
+        }
         statistics.record_plan(responses)
         statistics.record_checks(say_too_fine(responses, solvers, query))
         described = describe(chain, query, curvatures, solvers, scored, parts=parts, progress=statistics, read=kept)
@@ -197,10 +200,13 @@ def say_too_fine(responses: Mapping[str, Response], solvers: Mapping[str, Solver
     return found
 
 
-def response_of(bound: BoundStage, curvature: Curvature, solver: Solver) -> Response:
-    """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum."""
+def response_of(bound: BoundStage, curvature: Curvature, solver: Solver, *, by_token: bool = False) -> Response:
+    """How a stage's outcome is taken to follow: through its recorded training where there is one, else as a minimum.
+
+    by_token: whether tokens will be scored, which recorded steps must know before they are walked.
+    """
     if bound.recording is not None:
-        return Replayed(bound, bound.recording)
+        return Replayed(bound, bound.recording, by_token=by_token)
     if isinstance(solver, EarlyStopping) and solver.earlier:
         return InSegments(bound, curvature, solver)
     return Implicit(bound, curvature, solver)

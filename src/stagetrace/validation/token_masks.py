@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stagetrace.objectives.objective import Objective, by_token
 from stagetrace.progress import Progress, Silent
 from stagetrace.stages.bound import BoundStage
-from stagetrace.tracing.token_losses import padding_of, places_of
+from stagetrace.stages.predicted import padding_of, places_of
 
 __all__ = ["TokenNumbers", "without_tokens"]
 

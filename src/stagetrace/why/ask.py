@@ -1,6 +1,7 @@
 """`ask`: from a prompt to the examples behind an answer."""
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -12,13 +13,13 @@ from stagetrace.curvature.auto import Auto
 from stagetrace.curvature.choices import Curvature
 from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.named import CURVATURES
-from stagetrace.errors import refuse
+from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.hf.asking import Prompt
 from stagetrace.index import Index
 from stagetrace.progress import Progress
 from stagetrace.results import Trace
-from stagetrace.results.tokens import ExampleTokens
-from stagetrace.solvers.base import Solver
+from stagetrace.results.tokens import ExampleTokens, TokenScores
+from stagetrace.solvers.base import Solution, Solver
 from stagetrace.solvers.lanczos import Lanczos
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.modes import in_ordinary_modes
@@ -102,24 +103,35 @@ def ask(
         "progress": progress,
     }
     if index is not None:
-        stages = by_index(Index.open(index, chain), question, top, **how)
+        stages = by_index(Index.open(index, chain), question, top, _tokens(chain, how), **how)
         answer = Answer(question, stages)
     else:
-        found = trace(chain, question.query, out=place, **how)
-        answer = Answer(question, by_trace(chain, found, top, _tokens(chain, found, how)), found)
+        found = _traced(chain, question, place, how)
+        answer = Answer(question, by_trace(chain, found, top, _tokens(chain, how, found.tokens)), found)
     return answer if place is None else write(replace(answer, folder=place))
 
 
-def _tokens(chain: Chain, found: Trace, how: Mapping[str, Any]) -> Tokens:
-    """Scores the tokens of examples: of those that are shown, so that a run need not keep millions of others."""
+def _traced(chain: Chain, question: Question, place: Path | None, how: Mapping[str, Any]) -> Trace:
+    """The trace of a question; of recorded stages with the tokens, which cost a walk through all steps afterwards."""
+    recorded = any(chain[name].recording is not None for name in stages_of_tokens(chain))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no scores of tokens", StagetraceWarning)  # nobody asked for all of them
+        return trace(chain, question.query, out=place, tokens=recorded, **how)
+
+
+def _tokens(chain: Chain, how: Mapping[str, Any], traced: Mapping[str, TokenScores] | None = None) -> Tokens:
+    """Scores the tokens of examples: of those that are shown, so that a run need not keep millions of others.
+
+    traced: what was scored already.
+    """
     stages = stages_of_tokens(chain)
     curvatures = by_stage(chain, how["curvature"], Auto(), "curvature")
     solvers = by_stage(chain, how["solver"], Lanczos(), "solver", usual_solvers(chain, curvatures))
 
-    def tokens(stage: str, indices: Collection[int]) -> Mapping[int, ExampleTokens]:
-        if stage not in stages:
-            return {}
-        return tokens_of(chain[stage], solvers[stage], found.solutions[stage].value, indices)
+    def tokens(stage: str, solution: Solution, indices: Collection[int]) -> Mapping[int, ExampleTokens]:
+        if traced is not None and stage in traced:
+            return {index: traced[stage][index] for index in indices}
+        return tokens_of(chain[stage], solvers[stage], solution.value, indices) if stage in stages else {}
 
     return tokens
 

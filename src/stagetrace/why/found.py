@@ -1,6 +1,6 @@
 """From scores to the examples that are shown: both ends of each stage's ranking, those that look the same as one."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from stagetrace.why.answer import Example, Piece, StageAnswer
 from stagetrace.why.asked import decoded
 from stagetrace.why.question import Question
 
-Tokens = Callable[[str, Collection[int]], Mapping[int, ExampleTokens]]
-"""The tokens of a stage's examples with their scores, by the examples' indices; nothing where they have none."""
+Tokens = Callable[[str, Solution, Collection[int]], Mapping[int, ExampleTokens]]
+"""The tokens of a stage's examples with their scores by its solution, by the examples' indices; nothing where they have
+none."""
 
 LONGEST = 300
 """Tokens of an example that are shown with their scores."""
@@ -33,23 +34,46 @@ def by_trace(chain: Chain, found: Trace, top: int, tokens: Tokens) -> tuple[Stag
     return tuple(_stage(chain, scores, top, found.solutions.get(name), tokens) for name, scores in found.scores.items())
 
 
-def by_index(index: Index, question: Question, top: int, **how: Any) -> tuple[StageAnswer, ...]:
-    """Of the examples that an index names, scored exactly."""
-    found = index.search(question.query, top=max(top, FAR // 2), **how)
-    return tuple(_hits(index.chain, hits, top) for hits in found.values())
+def by_index(index: Index, question: Question, top: int, tokens: Tokens, **how: Any) -> tuple[StageAnswer, ...]:
+    """Of the examples that an index names, scored exactly; tokens: as for `by_trace`."""
+    found = [
+        _hits(index.chain, hits, top, solution, tokens)
+        for solution, hits in index.walked(question.query, top=max(top, FAR // 2), **how)
+    ]
+    return tuple(reversed(found))  # in chain order
 
 
 def _stage(chain: Chain, scores: Scores, top: int, solution: Solution | None, tokens: Tokens) -> StageAnswer:
-    reader, far = _reader(chain, scores.stage), max(top, FAR)
-    ends = [_shown(reader, scores.stage, scores.top(far, harmful=end), top, harmful=end) for end in (False, True)]
-    data: Any = chain[scores.stage].stage.data
-    found = tokens(scores.stage, [each.index for end in ends for each in end])
-    ends = [
-        tuple(replace(each, pieces=pieces_of(data, found[each.index])) if each.index in found else each for each in end)
-        for end in ends
-    ]
+    far, n = max(top, FAR), scores.n_examples
+    tables = [scores.top(far, harmful=end) for end in (False, True)]
+    ends = _ends(chain, scores.stage, tables, top, solution, tokens)
     note = () if solution is None else (solved(scores.stage, solution),)
-    return StageAnswer(scores.stage, scores.n_examples, scores.n_examples, ends[0], ends[1], note)
+    return StageAnswer(scores.stage, n, n, *ends, note)
+
+
+def _hits(chain: Chain, hits: Hits, top: int, solution: Solution, tokens: Tokens) -> StageAnswer:
+    ranking, far = hits.ranking, hits.ranking.harmful.shape[1]
+    tables = [hits.top(far, harmful=end) for end in (False, True)]
+    ends = _ends(chain, hits.stage, tables, top, solution, tokens)
+    note = (solved(hits.stage, solution), hits.says())
+    return StageAnswer(hits.stage, ranking.n_examples, hits.rescored, *ends, note)
+
+
+def _ends(
+    chain: Chain, stage: str, tables: Sequence[Iterable[Row]], top: int, solution: Solution | None, tokens: Tokens
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """The examples of both ends, the helpful ones first; those whose tokens have scores with these."""
+    described = chain[stage].stage
+    reader = Reader.of(described.data, given_names(described.objective, described.model))
+    ends = [_shown(reader, stage, rows, top, harmful=end) for end, rows in zip((False, True), tables, strict=True)]
+    found = {} if solution is None else tokens(stage, solution, [each.index for end in ends for each in end])
+    helpful, harmful = (tuple(_with_tokens(each, described.data, found) for each in end) for end in ends)
+    return helpful, harmful
+
+
+def _with_tokens(example: Example, data: Any, found: Mapping[int, ExampleTokens]) -> Example:
+    own = found.get(example.index)
+    return example if own is None else replace(example, pieces=pieces_of(data, own))
 
 
 def pieces_of(data: Any, found: ExampleTokens) -> tuple[Piece, ...]:
@@ -68,14 +92,6 @@ def pieces_of(data: Any, found: ExampleTokens) -> tuple[Piece, ...]:
     return tuple(Piece(text, scores.get(place)) for place, text in enumerate(decoded(tokenizer, [])(shown)))
 
 
-def _hits(chain: Chain, hits: Hits, top: int) -> StageAnswer:
-    reader, ranking = _reader(chain, hits.stage), hits.ranking
-    far = ranking.harmful.shape[1]
-    ends = [_shown(reader, hits.stage, hits.top(far, harmful=end), top, harmful=end) for end in (False, True)]
-    note = () if ranking.solution is None else (solved(hits.stage, ranking.solution),)
-    return StageAnswer(hits.stage, ranking.n_examples, hits.rescored, ends[0], ends[1], (*note, hits.says()))
-
-
 def _shown(reader: Reader, stage: str, rows: Iterable[Row], top: int, *, harmful: bool) -> tuple[Example, ...]:
     """The first `top` of the rows that look different, of this sign only; the others of each look by their indices."""
     found: dict[object, Example] = {}
@@ -92,11 +108,6 @@ def _shown(reader: Reader, stage: str, rows: Iterable[Row], top: int, *, harmful
             example = Example(row.index, row.score, row.removal_effect, text, item.label, preview=item)
             found[look], alike[look] = example, []
     return tuple(replace(each, alike=tuple(alike[look])) for look, each in found.items())
-
-
-def _reader(chain: Chain, stage: str) -> Reader:
-    described = chain[stage].stage
-    return Reader.of(described.data, given_names(described.objective, described.model))
 
 
 def solved(stage: str, solution: Solution) -> str:

@@ -1,6 +1,7 @@
 """The response of a stage whose training was recorded, by the chain rule through its steps."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import final
 
@@ -14,13 +15,15 @@ from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.backward import Reverse
 from stagetrace.replay.examples import check_examples
 from stagetrace.replay.fitting import check_decay, fitting, unlisted
+from stagetrace.replay.token_slopes import TokenSlopes
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import RecordedSteps
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
 from stagetrace.tracing.pull_back import handed_back
 from stagetrace.tracing.responses.response import BackwardStep
-from stagetrace.tracing.score import WeightScorer
+from stagetrace.tracing.score import PROBED, WeightScorer
+from stagetrace.tracing.token_losses import check_sums
 
 
 @final
@@ -31,15 +34,19 @@ class Replayed:
     run backwards give `dq/dw_i`, the derivative at the parameters that the training started from, and what goes to
     parameters that it kept. An example's score is `n dq/dw_i`: the derivative along `mean loss + epsilon loss_i`.
 
+    by_token: take the losses apart into those of tokens, so that each has such a derivative.
+
     Raises:
         DescriptionError, ResultsError: the recording is not that of this stage; see `fitting`.
     """
 
-    def __init__(self, bound: BoundStage, recorded: Recorded) -> None:
-        self.bound = bound
+    def __init__(self, bound: BoundStage, recorded: Recorded, *, by_token: bool = False) -> None:
+        self.bound, self._by_token = bound, by_token
         check_decay(bound)
         self.recorded = fitting(bound, recorded)
         self._remarks = check_examples(bound, self.recorded)
+        if by_token:
+            check_sums(bound.risk.exact, next(iter(bound.risk.read([range(min(PROBED, len(bound.stage.examples)))]))))
         forgotten = unlisted(bound, self.recorded)
         if forgotten:
             warnings.warn(
@@ -54,7 +61,9 @@ class Replayed:
 
     def backward(self, gradient: Gradient, known: Solution | None, progress: Progress) -> BackwardStep:
         """See `Response`."""
-        solution, bound = known or self._run(gradient, progress), self.bound
+        bound, replayed = self.bound, None if known is not None else self._run(gradient, progress)
+        solution = known if replayed is None else replayed[0]
+        assert solution is not None
         sizes = bound.trained.size, bound.inherited.size, bound.statistics.size, len(bound.stage.examples)
         *start, weights = solution.value.split(sizes)
 
@@ -62,9 +71,15 @@ class Replayed:
             trained, inherited, statistics = (part.to(bound.trained.device, bound.trained.dtype) for part in start)
             return handed_back(bound, previous, Gradient(trained, gradient.inherited + inherited, statistics))
 
-        return BackwardStep(solution, partial(WeightScorer, bound.risk, weights * len(weights)), to_previous)
+        def tokens() -> TokenSlopes:
+            _, slopes = replayed or self._run(gradient, progress)  # a run that goes on has the solution alone
+            assert slopes is not None
+            return slopes
 
-    def _run(self, gradient: Gradient, progress: Progress) -> Solution:
+        scorer = partial(WeightScorer, bound.risk, weights * len(weights), tokens=tokens if self._by_token else None)
+        return BackwardStep(solution, scorer, to_previous)
+
+    def _run(self, gradient: Gradient, progress: Progress) -> tuple[Solution, TokenSlopes | None]:
         """Every process replays the steps, which examples share; of several right-hand sides each takes some back."""
         bound, recorded, columns = self.bound, self.recorded, gradient.trained.shape[1]
         mine = list(world().shard(range(columns))) if columns >= world().size else list(range(columns))
@@ -75,7 +90,7 @@ class Replayed:
             torch.random.fork_rng(),
             progress.task(f"replaying stage '{bound.name}'", recorded.steps, "steps") as advance,
         ):
-            reverse = Reverse(bound, recorded, gradient, self.bound.replay_memory)
+            reverse = Reverse(bound, recorded, gradient, self.bound.replay_memory, by_token=self._by_token)
             for block in reversed(recorded.blocks):
                 reverse.block(block)
                 advance(len(block))
@@ -91,11 +106,13 @@ class Replayed:
         if found.agreement.faint:
             warnings.warn(f"{bound.stage.where}: {found.agreement.faint}", StagetraceWarning, stacklevel=6)
         parts = found.trained, found.inherited, found.statistics, found.weights
-        value = torch.cat([part.cpu().double() for part in parts])
+        value, tokens = torch.cat([part.cpu().double() for part in parts]), found.tokens
         if len(mine) < columns:
             value = world().joined(value.mT.contiguous()).mT.contiguous()
+            if tokens is not None:
+                tokens = replace(tokens, values=world().joined(tokens.values.mT.contiguous()).mT)
         said = [] if world().size == 1 else [f"replayed by each of {world().size} processes: steps are not shared out"]
-        return Solution(
+        solution = Solution(
             value=world().from_rank(0, value),  # the same on all, whatever order a GPU added up in
             system=RecordedSteps(recorded.steps),
             relative_residuals=(found.agreement.worst,) * columns,
@@ -106,3 +123,4 @@ class Replayed:
             tolerance=found.agreement.tolerance,
             notes=(*found.notes, *self._remarks, *said),
         )
+        return solution, tokens
