@@ -78,11 +78,12 @@ def _samples(value: Any, rate: float | None) -> tuple[Any, float]:
     return value, float(rate)
 
 
-def within(previews: Sequence[Preview], largest: int = LARGEST) -> list[Preview]:
-    """The previews with sounds of so many bytes together, at most: if need be at 8,000 Hz, then all of one length.
+def within(previews: Sequence[Preview], largest: int | None = None) -> list[Preview]:
+    """The previews with sounds of so many bytes together (`LARGEST`): if need be at 8,000 Hz, then cut at one length.
 
     The length is the largest with which all fit; shorter sounds stay whole.
     """
+    largest = LARGEST if largest is None else largest
     sounds = [sound for item in previews for sound in item.sounds]
     if sum(len(sound.wav) for sound in sounds) <= largest:
         return list(previews)
