@@ -16,7 +16,7 @@ from benchmarks.recipes.made import Made, moving
 from benchmarks.recipes.trainers import Recipe
 from benchmarks.recipes.trl_trainers import COMPLETED, in_double, lora, loss_of_all, sft
 from stagetrace import Chain, Frozen, Stage, hf
-from stagetrace.objectives import Classification
+from stagetrace.objectives import Classification, Contrastive
 
 
 def _steps(model: nn.Module, loss: Any) -> None:
@@ -45,22 +45,6 @@ def plain(folder: Path) -> Made:
     return Made(chain, lambda: F.cross_entropy(second(inputs), labels % 2), second, moving(held))
 
 
-class Groups:
-    """A contrastive loss where a batch is fixed: an example is a group of pairs, each the others' negatives."""
-
-    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        first, second = (F.normalize(model(part), dim=-1) for part in batch)  # [groups, pairs, size] each
-        return 10 * first @ second.mT
-
-    def losses(self, outputs: Tensor, batch: Any) -> Tensor:
-        del batch
-        own = torch.arange(outputs.shape[-1]).expand(outputs.shape[:-1])
-        return F.cross_entropy(outputs.mT, own, reduction="none").mean(dim=1)
-
-    def __repr__(self) -> str:
-        return "Groups()"
-
-
 def groups(folder: Path) -> Made:
     """Multiple negatives ranking over groups of four pairs that stay together."""
     del folder
@@ -77,7 +61,8 @@ def groups(folder: Path) -> Made:
         return total / len(one)
 
     _steps(model, loss)
-    return Made(Chain(Stage("pairs", model=model, objective=Groups(), data=TensorDataset(one, other))), loss, model)
+    stage = Stage("pairs", model=model, objective=Contrastive(0.1), data=TensorDataset(one, other))
+    return Made(Chain(stage), loss, model)
 
 
 def merged(folder: Path) -> Made:

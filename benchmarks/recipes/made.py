@@ -46,6 +46,7 @@ class Made:
     in_double: what has the trainer's code compute in float64 throughout, where it does not by itself.
     started: where the trainer's code had the stage start, by its parameters' names, at the values that the stage before
         has, where no parameter of the stage before is that start.
+    scores: of a recorded training the library's scores, `ours`, and those of training again, `trained again`.
     """
 
     chain: Chain
@@ -54,12 +55,14 @@ class Made:
     before: Move | None = None
     in_double: Callable[[], AbstractContextManager[object]] = nullcontext
     started: Callable[[], Mapping[str, Tensor]] = dict
+    scores: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 def measured(made: Made) -> dict[str, Any]:
-    """What the library made of it, and three relative differences: of the loss, of a product with the Hessian, and of
-    what is handed to the stage before.
+    """What the library made of it, and relative differences: of the loss, of a product with the Hessian, of what is
+    handed to the stage before, and of the scores of a recorded training.
     """
+    scores = None if made.scores is None else made.scores()  # first: below the model moves, and is home to rounding
     bound = made.chain.last
     trained = {name: p for name, p in made.model.named_parameters() if name in set(bound.trained.names)}
     drawn = bound.trained.unflatten(_direction(bound.trained.size, 1))
@@ -74,6 +77,8 @@ def measured(made: Made) -> dict[str, Any]:
         "loss": _apart(ours, float(made.loss())),
         "Hessian product": _distance(product, bound.trained.flatten(slope)),
     }
+    if scores is not None:
+        found["scores"] = _distance(scores["ours"], scores["trained again"])
     if back is None:
         return row | found | {"stage before": None}
     vectors, value = back

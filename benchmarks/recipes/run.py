@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipes import loops, trainers, trl_trainers
+from benchmarks.recipes import loops, others, trainers, trl_trainers
 from benchmarks.recipes.made import measured
 from benchmarks.report import Report
 from stagetrace.errors import StagetraceError
@@ -20,7 +20,7 @@ def run(report: Report) -> None:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    every = {**trainers.RECIPES, **trl_trainers.RECIPES, **loops.RECIPES}
+    every = {**trainers.RECIPES, **trl_trainers.RECIPES, **loops.RECIPES, **others.installed(report.say)}
     chosen = dict(list(every.items())[::6]) if report.asked.quick else every
     rows, refused = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, recipe in chosen.items():
@@ -33,6 +33,8 @@ def run(report: Report) -> None:
         report.say(f"{name}: {'refused' if not rows or rows[-1]['recipe'] != name else 'compared'}")
     report.table("Recipes: relative differences to the code that trained", rows, "recipes")
     report.table("Refused, with one line", refused, "refused")
-    for column, most in (("loss", LOSS), ("Hessian product", DERIVATIVE), ("stage before", DERIVATIVE)):
-        found = [row[column] for row in rows if row[column] is not None]
-        report.target(f"largest relative difference, {column}", max(found), most)
+    report.table("Made with", others.packages(), "packages")
+    for column in ("loss", "Hessian product", "stage before", "scores"):
+        found = [row[column] for row in rows if row.get(column) is not None]
+        most = LOSS if column == "loss" else DERIVATIVE
+        report.target(f"largest relative difference, {column}", max(found, default=0.0), most)

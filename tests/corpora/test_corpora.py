@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,8 +33,12 @@ def test_every_form_gives_the_same_rows_in_any_order(kind: str, tmp_path: Path):
     order = random.Random(0).choices(range(len(ROWS)), k=60)
     assert [plain(data[index]) for index in order] == [ROWS[index] for index in order]
     assert plain(data[-1]) == ROWS[-1]
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=rf"{re.escape(str(tmp_path))}.*: there is no example {len(ROWS)}; there are"):
         data[len(ROWS)]
+    with pytest.raises(DescriptionError, match=rf"{re.escape(str(tmp_path))}.*not as a slice; type \[rows\[i\]"):
+        data[1:3]
+    assert plain(data[np.int64(1)]) == ROWS[1]
+    assert [plain(row) for row in data] == ROWS
     ids, notice = ids_of(data, None, "stage 'fit'")
     assert (list(ids or ()), notice) == ([row["id"] for row in ROWS], None)
     again = pickle.loads(pickle.dumps(data))

@@ -1,5 +1,6 @@
 """Broken corpora: what is wrong, in which file, and where in it."""
 
+import bz2
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,16 @@ def packed(folder: Path) -> Any:
     return Jsonl(folder / "a.jsonl.gz")
 
 
+def misnamed(name: str, reader: Any, content: bytes) -> Callable[[Path], Any]:
+    """A packed file whose name does not say so."""
+
+    def read(folder: Path) -> Any:
+        (folder / name).write_bytes(content)
+        return reader(folder / name)
+
+    return read
+
+
 def tokens(**settings: Any) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         np.arange(10, dtype=np.uint16).tofile(folder / "a.bin")
@@ -96,15 +107,18 @@ CASES: dict[str, Case] = {
     "no file": (lambda folder: Jsonl(folder / "*.jsonl"), "no file fits the pattern"),
     "a folder": (lambda folder: Jsonl(folder), r"is a folder; type '.*\*\.jsonl'"),
     "packed": (packed, r"is packed \(\.gz\).*unpack it"),
+    "gzip as jsonl": (misnamed("a.jsonl", Jsonl, gzip.compress(b"{}")), r"a\.jsonl is packed \(gzip\).*unpack it"),
+    "bzip2 as tar": (misnamed("a.tar", TarShards, bz2.compress(b"0" * 999)), r"a\.tar is packed \(bzip2\)"),
+    "zip as Parquet": (misnamed("a.parquet", ParquetShards, b"PK\x03\x04"), r"a\.parquet is packed \(zip\)"),
     "twice": (lambda folder: Jsonl([_touched(folder / "a.jsonl", GOOD)] * 2), "is there twice"),
     "another ending": (lambda folder: ParquetShards([_touched(folder / "a.csv")]), r"does not end in \.parquet"),
-    "empty file": (lambda folder: Jsonl([_touched(folder / "a.jsonl")]), "hold nothing at all"),
-    "blank file": (lambda folder: Jsonl([_touched(folder / "a.jsonl", "\n\n")]), "have no line"),
+    "empty file": (lambda folder: Jsonl([_touched(folder / "a.jsonl")]), r"a\.jsonl holds nothing at all"),
+    "blank file": (lambda folder: Jsonl([_touched(folder / "a.jsonl", "\n\n")]), r"a\.jsonl holds no line"),
     "shard cut off": (cut("parquet", "1.parquet", 0.8), r"1\.parquet cannot be read .* is the file whole"),
     "page damaged": (damaged, r"0\.parquet, row group 0 cannot be read"),
     "other columns": (tables({"a": [1]}, {"a": ["x"]}), "'a' is string and int64; write all files with one schema"),
     "no column": (lambda folder: ParquetShards([_table(folder)], columns=["b"]), "no column 'b'; there are 'a'"),
-    "no rows": (tables({"a": []}), "have no row"),
+    "no rows": (tables({"a": []}), r"0\.parquet holds no row"),
     "tar cut off": (cut("tar", "2.tar", 0.3), r"2\.tar"),
     "no tar": (lambda folder: TarShards([_touched(folder / "a.tar", "x" * 2000)]), r"a\.tar is not a tar file"),
     "key twice": (tarred([("a", {"txt": b""}), ("b", {"txt": b""}), ("a", {"cls": b"1"})]), "files of a do not follow"),

@@ -86,6 +86,8 @@ def test_a_query_is_the_mean_over_its_own_tokens():
     stage = of_tokens("GPT2LMHeadModel")
     query = hf.query("the cat sat", stage=stage)
     assert repr(query.objective) == "NextToken(reduction='mean')"
+    summed = of_tokens("BertForMaskedLM", reduction="sum")  # as a recorded training has it by default
+    assert repr(hf.query("the cat sat", stage=summed).objective) == "MaskedToken(reduction='mean')"
 
 
 def classifier(rows: Any, weights: Any) -> Stage:
@@ -107,7 +109,7 @@ def test_weights_are_read_from_columns(pack: Any):
     for weights, said in (
         ("wieght", "weights are read from column 'wieght', but there is none; the columns are"),
         (Weights({"a": 1}, sources="domain"), "example 1 is of the source 'b', which has no weight"),
-        ("domain", "the weight of example 0 must be a number, got 'a'"),
+        ("domain", "weights='domain' names a column that holds 'a' for example 0, and a weight is a number"),
         ([1.0], "one number for each of the 8 examples"),
     ):
         with pytest.raises(StagetraceError, match=re.escape(said)):

@@ -42,9 +42,11 @@ def tokenizer() -> Any:
     return made
 
 
-def lora() -> Any:
+def lora(dropout: float = 0.0) -> Any:
     targets = ["q_proj", "v_proj"]
-    return peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    return peft.LoraConfig(
+        r=2, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM", lora_dropout=dropout
+    )
 
 
 def sft(folder: Path, rows: Any = None, model: Any = None, cls: Any = trl.SFTTrainer, **settings: Any) -> Any:

@@ -9,7 +9,7 @@ from torch.func import functional_call, hessian, jacrev
 from torch.utils.data import TensorDataset
 
 from stagetrace import Chain, Direct, GaussNewton, Hessian, Objective, Query, Shift, Stage, trace
-from stagetrace.errors import DescriptionError, StagetraceError
+from stagetrace.errors import BatchError, DescriptionError, StagetraceError
 from stagetrace.objectives import (
     Classification,
     Contrastive,
@@ -149,6 +149,28 @@ def test_a_group_of_pairs_is_an_example(symmetric: bool):
         forth = -sum((cosines / 0.2).log_softmax(1)[i, i] for i in range(3)) / 3
         back = -sum((cosines / 0.2).log_softmax(0)[i, i] for i in range(3)) / 3
         torch.testing.assert_close(found[group], (forth + back) / 2 if symmetric else forth)
+
+
+def test_groups_of_several_lengths_are_padded_where_a_mask_says_so():
+    """As by themselves: a mean over tokens that counts none of the padding."""
+
+    def embed(model: nn.Module, part: Any) -> Tensor:
+        kept = part["attention_mask"].unsqueeze(-1).double()
+        return (model(part["rows"].unsqueeze(-1).expand(-1, -1, 4)) * kept).sum(1) / kept.sum(1)
+
+    def group(rows: list[Tensor]) -> tuple[Any, Any]:
+        found = [torch.nn.utils.rnn.pad_sequence(rows[half::2], batch_first=True) for half in (0, 1)]
+        return tuple({"rows": part, "attention_mask": (part != 0).long()} for part in found)  # pyright: ignore
+
+    rows = [torch.arange(1.0, 2 + n % 4).double() + n for n in range(8)]
+    data = Grouped(rows, [[0, 1, 4, 5], [2, 3, 6, 7]], collate=group)
+    model, loss = Encoder().double(), Contrastive(0.2, embed=embed)
+    together = losses(Stage("s", model=model, objective=loss, data=data, collate=Grouped.padded))
+    alone = [losses(Stage("s", model=model, objective=loss, data=[each])) for each in data]
+    torch.testing.assert_close(together, torch.cat(alone))
+    bare = [tuple({"rows": part["rows"]} for part in each) for each in data]
+    with pytest.raises(BatchError, match=r"'rows' has several lengths in the groups.*no 'attention_mask'"):
+        Grouped.padded(bare)
 
 
 STAGES = {

@@ -280,6 +280,11 @@ def test_unknown_stage_is_a_key_error_that_lists_the_stages(trace: MakeTrace) ->
     assert isinstance(caught.value, StagetraceError)
     message = str(caught.value)
     assert message == "trace['pretraining']: no stage of that name has scores; type one of: 'pretrain', 'finetune'"
+    with pytest.raises(KeyError, match=r"trace\.solutions\['x'\].*type one of: 'pretrain', 'finetune'"):
+        trace().solutions["x"]
+    with pytest.raises(DescriptionError, match=r"trace\.tokens\['x'\].*made by trace\(chain, query, tokens=True\)"):
+        trace().tokens["x"]
+    assert trace().tokens.get("x") is None
 
 
 def test_a_trace_is_a_small_container(trace: MakeTrace) -> None:

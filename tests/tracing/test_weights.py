@@ -231,11 +231,13 @@ def test_weights_are_checked() -> None:
         ("weight", "names a column"),
         ({"web": 1.0}, "Weights({...}, sources=...)"),
         (2.0, "must be a sequence"),
+        (lambda: Weights({}), "Weights has no weight: the mapping is empty"),
+        (lambda: Weights({}, sources=["web"] * 3), "Weights has no weight: the mapping is empty"),
         (Weights({"web": 1.0}, sources=["web", "code", "web"]), "example 1 is of the source 'code'"),
         (Weights({"web": 1.0, "code": 1.0}, sources=["web"] * 3), "no example is of the source 'code'"),
     ):
         with pytest.raises(StagetraceError, match=said.replace("(", r"\(").replace(")", r"\)").replace("{...}", ".*")):
-            stage(weights)
+            stage(weights() if callable(weights) else weights)
     given = stage(Weights([2, 4, 6], scaled=False)).example_weights
     assert given is not None
     assert given.tolist() == [2, 4, 6]
@@ -249,6 +251,8 @@ def test_weights_are_checked() -> None:
         with pytest.raises(StagetraceError, match=said):
             stage(weight_decay=decay)
     with pytest.raises(StagetraceError, match="no pattern matches the trained parameter 'bias'"):
-        Chain(stage(weight_decay={"weight": 0.1}))
+        stage(weight_decay={"weight": 0.1})
     with pytest.raises(StagetraceError, match=r"'weight' is matched by '.eight' .0.1. and 'w.' .0.2."):
-        Chain(stage(weight_decay={"?eight": 0.1, "w*": 0.2, "*": 0.0}))
+        stage(weight_decay={"?eight": 0.1, "w*": 0.2, "*": 0.0})
+    kept = Stage("s", model=model, objective=Regression(), data=data, weight_decay={"bias": 0.1}, link=Frozen("weight"))
+    assert kept.weight_decay == {"bias": 0.1}, "what the link kept needs none"

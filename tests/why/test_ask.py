@@ -54,6 +54,8 @@ def test_a_completion_is_traced_by_the_nats_of_its_tokens(causal: Chain):
         other = float(-model(input_ids=tokens[:, :2]).logits[0, -1].log_softmax(-1)[PLAIN("ran")["input_ids"][0]])
         chances = model(input_ids=tokens).logits[0, 1:5].softmax(-1).max(-1).values.tolist()
     question = found.question
+    with pytest.raises(KeyError, match=r"answer\['x'\]: no stage of that name.*type one of: 'pretrain', 'sft'"):
+        found["x"]
     assert question.loss == pytest.approx(whole, rel=1e-6)  # which transformers computes in float32
     assert question.traced == pytest.approx(whole - other, rel=1e-6)
     assert float(question.query.loss(causal.last)) == pytest.approx(question.traced, rel=1e-10)
@@ -252,6 +254,8 @@ REFUSED: list[tuple[str, Callable[[dict[str, Chain]], Any], str]] = [
         lambda c: why.ask(c["classes"], [{"role": "user", "content": "a"}]),
         "a conversation asks",
     ),
+    ("empty", lambda c: why.ask(c["causal"], "", " dog ran"), "the prompt has no token.*give a prompt"),
+    ("no messages", lambda c: why.ask(c["causal"], []), "prompt: a conversation must be a list of messages, and there"),
     ("no mask", lambda c: why.ask(c["masked"], "the cat"), r"the prompt has none; write \[MASK\]"),
     ("two words", lambda c: why.ask(c["masked"], "the [MASK]", "a dog"), "is 2 tokens and the prompt has 1 mask;"),
     ("same", lambda c: why.ask(c["causal"], "a", " dog", contrast=" dog"), "or the contrast is the same examples"),

@@ -44,8 +44,8 @@ def why(
         typer.Option("--out", metavar="DIR", help="Folder of answers; a question that was asked before is read."),
     ] = Path("runs/why"),
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Examples of each stage on each side.")] = 5,
-    new_tokens: Annotated[
-        int, typer.Option("--new-tokens", metavar="N", min=1, help="Tokens that the model writes at most.")
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens that the model writes at most.")
     ] = options.NEW_TOKENS,
     index: Annotated[
         Path | None,
@@ -80,7 +80,7 @@ def why(
         said,
         label=label,
         contrast=contrast,
-        max_new_tokens=new_tokens,
+        max_new_tokens=max_new_tokens,
         top=top,
         index=index,
         out=out,

@@ -1,24 +1,35 @@
 """The files of a corpus: found by name, read at places, and noticed when they change while they are in use."""
 
+import operator
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
 
 from stagetrace.errors import DataError, StagetraceError, first_line, refuse
 
-__all__ = ["Files", "Places", "Shard", "found", "reading"]
+__all__ = ["Files", "NoSuchExampleError", "Places", "Shard", "called", "found", "place_of", "reading", "refuse_nothing"]
 
 OPEN = 8
 """Files that are held open at once."""
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".br", ".tgz", ".zip")
+
+BEGINS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"(\xb5/\xfd": "zstd",
+    b'\x04"M\x18': "lz4",
+    b"PK\x03\x04": "zip",
+}
+"""How a packed file begins, whatever it is called; neither JSON, nor Parquet, nor a tar file's first name does."""
 
 
 @final
@@ -68,10 +79,11 @@ def found(files: Any, ending: str, what: str) -> tuple[Shard, ...]:
         refuse(f"{what}: no files were given; type a path, or a pattern such as 'corpus/*{ending}'")
     seen = set[Path]()
     for path in paths:
-        if path.suffix in PACKED:
+        packed = path.suffix if path.suffix in PACKED else _packed(path)
+        if packed:
             refuse(
-                f"{what}: {path} is packed ({path.suffix}), so that single examples cannot be read from it; unpack it "
-                f"first, or read it as a stream: stagetrace.corpora.Stream(rows, spill=FOLDER)"
+                f"{what}: {path} is packed ({packed}), so that single examples cannot be read from it; unpack it "
+                "first, or give its rows to stagetrace.corpora.Stream(rows, length=n, spill='FOLDER')"
             )
         if path.suffix != ending:
             refuse(f"{what}: {path} does not end in {ending}")
@@ -80,8 +92,58 @@ def found(files: Any, ending: str, what: str) -> tuple[Shard, ...]:
         seen.add(path.resolve())
     shards = tuple(map(Shard.of, paths))
     if not sum(shard.size for shard in shards):
-        raise DataError(f"{what}: {', '.join(str(path) for path in paths[:3])} hold nothing at all")
+        refuse_nothing(shards, what, "nothing at all")
     return shards
+
+
+def called(shards: Sequence[Shard]) -> str:
+    """Some files in a message: the first one's path, and how many others there are."""
+    others = len(shards) - 1
+    return f"{shards[0].path}{f' and {others:,} other' if others else ''}{'s' if others > 1 else ''}"
+
+
+def refuse_nothing(shards: Sequence[Shard], what: str, nothing: str) -> NoReturn:
+    """Refuse files without an example; nothing: what they hold, such as "no line"."""
+    raise DataError(f"{what}: {called(shards)} hold{'' if shards[1:] else 's'} {nothing}")
+
+
+@final
+class NoSuchExampleError(DataError, IndexError):
+    """No example has that index."""
+
+
+def place_of(index: Any, corpus: Sized) -> int:
+    """The index of one of a corpus' examples from 0 on; one below 0 counts from the end.
+
+    Raises:
+        NoSuchExampleError: none has it (an IndexError, too, by which loops over the examples end).
+        DescriptionError: it is no whole number.
+    """
+    if isinstance(index, slice):
+        refuse(
+            f"{corpus!r}: examples are read one by one, not as a slice; type "
+            f"[rows[i] for i in range(len(rows))[{_bounds(index)}]], or torch.utils.data.Subset for a part of the data"
+        )
+    try:
+        number = operator.index(index)
+    except TypeError:
+        refuse(f"{corpus!r}: an example is known by its number, got {index!r}")
+    total = len(corpus)
+    if not -total <= number < total:
+        raise NoSuchExampleError(f"{corpus!r}: there is no example {number:,}; there are {total:,}, counted from 0")
+    return number % total
+
+
+def _bounds(index: slice) -> str:
+    start, stop, step = ("" if part is None else str(part) for part in (index.start, index.stop, index.step))
+    return f"{start}:{stop}" + (f":{step}" if step else "")
+
+
+def _packed(path: Path) -> str | None:
+    """How a file is packed, by how it begins; None where it is not."""
+    with reading(path), path.open("rb") as file:
+        begins = file.read(max(map(len, BEGINS)))
+    return next((kind for mark, kind in BEGINS.items() if begins.startswith(mark)), None)
 
 
 def _of_pattern(text: str, ending: str, what: str) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 
-from stagetrace.corpora.files import Files, Places, Shard, found
+from stagetrace.corpora.files import Files, Places, Shard, called, found, place_of, refuse_nothing
 from stagetrace.errors import DataError
 from stagetrace.stages.ids import as_id
 from stagetrace.stages.own_ids import COLUMN
@@ -77,15 +77,15 @@ class Jsonl:
         self._names = names.array()
         self._held, self._first = list[bytes](), 0
         if not len(self):
-            raise DataError(f"{_WHERE}: {shards[0].path}{' and the others' if shards[1:] else ''} have no line")
+            refuse_nothing(shards, _WHERE, "no line")
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place = index - self._first
+        place = index - self._first if hasattr(index, "__index__") else -1
         if not 0 <= place < len(self._held):
-            place = self._fetch(range(len(self))[index])
+            place = self._fetch(place_of(index, self))
         row: dict[str, Any] = json.loads(self._held[place])
         return row
 
@@ -101,7 +101,7 @@ class Jsonl:
 
     def place(self, index: int) -> str:
         """Where an example lies: file and line, blank lines counted."""
-        index = range(len(self))[index]
+        index = place_of(index, self)
         number, _ = self._places.of(index)
         stop, line = int(self._starts[index + number]), 1
         for start in range(0, stop, _CHUNK):
@@ -130,7 +130,7 @@ class Jsonl:
         return {**self.__dict__, "_held": [], "_first": 0}
 
     def __repr__(self) -> str:
-        return f"Jsonl({len(self):,} lines of {len(self._files.shards):,} files)"
+        return f"Jsonl({len(self):,} lines of {called(self._files.shards)})"
 
 
 @final

@@ -11,8 +11,8 @@ from typing import Any, final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagetrace.corpora.files import Places, Shard, found, reading
-from stagetrace.errors import DataError, refuse
+from stagetrace.corpora.files import Places, Shard, called, found, place_of, reading, refuse_nothing
+from stagetrace.errors import refuse
 
 __all__ = ["ParquetShards"]
 
@@ -69,17 +69,15 @@ class ParquetShards:
         self._tables: dict[int, Any] = {}
         self._block, self._first = list[dict[str, Any]](), 0
         if not len(self):
-            raise DataError(
-                f"{_WHERE}: {self._shards[0].path}{' and the others' if self._shards[1:] else ''} have no row"
-            )
+            refuse_nothing(self._shards, _WHERE, "no row")
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        place = index - self._first
+        place = index - self._first if hasattr(index, "__index__") else -1
         if not 0 <= place < len(self._block):
-            place = self._fetch(range(len(self))[index])
+            place = self._fetch(place_of(index, self))
         return dict(self._block[place])
 
     def column(self, name: str) -> Any:
@@ -98,7 +96,7 @@ class ParquetShards:
 
     def place(self, index: int) -> str:
         """Where an example lies: the file, and the row in it from 0."""
-        index = range(len(self))[index]
+        index = place_of(index, self)
         number, _ = self._places.of(index)
         shard = self._groups[number][0]
         first = next(place for place, (of, _) in enumerate(self._groups) if of == shard)
@@ -129,9 +127,7 @@ class ParquetShards:
         return {**self.__dict__, "_tables": {}, "_block": [], "_first": 0}
 
     def __repr__(self) -> str:
-        return (
-            f"ParquetShards({len(self):,} rows of {len(self._shards):,} files, columns {', '.join(self.column_names)})"
-        )
+        return f"ParquetShards({len(self):,} rows of {called(self._shards)}, columns {', '.join(self.column_names)})"
 
 
 def _same(schema: Any, first: Any, shard: Shard, one: Shard) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagetrace.corpora.files import place_of
 from stagetrace.corpora.parquet import ParquetShards
 from stagetrace.errors import DataError, ResultsError, StagetraceError, first_line, refuse
 from stagetrace.stages.fingerprint import digest
@@ -88,7 +89,7 @@ class Stream:
         return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._data[range(len(self))[index]]
+        return self._data[place_of(index, self)]
 
     def column(self, name: str) -> Any:
         """One value a row.

@@ -14,7 +14,7 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 
-from stagetrace.corpora.files import Files, Places, Shard, found, reading
+from stagetrace.corpora.files import Files, Places, Shard, called, found, place_of, reading, refuse_nothing
 from stagetrace.errors import DataError, first_line, refuse
 from stagetrace.stages.ids import Ids
 
@@ -85,7 +85,7 @@ class TarShards:
             counts.append(len(index.keys) - before)
             shard.check()
         if not index.keys:
-            raise DataError(f"{_WHERE}: {shards[0].path}{' and the others' if shards[1:] else ''} hold no example")
+            refuse_nothing(shards, _WHERE, "no example")
         self._files, self._places = Files(shards), Places(counts)
         self._first = np.frombuffer(index.first, dtype=np.int64)
         self._members = np.frombuffer(index.members, dtype=np.int64).reshape(-1, 3)
@@ -98,7 +98,7 @@ class TarShards:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = range(len(self))[index]
+        index = place_of(index, self)
         number, _ = self._places.of(index)
         row: dict[str, Any] = {KEY: self._keys[index].as_py()}
         for start, size, ending in self._of(index).tolist():
@@ -130,7 +130,7 @@ class TarShards:
 
     def place(self, index: int) -> str:
         """Where an example lies: the file, and its key."""
-        index = range(len(self))[index]
+        index = place_of(index, self)
         return f"{self._files.shards[self._places.of(index)[0]].path}, {self._keys[index].as_py()}"
 
     def _of(self, index: int) -> Any:
@@ -145,7 +145,7 @@ class TarShards:
         return row[name]
 
     def __repr__(self) -> str:
-        return f"TarShards({len(self):,} examples of {len(self._files.shards):,} files)"
+        return f"TarShards({len(self):,} examples of {called(self._files.shards)})"
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from stagetrace.corpora.files import Shard, reading
+from stagetrace.corpora.files import Shard, place_of, reading
 from stagetrace.errors import DataError, refuse
 from stagetrace.stages.ids import Ids
 
@@ -106,7 +106,7 @@ class TokenFile:
 
     def row(self, index: int) -> int:
         """Which row of the file an example is."""
-        index = range(len(self))[index]
+        index = place_of(index, self)
         return index if self._order is None else int(self._order[index])
 
     def spans(self, index: int) -> list[Span]:

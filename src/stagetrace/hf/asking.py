@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from stagetrace.errors import DataError, refuse
 from stagetrace.hf.columns import TOKENISED
-from stagetrace.hf.conversations import Message, is_chat, last_turn, messages_of
+from stagetrace.hf.conversations import Message, check_messages, check_no_other_chat, last_turn, messages_of
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
@@ -45,16 +45,31 @@ def asked_row(prompt: Prompt, completion: str | None, stage: Stage, where: str) 
     if not completion.strip():
         raise DataError(f"{where}: the completion is empty, so nothing is asked")
     tokenizer = asked_tokenizer(stage, where)
-    if is_chat(prompt):
-        turns = cast("Sequence[Message]", prompt)
-        row = last_turn(tokenizer, [*turns, {"role": "assistant", "content": completion}], where)
+    if not isinstance(prompt, str):
+        check_prompt_kind(prompt, where)
+        row = last_turn(tokenizer, [*prompt, {"role": "assistant", "content": completion}], where)
         check_room(len(row[TOKENISED]), stage, where)
         return dict(row)
-    if not isinstance(prompt, str):
-        refuse(f"{where}: prompt must be a string or a list of messages, got {type(prompt).__name__}")
     begins = without_bos(tokenizer, prompt)
+    if not tokens_before(tokenizer, begins):
+        raise DataError(
+            f"{where}: the prompt has no token and the tokenizer puts none before a text, so nothing predicts the "
+            "completion's first token; give a prompt"
+        )
     check_room(len(tokenizer(begins + completion, verbose=False)[TOKENISED]), stage, where)
     return dict(zip(COMPLETION, (begins, completion), strict=True))
+
+
+def check_prompt_kind(prompt: object, where: str) -> None:
+    """Refuse a prompt that is neither a text nor a conversation.
+
+    Raises:
+        DescriptionError: it is of another type. DataError: a list of something else than messages.
+    """
+    if isinstance(prompt, (list, tuple)):
+        check_messages(prompt, f"{where}: prompt")
+    elif not isinstance(prompt, str):
+        refuse(f"{where}: prompt must be a string or a list of messages, got {type(prompt).__name__}")
 
 
 def without_conversations(rows: Any, stage: Stage) -> Any:
@@ -63,13 +78,19 @@ def without_conversations(rows: Any, stage: Stage) -> Any:
     Raises:
         DataError: a conversation that cannot be read, or some rows are conversations and some are not.
     """
-    if messages_of(first_row(rows, WHERE)) is None or task_of_stage(stage) is not Task.CAUSAL:
+    first = first_row(rows, WHERE)
+    if task_of_stage(stage) is not Task.CAUSAL:
+        return rows
+    if messages_of(first) is None:
+        read = getattr(getattr(cast(Sentences, stage.data).reader, "columns", None), "texts", ())
+        check_no_other_chat(first, read, f"{WHERE}: example 0")
         return rows
     tokenizer, found = asked_tokenizer(stage, WHERE), list[dict[str, list[int]]]()
     for index in range(len(rows)):
         where, row = f"{WHERE}: example {index}", rows[index]
         messages = messages_of(row) if hasattr(row, "keys") else None
         if messages is None:
+            check_no_other_chat(row if hasattr(row, "keys") else {}, (), where)
             raise DataError(f"{where} is no conversation, unlike example 0; all rows must have the same columns")
         found.append(last_turn(tokenizer, messages, where))
         check_room(len(found[-1][TOKENISED]), stage, where)
@@ -82,6 +103,16 @@ def without_bos(tokenizer: Any, prompt: str) -> str:
     if not token or not prompt.startswith(token) or list(tokenizer(prompt)[TOKENISED])[:2] != [number, number]:
         return prompt
     return prompt.removeprefix(token)
+
+
+def tokens_before(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens after which a completion begins: its prompt's, without what a tokenizer puts at the end of a text."""
+    tokens = list(tokenizer(prompt, verbose=False)[TOKENISED])
+    bare = list(tokenizer(prompt, add_special_tokens=False, verbose=False)[TOKENISED])
+    if not bare:
+        return [token for token in tokens[:1] if token == tokenizer.bos_token_id]
+    stops = range(len(tokens), len(bare) - 1, -1)
+    return tokens[: next((stop for stop in stops if tokens[stop - len(bare) : stop] == bare), len(tokens))]
 
 
 def asked_tokenizer(stage: Stage, where: str) -> Any:

@@ -1,7 +1,7 @@
 """Conversations as tokens, by the tokenizer's chat template; the last turn, the assistant's, is what is asked for."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stagetrace.errors import DataError, first_line
@@ -10,6 +10,8 @@ from stagetrace.hf.texts import CHATS, COMPLETION
 from stagetrace.objectives.tokens import IGNORED
 
 Message = Mapping[str, Any]
+
+_MESSAGE = "{'role': ..., 'content': ...}"
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """Where a chat template says itself which tokens the assistant wrote."""
@@ -34,6 +36,21 @@ def messages_of(row: Mapping[str, Any]) -> list[Message] | None:
     return list(found[0]) if len(found) == 1 else None
 
 
+def check_no_other_chat(row: Mapping[str, Any], read: Collection[str], where: str) -> None:
+    """Refuse a column that is called like a conversation, holds none, and is all that there is to read.
+
+    read: the columns of texts that the stage reads.
+
+    Raises:
+        DataError: with what a conversation is.
+    """
+    if row.get(TOKENISED) is not None or (read and set(read) <= set(row)):
+        return
+    name = next((name for name in CHATS if row.get(name) is not None), None)
+    if name is not None and not is_chat(row[name]):
+        check_messages(row[name], f"{where}: '{name}'")
+
+
 def last_turn(tokenizer: Any, messages: Sequence[Message], where: str) -> dict[str, list[int]]:
     """`input_ids` of the whole conversation, and `labels` that are -100 but for the last turn.
 
@@ -46,6 +63,11 @@ def last_turn(tokenizer: Any, messages: Sequence[Message], where: str) -> dict[s
             conversation without its last turn is not how the whole one begins.
     """
     check_messages(messages, where)
+    if len(messages) == 1 and messages[0]["role"] == "assistant":
+        raise DataError(
+            f"{where}: the conversation is the assistant's turn alone, and what is asked for is what it said to "
+            "something; put the message that it answers before it, or give what it said as a text"
+        )
     if messages[-1]["role"] != "assistant":
         raise DataError(
             f"{where}: the last message is of the role {messages[-1]['role']!r}, and what is asked for is the last "
@@ -89,12 +111,15 @@ def check_messages(messages: Any, where: str) -> None:
     Raises:
         DataError: see above.
     """
-    if not isinstance(messages, (list, tuple)) or not messages:
+    if isinstance(messages, (list, tuple)) and not messages:
         raise DataError(f"{where}: a conversation must be a list of messages, and there is none")
+    if not isinstance(messages, (list, tuple)):
+        raise DataError(f"{where}: a conversation must be a list of messages, {_MESSAGE}, got {repr(messages)[:80]}")
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise DataError(
-                f"{where}: message {number} must be {{'role': ..., 'content': ...}}, got {repr(message)[:80]}"
+                f"{where}: message {number} must be {_MESSAGE}, got {repr(message)[:80]}"
+                + ("; conversations are given one in a row" if is_chat(message) else "")
             )
 
 

@@ -11,6 +11,7 @@ from stagetrace.hf.task import Reduction, Task
 from stagetrace.hf.texts import having
 from stagetrace.hf.weights import PerToken
 from stagetrace.objectives import Objective, Weights
+from stagetrace.objectives.batches import in_short
 from stagetrace.objectives.weights import as_weights
 from stagetrace.stages.stage import Stage
 
@@ -41,7 +42,16 @@ def weights_of(given: Any, rows: Any, where: str) -> Weights | None:
     if name not in rows[0]:
         refuse(f"{where}: weights are read from column '{name}', but there is none{having(rows[0])}")
     values = _column(rows, name, where)
-    return replace(given, sources=values) if isinstance(given, Weights) else Weights(values)
+    if isinstance(given, Weights):
+        return replace(given, sources=values)
+    odd = next((index for index, value in enumerate(values) if isinstance(value, (str, list, tuple, dict))), None)
+    if odd is not None:
+        refuse(
+            f"{where}: weights={name!r} names a column that holds {in_short(values[odd])} for example {odd}, and a "
+            "weight is a number of at least 0; name the column that holds it, or give each value of a column its own "
+            f"by Weights({{value: weight, ...}}, sources={name!r})"
+        )
+    return Weights(values)
 
 
 def _column(rows: Any, name: str, where: str) -> list[Any]:

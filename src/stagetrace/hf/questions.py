@@ -23,7 +23,7 @@ from stagetrace.hf.signature import main_of, takes
 from stagetrace.hf.task import Task
 from stagetrace.hf.tokenizing import check_tokenizer, longest_of, size_of
 from stagetrace.hf.tokens import check_per_token
-from stagetrace.hf.weights import PerToken
+from stagetrace.hf.weights import mean_of_own_tokens
 from stagetrace.objectives import NextToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.stages.stage import Stage
@@ -84,8 +84,8 @@ def query(
     read, collate = _read(rows, stage)
     if objective is None and asks_for_texts(read, stage):
         objective = NextToken()
-    if objective is None and isinstance(stage.objective, PerToken):
-        objective = stage.objective.of_one
+    if objective is None and task_of_stage(stage).of_tokens:
+        objective = mean_of_own_tokens(stage.objective)
     return Query(
         read,
         objective=objective,

@@ -120,7 +120,7 @@ def _refuse_others(row: Mapping[str, Any], where: str) -> None:
             f"{where}: rows with 'chosen' and 'rejected' have a loss of two texts, which no model's class has; write "
             'Stage(..., objective=losses, collate=...) with that loss, or text="chosen" for one of the texts'
         )
-    lists = [name for name in (*CHATS, *COMPLETION) if name in row and _is_chat(row[name])]
+    lists = [name for name in (*CHATS, *COMPLETION) if name in row and _is_chat(row[name], nested=name in CHATS)]
     if lists:
         refuse(
             f"{where}: column '{lists[0]}' holds a conversation, and its chat template is not applied here; tokenise "
@@ -129,5 +129,7 @@ def _refuse_others(row: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], Mapping)
+def _is_chat(value: Any, *, nested: bool) -> bool:
+    """nested: whether a list of lists counts, too."""
+    kinds = (Mapping, list, tuple) if nested else Mapping
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], kinds)

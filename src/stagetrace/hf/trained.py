@@ -39,6 +39,28 @@ ROWS = (
 """Methods of a Trainer that decide which examples it learns from, how often, and what the model reads of them."""
 
 
+def check_home(trainer: Any, where: str) -> None:
+    """Refuse a trainer of another package, whose losses and rows are none of a Trainer's.
+
+    Raises:
+        DescriptionError: with what to type.
+    """
+    kind, homes = type(trainer).__name__, {cls.__module__.partition(".")[0] for cls in type(trainer).__mro__}
+    if homes & {"lightning", "pytorch_lightning"}:
+        refuse(
+            f"{where}: trainer is a {kind} of Lightning; type Stage(name, model=module, objective=losses, "
+            "data=loader.dataset), where losses(module, batch) -> Tensor[batch] is the loss of each example"
+        )
+    if "sentence_transformers" in homes:
+        refuse(
+            f"{where}: {kind} is one of sentence-transformers, whose losses are of a batch or of rows of texts; of "
+            "groups of rows that stayed together type Stage(name, model=trainer.model, objective=Contrastive(1 / 20, "
+            "embed=...), data=Grouped(rows, groups, collate=...), collate=Grouped.padded), of a CrossEncoder "
+            "hf.stage(name, trainer.model.model, rows, objective=...); stagetrace.objectives has all three, and the "
+            "page 'Hugging Face models' whole examples"
+        )
+
+
 def check_whole(trainer: Any, where: str) -> None:
     """Refuse a Trainer whose model's parameters lie in pieces.
 

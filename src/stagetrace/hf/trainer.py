@@ -14,6 +14,7 @@ from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import Columns
 from stagetrace.hf.counting import COUNTED, per_token, weights_of
 from stagetrace.hf.labels import Labels
+from stagetrace.hf.left_out import saying_what_is_left_out
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.ownloss import check_own_loss
@@ -25,6 +26,7 @@ from stagetrace.hf.signature import takes
 from stagetrace.hf.task import ChosenReduction, Reduction, Task, task_of
 from stagetrace.hf.trained import (
     check_collator,
+    check_home,
     check_loss,
     check_rows,
     check_whole,
@@ -40,6 +42,7 @@ from stagetrace.recording import Unrolled
 from stagetrace.replay.checkpoints import Checkpoint
 from stagetrace.stages.decay import Decay
 from stagetrace.stages.links.link import Link
+from stagetrace.stages.own_ids import AskedIds
 from stagetrace.stages.precision import Precision
 from stagetrace.stages.stage import Stage
 
@@ -63,6 +66,7 @@ def from_trainer(
     workers: int = 0,
     training: Any = "auto",
     precision: Precision | None = None,
+    ids: AskedIds = None,
 ) -> Stage:
     """The stage that a Trainer trained: its model, its training data, its collator, the loss of the model's class.
 
@@ -71,7 +75,8 @@ def from_trainer(
 
     What is not taken over from the Trainer: its `weight_decay` shrinks some of the weights beside the gradient
     (decoupled, as AdamW does): it is no term of the loss and has no curvature. `weight_decay=` here is the L2 term of a
-    loss that has one. And what it drew at random (dropout, noise on embeddings) is left out.
+    loss that has one. And what it drew at random (dropout, noise on embeddings) is left out. The stage says which of
+    these there were, and where its steps were too few to see every example.
 
     A loss of tokens is weighed as the Trainer weighed it: it divides the summed loss of a step by its tokens, so each
     token weighs the same, and an example's loss is the sum over its tokens divided by the data set's mean number.
@@ -86,6 +91,7 @@ def from_trainer(
         trainer: after `trainer.train()`.
         name: how results refer to the stage.
         after, link, alpha, weights, batch_size, weight_decay, workers, precision: as for `hf.stage`.
+        ids: as for `hf.stage`, with the columns of `trainer.train_dataset`.
         objective: the loss, where the Trainer's is not that of the model's class.
         seed: of the masks.
         training: as for `Stage`, such as `hf.checkpoints(trainer)`; "auto" is the Trainer's own optimiser and schedule
@@ -98,28 +104,45 @@ def from_trainer(
     """
     where = f"stage '{name}'"
     transformers = package("transformers")
+    check_home(trainer, where)
     if not isinstance(trainer, transformers.Trainer):
         refuse(f"{where}: trainer must be a transformers.Trainer, got {type(trainer).__name__}")
     check_reduction(reduction, where)
-    kind = kind_of(trainer)
-    if kind is not None:
-        recorded = isinstance(link, Unrolled)
-        return stage_of(
-            trainer,
-            kind,
-            name,
-            after=after,
-            link=link,
-            alpha=alpha,
-            objective=objective,
-            reduction=reduction,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            weights=None if weights is None else weights_of(weights, trainer.train_dataset or [{}], where),
-            workers=workers,
-            precision=precision,
-            training=_left(trainer, recorded) if training == "auto" else training,
-        )
+    kind, recorded = kind_of(trainer), isinstance(link, Unrolled)
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "weights": None if weights is None else weights_of(weights, trainer.train_dataset or [{}], where),
+        "workers": workers,
+        "precision": precision,
+        "training": _left(trainer, recorded) if training == "auto" else training,
+        "ids": ids,
+    }
+    how: dict[str, Any] = {"after": after, "link": link, "alpha": alpha, "objective": objective, "reduction": reduction}
+    if kind is None:
+        made = _of_transformers(trainer, name, seed=seed, settings=settings, **how)
+    else:
+        made = stage_of(trainer, kind, name, **how, **settings)
+    return saying_what_is_left_out(made, trainer)
+
+
+def _of_transformers(
+    trainer: Any,
+    name: str,
+    *,
+    after: Stage | None,
+    link: Link | None,
+    alpha: float | Literal["auto"],
+    objective: Objective | PlainLoss | None,
+    reduction: ChosenReduction,
+    seed: int,
+    settings: dict[str, Any],
+) -> Stage:
+    """The stage of a Trainer of transformers, or of a class made from one.
+
+    settings: the rest of `Stage`.
+    """
+    where, recorded = f"stage '{name}'", isinstance(link, Unrolled)
     check_whole(trainer, where)
     check_rows(trainer, where)
     if objective is None:
@@ -127,24 +150,11 @@ def from_trainer(
     model = unwrapped(trainer.accelerator.unwrap_model(trainer.model), where)
     admit(model, where)
     task = task_of(model, objective, where)
-    recorded = isinstance(link, Unrolled)
     data, collate = _data(trainer, model, task, seed, where)
     if recorded:
         data = Sentences(data.rows, data.reader)  # what is said of masks is said of those that are drawn here
     trained, found = (model, link) if after is None else link_to(model, after, link, alpha, where)
-    stage = partial(
-        Stage,
-        name,
-        model=trained,
-        link=found,
-        weight_decay=weight_decay,
-        weights=weights_of(weights, data.rows, where),
-        batch_size=batch_size,
-        collate=collate,
-        workers=workers,
-        precision=precision,
-        training=_left(trainer, recorded) if training == "auto" else training,
-    )
+    stage = partial(Stage, name, model=trained, link=found, collate=collate, **settings)
     if objective is not None:
         return stage(objective=objective, data=data)
     check_per_token_loss(reduction, task, where)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagetrace.errors import BatchError, refuse
-from stagetrace.objectives import Objective
+from stagetrace.objectives import MaskedToken, NextToken, Objective, Seq2Seq
 from stagetrace.objectives.batches import targets_of
 from stagetrace.objectives.forward import call
 from stagetrace.objectives.objective import Checks, CountsLabels, by_token
-from stagetrace.objectives.tokens import IGNORED
+from stagetrace.objectives.tokens import IGNORED, cross_entropies, following
 
 
 @final
@@ -45,12 +45,6 @@ class PerToken:
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self.objective.losses(outputs, batch) / self.tokens
-
-    @property
-    def of_one(self) -> Objective:
-        """The loss of an example that stands alone: the mean over its own tokens, where the summed loss has one."""
-        held: Any = self.objective
-        return replace(held, reduction="mean") if getattr(held, "reduction", None) == "sum" else held
 
     def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
         """Each predicted token's term of its example's loss, `[batch, length]`."""
@@ -111,12 +105,10 @@ class Smoothed:
         labels = targets_of(batch)
         if outputs.ndim == 2:
             raise BatchError("labels are one for each example, not one for each token, so there are no token losses")
-        logits, labels = (outputs[:, :-1], labels[:, 1:]) if self.shifted else (outputs, labels)
-        each = F.cross_entropy(
-            logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED, label_smoothing=self.factor
-        )
+        labels = following(labels) if self.shifted else labels
+        each = cross_entropies(outputs, labels, self.factor)
         each = each if self.reduction == "sum" else each / (labels != IGNORED).sum(dim=1, keepdim=True).clamp_min(1)
-        return F.pad(each, (1, 0)) if self.shifted else each
+        return F.pad(each[:, :-1], (1, 0)) if self.shifted else each
 
     def predicted(self, batch: Any) -> Tensor:
         """The labels that are predicted, at their tokens' own positions."""
@@ -127,3 +119,18 @@ class Smoothed:
         """How many labels of the batch are predicted."""
         labels = targets_of(batch)
         return int(((labels[:, 1:] if self.shifted else labels) != IGNORED).sum())
+
+
+SUMMED = (NextToken, MaskedToken, Seq2Seq, Smoothed)
+"""Ready-made losses of tokens, with a `reduction` over an example's own."""
+
+
+def mean_of_own_tokens(objective: Any) -> Objective | None:
+    """The loss of an example that stands alone, as those of a query do: the mean over its own tokens.
+
+    None where that is what the objective has, or where it is none of the ready-made losses of tokens.
+    """
+    held = objective.objective if isinstance(objective, PerToken) else objective
+    if isinstance(held, SUMMED) and held.reduction == "sum":
+        return replace(held, reduction="mean")
+    return held if isinstance(objective, PerToken) else None

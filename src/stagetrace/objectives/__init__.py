@@ -3,9 +3,9 @@
 from stagetrace.objectives.binary import BinaryClassification as BinaryClassification
 from stagetrace.objectives.binary import MultiLabel as MultiLabel
 from stagetrace.objectives.contrastive import Contrastive as Contrastive
-from stagetrace.objectives.contrastive import Grouped as Grouped
 from stagetrace.objectives.distillation import Distillation as Distillation
 from stagetrace.objectives.dpo import DPO as DPO
+from stagetrace.objectives.grouped import Grouped as Grouped
 from stagetrace.objectives.objective import Objective as Objective
 from stagetrace.objectives.objective import TokenLosses as TokenLosses
 from stagetrace.objectives.policy import WeightedLogProb as WeightedLogProb

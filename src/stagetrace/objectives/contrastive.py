@@ -7,13 +7,12 @@ from typing import Any, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from stagetrace.errors import BatchError, refuse
 from stagetrace.objectives.batches import in_short
 from stagetrace.objectives.forward import output_of
 
-__all__ = ["Contrastive", "Grouped"]
+__all__ = ["Contrastive"]
 
 Embed = Callable[[nn.Module, Any], Tensor]
 """`embed(model, rows) -> [rows, d]`."""
@@ -124,57 +123,3 @@ def _rows(part: Any) -> tuple[int, int]:
             "is a group of rows: Grouped(pairs, size) makes them"
         )
     return shape
-
-
-def check_count(groups: object) -> None:
-    """Refuse what is no size of a group."""
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        refuse(f"Grouped: groups must be how many rows make one, or the rows of each group, got {groups!r}")
-
-
-@final
-class Grouped:
-    """A data set whose examples are fixed groups of another's: what a loss over a batch needs to be a mean of examples.
-
-    Args:
-        data: a map-style data set of rows, such as pairs.
-        groups: how many rows that lie together make a group (the last may not be smaller), or the rows of each group,
-            such as the batches that were trained on.
-        collate: list of rows -> one example; PyTorch's default otherwise.
-
-    Raises:
-        DescriptionError: groups of another kind, rows that are left over, a row that does not exist.
-
-    Example:
-        >>> pairs = [(float(i), -float(i)) for i in range(4)]
-        >>> Grouped(pairs, 2)[1]
-        [tensor([2., 3.], dtype=torch.float64), tensor([-2., -3.], dtype=torch.float64)]
-    """
-
-    def __init__(
-        self,
-        data: Any,
-        groups: int | Sequence[Sequence[int]],
-        collate: Callable[[list[Any]], Any] | None = None,
-    ) -> None:
-        total = len(data)
-        if not isinstance(groups, Sequence):
-            check_count(groups)
-            if total % groups:
-                refuse(
-                    f"Grouped: {total:,} rows are no groups of {groups}; leave out the last {total % groups}, "
-                    "as drop_last=True does in training, or give the rows of each group"
-                )
-            groups = [range(start, start + groups) for start in range(0, total, groups)]
-        self.data, self.collate = data, collate or default_collate
-        self.groups = [[int(index) for index in group] for group in groups]
-        wrong = next((index for group in self.groups for index in group if not 0 <= index < total), None)
-        if not self.groups or not all(self.groups) or wrong is not None:
-            what = "a group is empty" if wrong is None else f"there is no row {wrong}: the data set has {total:,}"
-            refuse(f"Grouped: {what}; give the rows of each group")
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.collate([self.data[row] for row in self.groups[index]])

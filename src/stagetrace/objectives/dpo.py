@@ -23,6 +23,7 @@ from stagetrace.objectives.pairs import (
     single_rows,
 )
 from stagetrace.objectives.reference import Remembered, bytes_of, is_differentiated, is_wrapped, reference_in
+from stagetrace.objectives.tokens import cross_entropies, following
 
 Preference = Literal["sigmoid", "ipo", "hinge", "robust"]
 
@@ -195,8 +196,8 @@ def _logp(model: nn.Module, side: Side) -> Tensor:
             f"DPO needs a causal language model with logits [rows, length, vocabulary], got {list(logits.shape)} for "
             f"tokens {list(tokens.shape)}; use Reward() for a model with one number a text"
         )
-    labels = tokens.masked_fill(_completion(side) == 0, IGNORED)[:, 1:]
-    return -F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(dim=1)
+    labels = tokens.masked_fill(_completion(side) == 0, IGNORED)
+    return -cross_entropies(logits, following(labels)).sum(dim=1)
 
 
 def _completion(side: Side) -> Tensor:

@@ -4,6 +4,7 @@ The split into `outputs` and `losses` is where the Gauss-Newton matrix splits (`
 owns the mean over examples, the weights and the penalties.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -146,12 +147,12 @@ def splits(objective: Objective) -> bool:
 
 
 def name_of(objective: Objective) -> str:
-    """The name of the objective, for fingerprints and messages."""
+    """The name of the objective, for messages and records: without the addresses of functions that it holds."""
     if isinstance(objective, Plain):
         function = objective.function
         return getattr(function, "__qualname__", type(function).__qualname__)
-    text = repr(objective)
-    return type(objective).__qualname__ if " object at 0x" in text else text
+    text = re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(objective))
+    return type(objective).__qualname__ if " at 0x" in text else text
 
 
 def label_names(objective: Objective | PlainLoss | None) -> tuple[str, ...]:

@@ -44,12 +44,27 @@ def _token_losses(logits: Tensor, labels: Tensor, reduction: TokenReduction, *, 
 
     each: as terms of that sum, `[batch, length]`.
     """
-    losses = F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none", ignore_index=IGNORED)
+    losses = cross_entropies(logits, labels)
     found = losses if each else losses.sum(dim=1)
     if reduction == "sum":
         return found
     counts = (labels != IGNORED).sum(dim=1, keepdim=each)
     return found / counts.clamp_min(1)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Logits `[batch, length, classes]`, labels `[batch, length]` -> `[batch, length]`, 0 at labels of -100.
+
+    All tokens as one batch: classes that are not the last axis of the logits would cost twice as much.
+    """
+    flat = logits.flatten(0, 1), labels.long().flatten()
+    each = F.cross_entropy(*flat, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing)
+    return each.view(labels.shape)
+
+
+def following(labels: Tensor) -> Tensor:
+    """At each position the label of the next one, and -100 at the last: logits need not be cut, which copies them."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def _check_vocabulary(labels: Tensor, shape: Sequence[int]) -> None:
@@ -146,9 +161,7 @@ class NextToken:
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         labels, shifted = _labels(batch)
         _check_token_shapes(outputs, labels, "NextToken")
-        if shifted:
-            return _token_losses(outputs, labels, self.reduction)
-        return _token_losses(outputs[:, :-1], labels[:, 1:], self.reduction)
+        return _token_losses(outputs, labels if shifted else following(labels), self.reduction)
 
     def token_losses(self, outputs: Tensor, batch: Any) -> Tensor:
         """Each predicted token's term of its sentence's loss, `[batch, length]`, at the token's own position.
@@ -159,7 +172,7 @@ class NextToken:
         _check_token_shapes(outputs, labels, "NextToken")
         if shifted:
             return _token_losses(outputs, labels, self.reduction, each=True)
-        return F.pad(_token_losses(outputs[:, :-1], labels[:, 1:], self.reduction, each=True), (1, 0))
+        return F.pad(_token_losses(outputs, following(labels), self.reduction, each=True)[:, :-1], (1, 0))
 
     def predicted(self, batch: Any) -> Tensor:
         """The tokens that are predicted, at their own positions; -100 elsewhere."""
@@ -181,7 +194,7 @@ class NextToken:
     def counted(self, batch: Any) -> Tensor:
         """At which positions `[batch, length]` of the outputs something is predicted: the token after it."""
         labels, shifted = _labels(batch)
-        return (labels if shifted else F.pad(labels[:, 1:], (0, 1), value=IGNORED)) != IGNORED
+        return (labels if shifted else following(labels)) != IGNORED
 
 
 def _tokens_alone(batch: Any) -> Any:

@@ -53,6 +53,11 @@ class Weights:
 
     def __post_init__(self) -> None:
         by_source = isinstance(self.values, Mapping)
+        if by_source and not self.values:
+            refuse(
+                "Weights has no weight: the mapping is empty; give each source its weight, such as "
+                "Weights({'web': 0.5, 'code': 2.0}, sources=...)"
+            )
         if by_source and self.sources is None:
             some = ", ".join(map(repr, list(cast("Mapping[object, object]", self.values))[:SHOWN]))
             refuse(

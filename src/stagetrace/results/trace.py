@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
 from stagetrace.errors import DescriptionError, refuse
 from stagetrace.plaintext import printable
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame  # pyright: ignore[reportMissingTypeStubs]
 
+Kept = TypeVar("Kept")
+
 _WORDS = frozenset({"stage", "status"})
 _HEADINGS = ("stage", "examples", "smallest", "largest", "harmful", "residual", "status")
 
@@ -35,6 +37,19 @@ class UnknownStageError(DescriptionError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+@final
+class _ByStage(dict[str, Kept]):
+    """What a trace keeps by stage name beside its scores; of a stage that is not in it, it says what to type."""
+
+    def __init__(self, name: str, given: Mapping[str, Kept], none: str) -> None:
+        super().__init__(given)
+        self._name, self._none = name, none
+
+    def __missing__(self, stage: str) -> NoReturn:
+        have = f"type one of: {', '.join(map(repr, self))}" if self else self._none
+        raise UnknownStageError(f"trace.{self._name}[{stage!r}]: there are none of a stage of that name; {have}")
 
 
 @final
@@ -76,8 +91,12 @@ class Trace(ShownAsTable):
         for name in self.tokens:
             if name not in self.scores or self.scores[name].n_examples != self.tokens[name].n_examples:
                 refuse(f"Trace: the token scores under {name!r} are of no stage, or of other examples, than its scores")
-        for name in ("scores", "solutions", "description", "statistics", "versions", "tokens"):
+        for name in ("scores", "description", "statistics", "versions"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        solutions = _ByStage("solutions", self.solutions, "no stage of this run was solved")
+        tokens = _ByStage("tokens", self.tokens, "scores of tokens are made by trace(chain, query, tokens=True)")
+        object.__setattr__(self, "solutions", MappingProxyType(solutions))
+        object.__setattr__(self, "tokens", MappingProxyType(tokens))
 
     def __getitem__(self, stage: str) -> Scores:
         """The scores of one stage.

@@ -30,13 +30,18 @@ def notices(stage: Stage) -> list[str]:
     """
     given: list[str] = [*getattr(stage.data, "notices", ())]
     given += [] if stage.ids_and_notice[1] is None else [stage.ids_and_notice[1]]
-    found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and m.training})
+    found = sorted({type(m).__name__ for m in stage.model.modules() if isinstance(m, MODE_DEPENDENT) and _differs(m)})
     if not found:
         return given
     return [
         *given,
         f"{stage.where}: the model is in training mode and has {', '.join(found)}; it is evaluated in eval mode",
     ]
+
+
+def _differs(module: nn.Module) -> bool:
+    """Whether a layer computes otherwise in training mode, which it is in; dropout of no unit does not."""
+    return module.training and getattr(module, "p", 1.0) > 0
 
 
 def remarks(stage: Stage) -> list[str]:

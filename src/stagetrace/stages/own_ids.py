@@ -53,7 +53,7 @@ def rows_of(data: Any) -> Any:
     """The rows that a data set was made of, where it still has them."""
     rows = getattr(data, "rows", data)
     fits = hasattr(type(rows), "__getitem__") and hasattr(type(rows), "__len__") and len(rows) == len(data)
-    return rows if fits else data
+    return rows_of(rows) if fits and rows is not data else data
 
 
 def _own(data: Any, where: str) -> Ids | None:

@@ -15,7 +15,7 @@ from stagetrace.objectives.reference import is_of_reference
 from stagetrace.objectives.weights import Weights, as_weights
 from stagetrace.stages.copied import private_copy
 from stagetrace.stages.data import Examples
-from stagetrace.stages.decay import Decay, checked_decay
+from stagetrace.stages.decay import Decay, checked_decay, decays_of
 from stagetrace.stages.differentiable_layers import replace_layers
 from stagetrace.stages.ids import Ids
 from stagetrace.stages.links.link import Link
@@ -105,6 +105,7 @@ class Stage:
             object.__setattr__(self, "model", self.model.get_submodule("_orig_mod"))
         names = (name for name, _ in self.model.named_parameters())
         object.__setattr__(self, "weight_decay", checked_decay(self.weight_decay, names, self.where))
+        decays_of(self.weight_decay, self._surely_trained(), self.where)  # of the others when they are known
         check_count(self.batch_size, f"{self.where}: batch_size")
         check_count(self.workers, f"{self.where}: workers", least=0)
         check_precision(self.precision, self.where)
@@ -154,6 +155,16 @@ class Stage:
     def evaluated(self) -> nn.Module:
         """A copy of the model in eval mode that shares its parameters' memory: the user's own keeps its mode."""
         return recompute_blocks(replace_layers(private_copy(self.model, self.where), self.where))
+
+    def _surely_trained(self) -> list[str]:
+        """The parameters that the stage trained, whatever came before it: those that learn and that no link kept."""
+        link = self.link
+        kept = [*link.pairs, *link.computed] if link is not None and link.keeps_shared else []
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not any(one in ("", name) or name.startswith(f"{one}.") for one in kept)
+        ]
 
     def __repr__(self) -> str:
         parameters = sum(size for name, size in sizes_of(self.model).items() if not is_of_reference(name))

@@ -7,7 +7,10 @@ A layer `y = W * x + b` (a product or a convolution, bilinear in W and x) has th
 PyTorch's rules compute all three terms even where x has no tangent, as the data in a network's first layer: there
 `W * x'` is a convolution of zeros, as large as the others. And `W * x` and `W' * x` share their input, so one call with
 the stacked weights `[W; W']` computes both, unfolding x once. Per layer with a tangent in its input that leaves two
-calls instead of three, and one in the first. All other operations follow PyTorch's own rules.
+calls instead of three, and one in the first.
+
+A cross-entropy of logits z and the label y has the tangent `softmax(z) . z' - z'_y`: three passes over z, where
+PyTorch's rule goes through log-softmax in twice as many. All other operations follow PyTorch's own rules.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 OUTPUT_CHANNELS: dict[Callable[..., Tensor], int] = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}
 """Where the layers' output channels lie, counted from the end."""
+
+PLAIN = {"reduction": "none", "label_smoothing": 0.0, "weight": None, "size_average": None, "reduce": None}
+"""The options of a cross-entropy that the rule here is for; `ignore_index` may be any."""
 
 GROUPS = 6
 """The position of a convolution's `groups` among its arguments; stacked weights would mix the groups up."""
@@ -55,6 +61,8 @@ class _Stacked(TorchFunctionMode):
             weight = forward_ad.unpack_dual(args[1])
             if weight.tangent is not None and not grouped:
                 return _layer(func, args, options)
+        if func is F.cross_entropy and _is_plain(args, options):
+            return _cross_entropy(args, options["ignore_index"])
         return func(*args, **options)
 
 
@@ -68,6 +76,29 @@ def _layer(layer: Callable[..., Tensor], args: tuple[Any, ...], options: dict[st
     if dx is not None:
         dy = dy + layer(dx, weight[: len(weight) // 2], None, *rest, **named)
     return forward_ad.make_dual(y, dy)
+
+
+def _is_plain(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
+    """Whether a cross-entropy is that of rows of logits with a tangent and their classes, each loss for itself."""
+    if len(args) != 2 or {**options, "ignore_index": None} != {**PLAIN, "ignore_index": None}:
+        return False
+    logits, labels = args
+    return logits.ndim == 2 and labels.ndim == 1 and forward_ad.unpack_dual(logits).tangent is not None
+
+
+def _cross_entropy(args: tuple[Tensor, ...], ignored: int) -> Tensor:
+    """`(loss, loss')`, `[rows]`, of logits `[rows, classes]` and labels; at ignored labels both are 0."""
+    logits, labels = args
+    z, dz, *_ = forward_ad.unpack_dual(logits)
+    assert z is not None
+    assert dz is not None
+    losses = F.cross_entropy(z, labels, reduction="none", ignore_index=ignored)
+    kept = labels != ignored
+    own = torch.where(kept, labels, 0).unsqueeze(1)
+    partition = losses.unsqueeze(1) + z.gather(1, own)  # log of the sum of exp(z): loss = log sum - z_y
+    slopes = torch.linalg.vecdot((z - partition).exp(), dz) - dz.gather(1, own).squeeze(1)
+    # where nothing is predicted the slope may be no number
+    return forward_ad.make_dual(losses, torch.where(kept, slopes, 0.0))
 
 
 def _stacked(parameter: Tensor) -> Tensor:

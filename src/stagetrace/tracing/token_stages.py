@@ -63,7 +63,7 @@ def _unfit(bound: BoundStage) -> str | None:
     """Why the tokens of a stage cannot be scored; None if they can."""
     where = bound.stage.where
     if whole_shapes(bound.stage.model) is not None:
-        return f"the parameters of {where} lie in shards"
+        return f"the parameters of {where} lie in shards (one process with the plain module has scores of tokens)"
     if not isinstance(bound.stage.loss, TokenLosses):
         return f"the loss of {where}, {name_of(bound.stage.loss)}, is not a sum over tokens"
     return None

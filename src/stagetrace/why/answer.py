@@ -9,6 +9,7 @@ from stagetrace.report.numbers import number, percent, signed
 from stagetrace.report.preview import Preview
 from stagetrace.results import Trace
 from stagetrace.results.table import Table
+from stagetrace.results.trace import UnknownStageError
 from stagetrace.why.question import UNIT, Question, Token, shares
 
 LINE = 70
@@ -95,8 +96,16 @@ class Answer:
     page: Path | None = None
 
     def __getitem__(self, stage: str) -> StageAnswer:
-        """Of a stage, by its name."""
-        return {each.stage: each for each in self.stages}[stage]
+        """Of a stage, by its name.
+
+        Raises:
+            DescriptionError: no such stage (also a KeyError).
+        """
+        found = {each.stage: each for each in self.stages}
+        if stage not in found:
+            names = ", ".join(map(repr, found))
+            raise UnknownStageError(f"answer[{stage!r}]: no stage of that name was asked; type one of: {names}")
+        return found[stage]
 
     def tables(self) -> list[Table]:
         """The question's table, and two of every stage: what spoke for the answer, and what against it."""

@@ -13,9 +13,11 @@ from stagetrace.hf.asking import (
     Prompt,
     asked_row,
     asked_tokenizer,
+    check_prompt_kind,
     check_room,
     most_tokens,
     task_of_stage,
+    tokens_before,
     without_bos,
 )
 from stagetrace.hf.columns import TOKENISED
@@ -65,8 +67,7 @@ def question_of(chain: Chain, prompt: Prompt, completion: str | None, label: Any
         refuse(f"{WHERE}: {stage.where} is a classifier, whose answer is a label; give label= in place of completion=")
     if is_chat(prompt) and task is not Task.CAUSAL:
         refuse(f"{WHERE}: a conversation asks a causal language model, and {stage.where} is one of {task.value}")
-    if not is_chat(prompt) and not isinstance(prompt, str):
-        refuse(f"{WHERE}: prompt must be a string or a list of messages, got {type(prompt).__name__}")
+    check_prompt_kind(prompt, WHERE)
     asked = Asked(prompt, label if task is Task.CLASSIFICATION else completion, contrast, most)
     match task:
         case Task.CAUSAL:
@@ -108,16 +109,10 @@ def _completion(chain: Chain, asked: Asked) -> Question:
 
 
 def _begun(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The tokens after which the model writes: without those that the tokenizer adds at a text's end."""
+    """The tokens after which the model writes."""
     if not isinstance(prompt, str):
         return begun(tokenizer, prompt, WHERE)
-    text = without_bos(tokenizer, prompt)
-    tokens = list(tokenizer(text, verbose=False)[TOKENISED])
-    bare = list(tokenizer(text, add_special_tokens=False, verbose=False)[TOKENISED])
-    if not bare:
-        return [token for token in tokens[:1] if token == tokenizer.bos_token_id]
-    stops = range(len(tokens), len(bare) - 1, -1)
-    return tokens[: next((stop for stop in stops if tokens[stop - len(bare) : stop] == bare), len(tokens))]
+    return tokens_before(tokenizer, without_bos(tokenizer, prompt))
 
 
 def _masks(chain: Chain, asked: Asked) -> Question:
