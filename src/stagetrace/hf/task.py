@@ -47,11 +47,13 @@ class Task(StrEnum):
 HEADS = {
     "ForSequenceClassification": Task.CLASSIFICATION,
     "ForImageClassification": Task.CLASSIFICATION,
+    "ForAudioClassification": Task.CLASSIFICATION,
     "ForTokenClassification": Task.TOKENS,
     "ForMaskedLM": Task.MASKED,
     "ForCausalLM": Task.CAUSAL,
     "LMHeadModel": Task.CAUSAL,
     "ForConditionalGeneration": Task.SEQ2SEQ,
+    "EncoderDecoderModel": Task.SEQ2SEQ,
     "ForQuestionAnswering": Task.SPAN,
     "ForMultipleChoice": Task.CHOICE,
 }
