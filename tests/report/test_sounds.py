@@ -96,8 +96,8 @@ def test_a_file_that_a_path_names(tmp_path: Path):
 
 
 BROKEN = [
-    ({"bytes": b"RIFF\xff\xff\xff\x7fWAVEfmt ", "path": None}, "a WAV file that SciPy cannot read"),
-    ({"bytes": b"fLaC" + bytes(40), "path": None}, "soundfile"),
+    ({"bytes": b"RIFF\xff\xff\xff\x7fWAVEfmt ", "path": None}, "it is no file of sound that can be read"),
+    ({"bytes": b"fLaC" + bytes(40), "path": None}, "it is no (wav file|file of sound)"),
     ({"bytes": None, "path": "/nowhere.wav"}, "No such file"),
     ({"bytes": b"%PDF-1.7", "path": None}, "neither a picture nor a sound"),
     ({"array": [], "sampling_rate": 16_000}, "without samples"),
@@ -109,8 +109,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("held", "said"), BROKEN)
-def test_what_cannot_be_decoded_is_a_table_that_says_so(held: Any, said: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(wav.importlib.util, "find_spec", lambda _: None)
+def test_what_cannot_be_decoded_is_a_table_that_says_so(held: Any, said: str):
     found = Reader.of([{"audio": held}]).preview("fit", 0)
     assert (found.kind, found.sounds) == ("table", ())
     ((name, told),) = found.fields

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from stagetrace.hf.modal.wav import read_wav
 from stagetrace.report import wav
 from stagetrace.report.encoded import SOUNDS, content_of, is_file_of_row, kind_of
 from stagetrace.report.preview import Preview, Sound
@@ -50,7 +51,7 @@ def sound_of(value: Any, rate: float | None = None) -> Sound:
     Channels are averaged. Of two axes the longer one is time.
 
     Raises:
-        ValueError, OSError: it cannot be read, or has no samples; the message says why.
+        DataError, ValueError, OSError: it cannot be read, or has no samples; the message says why.
     """
     samples, rate = _samples(value, rate)
     if isinstance(samples, Tensor):  # NumPy has no bfloat16
@@ -72,7 +73,7 @@ def _samples(value: Any, rate: float | None) -> tuple[Any, float]:
     if isinstance(value, Mapping) and "array" in value:
         return value["array"], float(next(value[name] for name in RATES if value.get(name) is not None))
     if is_file_of_row(value):
-        return wav.decode(content_of(value))
+        return read_wav(content_of(value), "it")
     if rate is None:
         raise ValueError("no sampling rate is known")
     return value, float(rate)

@@ -1,18 +1,14 @@
 """Sounds as the one form of WAV file that a report holds: mono, 16 bits, at 8,000 to 16,000 Hz.
 
-Other files are read by SciPy, or by soundfile where it is installed; `drawn` is their outline for a picture.
+`drawn` is its outline for a picture. Files of other forms are read by `stagetrace.hf.modal.wav`.
 """
 
-import importlib.util
 import struct
-import warnings
 from fractions import Fraction
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 __all__ = [
@@ -20,7 +16,6 @@ __all__ = [
     "HIGHEST",
     "LONGEST",
     "LOWEST",
-    "decode",
     "drawn",
     "encode",
     "frames_of",
@@ -68,28 +63,6 @@ def encode(samples: Samples, rate: float) -> bytes:
     loudest = float(np.abs(start).max())
     steps = np.round(start / max(1.0, loudest) * _FULL).clip(-_FULL, _FULL - 1).astype("<i2")
     return _file(steps.tobytes(), own)
-
-
-def decode(content: bytes) -> tuple[NDArray[Any], int]:
-    """The samples `[n]` or `[n, channels]` of an audio file, for `from_minus_one_to_one`, and their rate in Hz.
-
-    Raises:
-        ValueError: no audio file that can be read here.
-    """
-    if content[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about notes and pictures within the file
-            try:
-                rate, samples = wavfile.read(BytesIO(content))
-            except Exception as cause:  # whatever a damaged header leads to
-                raise ValueError(f"a WAV file that SciPy cannot read ({cause})") from cause
-        return samples, int(rate)
-    if importlib.util.find_spec("soundfile") is None:
-        raise ValueError("a sound that is no WAV file needs soundfile; type: pip install soundfile")
-    import soundfile  # pyright: ignore[reportMissingImports]
-
-    found: tuple[Any, int] = soundfile.read(BytesIO(content), dtype="float32")
-    return found
 
 
 def from_minus_one_to_one(samples: NDArray[Any]) -> Samples:
