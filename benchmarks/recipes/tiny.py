@@ -45,7 +45,7 @@ def gpt2(cls: str = "GPT2LMHeadModel", **settings: Any) -> Any:
     }
     still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    return _made(cls, transformers.GPT2Config(**sizes, **still, **special, **settings))
+    return made(cls, transformers.GPT2Config(**sizes, **still, **special, **settings))
 
 
 def bert(cls: str, **settings: Any) -> Any:
@@ -55,7 +55,7 @@ def bert(cls: str, **settings: Any) -> Any:
         "attention_probs_dropout_prob": 0.0,
         "max_position_embeddings": 32,
     }
-    return _made(cls, transformers.BertConfig(vocab_size=SIZE, pad_token_id=0, **sizes, **still, **settings))
+    return made(cls, transformers.BertConfig(vocab_size=SIZE, pad_token_id=0, **sizes, **still, **settings))
 
 
 def bart() -> Any:
@@ -73,12 +73,17 @@ def bart() -> Any:
         "dropout": 0.0,
     }
     special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
-    return _made(
+    return made(
         "BartForConditionalGeneration", transformers.BartConfig(**sizes, **heads, **special, max_position_embeddings=32)
     )
 
 
-def _made(cls: str, config: Any) -> Any:
+def config(kind: str, **settings: Any) -> Any:
+    """A configuration, whose classes do not declare all that they take."""
+    return getattr(transformers, f"{kind}Config")(**settings)
+
+
+def made(cls: str, config: Any) -> Any:
     """In float64, with weights large enough that every layer matters."""
     torch.manual_seed(0)
     model = getattr(transformers, cls)(config)

@@ -129,7 +129,7 @@ def test_a_target_may_be_a_text():
         ("choices", {"sent1": "a", "ending0": "b", "label": 0}, "a list of tokens for each choice"),
         ("choices", {"input_ids": [[5], [6]], "label": 2}, "label"),
         ("bart", {"input_ids": [5]}, "no column is known to hold the label"),
-        ("bart", {"input_ids": [5], "labels": "a cat"}, "there is no tokenizer"),
+        ("bart", {"input_ids": [5], "labels": "a cat"}, "the texts need a tokenizer"),
         ("t5", {"input_ids": [5], "labels": [99]}, "the label 99 is no token"),
     ],
 )

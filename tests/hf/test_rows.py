@@ -301,7 +301,7 @@ class Needy(transformers.BertForSequenceClassification):
 @pytest.mark.parametrize(
     ("model", "row", "says"),
     [
-        (vision, {"image": "a.png", "label": 1}, "reads 'pixel_values', which no column holds"),
+        (vision, {"image": "a.png", "label": 1}, "the images need the model's image processor, and a model in"),
         (vision, {"text": "a dog", "label": 1}, "reads 'pixel_values', which no column holds"),
         (vision, {"pixel_values": torch.ones(1, 6, 6), "label": 1}, "does not run on the first example"),
         (translator, {"input_ids": [5], "labels": [5, 6]}, "prepare_decoder_input_ids_from_labels"),

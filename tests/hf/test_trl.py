@@ -203,3 +203,12 @@ def test_another_loss_than_the_trainer_s_is_noticed(tmp_path: Path, monkeypatch:
     tuned.label_smoother = None
     tuned.train_dataset = tuned.train_dataset.map(lambda row: {"labels": [-100, *row["labels"][1:]]})
     assert hf.from_trainer(tuned, "s"), "the first label is never predicted"
+
+
+def test_rows_of_accumulated_batches_are_one_step_over_all_their_tokens(tmp_path: Path):
+    one_row = {"per_device_train_batch_size": 1}
+    several = hf.from_trainer(of.sft(tmp_path / "a", gradient_accumulation_steps=2, **one_row), "s")
+    single = hf.from_trainer(of.sft(tmp_path / "b", **one_row), "s")
+    assert any("the trainer's steps of 2 rows" in notice for notice in several.data.notices)
+    assert any("trained with one row in a step" in notice for notice in single.data.notices)
+    assert several.objective != single.objective

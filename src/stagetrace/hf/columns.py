@@ -16,6 +16,9 @@ TOKENISED, EMBEDDED, POSITIONS, MASK = "input_ids", "inputs_embeds", "position_i
 LABELS = ("labels", "label", "label_ids")
 WORD_LABELS = (*LABELS, "tags", "ner_tags")
 
+TARGETS = ("text", "sentence", "transcription", "transcript", "caption")
+"""Columns with what is written of a sound or an image, where `label=` names none."""
+
 UNLABELLED = (Task.MASKED, Task.CAUSAL)
 """Tasks whose labels are the text itself."""
 
@@ -103,7 +106,8 @@ def columns_of(
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
     )
-    found, said = _label(row, task, label, tokenised, where)
+    written = task.writes and main != TOKENISED
+    found, said = _label(row, task, label, tokenised, where, TARGETS if written else ())
     predicted = tuple(name for name in PREDICTED if name in present(row)) if task is Task.CAUSAL and tokenised else ()
     notices += said
     if tokenised:
@@ -118,8 +122,9 @@ def columns_of(
 
 
 def _label(
-    row: Mapping[str, Any], task: Task, named: str | None, tokenised: bool, where: str
+    row: Mapping[str, Any], task: Task, named: str | None, tokenised: bool, where: str, targets: tuple[str, ...] = ()
 ) -> tuple[str | None, list[str]]:
+    """The column with the label; targets: names of texts that are one where no column is called a label."""
     if task in UNLABELLED:
         return _label_of_tokens(row, task, named, tokenised, where)
     if task is Task.SPAN:
@@ -135,6 +140,7 @@ def _label(
     present_ = [name for name in (WORD_LABELS if task is Task.TOKENS else LABELS) if name in row]
     if task is Task.TOKENS and tokenised and "labels" in present_:
         return "labels", []  # labels of words may stand beside those of tokens
+    present_ = present_ or [name for name in targets if name in row]
     others = [name for name in row if name.endswith(("_tags", "_labels")) and name not in present_]
     if task is Task.TOKENS and present_ and [name for name in others if is_sequence(row[name])]:
         present_ += others

@@ -149,6 +149,7 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
 def _with_query_columns(reader: Reader, row: Mapping[str, Any], rows: Any, stage: Stage) -> Reader:
     """The stage's reader for the columns that the query's rows have."""
     old, task = reader.columns, reader.task
+    reader, row = _with_media(reader, row)
     tokenised = any(name in present(row) for name in (old.main, TOKENISED, EMBEDDED))
     texts = old.texts if set(old.texts) <= set(row) and not (tokenised and task in UNLABELLED) else ()
     label = old.label if old.label in row and bool(texts) == bool(old.texts) else None
@@ -182,6 +183,14 @@ def _with_query_columns(reader: Reader, row: Mapping[str, Any], rows: Any, stage
         warnings.warn(notice, StagetraceWarning, stacklevel=4)
     check_names(getattr(rows, "features", None), columns.label, reader.labels, WHERE)
     return replace(reader, columns=columns, packed=packed, where=WHERE, asks=True)
+
+
+def _with_media(reader: Reader, row: Mapping[str, Any]) -> tuple[Reader, Mapping[str, Any]]:
+    """The stage's reader of images or sounds for the query's column of them, and the first row with their features."""
+    if reader.media is None or reader.columns.main in present(row):
+        return replace(reader, media=None), row
+    media = reader.media.of(row, WHERE)
+    return replace(reader, media=media), media(row, 0, WHERE)
 
 
 def _reader_of(stage: Stage) -> Reader:

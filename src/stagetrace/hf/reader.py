@@ -19,6 +19,7 @@ from stagetrace.hf.columns import (
 )
 from stagetrace.hf.labels import Labels
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.modal import Media
 from stagetrace.hf.packed import positions_of
 from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
@@ -50,6 +51,8 @@ class Reader:
     expected: the columns that count, as the first row has them; None does not compare.
     asks: an example must predict something (those of a query must).
     size: the model's vocabulary, where it is known.
+    media: makes features of an example's image or sound; None where it has features already.
+    begins: a token that targets do not begin with, since the decoder begins with it in any case.
 
     Raises:
         DataError: an example lacks a column, or has one more than the first, or its text or label is of the wrong
@@ -68,6 +71,8 @@ class Reader:
     expected: frozenset[str] | None = None
     asks: bool = False
     size: int | None = None
+    media: Media | None = None
+    begins: int | None = None
 
     def several(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Features]:
         """The features of some examples, each as by itself; where they have one text each, tokenised in one call."""
@@ -84,6 +89,7 @@ class Reader:
 
     def __call__(self, row: Mapping[str, Any], index: int) -> Features:
         """The features of example `index`."""
+        row = row if self.media is None else self.media(row, index, self.where)
         self._check(row, index)
         if self.columns.tokenised and self.task.of_tokens:
             check_per_token(row, f"{self.where}: example {index}")
@@ -117,7 +123,10 @@ class Reader:
         return self._with_a_token(features, index)
 
     def relevant(self, row: Mapping[str, Any]) -> frozenset[str]:
-        """The columns of a row that change what is read."""
+        """The columns of a row, its first, that change what is read."""
+        return self._relevant(row if self.media is None else self.media(row, 0, self.where))
+
+    def _relevant(self, row: Mapping[str, Any]) -> frozenset[str]:
         names = self.takes | {LENGTHS, *PREDICTED, *LABELS} if self.columns.tokenised else frozenset(LABELS)
         if self.task is Task.TOKENS:
             names |= set(WORD_LABELS)
@@ -138,7 +147,7 @@ class Reader:
                 raise DataError(f"{where} has no column '{name}'; it has {list(row)}")
         if self.expected is None:
             return
-        found = self.relevant(row)
+        found = self._relevant(row)
         if found != self.expected:
             lacks, more = sorted(self.expected - found), sorted(found - self.expected)
             what = " and ".join(
@@ -189,9 +198,9 @@ class Reader:
     def _label(self, row: Mapping[str, Any], whole: Features, features: Features, index: int) -> Any:
         where, label = f"{self.where}: '{self.columns.label}' of example {index}", row[self.columns.label or ""]
         label = label.tolist() if hasattr(label, "tolist") else label
-        if not self.task.of_tokens:
+        if not (self.task.of_tokens or self.task.writes):
             return self.labels.read(label, where)
-        if self.task is Task.SEQ2SEQ and isinstance(label, str):
+        if self.task.writes and isinstance(label, str):
             label = self._target(label, where)
         if not is_sequence(label):
             raise DataError(f"{where} must be a list with a label per token, got {label!r}")
@@ -202,7 +211,7 @@ class Reader:
             return first_of_each(whole["word_ids"], [self._one(one, where) for one in label])
         label = [self._one(one, where) for one in label]
         tokens = features.get(TOKENISED, features.get(EMBEDDED, ()))
-        if len(label) != len(tokens) and self.task is not Task.SEQ2SEQ:
+        if len(label) != len(tokens) and not self.task.writes:
             raise DataError(f"{where} has {len(label)} labels for {len(tokens)} tokens")
         return label
 
@@ -210,7 +219,8 @@ class Reader:
         """The tokens of a target text."""
         if self.tokenizer is None:
             raise DataError(f"{where} is a text, and there is no tokenizer; give tokenizer=, or the target's tokens")
-        return self.tokenizer(text_target=text, **self._cut)[TOKENISED]
+        tokens = list(self.tokenizer(text_target=text, **self._cut)[TOKENISED])
+        return tokens[1:] if self.begins is not None and tokens[:1] == [self.begins] else tokens
 
     def _one(self, label: Any, where: str) -> Any:
         return IGNORED if isinstance(label, (int, float)) and label == IGNORED else self.labels.read(label, where)

@@ -1,6 +1,7 @@
 """Rows with named columns: what a data set must be, and a cheap look at the first of them."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -56,7 +57,9 @@ def first_row(rows: Any, where: str) -> Mapping[str, Any]:
     try:
         row = rows[0]
     except Exception as cause:
-        raise DataError(f"{where}: example 0 cannot be read ({type(cause).__name__}: {cause})") from cause
+        raise DataError(
+            f"{where}: example 0 cannot be read ({type(cause).__name__}: {cause}){_instead(rows)}"
+        ) from cause
     if not isinstance(row, Mapping):
         refuse(
             f"{where}: the examples of data must be dicts with named columns, got {type(row).__name__}; for texts "
@@ -85,6 +88,18 @@ def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     if isinstance(value, (str, bytes)):
         return False
     return isinstance(value, Sequence) or bool(getattr(value, "shape", ()))
+
+
+def _instead(rows: Any) -> str:
+    """What to type where `datasets` cannot decode its sounds, for want of a package that reads all kinds of files."""
+    features = getattr(rows, "features", None) or {}
+    names = [name for name, one in features.items() if type(one).__name__ == "Audio" and getattr(one, "decode", False)]
+    if not names or find_spec("torchcodec") is not None:
+        return ""
+    return (
+        f"; type: data.cast_column('{names[0]}', datasets.Audio(decode=False)), whose wav files are read without "
+        "torchcodec, or pip install torchcodec"
+    )
 
 
 def _is_column(values: Any) -> bool:

@@ -21,7 +21,11 @@ def needs(model: Any) -> tuple[str, ...]:
 
 def main_of(model: Any) -> str:
     """The feature that an example cannot be without: `input_ids`, `pixel_values`, ..."""
-    return str(getattr(base_of(model), "main_input_name", None) or "input_ids")
+    base = base_of(model)
+    name = str(getattr(base, "main_input_name", None) or "input_ids")
+    encoder = getattr(base, "encoder", None)
+    # an encoder of sounds with a decoder names what it reads after neither kind of features
+    return main_of(encoder) if name == "inputs" and hasattr(encoder, "main_input_name") else name
 
 
 def _parameters(model: Any) -> dict[str, inspect.Parameter]:

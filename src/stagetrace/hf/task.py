@@ -6,6 +6,7 @@ from typing import Any, Literal, final
 from stagetrace.errors import refuse
 from stagetrace.hf.packages import base_of
 from stagetrace.objectives import (
+    CTC,
     Classification,
     MaskedToken,
     MultiLabel,
@@ -36,6 +37,7 @@ class Task(StrEnum):
     SEQ2SEQ = "sequence to sequence"
     SPAN = "question answering"
     CHOICE = "multiple choice"
+    SPEECH = "speech recognition"
     OTHER = "other"
 
     @property
@@ -43,17 +45,25 @@ class Task(StrEnum):
         """Whether there is a label per token."""
         return self in (Task.TOKENS, Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
 
+    @property
+    def writes(self) -> bool:
+        """Whether the label is a text, which may be of another length than what is read."""
+        return self in (Task.SEQ2SEQ, Task.SPEECH)
+
 
 HEADS = {
     "ForSequenceClassification": Task.CLASSIFICATION,
     "ForImageClassification": Task.CLASSIFICATION,
+    "ForAudioClassification": Task.CLASSIFICATION,
     "ForTokenClassification": Task.TOKENS,
     "ForMaskedLM": Task.MASKED,
     "ForCausalLM": Task.CAUSAL,
     "LMHeadModel": Task.CAUSAL,
     "ForConditionalGeneration": Task.SEQ2SEQ,
+    "EncoderDecoderModel": Task.SEQ2SEQ,
     "ForQuestionAnswering": Task.SPAN,
     "ForMultipleChoice": Task.CHOICE,
+    "ForCTC": Task.SPEECH,
 }
 """How the name of a model's class ends -> its task."""
 
@@ -118,8 +128,8 @@ def task_named(cls: type) -> Task | None:
     return next((task for name in names for end, task in HEADS.items() if name.endswith(end)), None)
 
 
-def objective_of(task: Task, reduction: Reduction) -> Objective:
-    """The loss of a task; `reduction` is that over a sentence's tokens."""
+def objective_of(task: Task, reduction: Reduction, model: Any) -> Objective:
+    """The loss of a task; `reduction` is that over a sentence's tokens. model: of which the configuration counts."""
     match task:
         case Task.REGRESSION:
             return Regression()
@@ -133,5 +143,8 @@ def objective_of(task: Task, reduction: Reduction) -> Objective:
             return Seq2Seq(reduction)
         case Task.SPAN:
             return SpanAnswer()
+        case Task.SPEECH:
+            config = base_of(model).config
+            return CTC(config.pad_token_id, config.ctc_loss_reduction, bool(config.ctc_zero_infinity))
         case _:
             return Classification()

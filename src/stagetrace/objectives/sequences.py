@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
+import torch
 from torch import Tensor, nn
 
 from stagetrace.errors import BatchError
@@ -23,9 +24,10 @@ class Seq2Seq:
 
         loss_i = -mean_t log p(target_t | targets before t, source)
 
-    A dict batch: `input_ids` and `attention_mask` of the source, `labels` `[batch, length]` of the target, of which
-    -100 are ignored. The decoder's inputs are the labels shifted by one, made by the model's
-    `prepare_decoder_input_ids_from_labels`, as in training, unless the batch has `decoder_input_ids`. Unit: nats, per
+    A dict batch: `input_ids` and `attention_mask` of the source (or `pixel_values`, `input_features`, ...), `labels`
+    `[batch, length]` of the target, of which -100 are ignored. The decoder's inputs are the labels shifted by one,
+    made by the model's `prepare_decoder_input_ids_from_labels`, or where it has none (Whisper) behind
+    `config.decoder_start_token_id`, as in training, unless the batch has `decoder_input_ids`. Unit: nats, per
     target token with `reduction="mean"`; a target without tokens has loss 0. It equals the loss that transformers'
     models return for the example alone.
 
@@ -57,15 +59,7 @@ class Seq2Seq:
             )
         if any(name in batch for name in DECODER):
             return call(model, batch)
-        make: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if not callable(make):
-            raise BatchError(
-                f"{type(model).__name__} has no prepare_decoder_input_ids_from_labels, and the batch no "
-                "'decoder_input_ids', which training made from the labels; add them, in the data set or by collate="
-            )
-        labels = target_tensor(batch, "Seq2Seq")
-        shifted = cast("Callable[..., Tensor]", make)(labels=labels)
-        return call(model, {**batch, "decoder_input_ids": shifted})
+        return call(model, {**batch, "decoder_input_ids": _shifted(model, target_tensor(batch, "Seq2Seq"))})
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         return self._tokens.losses(outputs, batch)
@@ -85,3 +79,21 @@ class Seq2Seq:
     def labelled(self, batch: Any) -> int:
         """How many tokens of the batch are predicted."""
         return int((target_tensor(batch, "Seq2Seq") != IGNORED).sum())
+
+
+def _shifted(model: nn.Module, labels: Tensor) -> Tensor:
+    """The decoder's inputs `[batch, length]` for these labels, as the model makes them in training."""
+    make: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if callable(make):
+        return cast("Callable[..., Tensor]", make)(labels=labels)
+    config: Any = getattr(model, "config", None)
+    start, pad = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    if not isinstance(start, int) or not isinstance(pad, int):
+        raise BatchError(
+            f"{type(model).__name__} has no prepare_decoder_input_ids_from_labels and no token in its config that a "
+            "decoder starts with, and the batch no 'decoder_input_ids', which training made from the labels; add them, "
+            "in the data set or by collate="
+        )
+    first = labels.new_full((len(labels), 1), start)
+    shifted = torch.cat([first, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, pad)

@@ -1,0 +1,58 @@
+"""Whether a model reads images or sounds, and what makes features of a data set's."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stagetrace.hf.modal import cells, processors
+from stagetrace.hf.modal.images import Images, brightness_notices
+from stagetrace.hf.modal.media import Media
+from stagetrace.hf.modal.sounds import Sounds, check_longest, cut_notices
+from stagetrace.hf.rows import first_row, present
+from stagetrace.hf.signature import takes
+
+PIXELS = "pixel_values"
+SOUNDS = ("input_values", "input_features")
+
+
+def media_of(
+    rows: Any,
+    model: Any,
+    main: str,
+    given: Any,
+    places: Iterable[str],
+    longest: int | None,
+    where: str,
+) -> tuple[Media | None, list[str]]:
+    """What makes features of the images or sounds of a data set, and what is to be said of it.
+
+    None where the model reads neither, or where the rows have its features already.
+
+    Args:
+        main: the feature that the model cannot be without.
+        given: the processor, as it was given. places: where one may lie.
+        longest: samples after which sounds are cut.
+
+    Raises:
+        DescriptionError: no column can be meant, or there is no processor.
+        DataError: the first example cannot be read.
+    """
+    row = first_row(rows, where)
+    if main not in (PIXELS, *SOUNDS) or main in present(row):
+        return None, []
+    if main == PIXELS:
+        column = cells.column_of(row, cells.IMAGES, cells.is_image, "image", main, where)
+        images = Images(column, processors.load_processor(processors.IMAGES, given, places, where))
+        return images, brightness_notices(row, images, where)
+    column = cells.column_of(row, cells.SOUNDS, cells.is_sound, "sound", main, where)
+    extractor = processors.load_processor(processors.SOUNDS, given, places, where)
+    check_longest(longest, extractor, where)
+    masks = bool(getattr(extractor, "return_attention_mask", False)) and "attention_mask" in takes(model)
+    sounds = Sounds(column, extractor, main, longest, masks)
+    return sounds, cut_notices(rows, sounds, where)
+
+
+def tokenizer_beside(processor: Any, places: Iterable[str]) -> tuple[Any, tuple[str, ...]]:
+    """The tokenizer that a processor holds, and where one may lie: the processor's folder first."""
+    folder = (str(processor),) if isinstance(processor, (str, Path)) else ()
+    return getattr(processor, "tokenizer", None), (*folder, *places)
