@@ -1,5 +1,6 @@
 """A corpus that the target filtered, or put in another order: rows and examples are brought together by their ids."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def test_the_rows_that_stay_are_those_of_the_ids(name: str, column: str, tmp_pat
     curation = curate(run, rule=Drop(2), groups=["x", "x", "y", "y"])  # e, a are of x; d, b of y
     assert {group.name: group.total for group in curation.groups} == pytest.approx({"x": -1.5, "y": 1.1})
     assert all(f"{group.total:+.3e}" in printed for group in curation.groups)
+
+
+def test_texts_that_look_like_times_or_numbers_stay_texts(tmp_path: Path):
+    ids = ["2024-01-02T10:00:00Z", "2024-01-02 10:00:00", "2024-01-02"]  # the first two are one moment
+    rows = [{"id": name, "nested": {"days": [name, "2024-01-02"]}, "n": f"00{at}"} for at, name in enumerate(ids)]
+    (tmp_path / "corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    scores = Scores("fit", torch.tensor([1.0, 2.0]).double(), ids=Ids([ids[2], ids[0]]))
+    found = matched(read_rows(tmp_path / "corpus.jsonl"), scores)
+    curate(Trace({"fit": scores}), rule=Drop(1)).write(tmp_path / "kept", found)
+    assert pq.read_table(tmp_path / "kept" / "data.parquet").to_pylist() == [{**rows[2], "original_index": 0}]
+    assert found.column("nested") == [rows[2]["nested"], rows[0]["nested"]]
 
 
 def test_rows_that_cannot_be_found_are_refused(tmp_path: Path, command: Command):

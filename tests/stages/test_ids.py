@@ -76,7 +76,7 @@ def test_a_column_that_cannot_serve_is_passed_over_aloud(values: list[Any]):
         (["1", 2, 3, 1, 4, 5], DataError, "examples 0 and 3 have the same id '1'"),
         (["a"], DescriptionError, "one id for each of the 6 examples, got 1"),
         ("nowhere", DataError, "ids='nowhere' names a column, but example 0 has"),
-        ([*NAMES[:5], "two\nlines"], DataError, "id of example 5 is 'two"),
+        ([*NAMES[:5], "two\nlines"], DataError, "of one line that is not empty, got .two.*for example 5"),
         ([*NAMES[:5], 2.5], DataError, "got 2.5 for example 5"),
         (7, DescriptionError, "ids must be the name of a column, or a sequence"),
     ],

@@ -1,7 +1,7 @@
 """Labels of examples: the same share of each class dropped, and whole sources side by side."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import final
 
@@ -107,8 +107,14 @@ def validated_labels(labels: Labels, examples: int, what: str) -> tuple[object, 
     """The labels as plain values that can be compared and written.
 
     Raises:
-        DescriptionError: another number of them than examples, or values such as lists that are no labels.
+        DescriptionError: another number of them than examples, values that have no order or are one text, or values such
+            as lists that are no labels.
     """
+    if isinstance(labels, (Mapping, Set, str, bytes)):
+        refuse(
+            f"{what}: there must be one value for each example, in their order, in a sequence, got a "
+            f"{type(labels).__name__}"
+        )
     plain = tuple(map(_plain, labels))
     if len(plain) != examples:
         refuse(f"{what}: there must be one value for each of the {examples:,} examples, got {len(plain):,}")

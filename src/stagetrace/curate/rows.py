@@ -122,7 +122,27 @@ def _file(path: Path, split: str | None) -> Rows:
         refuse(f"{path} is not a Parquet file (.parquet) or a jsonl file; give one, or the folder that it lies in")
     if split is not None:
         refuse(f"{path} is one file, without splits; leave --split out")
-    return Rows(str(path), pq.read_table(path) if path.suffix == ".parquet" else pj.read_json(path))
+    return Rows(str(path), pq.read_table(path) if path.suffix == ".parquet" else _jsonl(path))
+
+
+def _jsonl(path: Path) -> pa.Table:
+    """The lines of a file; texts that look like times, which pyarrow takes for times by default, stay texts."""
+    table = pj.read_json(path)
+    schema = pa.schema([pa.field(each.name, _with_texts(each.type)) for each in table.schema])
+    if schema == table.schema:
+        return table
+    return pj.read_json(path, parse_options=pj.ParseOptions(explicit_schema=schema))
+
+
+def _with_texts(kind: Any) -> Any:
+    """A type with texts in the place of times."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_with_texts(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(each.name, _with_texts(each.type)) for each in kind])
+    return kind
 
 
 def _folder(path: Path) -> Any:

@@ -1,6 +1,8 @@
 """Whether an index is of this chain: what was recorded of its stages, and what is kept of a few examples."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from stagetrace.errors import ResultsError
 from stagetrace.index.files import PART
@@ -8,7 +10,7 @@ from stagetrace.index.lookup import held_of
 from stagetrace.index.manifest import IndexManifest
 from stagetrace.index.store import Store
 from stagetrace.stages.bound import BoundStage
-from stagetrace.stages.fingerprint import SCHEME, fingerprint_examples, fingerprint_model
+from stagetrace.stages.fingerprint import SCHEME, digest_of_weights, fingerprint_examples, fingerprint_model
 
 __all__ = ["check_kept", "check_recorded"]
 
@@ -19,7 +21,7 @@ REMEDY = "give the model and data that it was built with, or build another index
 
 
 def check_recorded(folder: Path, manifest: IndexManifest, bound: BoundStage) -> None:
-    """Refuse an index of another number of examples or parameters, of another model or other data.
+    """Refuse an index of another number of examples or parameters, of another model, other data or other weights.
 
     Fingerprints are compared only if they were taken as this release takes them.
 
@@ -40,6 +42,10 @@ def check_recorded(folder: Path, manifest: IndexManifest, bound: BoundStage) -> 
         raise ResultsError(f"{where}: the model's values differ from those that it was built with; {REMEDY}")
     if held.ends != fingerprint_examples(bound.risk.examples, read=False)["ends"]:
         raise ResultsError(f"{where}: the first or last examples differ from those that it was built with; {REMEDY}")
+    built = cast("Mapping[str, Any]", manifest.description.get("stages", {})).get(bound.name, {})
+    if built.get("weights") != digest_of_weights(bound.stage.example_weights):  # of any example, not of those probed
+        remedy = "give weights= as it was built with, or build another index (stagetrace index TARGET --out DIR)"
+        raise ResultsError(f"{where}: the weights of its examples differ from those that it was built with; {remedy}")
 
 
 def check_kept(folder: Path, bound: BoundStage, store: Store) -> None:

@@ -5,7 +5,7 @@
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any, cast, final, overload
 
@@ -74,7 +74,7 @@ class Ids(Sequence[str]):
         """
         array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         array = array.cast(pa.large_string())
-        _check_texts(array, 0, "Ids")
+        _check_texts(array, 0, "Ids", "an id")
         _refuse_repeated(array, "Ids")
         return Ids._of(array, "read from a file")
 
@@ -165,13 +165,17 @@ def texts_of(values: Iterable[Any], where: str, what: str = "an id") -> Any:
     what: as messages call one of them.
 
     Raises:
-        DataError: a value of another kind, an empty text, or one with a line break.
+        DataError: values that have no order or are one text; a value of another kind, an empty text, or one with a
+            line break.
     """
+    if isinstance(values, (Mapping, Set, str, bytes)):
+        kind = type(values).__name__
+        raise DataError(f"{where}: there must be {what} for each example, in their order, in a sequence, got a {kind}")
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if isinstance(values, pa.Array) and _are_names(values.type) and not values.null_count:
         array = values.cast(pa.large_string())
-        _check_texts(array, 0, where)
+        _check_texts(array, 0, where, what)
         return array
     found, some, start = list[Any](), list[str](), 0
     for index, value in enumerate(values):
@@ -181,9 +185,9 @@ def texts_of(values: Iterable[Any], where: str, what: str = "an id") -> Any:
             raise DataError(f"{where}: {what} must be a text or a whole number, got {value!r} for example {index}")
         some.append(text)
         if len(some) == _AT_ONCE:
-            found.append(_checked(some, start, where))
+            found.append(_checked(some, start, where, what))
             some, start = [], index + 1
-    found.append(_checked(some, start, where))
+    found.append(_checked(some, start, where, what))
     return pa.concat_arrays(found)
 
 
@@ -191,16 +195,16 @@ def _are_names(kind: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
 
 
-def _checked(texts: list[str], start: int, where: str) -> Any:
+def _checked(texts: list[str], start: int, where: str, what: str) -> Any:
     try:
         array = pa.array(texts, pa.large_string())
     except (UnicodeEncodeError, pa.ArrowInvalid) as cause:
-        raise DataError(f"{where}: an id from example {start} on cannot be written in UTF-8 ({cause})") from cause
-    _check_texts(array, start, where)
+        raise DataError(f"{where}: {what} from example {start} on cannot be written in UTF-8 ({cause})") from cause
+    _check_texts(array, start, where, what)
     return array
 
 
-def _check_texts(array: Any, start: int, where: str) -> None:
+def _check_texts(array: Any, start: int, where: str, what: str) -> None:
     """Refuse an id that is missing, empty, or would not stay on its line of a list."""
     if array.null_count:
         raise DataError(f"{where}: the ids have gaps")
@@ -208,8 +212,8 @@ def _check_texts(array: Any, start: int, where: str) -> None:
     if pc.any(odd).as_py():
         place = pc.index(odd, True).as_py()
         raise DataError(
-            f"{where}: the id of example {start + place} is {array[place].as_py()!r}; an id must be a text of one line "
-            "that is not empty"
+            f"{where}: {what} must be a text of one line that is not empty, got {array[place].as_py()!r} for example "
+            f"{start + place}"
         )
 
 
