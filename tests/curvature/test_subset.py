@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stagetrace import Chain, Frozen, GaussNewton, Hessian, Query, Stage, trace
+from stagetrace import EKFAC, Chain, Frozen, GaussNewton, Hessian, Query, Stage, trace
 from stagetrace.curvature import Auto
 from stagetrace.curvature.auto import coupling_indices, describe_subset
 from stagetrace.curvature.subset import COUPLED, ENOUGH, FEWEST, PREDICTIONS, seeded_subset
@@ -14,10 +14,10 @@ from stagetrace.objectives import NextToken, Regression
 MANY = ENOUGH + 200
 
 
-def bound(examples: int):
+def bound(examples: int, weights: list[float] | None = None):
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(2, generator=generator), torch.randn(1, generator=generator)) for _ in range(examples)]
-    return Chain(Stage("only", model=nn.Linear(2, 1), objective=Regression(), data=data))["only"]
+    return Chain(Stage("only", model=nn.Linear(2, 1), objective=Regression(), data=data, weights=weights))["only"]
 
 
 @pytest.mark.parametrize("total", [1, ENOUGH - 1, ENOUGH])
@@ -123,3 +123,21 @@ def test_texts_are_counted_throughout_the_data_set() -> None:
     collate = lambda rows: nn.utils.rnn.pad_sequence(rows, batch_first=True)  # noqa: E731
     stage = Stage("only", model=Sentences(), objective=NextToken(), data=data, collate=collate)
     assert len(Auto().indices(Chain(stage)["only"])) == FEWEST
+
+
+def test_of_uneven_weights_more_are_drawn_until_the_mean_scatters_as_little() -> None:
+    many, rare = 3 * MANY, [0.0] * (3 * MANY)
+    rare[7], rare[2000] = 1.0, 3.0  # two of 3,600: a thousand drawn mostly hold neither
+    uneven, even, third = (bound(many, w) for w in (rare, [2.0] * many, [0.0, 3.0, 0.0] * MANY))
+    assert list(Auto().indices(uneven)) == list(range(many))
+    assert len(Auto().indices(even)) == len(Auto().indices(bound(many))) == ENOUGH
+    assert len(Auto().indices(third)) == 3 * ENOUGH  # a thousand of them count
+    columns = COUPLED // ENOUGH
+    assert [len(coupling_indices(Auto(), each, columns)) for each in (uneven, even, third)] == [many, ENOUGH, 3000]
+    for choice in (Hessian(50), GaussNewton(50), EKFAC(50)):
+        with pytest.raises(DescriptionError, match=r"stage 'only': the 50 of 3,600 examples .* all have the weight 0"):
+            choice.operator(uneven)
+    said = describe_subset(Hessian(900), third)
+    assert said is not None
+    drawn = sum(index % 3 == 1 for index in seeded_subset(many, 900, 0))
+    assert said.endswith(f"drawn by seed 0, whose mean weight is {3 * drawn / 900:.3g} times that of all")

@@ -87,7 +87,11 @@ def test_tokens_of_rows_that_hold_several_documents(tmp_path: Path):
         (["a"], DescriptionError, "for each of 4 examples, got 1"),
         (["a", None, "b", "c"], DataError, "a group's name must be a text or a whole number, got None for example 1"),
         (["a", 0.5, "b", "c"], DataError, "got 0.5 for example 1"),
-        (["a", "", "b", "c"], DataError, "a group's name must be a text of one line that is not empty, got '' for example 1"),
+        (
+            ["a", "", "b", "c"],
+            DataError,
+            "a group's name must be a text of one line that is not empty, got '' for example 1",
+        ),
         ({0: "a", 1: "a", 2: "b", 3: "b"}, DataError, "a group's name for each example, in their order, .* got a dict"),
         ({"a", "b", "c", "d"}, DataError, "in their order, in a sequence, got a set"),
         ("abcd", DataError, "in their order, in a sequence, got a str"),

@@ -107,8 +107,8 @@ def validated_labels(labels: Labels, examples: int, what: str) -> tuple[object, 
     """The labels as plain values that can be compared and written.
 
     Raises:
-        DescriptionError: another number of them than examples, values that have no order or are one text, or values such
-            as lists that are no labels.
+        DescriptionError: another number of them than examples, a mapping, a set or a single text in their place, or
+            values such as lists that are no labels.
     """
     if isinstance(labels, (Mapping, Set, str, bytes)):
         refuse(

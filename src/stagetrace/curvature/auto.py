@@ -14,7 +14,7 @@ from stagetrace.curvature.ekfac import EKFAC
 from stagetrace.curvature.mean import MeanCurvature
 from stagetrace.curvature.operator import LinearOperator, SumOperator
 from stagetrace.curvature.shares import Shares
-from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, seeded_subset, subset_text
+from stagetrace.curvature.subset import COUPLED, ENOUGH, Count, subset_text, weighed, weighed_subset
 from stagetrace.objectives.objective import splits
 from stagetrace.stages.bound import BoundStage
 
@@ -109,13 +109,14 @@ def coupling_indices(curvature: Curvature, bound: BoundStage, columns: int) -> S
     columns: right-hand sides, for each of which they are multiplied once.
     """
     if isinstance(curvature, Auto | Hessian | GaussNewton | EKFAC) and curvature.examples == "auto":
-        return seeded_subset(len(bound.stage.examples), max(ENOUGH, COUPLED // columns), curvature.seed)
+        return weighed_subset(bound, weighed(bound, max(ENOUGH, COUPLED // columns)), curvature.seed)
     return curvature.indices(bound)
 
 
 def describe_subset(curvature: Curvature, bound: BoundStage) -> str | None:
     """Which of a stage's examples a curvature averages over, as text; None where it is all of them."""
-    chosen, total = len(curvature.indices(bound)), len(bound.stage.examples)
-    if chosen == total or not isinstance(curvature, Auto | Hessian | GaussNewton | EKFAC):
+    chosen, total, weights = curvature.indices(bound), len(bound.stage.examples), bound.stage.example_weights
+    if len(chosen) == total or not isinstance(curvature, Auto | Hessian | GaussNewton | EKFAC):
         return None
-    return subset_text(chosen, total, curvature.examples, curvature.seed)
+    weight = None if weights is None else float(weights[list(chosen)].mean() / weights.mean())
+    return subset_text(len(chosen), total, curvature.examples, curvature.seed, weight)

@@ -2,13 +2,15 @@
 
 The rule: all of up to 1,000 examples; of more, 1,000 drawn by the seed. An example of many predictions, as a text is of
 its tokens, counts for more: then as many examples as hold 8,000 predictions, but no fewer than 250. For the coupling
-between stages it is 40,000 examples over the number of right-hand sides.
+between stages it is 40,000 examples over the number of right-hand sides. Of examples with uneven weights all of these
+numbers are more, until what is drawn scatters as little as so many examples of equal weights.
 
 The accuracy of a mean over a subset depends on the size of the subset, not of the data set. With
 100 or 300 images instead of 1,000 the Hessian was more indefinite, the damping followed, and the scores predicted
 retraining less (`docs/how-to-choose.md`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -49,9 +51,41 @@ def seeded_subset(total: int, examples: Count, seed: int) -> Sequence[int]:
 
 
 def subset(bound: BoundStage, examples: Count, seed: int) -> Sequence[int]:
-    """The indices of a stage's examples that a curvature averages over."""
+    """The indices of a stage's examples that a curvature averages over.
+
+    Raises:
+        DescriptionError: all of those drawn have the weight 0.
+    """
     count = enough(bound) if examples == "auto" and len(bound.stage.examples) > FEWEST else examples
-    return seeded_subset(len(bound.stage.examples), count, seed)
+    return weighed_subset(bound, weighed(bound, count) if examples == "auto" else count, seed)
+
+
+def weighed_subset(bound: BoundStage, examples: Count, seed: int) -> Sequence[int]:
+    """`seeded_subset` of a stage's examples, some of which have to count.
+
+    Raises:
+        DescriptionError: all of those drawn have the weight 0, so that their mean says nothing.
+    """
+    chosen, weights = seeded_subset(len(bound.stage.examples), examples, seed), bound.stage.example_weights
+    if weights is not None and not bool(weights[list(chosen)].any()):
+        refuse(
+            f"{bound.stage.where}: the {len(chosen):,} of {len(weights):,} examples that are drawn for the curvature "
+            f"all have the weight 0; type examples=None (--solve examples=all), which takes all, or leave examples of "
+            "weight 0 out of the data"
+        )
+    return chosen
+
+
+def weighed(bound: BoundStage, count: Count) -> Count:
+    """As many examples as are worth `count` of equal weights: over `(sum w)^2 / (n sum w^2)`, Kish's design effect.
+
+    Source: Kish (1965), Survey Sampling, section 11.7.
+    """
+    weights = bound.stage.example_weights
+    if weights is None or not isinstance(count, int):
+        return count
+    even = float(weights.mean().square() / weights.square().mean())
+    return min(len(weights), math.ceil(count / even))
 
 
 def enough(bound: BoundStage) -> int:
@@ -60,14 +94,18 @@ def enough(bound: BoundStage) -> int:
     return ENOUGH if of_one == 1 else min(ENOUGH, max(FEWEST, PREDICTIONS // of_one))
 
 
-def subset_text(chosen: int, total: int, examples: Count, seed: int) -> str:
+def subset_text(chosen: int, total: int, examples: Count, seed: int, weight: float | None = None) -> str:
     """How many examples a curvature averages over, as text, and by default how to take all.
+
+    weight: their mean weight, over that of all examples; None where examples have none.
 
     Example:
         >>> subset_text(50, 20_000, 50, seed=3)
         'the curvature is the mean over 50 of 20,000 examples, drawn by seed 3'
     """
     text = f"the curvature is the mean over {chosen:,} of {total:,} examples, drawn by seed {seed}"
+    if weight is not None:
+        text = f"{text}, whose mean weight is {weight:.3g} times that of all"
     if examples != "auto":
         return text
     return (
