@@ -67,8 +67,9 @@ def stage(
     `ForAudioClassification` cross-entropy (by `config.problem_type` and `num_labels` squared error or binary
     cross-entropy per label), `ForTokenClassification` cross-entropy of the labelled tokens, `ForMaskedLM` that of the
     masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token, `ForConditionalGeneration` and
-    `EncoderDecoderModel` that of each token of the target (of a decoder alone that reads images: each next token), `ForQuestionAnswering` the mean of those of the answer's
-    first and last token, `ForMultipleChoice` that of the right choice.
+    `EncoderDecoderModel` that of each token of the target (without an encoder, of text and images: each next token),
+    `ForQuestionAnswering` the mean of those of the answer's first and last token, `ForMultipleChoice` that of the right
+    choice.
 
     Args:
         name: how results refer to the stage.

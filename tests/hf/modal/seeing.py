@@ -49,13 +49,13 @@ def tokenizer() -> Any:
 
 def made(kind: str, seed: int = 0) -> Any:
     """Of one of the kinds of `PLACE`, or LLaVA over "phi"."""
-    settings: dict[str, Any] = {
+    settings: Any = {
         "vocab_size": SIZE, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 3,
         "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "head_dim": 4,
         "eos_token_id": 3,
     }  # fmt: skip
     image: dict[str, Any] = {"image_token_id": SEEN, "image_token_index": SEEN}
-    vision: dict[str, Any] = {
+    vision: Any = {
         "hidden_size": 4, "intermediate_size": 3, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 4,
         "patch_size": 2,
     }  # fmt: skip
@@ -139,7 +139,7 @@ def rows(kind: str = "llava") -> list[dict[str, Any]]:
 
 def said(image: Any, *turns: str) -> dict[str, Any]:
     """A conversation about an image, the user's turn first."""
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": turn}]}
         for place, turn in enumerate(turns)
     ]

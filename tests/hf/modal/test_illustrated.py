@@ -161,6 +161,11 @@ REFUSED: list[tuple[Row, str]] = [
     ({"image": None, "text": "<image> the cat"}, "example 1 is not read by LlavaProcessor .*no images were passed"),
     ({"image": 4.0, "text": "<image> the"}, "example 1: 'image' is no image but float"),
     ({"image": ONE, "images": [TWO], "text": "<image> the"}, "example 1 has images in 'image' and 'images'"),
+    (
+        {"input_ids": [5, 9], "attention_mask": [1, 1], "labels": [1, 9]},
+        "example 1 has a place for an image .*no image",
+    ),
+    ({"text": "the", "video": ONE}, "example 1 has a video, which is not read"),
     ({"image": ONE, "text": 4}, "example 1: 'text' must be a string"),
     ({"image": ONE, "prompt": "<image> the"}, "example 1 has no 'text'"),
     ({"image": ONE, "text": "<image> the", "labels": [1]}, "1 labels for 5 tokens|unlike example 0"),

@@ -39,8 +39,10 @@ class Concatenated:
             DataError: images of unequal size of a model that is not told so.
         """
         batch = self.inner([{name: each[name] for name in each if not of_images(name)} for each in examples])
-        for name in dict.fromkeys(name for each in examples for name in each if of_images(name)):
-            batch[name] = _behind(name, [torch.as_tensor(each[name]) for each in examples if name in each], examples)
+        images = list(map(_images_of, examples))
+        told = any(name in each for each in images for name in TOLD)
+        for name in dict.fromkeys(name for each in images for name in each):
+            batch[name] = _behind(name, [each[name] for each in images if name in each], told=told)
         return batch
 
 
@@ -50,13 +52,17 @@ def collated_by(model: Any, tokenizer: Any, task: Task, where: str) -> Collation
     return Concatenated(found) if reads_images(model) else found
 
 
-def _behind(name: str, values: list[Tensor], examples: Sequence[Mapping[str, Any]]) -> Tensor:
-    if name == "pixel_values":  # one image without the axis of images
-        values = [value.unsqueeze(0) if value.ndim == 3 else value for value in values]
+def _images_of(example: Mapping[str, Any]) -> dict[str, Tensor]:
+    """An example's features of images; those of one image by itself get the axis of images."""
+    found = {name: torch.as_tensor(example[name]) for name in example if of_images(name)}
+    alone = "pixel_values" in found and found["pixel_values"].ndim == 3
+    return {name: value.unsqueeze(0) for name, value in found.items()} if alone else found
+
+
+def _behind(name: str, values: list[Tensor], *, told: bool) -> Tensor:
     shapes = list(dict.fromkeys(tuple(value.shape[1:]) for value in values))
     if len(shapes) == 1:
         return torch.cat(values)
-    told = any(other in each for each in examples for other in TOLD)
     if not told or len({len(shape) for shape in shapes}) > 1:
         some = " and ".join(str(list(shape)) for shape in shapes[:2])
         raise DataError(

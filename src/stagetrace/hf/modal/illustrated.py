@@ -10,6 +10,7 @@ from stagetrace.errors import DataError, first_line, refuse
 from stagetrace.hf.columns import LABELS, TOKENISED
 from stagetrace.hf.conversations import is_chat
 from stagetrace.hf.modal.cells import IMAGES
+from stagetrace.hf.modal.concatenated import of_images
 from stagetrace.hf.modal.images import read_image
 from stagetrace.hf.modal.media import Row
 from stagetrace.hf.modal.turns import illustrated, of_assistant, rendered, shown
@@ -20,6 +21,7 @@ from stagetrace.objectives.tokens import IGNORED
 
 SEVERAL = ("images", "pictures", "photos")
 TEXTS = ("text", "caption", "content")
+VIDEOS = ("video", "videos")
 SOURCES = (*CHATS, *COMPLETION, *TEXTS)
 
 
@@ -52,7 +54,10 @@ class Illustrated:
         if not isinstance(row, Mapping):
             raise DataError(f"{where} must be a dict with named columns, got {type(row).__name__}")
         if row.get(TOKENISED) is not None:
+            self._check_seen(row, where)
             return dict(row)
+        if any(row.get(name) is not None for name in VIDEOS):
+            raise DataError(f"{where} has a video, which is not read; give its frames as images, or leave it out")
         images, used = _images_of(row, where)
         texts = self.texts
         missing = [name for name in texts if row.get(name) is None]
@@ -136,12 +141,17 @@ class Illustrated:
                 f"place in the text{self._written()}"
             ) from cause
         features = of_one(found)
-        if not images and self.marks & set(features[TOKENISED]):
+        self._check_seen(features, where)
+        return features
+
+    def _check_seen(self, features: Mapping[str, Any], where: str) -> None:
+        """Refuse a place for an image without one: a model would read its mark as a word."""
+        tokens = {int(token) for token in features[TOKENISED]}
+        if self.marks & tokens and not any(of_images(name) for name in present(features)):
             raise DataError(
                 f"{where} has a place for an image{self._written()} and no image; give it in a column 'image' or "
                 "'images', or leave the example out"
             )
-        return features
 
     def _cut(self, found: dict[str, Any], where: str) -> dict[str, Any]:
         tokens = found[TOKENISED]
@@ -176,7 +186,7 @@ def of_one(found: Mapping[str, Any]) -> dict[str, Any]:
     """
     shape = found[TOKENISED].shape
     return {
-        name: value[0].tolist() if isinstance(value, Tensor) and value.shape == shape else value
+        name: value[0].tolist() if isinstance(value, Tensor) and value.shape == shape and not of_images(name) else value
         for name, value in found.items()
     }
 
