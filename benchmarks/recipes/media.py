@@ -69,14 +69,18 @@ def captions(folder: Path) -> Made:
     return _followed(folder, tiny.made("VisionEncoderDecoderModel", config), _images("text"), collate, processor)
 
 
-def sounds(folder: Path) -> Made:
-    """wav2vec 2.0 with masked padding, as `run_audio_classification.py` trains one."""
-    config = tiny.config(
+def _wav2vec2(**settings: Any) -> Any:
+    return tiny.config(
         "Wav2Vec2", **SMALL, conv_dim=(3, 3), conv_kernel=(4, 3), conv_stride=(3, 2), num_feat_extract_layers=2,
         num_conv_pos_embeddings=3, num_conv_pos_embedding_groups=1, feat_extract_norm="layer",
-        do_stable_layer_norm=True, classifier_proj_size=3, num_labels=2, vocab_size=8, mask_time_prob=0.0,
-        hidden_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0,
+        do_stable_layer_norm=True, classifier_proj_size=3, mask_time_prob=0.0,
+        hidden_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0, **settings,
     )  # fmt: skip
+
+
+def sounds(folder: Path) -> Made:
+    """wav2vec 2.0 with masked padding, as `run_audio_classification.py` trains one."""
+    config = _wav2vec2(num_labels=2, vocab_size=8)
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
 
     def collate(rows: list[Any]) -> dict[str, Tensor]:
@@ -86,6 +90,19 @@ def sounds(folder: Path) -> Made:
 
     rows = _sounds("label", 31, 44, 37, 40)
     return _followed(folder, tiny.made("Wav2Vec2ForSequenceClassification", config), rows, collate, extractor)
+
+
+def spoken(folder: Path) -> Made:
+    """wav2vec 2.0 with a token or a blank in each frame, as `run_speech_recognition_ctc.py` trains one."""
+    config = _wav2vec2(vocab_size=tiny.SIZE, pad_token_id=0, final_dropout=0.0, ctc_loss_reduction="mean")
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+
+    def collate(rows: list[Any]) -> dict[str, Tensor]:
+        found = extractor([row["audio"] for row in rows], sampling_rate=RATE, padding=True, return_tensors="pt")
+        return {**found, "input_values": found["input_values"].double(), "labels": _targets(rows)}
+
+    rows = _sounds("text", 231, 244, 237, 240)
+    return _followed(folder, tiny.made("Wav2Vec2ForCTC", config), rows, collate, extractor)
 
 
 def speech(folder: Path) -> Made:
@@ -132,5 +149,6 @@ RECIPES: dict[str, Recipe] = {
     "Trainer: image classification": images,
     "Trainer: captions, encoder of images with a decoder": captions,
     "Trainer: audio classification": sounds,
+    "Trainer: speech recognition by CTC": spoken,
     "Seq2SeqTrainer: Whisper": speech,
 }

@@ -47,13 +47,14 @@ def made(trainer: Any, *, own_rows: bool = True) -> Made:
 
 @contextmanager
 def in_double() -> Generator[None]:
-    """Have transformers leave logits in float64, which it computes losses of tokens from in float32."""
-    before = torch.Tensor.float
+    """Have transformers leave logits in float64, which it computes losses of tokens and texts from in float32."""
+    before, logs = torch.Tensor.float, torch.nn.functional.log_softmax
     torch.Tensor.float = lambda self, *settings, **named: self  # pyright: ignore
+    torch.nn.functional.log_softmax = lambda logits, dim, dtype=None: logs(logits, dim)  # pyright: ignore
     try:
         yield
     finally:
-        torch.Tensor.float = before
+        torch.Tensor.float, torch.nn.functional.log_softmax = before, logs
 
 
 def kept(trainer: Any, row: Any) -> dict[str, Any]:

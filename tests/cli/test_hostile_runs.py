@@ -15,7 +15,8 @@ from stagetrace import Scores, Trace
 from stagetrace.checks.finding import Finding, Level
 from stagetrace.plaintext import printable
 from stagetrace.report.attachments import write_findings
-from stagetrace.report.previews import Preview, Previews, write_previews
+from stagetrace.report.preview import Preview
+from stagetrace.report.previews import Previews, write_previews
 from tests import hostile, jobs, sealed
 from tests.cases import slow_but
 from tests.commands import Command, in_process

@@ -11,7 +11,8 @@ import pytest
 from stagetrace import GaussNewton, Lanczos, Trace, trace
 from stagetrace.checks.finding import Level
 from stagetrace.report.item import Reader
-from stagetrace.report.previews import Preview, Previews, read_previews, write_previews
+from stagetrace.report.preview import Preview
+from stagetrace.report.previews import Previews, read_previews, write_previews
 from tests import jobs
 from tests.commands import Command, in_process
 from tests.report.test_report import Read

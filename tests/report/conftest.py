@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.report import pages
+from tests.report import pages, rows
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,12 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the run with scores of tokens."""
     return pages.tokens(tmp_path_factory.mktemp("tokens") / "run")
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run with sounds, pictures with texts, and conversations."""
+    return rows.run(tmp_path_factory.mktemp("media") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from stagetrace.report import write
 from stagetrace.report.attachments import write_findings
 from stagetrace.report.item import Reader
 from stagetrace.report.picture import png
-from stagetrace.report.previews import Preview, Previews, write_previews
+from stagetrace.report.preview import Preview
+from stagetrace.report.previews import Previews, write_previews
 from stagetrace.report.sweep import Stability, write_sweep
 from stagetrace.results import JSON, TokenScores
 from stagetrace.solvers import Equation, Tikhonov
@@ -98,12 +99,12 @@ def pictures(folder: Path, queries: int = 4, n: int = 60) -> Path:
     }
     Trace(stages, solutions, described("none"), statistics).save(folder)
     items = [
-        Preview(name, index, "image", image=png(blob(index)), label=f"kind {index % 5}")
+        Preview(name, index, "image", images=(png(blob(index)),), label=f"kind {index % 5}")
         for name, scores in stages.items()
         for index in range(scores.n_examples)
     ]
     asked = [
-        Preview(None, k, "image", image=png(blob(k)), label="kind 0", prediction="kind 1 (62%)", loss=0.5 + 0.1 * k)
+        Preview(None, k, "image", images=(png(blob(k)),), label="kind 0", prediction="kind 1 (62%)", loss=0.5 + 0.1 * k)
         for k in range(queries)
     ]
     write_previews(folder, Previews((*items, *asked), {"query_examples": queries, "query_loss": 0.65}))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from stagetrace import Chain, GaussNewton, Query, Scores, Stage, Trace, trace
 from stagetrace.errors import DescriptionError
-from stagetrace.objectives import Regression
+from stagetrace.objectives import Classification, Regression
+from stagetrace.report import sound
 from stagetrace.report.collect import QUERIES, collect, shown_examples, shown_queries
 from tests import jobs
 
@@ -111,3 +112,17 @@ def test_another_chain_or_query_is_refused(job: tuple[Chain, Query, Trace]):
     with pytest.raises(DescriptionError, match="scores of 2 queries, the query 6 examples"):
         collect(other, chain, query)
     assert set(result) == {"pretrain", "finetune"}
+
+
+def test_the_sounds_of_the_rows_are_kept_within_their_limit(monkeypatch: pytest.MonkeyPatch):
+    class Features(list[Any]):
+        rows = [{"audio": {"array": torch.ones(16_000), "sampling_rate": 16_000}, "label": 0}] * 4
+
+    stage = Stage(
+        "fit", model=torch.nn.Linear(2, 2), objective=Classification(), data=Features([(torch.ones(2), 1)] * 4)
+    )
+    chain, query = Chain(stage), Query(stage.data)
+    monkeypatch.setattr(sound, "LARGEST", 40_000)
+    found = collect(Trace({"fit": Scores("fit", torch.arange(4.0).double() - 1.5)}), chain, query)
+    assert {item.kind for item in found.items} == {"audio"}
+    assert 39_000 < sum(len(each.wav) for item in found.items for each in item.sounds) <= 40_000

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -59,12 +60,14 @@ def test_a_run_without_them_has_no_legend_and_no_spans(opened: Opened, pictures:
 
 def test_previews_of_the_format_before_are_read(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table = pq.read_table(tokens.parent / previews_module.NAME)
-    older = table.drop_columns(["pieces"]).replace_schema_metadata({**table.schema.metadata, b"format": b"2"})
+    image = pa.array([b"\x89PNG"] * len(table), pa.binary())
+    older = table.drop_columns(["pieces", "images", "sounds", "turns", "more"]).add_column(4, "image", image)
+    older = older.replace_schema_metadata({**table.schema.metadata, b"format": b"2"})
     monkeypatch.setattr(previews_module, "_run", lambda _: table.schema.metadata[b"run"].decode())
     pq.write_table(older, tmp_path / previews_module.NAME)
     found = read_previews(tmp_path)
     assert found is not None
-    assert {item.pieces for item in found.items} == {()}
+    assert {(item.images, item.pieces, item.turns) for item in found.items} == {((b"\x89PNG",), (), ())}
 
 
 def example(index: int, **tokens: int) -> ExampleTokens:

@@ -13,7 +13,7 @@ from stagetrace import Chain, Query, Scores, Stage, Trace
 from stagetrace.objectives import Classification
 from stagetrace.report.collect import collect
 from stagetrace.report.item import Reader
-from stagetrace.report.previews import Preview
+from stagetrace.report.preview import Preview
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from stagetrace.report import picture
 from stagetrace.report.attachments import Attachments
 from stagetrace.report.item import Reader
 from stagetrace.report.model import Report
-from stagetrace.report.previews import NAME, Preview, Previews, read_previews, write_previews
+from stagetrace.report.preview import Preview
+from stagetrace.report.previews import NAME, Previews, read_previews, write_previews
 from stagetrace.report.render import render
 
 
@@ -125,13 +126,13 @@ PICTURES = [
 def test_pictures_keep_their_pixels(image: Any, pixels: torch.Tensor):
     found = Reader.of(Data((image, 0))).preview("stage", 0)
     assert found.kind == "image"
-    shown = np.asarray(Image.open(BytesIO(found.image)))
+    shown = np.asarray(Image.open(BytesIO(found.images[0])))
     np.testing.assert_array_equal(shown, pixels.numpy())
 
 
 def test_a_large_picture_becomes_small_and_keeps_its_shape():
     found = Reader.of(Data({"pixel_values": torch.rand(3, 300, 150), "labels": 1})).preview("stage", 0)
-    assert Image.open(BytesIO(found.image)).size == (48, 96)
+    assert Image.open(BytesIO(found.images[0])).size == (48, 96)
 
 
 def test_pictures_are_not_changed_by_being_shown():
@@ -154,7 +155,7 @@ def test_without_pillow_a_picture_is_a_table(monkeypatch: pytest.MonkeyPatch):
 
 WHOLE = Previews(
     (
-        Preview("a", 3, "image", image=b"\x89PNG", label="cat"),
+        Preview("a", 3, "image", images=(b"\x89PNG",), label="cat"),
         Preview("a", 4, "text", "x\u2028y\n\u202e", cut=998_000),
         Preview(None, 0, "table", fields=(("n", "1"), ("m", "<b>")), prediction="dog (9%)", loss=0.1 + 0.2),
     ),
@@ -191,7 +192,7 @@ def test_only_a_picture_of_a_size_to_be_shown_is_one(tmp_path: Path):
     huge = small[:16] + (60_000).to_bytes(4) + small[20:]
     for content in (huge, b"", b"<svg onload=alert(1)>", small[:8], small[:20], b"root:x:0:0:root:/root:/bin/bash"):
         assert not picture.is_png(content, 10_000)
-        item = Preview("a", 0, "image", image=content)
+        item = Preview("a", 0, "image", images=(content,))
         trace = Trace({"a": Scores("a", torch.tensor([1.0]).double())})
         (tmp_path / "agreement.png").write_bytes(content)
         page = render(Report.of(trace, Previews((item,)), Attachments.read(tmp_path)))

@@ -103,7 +103,7 @@ def test_the_parts_of_one_query_are_its_own():
         assert row.percentile == pytest.approx(float(100 * below / 8))
 
 
-@pytest.mark.parametrize("which", ["hostile", "pictures"])
+@pytest.mark.parametrize("which", ["hostile", "pictures", "media"])
 def test_the_file_asks_for_nothing_and_only_its_own_script_may_run(which: str, request: pytest.FixtureRequest):
     text = request.getfixturevalue(which).read_text(encoding="utf-8")
     found = Read(text)
@@ -117,7 +117,7 @@ def test_the_file_asks_for_nothing_and_only_its_own_script_may_run(which: str, r
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", style[1])
     (policy,) = (attrs["content"] for _, attrs in found.tags if attrs.get("http-equiv"))
-    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.startswith("default-src 'none'; img-src data:; media-src data:;")
     assert "unsafe-eval" not in policy
     assert re.search(r"script-src 'sha256-[\w+/=]{44}';", policy)
 

@@ -11,8 +11,10 @@ from rich.text import Text
 from stagetrace.plaintext import printable
 from stagetrace.preflight import Finding, Level
 from stagetrace.report.numbers import number
-from stagetrace.report.previews import Preview, Previews, read_previews
+from stagetrace.report.preview import Preview
+from stagetrace.report.previews import Previews, read_previews
 from stagetrace.report.reach import reach_of_run
+from stagetrace.report.words import in_words
 from stagetrace.results import Ranking, Scores, Trace
 from stagetrace.results.table import Row, Top
 from stagetrace.results.tokens import TokenScores, table_of
@@ -155,9 +157,8 @@ def _grouped(
 
 
 def in_a_line(item: Preview, room: int = LINE) -> str:
-    """The beginning of an example's text or of its fields, in `room` characters; nothing of an image."""
-    text = item.text or ", ".join(f"{name}: {value}" for name, value in item.fields)
-    words = printable(" ".join(text[: 4 * LINE].split()))
+    """The beginning of what an example says, in `room` characters; nothing of a picture alone."""
+    words = printable(" ".join(in_words(item)[: 4 * LINE].split()))
     return words if len(words) <= room else f"{words[: room - 3]}..."
 
 

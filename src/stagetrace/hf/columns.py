@@ -106,7 +106,7 @@ def columns_of(
     notices = (
         [f"{where}: {_quoted(passed)} {_is(passed)} not read as text; text= names another choice"] if passed else []
     )
-    written = task is Task.SEQ2SEQ and main != TOKENISED
+    written = task.writes and main != TOKENISED
     found, said = _label(row, task, label, tokenised, where, TARGETS if written else ())
     predicted = tuple(name for name in PREDICTED if name in present(row)) if task is Task.CAUSAL and tokenised else ()
     notices += said

@@ -69,7 +69,7 @@ def stage(
     masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token, `ForConditionalGeneration` and
     `EncoderDecoderModel` that of each token of the target (without an encoder, of text and images: each next token),
     `ForQuestionAnswering` the mean of those of the answer's first and last token, `ForMultipleChoice` that of the right
-    choice.
+    choice, `ForCTC` minus the log-probability of the spoken text.
 
     Args:
         name: how results refer to the stage.
@@ -119,10 +119,11 @@ def stage(
         check_per_token_loss(reduction, reader.task, where)
     trained, found = (used, link) if after is None else link_to(used, after, link, alpha, where)
     summed = reduction == "sum" or (reduction == "auto" and _recorded(found))
+    ready = partial(objective_of, reader.task, model=loaded.model)
     described = Stage(
         name,
         model=trained,
-        objective=objective_of(reader.task, "sum" if summed else "mean") if objective is None else objective,
+        objective=ready("sum" if summed else "mean") if objective is None else objective,
         data=Sentences(data, reader, notices),
         link=found,
         weights=weights_of(weights, data, where),
@@ -143,11 +144,11 @@ def stage(
         check_apart(described.evaluated, where)
     if objective is not None:
         return described
-    check_own_loss(described, reader.task, objective_of(reader.task, "mean"))
+    check_own_loss(described, reader.task, ready("mean"))
     if not reader.task.of_tokens or summed or reduction == "mean":
         return described
     whose = "the trainers of transformers and TRL"
-    loss, said = per_token(described, reader.task, partial(objective_of, reader.task), whose)
+    loss, said = per_token(described, reader.task, ready, whose)
     return replace(described, objective=loss, data=Sentences(data, reader, notices, said))
 
 

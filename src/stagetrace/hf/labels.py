@@ -25,7 +25,7 @@ class Labels:
     @staticmethod
     def of(task: Task, config: Any) -> "Labels":
         """The labels of a model; for a language model its vocabulary."""
-        if task in (Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ):
+        if task.writes or task in (Task.MASKED, Task.CAUSAL):
             writes: Any = getattr(config, "get_text_config", lambda **_: config)(decoder=True)
             count: Any = getattr(config, "vocab_size", getattr(writes, "vocab_size", None))
         else:
@@ -46,7 +46,7 @@ class Labels:
                 return self._class(label, where)
             case Task.REGRESSION | Task.MULTI_LABEL:
                 return self._numbers(label, where)
-            case Task.MASKED | Task.CAUSAL | Task.SEQ2SEQ:
+            case Task.MASKED | Task.CAUSAL | Task.SEQ2SEQ | Task.SPEECH:
                 return self._token(label, where)
             case Task.CHOICE:
                 return self._choice(label, where)

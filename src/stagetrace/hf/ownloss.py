@@ -61,7 +61,8 @@ def check_own_loss(stage: Stage, task: Task, objective: Objective, own: Own = ow
     dtype = next(stage.evaluated.parameters()).dtype  # a model that has no plain form is refused here
     alone = _ends(len(stage.examples))
     with torch.no_grad(), quiet():
-        together = [] if task is Task.SPAN else [_of_every_label(stage, task, alone)]  # whose padding they see
+        # a batch of answers sees its padding, and one of spoken texts is a sum in many configurations
+        together = [] if task in (Task.SPAN, Task.SPEECH) else [_of_every_label(stage, task, alone)]
         for chosen in (*([index] for index in alone), *together):
             try:
                 found = _both(stage, chosen, task, objective, own)

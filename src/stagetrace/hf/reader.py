@@ -200,9 +200,9 @@ class Reader:
     def _label(self, row: Mapping[str, Any], whole: Features, features: Features, index: int) -> Any:
         where, label = f"{self.where}: '{self.columns.label}' of example {index}", row[self.columns.label or ""]
         label = label.tolist() if hasattr(label, "tolist") else label
-        if not self.task.of_tokens:
+        if not (self.task.of_tokens or self.task.writes):
             return self.labels.read(label, where)
-        if self.task is Task.SEQ2SEQ and isinstance(label, str):
+        if self.task.writes and isinstance(label, str):
             label = self._target(label, where)
         if not is_sequence(label):
             raise DataError(f"{where} must be a list with a label per token, got {label!r}")
@@ -213,7 +213,7 @@ class Reader:
             return first_of_each(whole["word_ids"], [self._one(one, where) for one in label])
         label = [self._one(one, where) for one in label]
         tokens = features.get(TOKENISED, features.get(EMBEDDED, ()))
-        if len(label) != len(tokens) and self.task is not Task.SEQ2SEQ:
+        if len(label) != len(tokens) and not self.task.writes:
             raise DataError(f"{where} has {len(label)} labels for {len(tokens)} tokens")
         return label
 

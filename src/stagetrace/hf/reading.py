@@ -56,7 +56,7 @@ def read_as(
             f"{where}: text= names texts that are read, and the model reads '{main}'; leave it out (a column of images "
             "or sounds is found by its name or kind), and name a text that is written from them by label="
         )
-    longest = None if task is Task.SEQ2SEQ else wishes.max_length  # where it is not the most tokens of a target
+    longest = None if task.writes else wishes.max_length  # where it is not the most tokens of a target
     media, of_media = media_of(data, model, main, wishes.processor, loaded.tokenizers, longest, where, wishes.text)
     row = row if media is None else media(row, 0, where)
     text = None if isinstance(media, Illustrated) else wishes.text
@@ -69,7 +69,7 @@ def read_as(
         check_per_token(row, f"{where}: example 0")
     labels = Labels.of(task, base_of(model).config)
     check_names(getattr(data, "features", None), columns.label, labels, where)
-    written = columns.tokenised and task is Task.SEQ2SEQ and isinstance(row[columns.label or ""], str)
+    written = columns.tokenised and task.writes and isinstance(row[columns.label or ""], str)
     tokenizer = (
         media.processor.tokenizer
         if isinstance(media, Illustrated)

@@ -7,6 +7,7 @@ from stagetrace.errors import refuse
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.signature import reads_images
 from stagetrace.objectives import (
+    CTC,
     Classification,
     MaskedToken,
     MultiLabel,
@@ -37,12 +38,18 @@ class Task(StrEnum):
     SEQ2SEQ = "sequence to sequence"
     SPAN = "question answering"
     CHOICE = "multiple choice"
+    SPEECH = "speech recognition"
     OTHER = "other"
 
     @property
     def of_tokens(self) -> bool:
         """Whether there is a label per token."""
         return self in (Task.TOKENS, Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the label is a text, which may be of another length than what is read."""
+        return self in (Task.SEQ2SEQ, Task.SPEECH)
 
 
 HEADS = {
@@ -57,6 +64,7 @@ HEADS = {
     "EncoderDecoderModel": Task.SEQ2SEQ,
     "ForQuestionAnswering": Task.SPAN,
     "ForMultipleChoice": Task.CHOICE,
+    "ForCTC": Task.SPEECH,
 }
 """How the name of a model's class ends -> its task."""
 
@@ -121,8 +129,8 @@ def task_named(cls: type) -> Task | None:
     return next((task for name in names for end, task in HEADS.items() if name.endswith(end)), None)
 
 
-def objective_of(task: Task, reduction: Reduction) -> Objective:
-    """The loss of a task; `reduction` is that over a sentence's tokens."""
+def objective_of(task: Task, reduction: Reduction, model: Any) -> Objective:
+    """The loss of a task; `reduction` is that over a sentence's tokens. model: of which the configuration counts."""
     match task:
         case Task.REGRESSION:
             return Regression()
@@ -136,5 +144,8 @@ def objective_of(task: Task, reduction: Reduction) -> Objective:
             return Seq2Seq(reduction)
         case Task.SPAN:
             return SpanAnswer()
+        case Task.SPEECH:
+            config = base_of(model).config
+            return CTC(config.pad_token_id, config.ctc_loss_reduction, bool(config.ctc_zero_infinity))
         case _:
             return Classification()

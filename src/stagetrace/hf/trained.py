@@ -139,7 +139,7 @@ def loss_of(trainer: Any, task: Task, model: Any, where: str) -> Callable[[Reduc
         check_prompt(model, where)
 
     def of(reduction: Reduction) -> Objective:
-        return Smoothed(factor, task is Task.CAUSAL, reduction) if factor else objective_of(task, reduction)
+        return Smoothed(factor, task is Task.CAUSAL, reduction) if factor else objective_of(task, reduction, model)
 
     return of
 

@@ -3,6 +3,7 @@
 from stagetrace.objectives.binary import BinaryClassification as BinaryClassification
 from stagetrace.objectives.binary import MultiLabel as MultiLabel
 from stagetrace.objectives.contrastive import Contrastive as Contrastive
+from stagetrace.objectives.ctc import CTC as CTC
 from stagetrace.objectives.distillation import Distillation as Distillation
 from stagetrace.objectives.dpo import DPO as DPO
 from stagetrace.objectives.grouped import Grouped as Grouped
@@ -19,6 +20,7 @@ from stagetrace.objectives.tokens import NextToken as NextToken
 from stagetrace.objectives.weights import Weights as Weights
 
 __all__ = [
+    "CTC",
     "DPO",
     "BinaryClassification",
     "Classification",

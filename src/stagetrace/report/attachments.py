@@ -7,7 +7,7 @@ from typing import Any, TypeVar, final
 
 from stagetrace.checks.finding import Finding
 from stagetrace.report.picture import is_png
-from stagetrace.report.previews import whole_characters
+from stagetrace.report.preview import whole_characters
 from stagetrace.report.sweep import NAME as SWEEP
 from stagetrace.report.sweep import Stability, read_sweep
 from stagetrace.results.files import RECORD as MANIFEST

@@ -11,9 +11,12 @@ from torch import Tensor
 from stagetrace.errors import StagetraceWarning, refuse
 from stagetrace.objectives import Classification
 from stagetrace.report import picture
-from stagetrace.report.item import Reader, describe_value, fields_of, label_column
+from stagetrace.report.fields import describe_value, fields_of, label_column
+from stagetrace.report.item import Reader
+from stagetrace.report.media import has_picture
 from stagetrace.report.pieces import pieces_of
 from stagetrace.report.previews import Previews
+from stagetrace.report.sound import within
 from stagetrace.results import Scores, TokenScores, Trace
 from stagetrace.stages.chain import Chain
 from stagetrace.stages.risk import Risk, check_finite
@@ -59,7 +62,7 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
         if tokens is not None:
             previews = [replace(p, pieces=pieces_of(stage.data, tokens[p.index])) for p in previews]
         items += previews
-    if not picture.available() and any(_has_picture(Reader.of(p.stage.data)) for p in chain):
+    if not picture.available() and any(_shows_a_picture(Reader.of(p.stage.data)) for p in chain):
         missing = "images are shown as tables: pillow is not installed; type: pip install 'stagetrace[report]'"
         warnings.warn(missing, StagetraceWarning, stacklevel=3)
     totals = [
@@ -67,7 +70,7 @@ def collect(trace: Trace, chain: Chain, query: Query) -> Previews:
         for each in (losses, *(_losses(risk)[0] for risk in contrast))
     ]
     total = totals[0] - sum(totals[1:])
-    return Previews(tuple(items), {"query_examples": len(losses), "query_loss": float(total)})
+    return Previews(tuple(within(items)), {"query_examples": len(losses), "query_loss": float(total)})
 
 
 def shown_queries(losses: Tensor) -> list[int]:
@@ -155,5 +158,5 @@ def _names_of_labels(reader: Reader) -> Sequence[str]:
     return reader.names.get(label_column(fields_of(reader.data[0])) or "", ())
 
 
-def _has_picture(reader: Reader) -> bool:
-    return any(picture.is_picture(part) for part in fields_of(reader.data[0]).values())
+def _shows_a_picture(reader: Reader) -> bool:
+    return has_picture(fields_of(reader.data[0]))

@@ -11,7 +11,8 @@ from stagetrace.report.attachments import Attachments
 from stagetrace.report.collect import rankings
 from stagetrace.report.metadata import Metadata, at, settings, stage_metadata
 from stagetrace.report.numbers import number, percent, signed
-from stagetrace.report.previews import Preview, Previews
+from stagetrace.report.preview import Preview
+from stagetrace.report.previews import Previews
 from stagetrace.report.reach import reach
 from stagetrace.report.transfer import Transfer, concentration, percentiles
 from stagetrace.results import Scores, TokenScores, Trace

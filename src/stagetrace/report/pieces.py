@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from stagetrace.objectives.tokens import IGNORED
-from stagetrace.report.item import TARGET, fields_of
-from stagetrace.report.previews import whole_characters
+from stagetrace.report.fields import TARGET, fields_of
+from stagetrace.report.preview import whole_characters
 from stagetrace.results.tokens import ExampleTokens
 
 __all__ = ["pieces_of"]

@@ -8,84 +8,51 @@ DIR/previews.parquet holds a row for each example that a report may show; its me
 # pyright: reportUnknownArgumentType=false
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any, cast, final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagetrace.errors import refuse
+from stagetrace.report.preview import Preview, Sound, Turn, whole_characters
 from stagetrace.results.files import RECORD, atomic, read_as
 from stagetrace.results.manifest import read_manifest
 
 NAME = "previews.parquet"
-FORMAT = "3"
-
-Kind = Literal["image", "text", "table"]
+FORMAT = "4"
 
 _FACTS = b"facts"
-_SCHEMA = pa.schema(
+_STRINGS = pa.list_(pa.string())
+_OLDEST = pa.schema(
     [
         ("stage", pa.string()),
         ("index", pa.int64()),
         ("kind", pa.string()),
         ("text", pa.string()),
         ("image", pa.binary()),
-        ("fields", pa.list_(pa.list_(pa.string()))),
+        ("fields", pa.list_(_STRINGS)),
         ("cut", pa.int64()),
         ("label", pa.string()),
         ("prediction", pa.string()),
         ("loss", pa.float64()),
-        ("pieces", pa.list_(pa.string())),
     ]
 )
-_BEFORE = {b"2": pa.schema(list(_SCHEMA)[:-1])}
-"""Formats that are read, too: without an example's tokens in words."""
+_BEFORE = {b"2": _OLDEST, b"3": _OLDEST.append(pa.field("pieces", _STRINGS))}
+"""Formats that are read, too: of one picture, without sounds and turns; the oldest without tokens in words."""
 
-
-@final
-@dataclass(frozen=True)
-class Preview:
-    """What one example looks like.
-
-    stage: whose example it is; None for a query example.
-    index: in that data set.
-    kind: which of `image` (PNG), `text` and `fields` (pairs of a name and a value) is to be shown.
-    cut: characters of the text that were left out at its end.
-    label: the example's class or target in words; "" if the data does not say.
-    prediction, loss: of a query example, by the last stage's model; loss is None where it was not measured.
-    pieces: of a text whose tokens have scores, the tokens in words, one for each position.
-
-    Raises:
-        DescriptionError: a kind that does not exist, or a negative index.
-    """
-
-    stage: str | None
-    index: int
-    kind: Kind
-    text: str = ""
-    image: bytes = b""
-    fields: tuple[tuple[str, str], ...] = ()
-    cut: int = 0
-    label: str = ""
-    prediction: str = ""
-    loss: float | None = None
-    pieces: tuple[str, ...] = ()
-
-    @property
-    def look(self) -> tuple[object, ...] | None:
-        """What people see of an example: equal for two that look the same; None where not all of it was kept."""
-        if self.cut or any(value.endswith("...") for _, value in self.fields):
-            return None
-        return self.kind, self.text, self.image, self.fields, self.label
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            refuse(f"Preview: kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if self.index < 0:
-            refuse(f"Preview: index must be at least 0, got {self.index}")
+_SOUND = pa.struct([("wav", pa.binary()), ("seconds", pa.float64()), ("name", pa.string())])
+_TURN = pa.struct([("part", pa.string()), ("role", pa.string()), ("text", pa.string()), ("cut", pa.int64())])
+_SCHEMA = pa.schema(
+    [
+        *(field for field in _BEFORE[b"3"] if field.name != "image"),
+        ("images", pa.list_(pa.binary())),
+        ("sounds", pa.list_(_SOUND)),
+        ("turns", pa.list_(_TURN)),
+        ("more", _STRINGS),
+    ]
+)
 
 
 @final
@@ -138,17 +105,14 @@ def read_previews(folder: Path) -> Previews | None:
         return Previews(items, _facts(json.loads(metadata[_FACTS])))
 
 
-def whole_characters(text: str) -> str:
-    """The text without halves of characters, which no file can hold: those are written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _run(folder: Path) -> str:
     """The run of the folder, by the digest of its description; "" where there is none."""
     return read_manifest(folder).run if (folder / RECORD).exists() else ""
 
 
 def _storable(value: Any) -> Any:
+    if isinstance(value, Sound | Turn):
+        return {name: _storable(part) for name, part in asdict(value).items()}
     if isinstance(value, tuple):
         return [_storable(part) for part in value]
     return whole_characters(value) if isinstance(value, str) else value
@@ -166,9 +130,24 @@ def _facts(record: Any) -> dict[str, Any]:
 
 
 def _preview(row: Mapping[str, Any]) -> Preview:
-    empty = [name for name, value in row.items() if value is None and name not in ("stage", "loss")]
-    if empty:
-        raise ValueError(f"a preview has no {empty[0]}")
-    fields: dict[str, Any] = {**row, "fields": tuple((name, value) for name, value in row["fields"])}
-    fields["pieces"] = tuple(row.get("pieces", ()))
+    _check_whole("a preview", row, may_lack=("stage", "loss"))
+    fields = {name: value for name, value in row.items() if name != "image"}
+    before = () if not row.get("image") else (row["image"],)
+    fields["images"] = tuple(row.get("images", before))
+    fields["fields"] = tuple((name, value) for name, value in row["fields"])
+    fields["pieces"], fields["more"] = tuple(row.get("pieces", ())), tuple(row.get("more", ()))
+    for name, kind in (("sounds", Sound), ("turns", Turn)):
+        for each in row.get(name, ()):
+            _check_whole(f"of a preview one of the {name}", each)
+        fields[name] = tuple(kind(**each) for each in row.get(name, ()))
     return Preview(**fields)
+
+
+def _check_whole(what: str, row: Mapping[str, Any], may_lack: Sequence[str] = ()) -> None:
+    """Refuse a record in which something is nothing, or a list of it."""
+    for name, value in row.items():
+        if value is None and name not in may_lack:
+            raise ValueError(f"{what} has no {name}")
+        listed = cast("list[Any]", value) if isinstance(value, list) else []
+        if any(each is None or (isinstance(each, list) and None in each) for each in listed):
+            raise ValueError(f"{what} has none of its {name}")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -17,8 +17,8 @@ from stagetrace.report import charts
 from stagetrace.report.heat import heat_of
 from stagetrace.report.model import Report, Row
 from stagetrace.report.numbers import number, percent, signed
-from stagetrace.report.picture import LARGEST, is_png
-from stagetrace.report.previews import Preview
+from stagetrace.report.preview import Preview
+from stagetrace.report.shown import compact, data_uri, shown
 from stagetrace.results.sign import SIGN, UNIT
 from stagetrace.version import __version__
 
@@ -47,7 +47,7 @@ def render(report: Report) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=legible
     )
     environment.filters.update(signed=signed, number=number, percent=percent)
-    script = _asset("page.js")
+    script = _asset("preview.js") + _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     drawn = charts.available()
     return environment.from_string(_asset("page.html")).render(
@@ -70,13 +70,13 @@ def data_of(report: Report) -> dict[str, Any]:
     """What the page's script shows: rankings, and a preview for each place that a ranking or the query names."""
     wanted = {(row.stage, row.index) for row in report.rows}
     names = [stage.name for stage in report.stages]
-    shown = [item for item in report.previews.values() if item.stage is not None and (item.stage, item.index) in wanted]
+    items = [item for item in report.previews.values() if item.stage is not None and (item.stage, item.index) in wanted]
     return {
         "stages": names,
         "rows": [_row(row, names.index(row.stage)) for row in report.rows],
         "previews": {
             f"{names.index(str(item.stage))}:{item.index}": {**_preview(item), **same}
-            for item, same in zip(shown, _look_alikes(shown), strict=True)
+            for item, same in zip(items, _look_alikes(items), strict=True)
         },
         "heat": heat_of(report, names),
         "queries": [{"index": item.index, **_preview(item)} for item in report.queries],
@@ -104,11 +104,6 @@ def _escaped(found: re.Match[str]) -> str:
     return escaped if escaped.startswith("\\") else f"\\u{ord(found[0]):04x}"
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG as an address that holds all of it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 def _row(row: Row, stage: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "stage": stage,
@@ -126,20 +121,13 @@ def _row(row: Row, stage: int) -> dict[str, Any]:
     return found
 
 
-def _preview(item: Preview) -> Mapping[str, Any]:
-    shown = {
-        "kind": item.kind,
-        "text": item.text,
-        "image": data_uri(item.image) if is_png(item.image, LARGEST) else "",
-        "fields": [list(pair) for pair in item.fields],
-        "cut": item.cut,
-        "label": item.label,
+def _preview(item: Preview) -> dict[str, Any]:
+    said = {
         "prediction": item.prediction,
         "loss": None if item.loss is None else number(item.loss),
-        "pieces": list(item.pieces),
         "value": item.loss if item.loss is not None and math.isfinite(item.loss) else None,
     }
-    return {name: value for name, value in shown.items() if value not in ("", [], 0, None)}
+    return compact({**shown(item), **said})
 
 
 def _look_alikes(items: Sequence[Preview]) -> list[dict[str, int]]:

@@ -1,11 +1,12 @@
 """What comes out: the question, and of every stage the examples that spoke for and against the answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
 from stagetrace.report.numbers import number, percent, signed
+from stagetrace.report.preview import Preview
 from stagetrace.results import Trace
 from stagetrace.results.table import Table
 from stagetrace.results.trace import UnknownStageError
@@ -40,6 +41,7 @@ class Example:
     removal_effect: the predicted change of `-log p` without the example; positive = the answer becomes less likely.
     alike: other examples that look the same, left out of the list.
     pieces: its tokens in order, whose scores sum to its own; none where the stage's tokens cannot be scored.
+    preview: what it looks and sounds like, for the page.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Example:
     label: str
     alike: tuple[int, ...] = ()
     pieces: tuple[Piece, ...] = ()
+    preview: Preview | None = field(default=None, repr=False)
 
     @property
     def carried(self) -> str:

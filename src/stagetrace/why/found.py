@@ -8,6 +8,7 @@ from stagetrace.hf.columns import TOKENISED
 from stagetrace.index import Hits, Index
 from stagetrace.report.collect import given_names
 from stagetrace.report.item import Reader
+from stagetrace.report.words import in_words
 from stagetrace.results import Scores, Trace
 from stagetrace.results.table import Row
 from stagetrace.results.tokens import ExampleTokens
@@ -103,13 +104,10 @@ def _shown(reader: Reader, stage: str, rows: Iterable[Row], top: int, *, harmful
         if look in found:
             alike[look].append(row.index)
         elif len(found) < top:
-            text = item.text or ", ".join(f"{name}: {value}" for name, value in item.fields)
-            text += f" ... ({item.cut:,} more characters)" if item.cut else ""
-            found[look], alike[look] = Example(row.index, row.score, row.removal_effect, text, item.label), []
-    return tuple(
-        Example(each.index, each.score, each.removal_effect, each.text, each.label, tuple(alike[look]))
-        for look, each in found.items()
-    )
+            text = in_words(item) + (f" ... ({item.cut:,} more characters)" if item.cut else "")
+            example = Example(row.index, row.score, row.removal_effect, text, item.label, preview=item)
+            found[look], alike[look] = example, []
+    return tuple(replace(each, alike=tuple(alike[look])) for look, each in found.items())
 
 
 def solved(stage: str, solution: Solution) -> str:

@@ -8,8 +8,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from stagetrace.report.numbers import number, percent, signed
-from stagetrace.report.previews import whole_characters
+from stagetrace.report.preview import Preview, whole_characters
 from stagetrace.report.render import legible
+from stagetrace.report.shown import shown
 from stagetrace.results.files import write_text
 from stagetrace.results.jsonable import json_text
 from stagetrace.version import __version__
@@ -60,6 +61,11 @@ def _heat(piece: Piece, example: Example) -> int:
     return round(100 * abs(piece.score or 0.0) / largest) if largest else 0
 
 
+def _shown(example: Example) -> dict[str, object]:
+    """What the page has of an example; of one by hand its words."""
+    return shown(example.preview or Preview(None, example.index, "text", example.text))
+
+
 def _tokens(tokens: Sequence[Token]) -> list[dict[str, object]]:
     return [{"text": t.text, "loss": t.loss, "likeliest": t.likeliest, "chance": t.chance} for t in tokens]
 
@@ -91,6 +97,7 @@ def render(answer: Answer) -> str:
         sides=(side(question, spoke_for=True), side(question, spoke_for=False)),
         unit=UNIT,
         share=_heat,
+        shown=_shown,
         style=Markup(style + own),
         version=__version__,
     )

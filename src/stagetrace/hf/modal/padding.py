@@ -38,7 +38,7 @@ def check_padding(stage: Stage, sounds: Sounds, task: Task) -> None:
         return
     short, long = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     cure = "cut the sounds to one length beforehand"
-    if task is not Task.SEQ2SEQ:  # where max_length= is that of the text
+    if not task.writes:  # where max_length= is that of the text
         cure = (
             f"type max_length={max(sizes.values())} (samples), which cuts longer ones and fills shorter ones with "
             f"silence, as training did with padding='max_length'; or {cure}"

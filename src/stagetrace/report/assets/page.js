@@ -1,100 +1,12 @@
-"use strict";
 (() => {
+  const { make, visible, legible, preview, isPicture } = examples;
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const STEP = { harmful: 12, helpful: 12, queries: 12 };
   const shown = { ...STEP };
   const found = { harmful: [], helpful: [], queries: [] };
 
-  // All that comes from a data set goes through these two: it becomes text, never markup.
-  const make = (tag, className, text) => {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
-  // Characters that are not seen, or act: direction marks, controls, zero-width spaces, tags (joiners belong to scripts and emoji).
-  const ACTING = /([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e0fff}])/u;
-  const codeOf = (character) => "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-  // The same for places that hold no markup: names in menus, words read aloud.
-  const visible = (text) => text.split(ACTING).map((part, place) => (place % 2 ? "[" + codeOf(part) + "]" : part)).join("");
-  const legible = (node, text) => {
-    text.split(ACTING).forEach((part, place) => {
-      if (place % 2) {
-        node.append(make("span", "hidden-character", codeOf(part)));
-      } else if (part) {
-        node.append(part);
-      }
-    });
-    return node;
-  };
-
-  // The text of an example with its tokens coloured by their scores, and the strongest of them in words.
-  const valueOf = (said) => Number(said.replaceAll("\u2212", "-"));
-  const heated = (item, heat) => {
-    const text = make("p", "text");
-    text.dir = "auto";
-    text.lang = "";
-    text.tabIndex = 0;
-    text.setAttribute("role", "group");
-    text.setAttribute("aria-label", "text of the example, its tokens coloured by their scores");
-    const said = new Map(heat.at.map((position, place) => [position, heat.said[place]]));
-    const largest = Math.max(...heat.said.map((each) => Math.abs(valueOf(each))), 0);
-    item.pieces.forEach((piece, position) => {
-      const value = said.has(position) ? valueOf(said.get(position)) : 0;
-      const strength = largest ? Math.ceil((4 * Math.abs(value)) / largest) : 0;
-      const node = legible(make("span", strength ? "token " + (value > 0 ? "harmful" : "helpful") + " h" + strength : ""), piece);
-      if (said.has(position)) node.title = said.get(position);
-      text.append(node);
-    });
-    const box = make("div");
-    box.append(text);
-    const beyond = heat.at.filter((position) => position >= item.pieces.length).length;
-    if (beyond) box.append(make("p", "cut", beyond.toLocaleString("en") + " more tokens are not shown"));
-    const strongest = [...heat.at.keys()].filter((place) => heat.at[place] < item.pieces.length).sort((a, b) => Math.abs(valueOf(heat.said[b])) - Math.abs(valueOf(heat.said[a])));
-    const list = strongest.slice(0, 5).map((place) => "\u201c" + visible(item.pieces[heat.at[place]].trim()) + "\u201d " + heat.said[place]);
-    if (list.length) box.append(make("p", "cut", "Largest token scores (query loss, + harmful): " + list.join(", ")));
-    if (heat.rest) box.append(make("p", "cut", "Tokens whose scores were not kept: " + heat.rest + " in sum"));
-    return box;
-  };
-
-  const preview = (item, heat) => {
-    if (!item) return null;
-    if (heat && item.pieces) return heated(item, heat);
-    if (item.kind === "image" && item.image) {
-      const image = make("img", "thumb");
-      image.src = item.image;
-      image.alt = item.label ? "example of class " + visible(item.label) : "example";
-      return image;
-    }
-    const box = make("div");
-    if (item.kind === "text") {
-      const text = legible(make("p", "text"), item.text || "");
-      text.dir = "auto";
-      text.lang = "";
-      text.tabIndex = 0;
-      text.setAttribute("role", "group");
-      text.setAttribute("aria-label", "text of the example");
-      box.append(text);
-      if (item.cut) box.append(make("p", "cut", item.cut.toLocaleString("en") + " more characters are not shown"));
-    } else if (item.fields) {
-      const table = make("table", "fields");
-      for (const [name, value] of item.fields) {
-        const row = table.insertRow();
-        const head = legible(make("th"), name);
-        head.scope = "row";
-        head.dir = "auto";
-        const cell = legible(make("td"), value);
-        cell.dir = "auto";
-        row.append(head, cell);
-      }
-      box.append(table);
-    } else {
-      return null;
-    }
-    return box;
-  };
-  const isLong = (item) => !item || item.kind !== "image";
+  const isLong = (item) => !isPicture(item);
 
   const heading = (level, title, label) => {
     const head = make(level, "title", title);
@@ -160,7 +72,7 @@
     ];
     if (row.parts) list.push(["via shared", row.parts[0]], ["via head", row.parts[1]]);
     said.append(pairs(list));
-    const picture = preview(item, data.heat[[row.stage, row.index, row.query ?? ""].join(":")]);
+    const picture = preview(item, "example " + row.index, data.heat[[row.stage, row.index, row.query ?? ""].join(":")]);
     if (picture) node.append(picture);
     node.append(said);
     return node;
@@ -185,7 +97,7 @@
       });
       said.append(trace);
     }
-    const picture = preview(item);
+    const picture = preview(item, "query " + item.index);
     if (picture) node.append(picture);
     node.append(said);
     return node;
@@ -196,7 +108,7 @@
     if (!list) return;
     if (!from) list.replaceChildren();
     if (side !== "queries") {
-      const pictured = ([row]) => (data.previews[row.stage + ":" + row.index] || {}).kind === "image";
+      const pictured = ([row]) => isPicture(data.previews[row.stage + ":" + row.index]);
       list.classList.toggle("pictures", found[side].every(pictured));
     }
     found[side].slice(from, shown[side]).forEach((each) => list.append(build(each)));
@@ -211,7 +123,7 @@
     const key = row.stage + ":" + row.index;
     if (!words.has(key)) {
       const item = data.previews[key] || {};
-      const cells = (item.fields || []).flat();
+      const cells = [...(item.fields || []).flat(), ...(item.turns || []).flatMap((turn) => [turn.part, turn.role, turn.text])];
       words.set(key, ["#" + row.index, row.id, item.label, item.text, ...cells].filter(Boolean).join("\n").toLowerCase());
     }
     return words.get(key);
