@@ -27,13 +27,11 @@ def llava() -> Any:
     }  # fmt: skip
     vision = transformers.CLIPVisionConfig(**small, image_size=4, patch_size=2)
     still: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0}
-    text = transformers.PhiConfig(
-        **small, **still, vocab_size=len(WORDS), max_position_embeddings=32, partial_rotary_factor=1.0, pad_token_id=0,
-        bos_token_id=2, eos_token_id=3,
+    text = tiny.config(
+        "Phi", **small, **still, vocab_size=len(WORDS), max_position_embeddings=32, partial_rotary_factor=1.0,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
-    config = transformers.LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=SEEN, vision_feature_layer=-1
-    )
+    config = tiny.config("Llava", vision_config=vision, text_config=text, image_token_id=SEEN, vision_feature_layer=-1)
     return tiny.made("LlavaForConditionalGeneration", config)
 
 
