@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipes import loops, media, others, trainers, trl_trainers
+from benchmarks.recipes import loops, media, others, seeing, trainers, trl_trainers
 from benchmarks.recipes.made import measured
 from benchmarks.report import Report
 from stagetrace.errors import StagetraceError
@@ -20,7 +20,7 @@ def run(report: Report) -> None:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    own = {**trainers.RECIPES, **trl_trainers.RECIPES, **media.RECIPES, **loops.RECIPES}
+    own = {**trainers.RECIPES, **trl_trainers.RECIPES, **media.RECIPES, **seeing.RECIPES, **loops.RECIPES}
     every = {**own, **others.installed(report.say)}
     chosen = dict(list(every.items())[::6]) if report.asked.quick else every
     rows, refused = list[dict[str, Any]](), list[dict[str, Any]]()

@@ -36,7 +36,7 @@ class Plan:
     """recipe: of the stages. groups: how many; share: of the first stage's lines in each."""
 
     recipe: Recipe = field(default_factory=Recipe)
-    groups: int = 6
+    groups: int = 8
     share: float = 0.1
 
 

@@ -56,8 +56,8 @@ class Recipe:
     adapting: Pass = Pass(rate=2e-3)
     head: Training = field(default_factory=lambda: Training(epochs=1, rate=1e-3, batch=32))
     head_texts: int = 800
-    general: int = 192
-    tweets: int = 128
+    general: int = 384
+    tweets: int = 192
     tests: int = 128
     length: int = 24
     rank: int = 8

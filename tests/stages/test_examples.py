@@ -160,6 +160,7 @@ def test_workers_are_started_where_reading_takes_long_enough(monkeypatch: pytest
     slow = examples(Slow(), workers=2)
     assert readers(slow) == [-1, -1, 0, 1, 1, 0, 0]
     assert readers(slow) == [0, 0, 1, 0, 0, 1, 1]
+    monkeypatch.setattr(module, "WORKERS_PAY", 3 * slow.pace)  # more than two examples take, on whatever machine
     assert [int(batch.content[1][0]) for batch in slow.read([[0], [3]])] == [-1, -1]
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 from stagetrace.errors import DataError, refuse
 from stagetrace.hf.columns import TOKENISED
 from stagetrace.hf.conversations import Message, check_messages, check_no_other_chat, last_turn, messages_of
+from stagetrace.hf.modal import Illustrated
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
@@ -47,6 +48,8 @@ def asked_row(prompt: Prompt, completion: str | None, stage: Stage, where: str) 
     tokenizer = asked_tokenizer(stage, where)
     if not isinstance(prompt, str):
         check_prompt_kind(prompt, where)
+        if illustrated_of(stage) is not None:  # whose chat template is its processor's
+            return {"messages": [*prompt, {"role": "assistant", "content": completion}]}
         row = last_turn(tokenizer, [*prompt, {"role": "assistant", "content": completion}], where)
         check_room(len(row[TOKENISED]), stage, where)
         return dict(row)
@@ -79,7 +82,7 @@ def without_conversations(rows: Any, stage: Stage) -> Any:
         DataError: a conversation that cannot be read, or some rows are conversations and some are not.
     """
     first = first_row(rows, WHERE)
-    if task_of_stage(stage) is not Task.CAUSAL:
+    if task_of_stage(stage) is not Task.CAUSAL or illustrated_of(stage) is not None:
         return rows
     if messages_of(first) is None:
         read = getattr(getattr(cast(Sentences, stage.data).reader, "columns", None), "texts", ())
@@ -132,6 +135,12 @@ def tokenizer_of(stage: Stage) -> Any:
     own = getattr(cast(Sentences, stage.data).reader, "tokenizer", None)
     own = getattr(stage.collate, "tokenizer", None) if own is None else own
     return getattr(own, "tokenizer", own)  # that of a processor
+
+
+def illustrated_of(stage: Stage) -> Illustrated | None:
+    """What reads a stage's texts with images; None where its rows are read otherwise."""
+    media = getattr(cast(Sentences, stage.data).reader, "media", None)
+    return media if isinstance(media, Illustrated) else None
 
 
 def task_of_stage(stage: Stage) -> Task:

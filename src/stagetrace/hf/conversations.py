@@ -13,7 +13,7 @@ Message = Mapping[str, Any]
 
 _MESSAGE = "{'role': ..., 'content': ...}"
 
-_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """Where a chat template says itself which tokens the assistant wrote."""
 
 
@@ -74,9 +74,9 @@ def last_turn(tokenizer: Any, messages: Sequence[Message], where: str) -> dict[s
             "turn of the 'assistant'; end the conversation with it"
         )
     template = _template(tokenizer, where)
-    if _MARKED.search(template):
+    if MARKED.search(template):
         found = _rendered(tokenizer, messages, where, return_assistant_tokens_mask=True)
-        tokens, last = list(found[TOKENISED]), _last_run(found["assistant_masks"])
+        tokens, last = list(found[TOKENISED]), last_run(found["assistant_masks"])
         before = list(_rendered(tokenizer, messages[:-1], where)[TOKENISED])
         if tokens[: len(before)] == before:  # a turn that ends in a blank is marked too far where blanks are no tokens
             last = range(max(last.start, len(before)), last.stop)
@@ -140,7 +140,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Message], where: str, **how: An
         raise DataError(f"{where}: the chat template refuses these messages ({first_line(cause)})") from cause
 
 
-def _last_run(marks: Sequence[int]) -> range:
+def last_run(marks: Sequence[int]) -> range:
     """The places of the last marks that stand side by side."""
     stop = max((place + 1 for place, mark in enumerate(marks) if mark), default=0)
     start = stop

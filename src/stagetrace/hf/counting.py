@@ -15,7 +15,7 @@ from stagetrace.objectives.batches import in_short
 from stagetrace.objectives.weights import as_weights
 from stagetrace.stages.stage import Stage
 
-__all__ = ["COUNTED", "column_of", "mean_tokens", "per_token", "weights_of"]
+__all__ = ["COUNTED", "DRAWN", "column_of", "drawn", "mean_tokens", "per_token", "weights_of"]
 
 DRAWN = 1_000
 """Examples whose predicted tokens are counted while a stage is described."""
@@ -81,7 +81,7 @@ def per_token(
             scales all losses of the stage alike.
     """
     total = len(stage.examples)
-    some = range(total) if total <= most else sorted(random.Random(0).sample(range(total), most))
+    some = drawn(total, most)
     found = {index: count for index in some for count in _counts(stage, index, task)}
     counts, tokens = list(found.values()), mean_tokens(stage, list(found.values()), list(found))
     if not tokens or (len(set(counts)) == 1 and len(some) == total):  # that nothing is predicted is said on use
@@ -91,6 +91,11 @@ def per_token(
         f"{stage.where}: every token weighs the same, as in {whose}: a loss is the sum over an example's tokens "
         f"divided by {tokens:.4g}, the mean number{of}; reduction='mean' weighs every example the same instead",
     )
+
+
+def drawn(total: int, most: int) -> Sequence[int]:
+    """All examples, or as many drawn ones."""
+    return range(total) if total <= most else sorted(random.Random(0).sample(range(total), most))
 
 
 def mean_tokens(stage: Stage, counts: Sequence[int], indices: Sequence[int] | None = None) -> float:

@@ -8,13 +8,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from stagetrace.hf.arguments import check_arguments, check_per_token_loss
-from stagetrace.hf.collate import collation_of
 from stagetrace.hf.counting import column_of, per_token, weights_of
 from stagetrace.hf.fits import check_fits
 from stagetrace.hf.linking import link_to
 from stagetrace.hf.load import load
 from stagetrace.hf.masking import Masking
-from stagetrace.hf.modal import Sounds, check_padding
+from stagetrace.hf.modal import Sounds, check_padding, collated_by
 from stagetrace.hf.ownloss import check_own_loss
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import check_apart, packs
@@ -68,9 +67,9 @@ def stage(
     `ForAudioClassification` cross-entropy (by `config.problem_type` and `num_labels` squared error or binary
     cross-entropy per label), `ForTokenClassification` cross-entropy of the labelled tokens, `ForMaskedLM` that of the
     masked tokens, `ForCausalLM` and `LMHeadModel` that of each next token, `ForConditionalGeneration` and
-    `EncoderDecoderModel` that of each token of the target, `ForQuestionAnswering` the mean of those of the answer's
-    first and last token, `ForMultipleChoice` that of the right choice, `ForCTC` minus the
-    log-probability of the spoken text.
+    `EncoderDecoderModel` that of each token of the target (without an encoder, of text and images: each next token),
+    `ForQuestionAnswering` the mean of those of the answer's first and last token, `ForMultipleChoice` that of the right
+    choice, `ForCTC` minus the log-probability of the spoken text.
 
     Args:
         name: how results refer to the stage.
@@ -80,7 +79,7 @@ def stage(
             sounds, of which features are made when they are read, or with the features (`input_ids`, `pixel_values`).
         tokenizer: a tokenizer or the folder of one; None takes the one beside the model.
         processor: what makes features of images or sounds: a processor, image processor or feature extractor of
-            transformers, or the folder of one; None takes the one beside the model.
+            transformers, or the folder of one; None takes the one beside the model. Images with text need a whole one.
         after: the stage this one started from; the shared parameters are found by name (`hf.shared`). Where all still
             have their values the link is `Frozen`, otherwise `Proximal(alpha)`, with unchanged tensors kept.
         link: the link, where `after` would not find the right one.
@@ -130,7 +129,7 @@ def stage(
         weights=weights_of(weights, data, where),
         weight_decay=weight_decay,
         batch_size=batch_size,
-        collate=collate or collation_of(loaded.model, reader.tokenizer, task, where),
+        collate=collate or collated_by(loaded.model, reader.tokenizer, task, where),
         workers=workers,
         training=training,
         precision=precision,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stagetrace.errors import DataError, StagetraceError, first_line, refuse
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.signature import main_of, needs, takes
+from stagetrace.hf.signature import main_of, needs, reads_images, takes
 from stagetrace.hf.task import Task
 from stagetrace.objectives import Seq2Seq
 from stagetrace.objectives.objective import Objective, splits
@@ -49,7 +49,7 @@ def check_fits(stage: Stage, task: Task) -> None:
             f"{stage.where}: {type(base).__name__} reads '{DECODER}', which training made from the labels, and {has}; "
             "add that column, by model.prepare_decoder_input_ids_from_labels(torch.tensor([row['labels']]))[0].tolist()"
         )
-    if task is Task.OTHER or main_of(stage.model) != "input_ids":
+    if task is Task.OTHER or main_of(stage.model) != "input_ids" or reads_images(stage.model):
         _try(stage, batch, has)
 
 

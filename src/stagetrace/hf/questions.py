@@ -11,6 +11,7 @@ from stagetrace.hf.collate import collation_of
 from stagetrace.hf.columns import EMBEDDED, MASK, TOKENISED, UNLABELLED, columns_of
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.masking import Masking
+from stagetrace.hf.modal import collated_by
 from stagetrace.hf.notices import cut_notices
 from stagetrace.hf.of_pairs import asks_for_texts, reader_of_texts
 from stagetrace.hf.packages import base_of
@@ -140,7 +141,7 @@ def _read(rows: Any, stage: Stage) -> tuple[Sentences, Collate | None]:
         labelled = task_of_stage(stage) is Task.CAUSAL and is_sequence(row.get("labels"))
         if not labelled and reader.relevant(row) == reader.expected:
             return own.of(rows, WHERE), stage.collate
-        reader, collate = _reader_of(stage), collation_of(stage.model, tokenizer_of(stage), task_of_stage(stage), WHERE)
+        reader, collate = _reader_of(stage), collated_by(stage.model, tokenizer_of(stage), task_of_stage(stage), WHERE)
     else:
         collate = stage.collate
     return Sentences(rows, _with_query_columns(reader, row, rows, stage)), collate

@@ -19,7 +19,7 @@ from stagetrace.hf.columns import (
 )
 from stagetrace.hf.labels import Labels
 from stagetrace.hf.masking import Masking
-from stagetrace.hf.modal import Media
+from stagetrace.hf.modal import Illustrated, Media, of_images
 from stagetrace.hf.packed import positions_of
 from stagetrace.hf.rows import is_sequence, present
 from stagetrace.hf.task import Task
@@ -136,6 +136,8 @@ class Reader:
         label = self.columns.label
         if label is not None and label in row and not self.task.of_tokens:
             found.append(label)  # also where it is None, of which the reading says more
+        if isinstance(self.media, Illustrated):  # an example may have no image, and no place for one
+            found = [name for name in found if not of_images(name)]
         return frozenset(found)
 
     def _check(self, row: Mapping[str, Any], index: int) -> None:

@@ -9,13 +9,13 @@ from stagetrace.hf.columns import TOKENISED, Columns, columns_of
 from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.load import Loaded, load_tokenizer
 from stagetrace.hf.masking import Masking
-from stagetrace.hf.modal import Sounds, begins_with, decoder_of, media_of, tokenizer_beside
+from stagetrace.hf.modal import Illustrated, Sounds, begins_with, decoder_of, media_of, tokenizer_beside
 from stagetrace.hf.notices import one_logit_notices, row_notices
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import is_packed, packs, without_cache
 from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
-from stagetrace.hf.signature import main_of, takes
+from stagetrace.hf.signature import main_of, reads_images, takes, text_config_of
 from stagetrace.hf.task import Task, task_of_labels
 from stagetrace.hf.tokenizing import check_length, check_tokenizer, longest_of, padding_side_notices, size_of
 from stagetrace.hf.tokens import check_per_token
@@ -56,11 +56,12 @@ def read_as(
             f"{where}: text= names texts that are read, and the model reads '{main}'; leave it out (a column of images "
             "or sounds is found by its name or kind), and name a text that is written from them by label="
         )
-    of_sound = None if task.writes else wishes.max_length  # where it is not the most tokens of a target
-    media, of_media = media_of(data, model, main, wishes.processor, loaded.tokenizers, of_sound, where)
+    longest = None if task.writes else wishes.max_length  # where it is not the most tokens of a target
+    media, of_media = media_of(data, model, main, wishes.processor, loaded.tokenizers, longest, where, wishes.text)
     row = row if media is None else media(row, 0, where)
+    text = None if isinstance(media, Illustrated) else wishes.text
     columns, said = columns_of(
-        row, task, wishes.text, wishes.label, where, main=main, takes=taken, weighs=wishes.weighs, ids=wishes.ids
+        row, task, text, wishes.label, where, main=main, takes=taken, weighs=wishes.weighs, ids=wishes.ids
     )
     if columns.label is not None:
         task = task_of_labels(task, model, objective, row[columns.label])
@@ -69,11 +70,15 @@ def read_as(
     labels = Labels.of(task, base_of(model).config)
     check_names(getattr(data, "features", None), columns.label, labels, where)
     written = columns.tokenised and task.writes and isinstance(row[columns.label or ""], str)
-    tokenizer = _tokenizer(loaded, task, columns, wishes, where, written=written)
-    of_text = decoder_of(model) if written and main != TOKENISED else model
+    tokenizer = (
+        media.processor.tokenizer
+        if isinstance(media, Illustrated)
+        else _tokenizer(loaded, task, columns, wishes, where, written=written)
+    )
+    of_text = decoder_of(model) if (written and main != TOKENISED) or reads_images(model) else model
     if written or not columns.tokenised:
         check_length(wishes.max_length, tokenizer, of_text, columns, where)
-    elif wishes.max_length is not None and not isinstance(media, Sounds):
+    elif wishes.max_length is not None and not isinstance(media, (Sounds, Illustrated)):
         refuse(f"{where}: max_length= cuts texts, but these examples are tokenised already; cut them beforehand")
     packed = columns.tokenised and is_packed(row, task, where)
     reader = Reader(
@@ -86,7 +91,7 @@ def read_as(
         wishes.masking,
         where,
         packed=packed,
-        size=size_of(base_of(model).config),
+        size=size_of(text_config_of(model)),
         media=media,
         begins=begins_with(model, main),
     )

@@ -28,5 +28,19 @@ def main_of(model: Any) -> str:
     return main_of(encoder) if name == "inputs" and hasattr(encoder, "main_input_name") else name
 
 
+def reads_images(model: Any) -> bool:
+    """Whether it is a language model without an encoder that reads images among its tokens: a vision-language model."""
+    base = base_of(model)
+    writes = type(base).__name__.endswith(("ForConditionalGeneration", "ForCausalLM"))
+    alone = not getattr(base.config, "is_encoder_decoder", False)
+    return writes and alone and main_of(model) == "input_ids" and "pixel_values" in takes(model)
+
+
+def text_config_of(model: Any) -> Any:
+    """The configuration of what writes: that of the text, where a model reads more than text."""
+    config = base_of(model).config
+    return getattr(config, "text_config", None) or config
+
+
 def _parameters(model: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(base_of(model).forward).parameters)

@@ -5,6 +5,7 @@ from typing import Any, Literal, final
 
 from stagetrace.errors import refuse
 from stagetrace.hf.packages import base_of
+from stagetrace.hf.signature import reads_images, takes
 from stagetrace.objectives import (
     CTC,
     Classification,
@@ -59,7 +60,7 @@ HEADS = {
     "ForMaskedLM": Task.MASKED,
     "ForCausalLM": Task.CAUSAL,
     "LMHeadModel": Task.CAUSAL,
-    "ForConditionalGeneration": Task.SEQ2SEQ,
+    "ForConditionalGeneration": Task.SEQ2SEQ,  # a decoder alone that reads images is causal
     "EncoderDecoderModel": Task.SEQ2SEQ,
     "ForQuestionAnswering": Task.SPAN,
     "ForMultipleChoice": Task.CHOICE,
@@ -86,8 +87,14 @@ def task_of(model: Any, objective: object, where: str) -> Task:
     base = base_of(model)
     found = task_named(type(base))
     if found is Task.SEQ2SEQ and not getattr(base.config, "is_encoder_decoder", False):
-        found = None  # a decoder alone, of images and text, say
+        found = Task.CAUSAL if reads_images(model) else None
     if found is None and objective is None:
+        if "return_loss" in takes(model):
+            refuse(
+                f"{where}: the loss of {type(base).__name__} tells each pair of a batch from the others, so that no "
+                "pair has a loss of its own; a group of pairs that does not change has one: type Stage(name, "
+                "model=model, objective=losses, data=Grouped(rows, size)), as docs/images-and-audio.md shows"
+            )
         refuse(
             f"{where}: there is no ready-made loss for {type(base).__name__}; classes that end in {_ends()} "
             "have one; for another give objective=, an objective or a function losses(model, batch) -> Tensor[batch]"

@@ -8,7 +8,7 @@ from torch import nn
 from stagetrace.errors import refuse
 from stagetrace.hf.columns import MASK, Columns
 from stagetrace.hf.packages import base_of
-from stagetrace.hf.signature import takes
+from stagetrace.hf.signature import takes, text_config_of
 from stagetrace.hf.task import Task
 
 
@@ -105,7 +105,7 @@ def check_looks_back_only(base: Any, where: str) -> None:
     Raises:
         DescriptionError: see above.
     """
-    size = min(base.config.vocab_size, 4)
+    size = min(text_config_of(base).vocab_size, 4)
     one, other = (_logits(base, [0, 1, last])[:2] for last in (2 % size, size - 1))
     if _differ(one, other):
         refuse(
@@ -118,7 +118,7 @@ def padding_side_notices(base: Any, tokenizer: Any, where: str) -> list[str]:
     """A sentence where training padded on the left and the model's positions count the padding."""
     if getattr(tokenizer, "padding_side", "right") != "left" or MASK not in takes(base):
         return []
-    last = 1 % base.config.vocab_size
+    last = 1 % text_config_of(base).vocab_size
     if not _differ(_logits(base, [last, 0])[-1], _logits(base, [0, last, 0], [0, 1, 1])[-1]):
         return []
     return [

@@ -53,9 +53,11 @@ def _pieces(model: nn.Module) -> dict[Plain, list[int]]:
 
 def _tables(model: Any) -> frozenset[str]:
     """Parameters with a row (or a number) per token of the vocabulary, under all their names."""
-    base = base_of(model)
-    modules = (
-        [get() for get in (base.get_input_embeddings, base.get_output_embeddings)] if hasattr(base, "config") else []
-    )
+    base, modules = base_of(model), list[Any]()
+    for name in ("get_input_embeddings", "get_output_embeddings") if hasattr(base, "config") else ():
+        try:
+            modules.append(getattr(base, name)())
+        except NotImplementedError:  # a model of two towers, such as CLIP, has no table that is its own
+            continue
     of_tokens = {id(p) for module in modules if module is not None for p in module.parameters()}
     return frozenset(name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in of_tokens)

@@ -30,6 +30,7 @@ class Part:
 
 
 IMAGES = Part("image", "image processor", "image_processor", "ImageProcessingMixin", "AutoImageProcessor")
+WHOLE = Part("text and image", "processor", "", "ProcessorMixin", "AutoProcessor")
 SOUNDS = Part("sound", "feature extractor", "feature_extractor", "FeatureExtractionMixin", "AutoFeatureExtractor")
 
 

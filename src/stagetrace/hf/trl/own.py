@@ -38,7 +38,7 @@ def check_trainers_loss(trainer: Any, stage: Stage, kind: Kind, mean: Callable[[
     with torch.no_grad(), quiet(), _left_as_it_was(trainer):
         heads = with_fused_head(model, kind, stage.where)
         for chosen in _chosen(len(stage.examples), trainer):
-            rows = [_read_by(trainer, trainer.train_dataset[index]) for index in chosen]
+            rows = [read_by(trainer, trainer.train_dataset[index]) for index in chosen]
             theirs: Any = to_device(dict(trainer.data_collator(rows)), first.dtype, first.device)
             expected = float(trainer.compute_loss(heads, theirs))
             (read,) = stage.examples.read([chosen])
@@ -57,7 +57,7 @@ def _chosen(total: int, trainer: Any) -> list[Sequence[int]]:
     return ends if total > size else ends[:1]
 
 
-def _read_by(trainer: Any, row: Any) -> dict[str, Any]:
+def read_by(trainer: Any, row: Any) -> dict[str, Any]:
     """A row as the trainer's loader gives it to the collator."""
     trainer._set_signature_columns_if_needed()
     kept = trainer._signature_columns if trainer.args.remove_unused_columns else None

@@ -1,9 +1,11 @@
-"""Rows as TRL prepared them for an `SFTTrainer`: tokens with labels, packed or not."""
+"""Rows as an `SFTTrainer` of TRL reads them: prepared as tokens with labels, packed or not, or raw with images."""
 
 from typing import Any, final
 
-from stagetrace.errors import DataError
+from stagetrace.errors import DataError, first_line
 from stagetrace.hf.columns import LENGTHS, TOKENISED
+from stagetrace.hf.modal import of_one
+from stagetrace.hf.trl.own import read_by
 from stagetrace.objectives.tokens import IGNORED
 
 
@@ -41,6 +43,30 @@ class Prepared:
                     labels[place] = IGNORED
                 place += length
         return found
+
+
+@final
+class Illustrations:
+    """The rows with images of an `SFTTrainer`, each as its collator makes it alone: tokens, pixels and labels.
+
+    Args:
+        trainer: with a collator of TRL's for vision and language.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer, self.rows = trainer, trainer.train_dataset
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        row = read_by(self._trainer, self.rows[index])
+        try:
+            return of_one(self._trainer.data_collator([row]))
+        except Exception as cause:  # whatever a processor raises
+            name = type(self._trainer.data_collator).__name__
+            raise DataError(f"example {index} is not read by {name} ({first_line(cause)}); leave it out") from cause
 
 
 def _whole(values: Any) -> list[int]:

@@ -14,16 +14,21 @@ PREFERENCES = ("sigmoid", "ipo", "hinge", "robust")
 
 
 def check_settings(trainer: Any, kind: Kind, where: str) -> None:
-    """Refuse what no stage can describe, whatever its objective: images, and rows that a stream gives.
+    """Refuse what no stage can describe, whatever its objective: pairs with images.
 
     Raises:
         DescriptionError: with what to type.
     """
-    if getattr(trainer, "_is_vision_dataset", False):
+    if sees(trainer) and kind is not Kind.SFT:
         refuse(
             f"{where}: the {kind} made pixels and tokens of its rows on the fly; describe the stage by "
             "Stage(name, model=trainer.model, objective=losses, data=rows, collate=trainer.data_collator)"
         )
+
+
+def sees(trainer: Any) -> bool:
+    """Whether a trainer reads images, of rows that it was given raw."""
+    return bool(getattr(trainer, "_is_vision_dataset", False))
 
 
 def check_loss_settings(trainer: Any, kind: Kind, where: str) -> None:

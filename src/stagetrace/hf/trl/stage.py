@@ -3,20 +3,22 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from stagetrace.errors import refuse
 from stagetrace.hf.admit import admit, unwrapped
 from stagetrace.hf.collate import collation_of
-from stagetrace.hf.counting import mean_tokens
+from stagetrace.hf.counting import DRAWN, drawn, mean_tokens
 from stagetrace.hf.describe import stage as described
 from stagetrace.hf.linking import link_to
+from stagetrace.hf.modal import Illustrated
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import check_apart
 from stagetrace.hf.pairs import PairCollation, PairReader
 from stagetrace.hf.prompts import check_prompt
+from stagetrace.hf.reader import Reader
 from stagetrace.hf.rows import first_row
 from stagetrace.hf.sentences import Sentences
 from stagetrace.hf.task import ChosenReduction, Reduction, Task
@@ -24,8 +26,8 @@ from stagetrace.hf.trained import check_whole, groups_by_length, loss_of
 from stagetrace.hf.trl.kinds import Kind, check_unchanged
 from stagetrace.hf.trl.own import check_trainers_loss
 from stagetrace.hf.trl.references import reference_of
-from stagetrace.hf.trl.rows import Prepared
-from stagetrace.hf.trl.settings import check_loss_settings, check_settings, dpo_of, reward_of
+from stagetrace.hf.trl.rows import Illustrations, Prepared
+from stagetrace.hf.trl.settings import check_loss_settings, check_settings, dpo_of, reward_of, sees
 from stagetrace.hf.weights import PerToken
 from stagetrace.objectives.objective import Objective, PlainLoss
 from stagetrace.objectives.pairs import REFERENCE_LOGPS
@@ -102,10 +104,10 @@ def _sft(
     settings: dict[str, Any],
 ) -> Stage:
     where, collator = f"stage '{name}'", trainer.data_collator
-    own = _is_trls(collator)
+    own, images = _is_trls(collator, sees(trainer)), sees(trainer)
     apart = own and bool(getattr(collator, "padding_free", False))
     recorded = isinstance(link, Unrolled)
-    rows = Prepared(trainer.train_dataset, apart=apart)
+    rows = Illustrations(trainer) if images else Prepared(trainer.train_dataset, apart=apart)
     loss: Callable[[Reduction], Objective] = loss_of(trainer, Task.CAUSAL, model, where)
     stage = partial(
         described,
@@ -113,10 +115,11 @@ def _sft(
         model,
         rows,
         tokenizer=getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
+        processor=trainer.processing_class if images else None,
         after=after,
         link=link,
         alpha=alpha,
-        collate=None if apart else collator,
+        collate=None if apart or images else collator,
         batch_size=batch_size,
         **settings,
     )
@@ -126,8 +129,8 @@ def _sft(
             "known; type hf.stage(name, trainer.model, rows, collate=trainer.data_collator), rows with 'labels'"
         )
     if objective is not None:
-        return stage(objective=objective)
-    first = stage(objective=loss("sum"))
+        return _without_special_tokens(stage(objective=objective))
+    first = _without_special_tokens(stage(objective=loss("sum")))
     if apart and any("seq_lengths" in rows[place] for place in (0, len(rows) - 1)):
         check_apart(first.evaluated, where)
 
@@ -144,6 +147,15 @@ def _sft(
     return replace(first, objective=weighed, data=Sentences(rows, read.reader, (*read.notices, notice)))
 
 
+def _without_special_tokens(stage: Stage) -> Stage:
+    """The stage, of whose questions with images the tokenizer adds no tokens of its own, as TRL's collator has it."""
+    reader = cast(Sentences, stage.data).reader
+    if not isinstance(reader, Reader) or not isinstance(reader.media, Illustrated):
+        return stage
+    read = replace(reader, media=replace(reader.media, adds=False))
+    return replace(stage, data=Sentences(stage.data.rows, read, stage.data.notices, stage.data.remarks))
+
+
 def _as_weighed(
     trainer: Any, stage: Stage, loss: Callable[[Reduction], Objective], *, asked: bool
 ) -> tuple[Objective, str]:
@@ -155,8 +167,9 @@ def _as_weighed(
     if not asked and (together == 1 or groups_by_length(trainer)):
         why = "one row in a step" if together == 1 else "batches of like lengths"
         return loss("mean"), f"{stage.where}: trained with {why}, every row weighs the same, not every token"
-    labels = [stage.data.rows[index]["labels"] for index in range(len(stage.data))]
-    tokens = mean_tokens(stage, [sum(label != IGNORED for label in each[1:]) for each in labels])
+    some = drawn(len(stage.data), DRAWN) if sees(trainer) else range(len(stage.data))  # whose images are read for it
+    labels = [stage.data.rows[index]["labels"] for index in some]
+    tokens = mean_tokens(stage, [sum(label != IGNORED for label in each[1:]) for each in labels], some)
     if not tokens:
         refuse(f"{stage.where}: no row has a token to predict (all labels are {IGNORED}); check the labels")
     return PerToken(loss("sum"), tokens), (
@@ -183,7 +196,7 @@ def _pairs(
     where, collator = f"stage '{name}'", trainer.data_collator
     if reduction != "auto":
         refuse(f"{where}: reduction= is of losses of tokens, and that of a {kind} is one of pairs; leave it out")
-    if not _is_trls(collator):
+    if not _is_trls(collator, False):
         refuse(
             f"{where}: the {kind} has a data collator of its own ({type(collator).__name__}); type Stage(name, "
             "model=trainer.model, objective=DPO(beta, reference=...), data=rows, collate=trainer.data_collator)"
@@ -218,6 +231,6 @@ def _pairs(
     return stage
 
 
-def _is_trls(collator: Any) -> bool:
-    """Whether a collator is one of TRL's, and not of a class made from one."""
-    return type(collator).__module__.startswith("trl.") and not hasattr(collator, "processor")
+def _is_trls(collator: Any, images: bool) -> bool:
+    """Whether a collator is one of TRL's, and not of a class made from one. images: whether it is to read them."""
+    return type(collator).__module__.startswith("trl.") and hasattr(collator, "processor") is images
