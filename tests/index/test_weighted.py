@@ -1,6 +1,7 @@
 """An index of examples that have weights: what is kept of each example is of its gradient times its weight."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from stagetrace.index import Index, build
 from stagetrace.objectives import Classification
 from tests.jobs import Net, examples
 
-SETTINGS = {"curvature": GaussNewton(), "solver": Direct(0.01, Shift)}
+SETTINGS: dict[str, Any] = {"curvature": GaussNewton(), "solver": Direct(0.01, Shift)}
 
 
 def weighed(weights: list[float]) -> Chain:
