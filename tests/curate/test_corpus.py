@@ -69,6 +69,10 @@ def test_texts_that_look_like_times_or_numbers_stay_texts(tmp_path: Path):
     curate(Trace({"fit": scores}), rule=Drop(1)).write(tmp_path / "kept", found)
     assert pq.read_table(tmp_path / "kept" / "data.parquet").to_pylist() == [{**rows[2], "original_index": 0}]
     assert found.column("nested") == [rows[2]["nested"], rows[0]["nested"]]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "corpus.jsonl").rename(tmp_path / "folder" / "train.jsonl")
+    with pytest.raises(DescriptionError, match=r"datasets takes the texts of column 'id' for times.*that jsonl file"):
+        read_rows(tmp_path / "folder")
 
 
 def test_rows_that_cannot_be_found_are_refused(tmp_path: Path, command: Command):

@@ -125,7 +125,7 @@ def _file(path: Path, split: str | None) -> Rows:
     return Rows(str(path), pq.read_table(path) if path.suffix == ".parquet" else _jsonl(path))
 
 
-def _jsonl(path: Path) -> pa.Table:
+def _jsonl(path: Path) -> Any:
     """The lines of a file; texts that look like times, which pyarrow takes for times by default, stay texts."""
     table = pj.read_json(path)
     schema = pa.schema([pa.field(each.name, _with_texts(each.type)) for each in table.schema])
@@ -149,7 +149,22 @@ def _folder(path: Path) -> Any:
     datasets = _datasets()
     if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(str(path))
+    found = datasets.load_dataset(str(path))
+    if any(path.rglob("*.json*")) and not any(path.rglob("*.parquet")):
+        for rows in found.values():
+            _refuse_times(rows, path)
+    return found
+
+
+def _refuse_times(rows: Any, path: Path) -> None:
+    """JSON has no times: where `datasets` has made them of texts, ids and what is copied would be other texts."""
+    schema: Any = rows.features.arrow_schema
+    changed = next((each.name for each in schema if _with_texts(each.type) != each.type), None)
+    if changed is not None:
+        refuse(
+            f"{path}: datasets takes the texts of column '{changed}' for times, which changes them; join the files to "
+            "one, and give that jsonl file, or write the rows as Parquet"
+        )
 
 
 def _one(found: Any, split: str | None, path: Path) -> Any:
