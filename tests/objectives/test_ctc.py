@@ -89,6 +89,41 @@ def test_frames_of_padding_do_not_count():
     assert found.tolist() == pytest.approx(own)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_lends_a_text_no_frames(dtype: torch.dtype):
+    """A text that its own frames cannot hold stays impossible, however many frames a batch adds."""
+    for samples in (6, 10):
+        mask = torch.arange(2 * FRAMES) < 6  # three frames, and [1, 1, 1] needs five
+        batch = {
+            "sounds": logits()[:1].to(dtype),
+            "attention_mask": mask[:samples].long().unsqueeze(0),
+            "labels": torch.tensor([[1, 1, 1]]),
+        }
+        batch["sounds"] = batch["sounds"][:, : samples // 2]
+        assert CTC().losses(CTC().outputs(Frames(), batch), batch).tolist() == [float("inf")]
+        assert CTC(zero_infinity=True).losses(CTC().outputs(Frames(), batch), batch).tolist() == [0.0]
+
+
+def test_long_texts_in_single_precision_have_second_derivatives():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 500, 8, generator=generator).requires_grad_()
+    along = torch.randn(1, 500, 8, generator=generator)
+    batch = {"labels": torch.randint(1, 8, (1, 150), generator=generator)}
+    found = list[Tensor]()
+    for at in (z, z.detach().double().requires_grad_()):
+        slope = torch.autograd.grad(CTC().losses(at, batch).sum(), at, create_graph=True)[0]
+        found.append(torch.autograd.grad((slope * along.to(slope)).sum(), at)[0].double())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4 * float(found[1].abs().max()))
+
+
+def test_empty_texts_are_blanks_throughout():
+    z = logits()[:1]
+    expected = -z.log_softmax(2)[0, :, 0].sum()
+    for width in (0, 2):
+        labels = torch.full((1, width), -100)
+        torch.testing.assert_close(CTC().losses(z, {"labels": labels})[0], expected)
+
+
 def test_a_text_that_is_too_long_has_no_probability_and_blanks_are_refused():
     batch = {"labels": torch.tensor([[1, 1, 1]])}  # five frames at least
     short = logits()[:1, :4]

@@ -148,7 +148,7 @@ def test_the_page_shows_turns_pictures_and_players(opened: Opened, media: Path):
     assert page.locator(".turn .hidden-character").first.inner_text() == "U+202E"
     text = page.locator("#examples").inner_text()
     cut = ("the first 10.0 s of 34.0 s", "3 more pictures are not shown", "18 more turns are not shown")
-    for words in (*cut, "not readable: DataError: it is no file of sound"):
+    for words in (*cut, "not readable: DataError: it is a wav file that was cut off"):
         assert words in text
     page.wait_for_function("[...document.querySelectorAll('audio')].every(each => each.duration > 0)")
     durations = page.locator("#examples .sides audio").evaluate_all("all => all.map(each => each.duration)")

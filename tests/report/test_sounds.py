@@ -96,7 +96,7 @@ def test_a_file_that_a_path_names(tmp_path: Path):
 
 
 BROKEN = [
-    ({"bytes": b"RIFF\xff\xff\xff\x7fWAVEfmt ", "path": None}, "it is no file of sound that can be read"),
+    ({"bytes": b"RIFF\xff\xff\xff\x7fWAVEfmt ", "path": None}, "it is a wav file that was cut off"),
     ({"bytes": b"fLaC" + bytes(40), "path": None}, "it is no (wav file|file of sound)"),
     ({"bytes": None, "path": "/nowhere.wav"}, "No such file"),
     ({"bytes": b"%PDF-1.7", "path": None}, "neither a picture nor a sound"),

@@ -162,3 +162,12 @@ def test_a_score_that_is_not_finite_is_refused_by_its_index(bad: float) -> None:
 def test_the_ranking_is_monotone_for_any_scores(scores: MakeScores) -> None:
     for better, worse in pairwise(scores("s", n=50).top(50).scores):
         assert better >= worse
+
+
+def test_an_end_of_the_other_sign_says_so() -> None:
+    helpful = Scores("fit", torch.tensor([-1.0, -2.0, -3.0]).double())
+    assert "no score is above 0: all are helpful" in helpful.top(2).title
+    assert "no score" not in helpful.top(2, harmful=False).title
+    harmful = Scores("fit", torch.tensor([1.0, 0.5, 2.0]).double())
+    assert "no score is below 0: all are harmful" in harmful.top(2, harmful=False).title
+    assert "no score" not in harmful.top(2).title

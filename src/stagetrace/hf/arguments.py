@@ -49,5 +49,10 @@ def check_per_token_loss(reduction: object, task: Task, where: str) -> None:
     Raises:
         DescriptionError: says so.
     """
+    if task is Task.SPEECH and reduction != "auto":
+        refuse(
+            f"{where}: reduction={reduction!r} is not read of a loss by CTC, whose config says it "
+            "(config.ctc_loss_reduction); leave it out, or give objective=CTC(blank, reduction)"
+        )
     if reduction == "tokens" and not task.of_tokens:
         refuse(f"{where}: reduction='tokens' is for losses of tokens, and a {task.value} has one loss; leave it out")

@@ -42,6 +42,35 @@ def cut_notices(rows: Any, columns: Columns, task: Task, tokenizer: Any, longest
     return [f"{where}: texts are cut after {longest:,} tokens; example {index} has {size:,}"] if size > longest else []
 
 
+TARGETS = 100
+"""Target texts of which the tokens are looked at."""
+
+
+def target_notices(rows: Any, column: str, tokenizer: Any, longest: int | None, where: str) -> list[str]:
+    """That target texts are cut, with the longest, and that they have tokens that the tokenizer does not know."""
+    texts = [text for text in some_values(rows, column) if isinstance(text, str)]
+    if not texts or tokenizer is None:
+        return []
+    try:
+        index = max(range(len(texts)), key=lambda place: len(texts[place]))
+        size = len(tokenizer(text_target=texts[index], verbose=False)[TOKENISED])
+        tokens = [list(tokenizer(text_target=text, verbose=False)[TOKENISED]) for text in texts[:TARGETS]]
+    except Exception:  # refused when the example is read
+        return []
+    found: list[str] = []
+    if longest is not None and size > longest:
+        found.append(f"{where}: target texts are cut after {longest:,} tokens; example {index} has {size:,}")
+    own = getattr(tokenizer, "unk_token_id", None)
+    unknown = [each.count(own) for each in tokens]
+    if own is not None and any(unknown):
+        first = next(place for place, count in enumerate(unknown) if count)
+        found.append(
+            f"{where}: {100 * sum(unknown) / sum(map(len, tokens)):.2g} % of the tokens of the first {len(tokens):,} "
+            f"target texts are unknown to the tokenizer, first in example {first}: are letters of another case?"
+        )
+    return found
+
+
 def _characters(text: Any) -> int:
     return len(text) if isinstance(text, str) else sum(map(_characters, text)) if isinstance(text, list) else 0
 

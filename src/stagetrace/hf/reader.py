@@ -200,6 +200,8 @@ class Reader:
     def _label(self, row: Mapping[str, Any], whole: Features, features: Features, index: int) -> Any:
         where, label = f"{self.where}: '{self.columns.label}' of example {index}", row[self.columns.label or ""]
         label = label.tolist() if hasattr(label, "tolist") else label
+        if label is None and self.task.writes:
+            raise DataError(f"{where} is None; leave the example out")
         if not (self.task.of_tokens or self.task.writes):
             return self.labels.read(label, where)
         if self.task.writes and isinstance(label, str):

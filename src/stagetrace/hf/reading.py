@@ -10,7 +10,7 @@ from stagetrace.hf.labels import Labels, check_names
 from stagetrace.hf.load import Loaded, load_tokenizer
 from stagetrace.hf.masking import Masking
 from stagetrace.hf.modal import Illustrated, Sounds, begins_with, decoder_of, media_of, tokenizer_beside
-from stagetrace.hf.notices import one_logit_notices, row_notices
+from stagetrace.hf.notices import one_logit_notices, row_notices, target_notices
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.packed import is_packed, packs, without_cache
 from stagetrace.hf.reader import Reader
@@ -119,6 +119,8 @@ def _of_rows(data: Any, reader: Reader, model: Any, objective: object) -> list[s
     """What the first rows show."""
     columns, task, where = reader.columns, reader.task, reader.where
     notices = row_notices(data, columns, task, reader.tokenizer, reader.max_length, where)
+    if task.writes and columns.label is not None:
+        notices += target_notices(data, columns.label, reader.tokenizer, reader.max_length, where)
     if objective is None:
         notices += one_logit_notices(data, columns.label, model, task, where)
     if task is Task.CAUSAL and reader.tokenizer is not None:

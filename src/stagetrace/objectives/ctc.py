@@ -18,9 +18,6 @@ __all__ = ["CTC"]
 NEVER = -1e30
 """The log-probability of what cannot be: finite, so that no derivative is a difference of infinities."""
 
-SILENT = -1e4
-"""The logits of all tokens but the blank in frames that a batch was padded with: their probability is 0 exactly."""
-
 MASK = "attention_mask"
 
 
@@ -76,9 +73,10 @@ class CTC:
         frames = _frames(model, batch)
         if frames is None or logits.ndim != 3:
             return logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         outside = torch.arange(logits.shape[1], device=logits.device) >= frames.reshape(-1, 1)
         blanks = F.one_hot(torch.tensor(self.blank), logits.shape[2]).to(logits)
-        return torch.where(outside.unsqueeze(2), (1 - blanks) * SILENT, logits)
+        return torch.where(outside.unsqueeze(2), (1 - blanks) * NEVER, logits)
 
     def losses(self, outputs: Tensor, batch: Any) -> Tensor:
         labels = target_tensor(batch, "CTC")
@@ -89,10 +87,11 @@ class CTC:
                 f"{in_short(labels)}"
             )
         tokens, counts = _packed(labels)
-        logs = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).log_softmax(dim=2)
-        total = _log_probability(logs, tokens, counts, self.blank)
+        wide = torch.float32 if outputs.device.type == "mps" else torch.float64  # sums over hundreds of frames
+        total = _log_probability(outputs.to(wide).log_softmax(dim=2), tokens, counts, self.blank)
         losses = torch.where(total > NEVER / 2, -total, 0.0 if self.zero_infinity else torch.inf)
-        return losses if self.reduction == "sum" else losses / counts.clamp_min(1)
+        losses = losses if self.reduction == "sum" else losses / counts.clamp_min(1)
+        return losses.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def check(self, batch: Any, shape: Sequence[int]) -> None:
         """Refuse labels that are no tokens, and a blank among them."""
@@ -115,9 +114,16 @@ class CTC:
 
 def _frames(model: nn.Module, batch: Any) -> Tensor | None:
     """How many frames each example has, `[batch]`; None where nothing was padded."""
-    lengths: Callable[[Tensor], Tensor] | None = getattr(model, "_get_feat_extract_output_lengths", None)
-    if lengths is None or not isinstance(batch, Mapping) or MASK not in batch:
+    if not isinstance(batch, Mapping) or MASK not in batch:
         return None
+    lengths: Callable[[Tensor], Tensor] | None = getattr(model, "_get_feat_extract_output_lengths", None)
+    if lengths is None:
+        if bool((batch[MASK] != 0).all()):
+            return None
+        raise BatchError(
+            f"CTC cannot tell which frames of {type(model).__name__} are padding: the batch has an '{MASK}', and the "
+            "model no _get_feat_extract_output_lengths; give sounds of one length, or batch_size=1"
+        )
     return lengths(batch[MASK].sum(dim=-1)).long()
 
 
@@ -141,12 +147,20 @@ def _log_probability(logs: Tensor, tokens: Tensor, counts: Tensor, blank: int) -
     places = torch.cat([torch.stack([blanks, tokens], dim=2).flatten(1), blanks.new_full((len(tokens), 1), blank)], 1)
     each = logs.gather(2, places.unsqueeze(1).expand(-1, logs.shape[1], -1))  # [batch, frames, places]
     other = places[:, 2:] != places[:, :-2]
-    over = F.pad(other & (places[:, 2:] != blank), (2, 0), value=False)
+    over = F.pad(other & (places[:, 2:] != blank), (2, 0), value=False)[:, : places.shape[1]]
     alpha = F.pad(each[:, 0, :2], (0, max(0, places.shape[1] - 2)), value=NEVER)
     for frame in range(1, logs.shape[1]):
         before = F.pad(alpha, (2, 0), value=NEVER)
         skipped = torch.where(over, before[:, :-2], NEVER)
-        alpha = torch.stack([alpha, before[:, 1:-1], skipped]).logsumexp(dim=0) + each[:, frame]
+        alpha = _sum(torch.stack([alpha, before[:, 1:-1], skipped])) + each[:, frame]
     last = 2 * counts.unsqueeze(1)
     at_token = torch.where(last > 0, alpha.gather(1, (last - 1).clamp_min(0)), NEVER)
-    return torch.cat([alpha.gather(1, last), at_token], dim=1).logsumexp(dim=1)
+    return _sum(torch.stack([alpha.gather(1, last), at_token]).squeeze(2))
+
+
+def _sum(logs: Tensor) -> Tensor:
+    """`log sum exp` over the first axis. A sum of nothing but what cannot be is a constant: by its own derivative each
+    term would count whole, and the tangents of places that are never reached would triple with every frame.
+    """
+    never = logs.amax(dim=0) < NEVER / 2
+    return torch.where(never, NEVER, torch.where(never, 0.0, logs).logsumexp(dim=0))

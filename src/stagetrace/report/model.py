@@ -25,7 +25,7 @@ class Row:
     """One example in one ranking.
 
     query: whose ranking; None ranks by the query as a whole.
-    percentile: of the stage's examples, how many per cent have a smaller score.
+    percentile: of the stage's examples, how many per cent have a smaller score; equal ones and itself count by half.
     via_shared, via_head: the paper's two parts of the score; None where they were not kept.
     name: the example's stable id; "" where it has none.
     """

@@ -125,6 +125,8 @@ class Scores:
         rows = zip(map(int, _numbers(order)), _numbers(scores), _numbers(removal), strict=True)
         which = "most harmful (largest scores)" if harmful else "most helpful (most negative scores)"
         title = f"{self.stage}: {len(order)} {which} of {self.n_examples:,} examples{what}"
+        if (scores[0] < 0) if harmful else (scores[0] > 0):
+            title += "; no score is above 0: all are helpful" if harmful else "; no score is below 0: all are harmful"
         named = {} if self.ids is None else self.ids.named(order.tolist())
         return Top(title, tuple(Row(*row) for row in rows), named)
 

@@ -141,7 +141,7 @@ REFUSED: list[tuple[Row, dict[str, Any], str]] = [
     ({"image": np.zeros(3)}, {}, "example 1 is no image but an array of shape [3]"),
     ({"image": [[1, 2], [3]]}, {}, "example 1 is no image but list"),
     ({"image": 3.0}, {}, "example 1 is no image but float"),
-    ({"image": None}, {}, "example 1 has no 'image'"),
+    ({"image": None}, {}, "'image' of example 1 is None"),
     ({"photo": FIRST}, {}, "example 1 has no 'image'"),
 ]  # fmt: skip
 

@@ -154,11 +154,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"array": in_bits(SOUND, np.int16), "sampling_rate": RATE}, "whole numbers, where models read samples between"),
     ({"array": np.zeros(0, np.float32), "sampling_rate": RATE}, "example 1 has no samples"),
     ({"array": np.array([0.1, np.nan]), "sampling_rate": RATE}, "example 1 has samples that are not finite"),
-    (wav(SOUND)[:30], "'audio' of example 1 is no file of sound that can be read"),
+    (wav(SOUND)[:30], "'audio' of example 1 is a wav file that was cut off"),
     (b"fLaC0000", "example 1 is no wav file, and others are read by the package soundfile"),
     ({"bytes": None, "path": "nowhere.wav"}, "is the path 'nowhere.wav', which cannot be read"),
     ("nowhere.wav", "is the path 'nowhere.wav', which cannot be read"),
-    (None, "example 1 has no 'audio'"),
+    (None, "'audio' of example 1 is None"),
     (4.0, "must be the samples of one channel"),
 ]  # fmt: skip
 
@@ -191,3 +191,9 @@ def test_sounds_that_are_cut_are_said():
     model, extractor = tiny.spectrograms()
     (notice,) = stage(tiny.sounds(700, 1600), model, processor=extractor).data.notices
     assert notice.endswith("sounds are cut after 1,520 samples; example 1 has 1,600")
+
+
+def test_a_wav_file_that_was_cut_off_is_named():
+    whole = wav(in_bits(tiny.samples(41)[0], np.int16))
+    with pytest.raises(DataError, match="'audio' of example 0 is a wav file that was cut off: it says 126 bytes"):
+        stage(labelled([whole[:-20], whole]))

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stagetrace.hf.columns import TOKENISED
 from stagetrace.hf.modal import cells, processors
 from stagetrace.hf.modal.illustrated import Illustrated, marks_of, sources_of
@@ -55,7 +57,9 @@ def media_of(
     extractor = processors.load_processor(processors.SOUNDS, given, places, where)
     check_longest(longest, extractor, where)
     masks = bool(getattr(extractor, "return_attention_mask", False)) and "attention_mask" in takes(model)
-    sounds = Sounds(column, extractor, main, longest, masks)
+    lengths = getattr(base_of(model), "_get_feat_extract_output_lengths", None)
+    frames = None if lengths is None or main != "input_values" else lambda samples: int(lengths(torch.tensor(samples)))
+    sounds = Sounds(column, extractor, main, longest, masks, frames)
     return sounds, cut_notices(rows, sounds, where)
 
 

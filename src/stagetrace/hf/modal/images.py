@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -75,7 +76,7 @@ def brightness_notices(row: Mapping[str, Any], images: Images, where: str) -> li
     """A sentence where the first image is divided by 255 a second time."""
     image = read_image(row[images.column], f"{where}: '{images.column}' of example 0")
     divides = getattr(images.processor, "do_rescale", False)
-    if not divides or is_of(image, "PIL", "Image") or "float" not in str(image.dtype):
+    if not divides or is_of(image, "PIL", "Image") or not re.search("float|bool", str(image.dtype)):
         return []
     if not math.prod(image.shape) or float(image.max()) > 1:
         return []

@@ -38,8 +38,10 @@ def cell(row: Any, column: str, index: int, where: str) -> Any:
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: example {index} must be a dict with named columns, got {type(row).__name__}")
-    if row.get(column) is None:
+    if column not in row:
         raise DataError(f"{where}: example {index} has no '{column}'; it has {list(row)}; leave it out")
+    if row[column] is None:
+        raise DataError(f"{where}: '{column}' of example {index} is None; leave the example out")
     return row[column]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagetrace.errors import DataError, refuse
+from stagetrace.errors import BatchError, DataError, refuse
 from stagetrace.hf.modal.sounds import Sounds
 from stagetrace.hf.packages import base_of
 from stagetrace.hf.task import Task
@@ -67,4 +67,12 @@ def _losses(stage: Stage, indices: list[int]) -> Tensor:
     (read,) = stage.examples.read([indices])
     batch: Mapping[str, Any] = to_device(read.content, some.dtype, some.device)
     with torch.no_grad():
-        return stage.loss.losses(stage.loss.outputs(stage.evaluated, batch), batch)
+        outputs: Any = stage.loss.outputs(stage.evaluated, batch)
+        check = getattr(stage.loss, "check", None)
+        if check is not None:  # labels that no loss can be had of are named, and not taken for padding
+            try:
+                check(batch, tuple(outputs.shape[1:]))
+            except BatchError as cause:
+                place = indices[cause.position or 0]
+                raise DataError(f"{stage.where}: example {place}: {cause}") from cause
+        return stage.loss.losses(outputs, batch)

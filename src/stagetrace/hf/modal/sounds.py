@@ -1,6 +1,6 @@
 """A sound as data sets hold it -> the features of a feature extractor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -21,7 +21,8 @@ class Sounds:
     """Reads a column of sounds by a feature extractor of transformers, one sound at a time.
 
     reads: what the model reads. longest: samples after which a sound is cut. masks: the model is told what is padding;
-    where it is not, shorter sounds are filled with silence to that length.
+    where it is not, shorter sounds are filled with silence to that length. frames: of so many samples, where the model
+    says it.
 
     Raises:
         DataError: a sound cannot be read, or has another sampling rate than the model's; with the example's index.
@@ -32,6 +33,7 @@ class Sounds:
     reads: str
     longest: int | None
     masks: bool
+    frames: Callable[[int], int] | None = None
 
     def __call__(self, row: Row, index: int, where: str) -> dict[str, Any]:
         value = cell(row, self.column, index, where)
@@ -47,6 +49,9 @@ class Sounds:
                 f"{where} ({len(samples):,} samples) is not read by {type(self.processor).__name__} "
                 f"({first_line(cause)}); leave it out, or make it longer"
             ) from cause
+        read = found[self.reads].shape[-1]
+        if self.frames is not None and self.frames(read) < 1:
+            raise DataError(f"{where} has {len(samples):,} samples, too few for one frame of the model; leave it out")
         return replaced(row, self.column, found)
 
     def of(self, row: Row, where: str) -> "Sounds":

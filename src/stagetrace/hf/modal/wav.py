@@ -36,6 +36,13 @@ def _by_scipy(content: bytes, where: str) -> tuple[Samples, int]:
             f"{where} is no wav file, and others are read by the package soundfile, which is not installed; type: pip "
             "install soundfile, or give {'array': samples, 'sampling_rate': rate}"
         )
+    order = "big" if content[:4] == b"RIFX" else "little"
+    told = int.from_bytes(content[4:8], order) + 8
+    if content[:4] != b"RF64" and len(content) < told < 2**32:  # a stream that did not know its end says the most
+        raise DataError(
+            f"{where} is a wav file that was cut off: it says {told:,} bytes and has {len(content):,}; leave the "
+            "example out, or get the whole file"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no sound
