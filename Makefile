@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-com
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## pretrain, fine-tune and trace on real digits into runs/demo (under a minute after the set-up)
+demo: $(VENV)/.demo ## pretrain, fine-tune and trace on real digits into runs/demo (about a minute after the set-up)
 	$(BIN)/stagetrace demo $(ARGS)
 
 test: $(VENV)/.dev ## the tests, and the examples in the docstrings
