@@ -92,7 +92,8 @@ def _beforehand(kept: Any, truths: Truths, exact: Sequence[Row]) -> list[Row]:
         row: Row = {"chain": chain, "seed": seed}
         for percent in (10, 2):
             row[f"{percent} %: r expected (at least)"] = sizes.get(round(truth.examples * percent / 100), "not tried")
-            row[f"{percent} %: r found"] = f"{r_of[chain, percent][seed]:.2f}"
+            found_of = r_of.get((chain, percent))  # none of a protocol without subsets of this size
+            row[f"{percent} %: r found"] = "not tried" if found_of is None else f"{found_of[seed]:.2f}"
         found.append(row)
     return found
 
