@@ -79,6 +79,7 @@ def test_what_is_done_is_not_done_again(found, photos, monkeypatch):
     monkeypatch.setattr(make, "retrained", None)
     before = {path.name: Truth.read(path).losses for path in (found / "truths").glob("*.parquet")}
     words = ["make", f"--data={photos}", f"--work={found / 'work'}", "--quick", f"--out={found / 'truths'}"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0, str(ended.exception)
     for path in (found / "truths").glob("*.parquet"):
         assert torch.equal(Truth.read(path).losses, before[path.name])
