@@ -38,11 +38,12 @@ from stagetrace.replay.graph import StepGraphs
 from stagetrace.replay.schedule import ahead
 from stagetrace.replay.statistics import notes, taken_over
 from stagetrace.replay.step import slopes, through_clips
-from stagetrace.replay.token_slopes import TokenSlopes, TokenSums
+from stagetrace.replay.token_slopes import TokenSums
 from stagetrace.replay.training import Training
 from stagetrace.replay.weighted import Weighted
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.predicted import Tokens
 
 MEMORY = 2 * 2**30
 """Bytes for the states of a block, where nothing else is asked for."""
@@ -68,7 +69,7 @@ class Sensitivities:
     weights: Tensor
     agreement: Agreement
     notes: tuple[str, ...]
-    tokens: TokenSlopes | None = None
+    tokens: Tokens | None = None
 
 
 @final

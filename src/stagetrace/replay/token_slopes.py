@@ -1,34 +1,16 @@
 """The derivatives of a recorded training in the weights of single tokens, added up over its steps."""
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from stagetrace.stages.predicted import Places
+from stagetrace.stages.predicted import Places, Tokens
 
-__all__ = ["TokenSlopes", "TokenSums"]
+__all__ = ["TokenSums"]
 
 ROOM = 2**20
 """Tokens of steps that are held before they are added up."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class TokenSlopes:
-    """dq/d(the weight of a token's loss): index, position and token int64 `[m]`, values float64 `[m, k]`.
-
-    Ordered by example and position. A position has several tokens where an example was read anew each time.
-    """
-
-    index: Tensor
-    position: Tensor
-    token: Tensor
-    values: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
 
 
 @final
@@ -50,15 +32,17 @@ class TokenSums:
         if self._count > ROOM:
             self._add_up()
 
-    def result(self) -> TokenSlopes:
-        """All that has been added."""
+    def result(self) -> Tokens:
+        """dq/d(the weight of a token's loss), ordered by example and position.
+
+        A position has several tokens where an example was read anew each time.
+        """
         if not self._held:
-            none = torch.zeros(0, dtype=torch.long)
-            return TokenSlopes(none, none, none, torch.zeros(0, self._columns, dtype=torch.float64))
+            return Tokens.joined([], self._columns)
         self._add_up()
         keys, values = self._held[0]
         index, position, token = keys.unbind(1)
-        return TokenSlopes(index, position, token, values)
+        return Tokens(index, position, token, values.mT)
 
     def _add_up(self) -> None:
         """One row for each example, position and token, in order."""

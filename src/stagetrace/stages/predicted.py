@@ -1,7 +1,8 @@
-"""Which tokens of a batch are predicted: where they stand, in the batch and in their examples."""
+"""Which tokens of a batch are predicted, where they stand in it and in their examples, and a number for each."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from stagetrace.objectives.tokens import IGNORED
 from stagetrace.stages.data import Batch
 from stagetrace.stages.risk import Risk
 
-__all__ = ["Places", "padding_of", "places_of"]
+__all__ = ["Places", "Tokens", "padding_of", "places_of"]
 
 
 class Places(NamedTuple):
@@ -21,6 +22,37 @@ class Places(NamedTuple):
     columns: Tensor
     positions: Tensor
     tokens: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens with numbers for each, such as scores: index, position, token int64 `[m]`, values `[k, m]`; on the CPU."""
+
+    index: Tensor
+    position: Tensor
+    token: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def at(self, rows: Tensor) -> "Tokens":
+        """Some of them, by a mask or by places."""
+        return Tokens(self.index[rows], self.position[rows], self.token[rows], self.values[:, rows])
+
+    @staticmethod
+    def joined(some: list["Tokens"], columns: int) -> "Tokens":
+        """All of them, ordered by example and position."""
+        none = torch.zeros(0, dtype=torch.long)
+        some = some or [Tokens(none, none, none, torch.zeros(columns, 0))]
+        index, position, token = (
+            torch.cat([getattr(t, name) for t in some]) for name in ("index", "position", "token")
+        )
+        values = torch.cat([t.values for t in some], dim=1)
+        by_position = position.argsort(stable=True)
+        order = by_position[index[by_position].argsort(stable=True)]
+        return Tokens(index, position, token, values).at(order)
 
 
 def places_of(risk: Risk, batch: Batch) -> Places:

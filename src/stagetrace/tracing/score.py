@@ -11,10 +11,10 @@ from torch import Tensor
 from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
-from stagetrace.replay.token_slopes import TokenSlopes
 from stagetrace.results.parts import Part, part_size
 from stagetrace.stages.data import Batch, positions
 from stagetrace.stages.halves import by_halves
+from stagetrace.stages.predicted import Tokens
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.taps import Tapped
 from stagetrace.tracing.contract import Way, choose, contraction, forward_passes
@@ -172,7 +172,7 @@ class WeightScorer:
     scores: Tensor
     parts: bool
     rows: int | None
-    tokens: Callable[[], TokenSlopes] | None = None
+    tokens: Callable[[], Tokens] | None = None
     way: Literal["recorded steps"] = "recorded steps"
     why: str = "they come with the derivative through the training"
     forward_passes: float = 0.0

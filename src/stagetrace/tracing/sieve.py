@@ -5,7 +5,6 @@ times what is kept. What comes out depends on the scores alone, not on batches, 
 of all are among the largest of those seen so far, and so are the ends.
 """
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 from stagetrace.parallel import world
 from stagetrace.results.token_parts import TokenPart
 from stagetrace.results.tokens import ENDS, REST
+from stagetrace.stages.predicted import Tokens
 
-__all__ = ["Sieve", "Tokens"]
+__all__ = ["Sieve", "added_up"]
 
 ROOM = 2**20
 """Tokens that are held beyond those that will be kept, before some are let go."""
@@ -24,35 +24,9 @@ UNSEEN = -1
 """The count of tokens of an example that has not come by."""
 
 
-@final
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens with their scores: index, position and token int64 `[m]`, values `[k, m]`; all on the CPU."""
-
-    index: Tensor
-    position: Tensor
-    token: Tensor
-    values: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def at(self, rows: Tensor) -> "Tokens":
-        """Some of them, by a mask or by places."""
-        return Tokens(self.index[rows], self.position[rows], self.token[rows], self.values[:, rows])
-
-    @staticmethod
-    def joined(some: list["Tokens"], columns: int) -> "Tokens":
-        """All of them, ordered by example and position."""
-        none = torch.zeros(0, dtype=torch.long)
-        some = some or [Tokens(none, none, none, torch.zeros(columns, 0))]
-        index, position, token = (
-            torch.cat([getattr(t, name) for t in some]) for name in ("index", "position", "token")
-        )
-        values = torch.cat([t.values for t in some], dim=1)
-        by_position = position.argsort(stable=True)
-        order = by_position[index[by_position].argsort(stable=True)]
-        return Tokens(index, position, token, values).at(order)
+def added_up(values: Tensor, *, parts: bool) -> Tensor:
+    """`[columns, n]` with the paper's two parts added up, where they were kept apart."""
+    return torch.stack(values.chunk(2)).sum(dim=0) if parts else values
 
 
 @final

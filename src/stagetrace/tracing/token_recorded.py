@@ -1,20 +1,20 @@
 """Scores of the tokens of a stage whose training was recorded: they come with the derivative through its steps."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
 from typing import final
 
 import torch
-from torch import Tensor
 
 from stagetrace.parallel import world
 from stagetrace.progress import KEPT, Progress
 from stagetrace.results.parts import Part, part_size
 from stagetrace.results.token_parts import TokenPart
+from stagetrace.stages.predicted import Tokens
 from stagetrace.tracing.score import WeightScorer
-from stagetrace.tracing.sieve import Sieve, Tokens
+from stagetrace.tracing.sieve import Sieve, added_up
 from stagetrace.tracing.token_files import TokenFiles
 
 __all__ = ["RecordedTokenScorer"]
@@ -53,7 +53,7 @@ class RecordedTokenScorer:
         """All of them, with a score for each column."""
         assert self.scorer.tokens is not None
         slopes = self.scorer.tokens()
-        return Tokens(slopes.index, slopes.position, slopes.token, slopes.values.mT * len(self.scorer.risk.examples))
+        return replace(slopes, values=slopes.values * len(self.scorer.risk.examples))
 
     def run(
         self, kept: Callable[[int], Part | None], keep: Callable[[int, Part], None], progress: Progress
@@ -82,14 +82,11 @@ class RecordedTokenScorer:
     def _kept_of(self, indices: range) -> TokenPart:
         """Which tokens of some consecutive examples are kept; every process has them all, and the first gives them."""
         scorer = self.scorer
-        scores = self._whole(scorer.scores[indices.start : indices.stop].mT)
+        scores = added_up(scorer.scores[indices.start : indices.stop].mT, parts=scorer.parts)
+        tokens = self.tokens  # by all processes together: a run that goes on walks through the steps once more
         sieve = Sieve(indices, len(scores), ceil(self.most * len(indices) / len(scorer.risk.examples)))
         if world().is_first:
-            own = self.tokens.at((self.tokens.index >= indices.start) & (self.tokens.index < indices.stop))
-            whole = Tokens(own.index, own.position, own.token, self._whole(own.values))
+            own = tokens.at((tokens.index >= indices.start) & (tokens.index < indices.stop))
+            whole = replace(own, values=added_up(own.values, parts=scorer.parts))
             sieve.add(whole, torch.arange(indices.start, indices.stop), scores)
         return sieve.result(reduced=scorer.rows is None)
-
-    def _whole(self, values: Tensor) -> Tensor:
-        """`[columns, n]` with the paper's two parts added up, where they were kept apart."""
-        return torch.stack(values.chunk(2)).sum(dim=0) if self.scorer.parts else values

@@ -16,9 +16,10 @@ from stagetrace.results.token_parts import TokenPart
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.data import Batch
 from stagetrace.stages.halves import by_halves
+from stagetrace.stages.predicted import Tokens
 from stagetrace.stages.risk import Risk, check_finite
 from stagetrace.tracing.score import Scorer, SumScorer, WeightScorer, as_part
-from stagetrace.tracing.sieve import Sieve, Tokens
+from stagetrace.tracing.sieve import Sieve, added_up
 from stagetrace.tracing.token_files import TokenFiles
 from stagetrace.tracing.token_losses import TokenWay
 from stagetrace.tracing.token_recorded import RecordedTokenScorer
@@ -120,7 +121,7 @@ class TokenScorer:
             ):
                 here = torch.tensor([index - scored[0] for index in batch.indices])
                 losses[here], values[here] = lost.double().sum(dim=1).cpu(), found.double().sum(dim=1).cpu()
-                sieve.add(self._whole_of(batch, found), here + scored[0], self._whole(values[here].mT))
+                sieve.add(self._whole_of(batch, found), here + scored[0], added_up(values[here].mT, parts=self.parts))
                 advance(len(batch) * world().size)
             check_finite(losses, scored, risk.where)
             check_finite(values.sum(dim=1), scored, risk.where, "the score")
@@ -132,8 +133,4 @@ class TokenScorer:
     def _whole_of(self, batch: Batch, scores: Tensor) -> Tokens:
         """The predicted tokens of a batch with their whole scores."""
         tokens = self.terms.tokens(batch, scores)
-        return replace(tokens, values=self._whole(tokens.values))
-
-    def _whole(self, values: Tensor) -> Tensor:
-        """`[columns, n]` with the paper's two parts added up, where they were kept apart."""
-        return torch.stack(values.chunk(2)).sum(dim=0) if self.parts else values
+        return replace(tokens, values=added_up(tokens.values, parts=self.parts))

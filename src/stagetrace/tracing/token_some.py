@@ -10,9 +10,9 @@ from stagetrace.results.tokens import ExampleTokens
 from stagetrace.solvers.early_stopping import EarlyStopping
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.halves import by_halves
+from stagetrace.stages.predicted import Tokens
 from stagetrace.stages.risk import check_finite
 from stagetrace.tracing.responses.segments import stretches
-from stagetrace.tracing.sieve import Tokens
 from stagetrace.tracing.token_terms import TokenTerms
 
 __all__ = ["tokens_of"]

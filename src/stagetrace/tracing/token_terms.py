@@ -10,10 +10,9 @@ from torch import Tensor
 from stagetrace.curvature.subset import seeded_subset
 from stagetrace.parallel import world
 from stagetrace.stages.data import Batch
-from stagetrace.stages.predicted import places_of
+from stagetrace.stages.predicted import Tokens, places_of
 from stagetrace.stages.risk import Risk
 from stagetrace.tracing.score import PROBED
-from stagetrace.tracing.sieve import Tokens
 from stagetrace.tracing.token_losses import TokenWay, token_derivatives, token_way
 
 __all__ = ["TokenTerms"]

@@ -15,11 +15,11 @@ from stagetrace.recording.recorded import Recorded
 from stagetrace.replay.backward import Reverse
 from stagetrace.replay.examples import check_examples
 from stagetrace.replay.fitting import check_decay, fitting, unlisted
-from stagetrace.replay.token_slopes import TokenSlopes
 from stagetrace.solvers.base import Solution, Status
 from stagetrace.solvers.system import RecordedSteps
 from stagetrace.stages.bound import BoundStage
 from stagetrace.stages.gradient import Gradient
+from stagetrace.stages.predicted import Tokens
 from stagetrace.tracing.pull_back import handed_back
 from stagetrace.tracing.responses.response import BackwardStep
 from stagetrace.tracing.score import PROBED, WeightScorer
@@ -71,7 +71,7 @@ class Replayed:
             trained, inherited, statistics = (part.to(bound.trained.device, bound.trained.dtype) for part in start)
             return handed_back(bound, previous, Gradient(trained, gradient.inherited + inherited, statistics))
 
-        def tokens() -> TokenSlopes:
+        def tokens() -> Tokens:
             _, slopes = replayed or self._run(gradient, progress)  # a run that goes on has the solution alone
             assert slopes is not None
             return slopes
@@ -79,7 +79,7 @@ class Replayed:
         scorer = partial(WeightScorer, bound.risk, weights * len(weights), tokens=tokens if self._by_token else None)
         return BackwardStep(solution, scorer, to_previous)
 
-    def _run(self, gradient: Gradient, progress: Progress) -> tuple[Solution, TokenSlopes | None]:
+    def _run(self, gradient: Gradient, progress: Progress) -> tuple[Solution, Tokens | None]:
         """Every process replays the steps, which examples share; of several right-hand sides each takes some back."""
         bound, recorded, columns = self.bound, self.recorded, gradient.trained.shape[1]
         mine = list(world().shard(range(columns))) if columns >= world().size else list(range(columns))
@@ -110,7 +110,7 @@ class Replayed:
         if len(mine) < columns:
             value = world().joined(value.mT.contiguous()).mT.contiguous()
             if tokens is not None:
-                tokens = replace(tokens, values=world().joined(tokens.values.mT.contiguous()).mT)
+                tokens = replace(tokens, values=world().joined(tokens.values.contiguous()))
         said = [] if world().size == 1 else [f"replayed by each of {world().size} processes: steps are not shared out"]
         solution = Solution(
             value=world().from_rank(0, value),  # the same on all, whatever order a GPU added up in
